@@ -1,0 +1,74 @@
+//! Finding the parent of a full image that names none: the recent snapshot it
+//! is most like, if it is like any.
+
+use crate::commit::source::Source;
+use crate::error::Result;
+use crate::id::{ChunkKind, SnapshotId};
+use crate::page::is_zero;
+use crate::store::{Store, TaggedSnapshot};
+
+/// How many of the latest snapshots are compared.
+const CANDIDATES: usize = 8;
+/// How many evenly spaced pages are compared.
+const SAMPLES: u64 = 1024;
+/// A parent has at least this share of the image's non-zero pages in place. Two
+/// boots of the same system, whose kernels lie at different addresses, stay
+/// well below it; steps of one guest stay well above.
+const KIN_PERCENT: usize = 50;
+
+/// The recent snapshot whose image `name` has most pages in common with the
+/// input, place by place.
+pub(crate) fn find(store: &Store, name: &str, source: &Source) -> Result<Option<SnapshotId>> {
+    let mut candidates: Vec<TaggedSnapshot> = store.snapshots()?;
+    candidates.reverse();
+    candidates.retain(|candidate| {
+        let image = candidate.manifest.image(name);
+        image.is_some_and(|image| image.size_bytes == source.size_bytes())
+    });
+    candidates.truncate(CANDIDATES);
+    if candidates.is_empty() {
+        return Ok(None);
+    }
+    let samples = sample(source, store.page_size().bytes())?;
+    let mut best = None;
+    for candidate in &candidates {
+        let Some(image) = candidate.manifest.image(name) else {
+            continue;
+        };
+        let mut in_place = 0;
+        for (page, hash) in &samples {
+            let stored = image.tree().page(&store.chunks, *page)?;
+            in_place += usize::from(stored.is_some_and(|child| child.hash == *hash));
+        }
+        let kin = in_place * 100 >= samples.len() * KIN_PERCENT;
+        if kin && best.is_none_or(|(most, _)| in_place > most) {
+            best = Some((in_place, candidate.id));
+        }
+    }
+    Ok(best.map(|(_, id)| id))
+}
+
+/// Numbers and hashes of sampled pages that are not zero.
+fn sample(source: &Source, page_bytes: u64) -> Result<Vec<(u64, [u8; 32])>> {
+    let pages = source.size_bytes().div_ceil(page_bytes);
+    let step = (pages / SAMPLES).max(1);
+    let mut samples = Vec::new();
+    let mut bytes = vec![0; usize::try_from(page_bytes).expect("a page fits in memory")];
+    let mut page = 0;
+    while page < pages {
+        match source.next_data(page * page_bytes)? {
+            None => break,
+            Some(data) if data.start >= (page + 1) * page_bytes => {
+                page = (data.start / page_bytes).next_multiple_of(step);
+                continue;
+            }
+            Some(_) => {}
+        }
+        source.read_exact_at(&mut bytes, page * page_bytes)?;
+        if !is_zero(&bytes) {
+            samples.push((page, *ChunkKind::Page.hash(&bytes).as_bytes()));
+        }
+        page += step;
+    }
+    Ok(samples)
+}

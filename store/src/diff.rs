@@ -1,0 +1,87 @@
+//! What differs between two snapshots.
+
+use crate::error::Result;
+use crate::manifest::{Image, Manifest};
+use crate::store::Store;
+use crate::tree::diff::changed_pages;
+use crate::tree::read::Tree;
+
+/// A run of changed bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct ChangedRange {
+    /// Where it begins.
+    pub offset_bytes: u64,
+    /// How long it is, a multiple of the page size.
+    pub length_bytes: u64,
+}
+
+/// How one image differs.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ImageDiff {
+    /// The image's name.
+    pub name: String,
+    /// Its length in the first snapshot, if it is there.
+    pub old_size_bytes: Option<u64>,
+    /// Its length in the second snapshot, if it is there.
+    pub new_size_bytes: Option<u64>,
+    /// Pages that differ, place by place.
+    pub changed_pages: u64,
+    /// The runs of such pages.
+    pub ranges: Vec<ChangedRange>,
+}
+
+impl Store {
+    /// Compares two snapshots image by image. Takes time in proportion to what
+    /// differs.
+    ///
+    /// # Errors
+    /// Damage of tree nodes that differ.
+    pub fn diff(&self, old: &Manifest, new: &Manifest) -> Result<Vec<ImageDiff>> {
+        let mut names: Vec<&str> = old
+            .images
+            .iter()
+            .chain(&new.images)
+            .map(|image| image.name.as_str())
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+            .into_iter()
+            .map(|name| self.diff_image(name, old.image(name), new.image(name)))
+            .collect()
+    }
+
+    fn diff_image(
+        &self,
+        name: &str,
+        old: Option<&Image>,
+        new: Option<&Image>,
+    ) -> Result<ImageDiff> {
+        let either = old.or(new).expect("the name comes from one of them");
+        let nothing = Tree::new(either.tree().shape(), None);
+        let tree = |image: Option<&Image>| image.map_or(nothing, Image::tree);
+        let page_bytes = self.page_size().bytes();
+        let mut ranges: Vec<ChangedRange> = Vec::new();
+        let mut pages = 0;
+        changed_pages(&self.chunks, &tree(old), &tree(new), &mut |page| {
+            pages += 1;
+            let offset_bytes = page * page_bytes;
+            match ranges.last_mut() {
+                Some(last) if last.offset_bytes + last.length_bytes == offset_bytes => {
+                    last.length_bytes += page_bytes;
+                }
+                _ => ranges.push(ChangedRange {
+                    offset_bytes,
+                    length_bytes: page_bytes,
+                }),
+            }
+        })?;
+        Ok(ImageDiff {
+            name: name.to_owned(),
+            old_size_bytes: old.map(|image| image.size_bytes),
+            new_size_bytes: new.map(|image| image.size_bytes),
+            changed_pages: pages,
+            ranges,
+        })
+    }
+}

@@ -1,0 +1,94 @@
+//! The one place where the store asks the kernel to make something durable.
+//!
+//! Every fsync, rename, unlink and directory fsync of the store goes through
+//! here (RocksDB's own excepted). That makes the order of durable steps
+//! readable in one place per operation, and gives tests a seam: in builds with
+//! debug assertions, `SNAPSTORE_KILL_AT_STEP=N` ends the process with SIGKILL
+//! just before its N-th durable step. There is deliberately no way to skip a
+//! step.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::Path;
+
+use crate::error::{IoContext as _, Result};
+
+/// Flushes a file's data and length to the disk.
+pub(crate) fn sync_file(file: &File, path: &Path) -> Result<()> {
+    step("sync file", path);
+    file.sync_all().context("flush", path)
+}
+
+/// Makes the creations, renames and removals inside `dir` durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+    step("sync directory", dir);
+    File::open(dir)
+        .and_then(|handle| handle.sync_all())
+        .context("flush directory", dir)
+}
+
+/// Renames `from` to `to`, replacing what is there. Durable after [`sync_dir`].
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    step("rename", to);
+    fs::rename(from, to).context("rename", from)
+}
+
+/// Removes a file. Durable after [`sync_dir`]. A file that is already gone is
+/// no error: removal is retried after a crash.
+pub(crate) fn unlink(path: &Path) -> Result<()> {
+    step("unlink", path);
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.context("remove", path),
+    }
+}
+
+/// Marks a step that another library makes durable (RocksDB's flush), so that
+/// tests can stop there too.
+pub(crate) fn foreign_step(what: &'static str, path: &Path) {
+    step(what, path);
+}
+
+/// Replaces the file at `path` by `bytes`, whole or not at all.
+///
+/// Order: write and flush the temporary file, rename it, flush the directory.
+/// Were the rename first, a power cut could leave an empty file under the final
+/// name; without the last flush the old file could come back after this call
+/// has returned.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path
+        .parent()
+        .expect("files of a store have a parent directory");
+    let name = path.file_name().expect("files of a store have a name");
+    let mut temporary_name = std::ffi::OsString::from(".");
+    temporary_name.push(name);
+    temporary_name.push(".new");
+    let temporary = dir.join(temporary_name);
+    let mut file = File::create(&temporary).context("create", &temporary)?;
+    file.write_all(bytes).context("write", &temporary)?;
+    sync_file(&file, &temporary)?;
+    rename(&temporary, path)?;
+    sync_dir(dir)
+}
+
+#[cfg(debug_assertions)]
+fn step(what: &'static str, path: &Path) {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static KILL_AT: LazyLock<Option<u64>> =
+        LazyLock::new(|| std::env::var("SNAPSTORE_KILL_AT_STEP").ok()?.parse().ok());
+    static STEPS: AtomicU64 = AtomicU64::new(0);
+    let Some(kill_at) = *KILL_AT else { return };
+    if STEPS.fetch_add(1, Ordering::SeqCst) + 1 == kill_at {
+        eprintln!("killed before step {kill_at}: {what} {}", path.display());
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+#[cfg(not(debug_assertions))]
+fn step(_what: &'static str, _path: &Path) {}

@@ -1,0 +1,279 @@
+//! What can go wrong in a store, one variant per kind of cause.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::id::SnapshotId;
+
+/// The result of a store operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of failure an [`Error`] is, for exit codes and errno values.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ErrorClass {
+    /// The request cannot be carried out as given.
+    Invalid,
+    /// A named thing does not exist.
+    NotFound,
+    /// Stored bytes are not what they should be.
+    Damaged,
+    /// Another process holds what is needed.
+    Busy,
+    /// The operating system refused.
+    Io,
+}
+
+/// Any failure of a store operation.
+#[derive(thiserror::Error, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused an operation on a path.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which file or directory.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// There is no store at this path.
+    #[error("{} holds no store; create one with `snapstore init`", path.display())]
+    NoStore {
+        /// Where a store was looked for.
+        path: PathBuf,
+    },
+    /// The path already holds a store or other files.
+    #[error("{} is not empty; choose an empty directory for a new store", path.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The store, or a file of it, was written by a newer version.
+    #[error("{} has format version {found}, this program reads version {known}; use a newer snapstore", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The version it names.
+        found: u32,
+        /// The version this program knows.
+        known: u32,
+    },
+    /// A page size other than 4, 16 or 64 KiB.
+    #[error("a page of {bytes} bytes is not supported; use 4096, 16384 or 65536")]
+    PageSize {
+        /// The size asked for.
+        bytes: u64,
+    },
+    /// An image whose length is no multiple of the page size.
+    #[error("{} is {size_bytes} bytes long, which is no multiple of the store's page size of {page_bytes}; is the file complete?", path.display())]
+    PartialPage {
+        /// The image.
+        path: PathBuf,
+        /// Its length.
+        size_bytes: u64,
+        /// The store's page size.
+        page_bytes: u64,
+    },
+    /// An image that is empty or longer than 16 TiB.
+    #[error("{} is {size_bytes} bytes long; an image has at least one page and at most 16 TiB", path.display())]
+    ImageSize {
+        /// The image.
+        path: PathBuf,
+        /// Its length.
+        size_bytes: u64,
+    },
+    /// A VM state or other attached file over its limit.
+    #[error("{} is {size_bytes} bytes long; the limit is {limit_bytes}", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        size_bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// An input that is not a regular file.
+    #[error("{} is not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// An input changed while it was being read.
+    #[error("{} changed its length while it was read; pause the VM or copy the file first", path.display())]
+    InputChanged {
+        /// The input.
+        path: PathBuf,
+    },
+    /// A diff whose length is not that of the image it applies to.
+    #[error("diff {} is {size_bytes} bytes long but the parent's image {image:?} has {parent_bytes}", path.display())]
+    DiffSize {
+        /// The diff file.
+        path: PathBuf,
+        /// Its length.
+        size_bytes: u64,
+        /// The parent's image.
+        image: String,
+        /// The length of that image.
+        parent_bytes: u64,
+    },
+    /// A diff was given without a parent, or for an image the parent lacks.
+    #[error(
+        "the diff for image {image:?} needs a parent that has this image; name one with --parent"
+    )]
+    NoParentImage {
+        /// The image.
+        image: String,
+    },
+    /// A name that cannot be a tag, an image or a label.
+    #[error("{name:?} cannot be {what}: {rule}")]
+    BadName {
+        /// The name given.
+        name: String,
+        /// What it was meant to name.
+        what: &'static str,
+        /// What such names look like.
+        rule: &'static str,
+    },
+    /// The same name was given twice.
+    #[error("{name:?} is given twice")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+    /// No tag of this name, and no snapshot whose id begins so.
+    #[error("no tag or snapshot {name:?}; `snapstore tags` lists what there is")]
+    NotFound {
+        /// What was asked for.
+        name: String,
+    },
+    /// An id prefix that fits more than one snapshot.
+    #[error("{prefix:?} is the beginning of {count} snapshot ids; give more digits")]
+    Ambiguous {
+        /// The prefix given.
+        prefix: String,
+        /// How many snapshots it fits.
+        count: usize,
+    },
+    /// The tag exists and may not be moved.
+    #[error("tag {tag:?} already names snapshot {}; use --replace to move it", id.short())]
+    TagExists {
+        /// The tag.
+        tag: String,
+        /// What it names.
+        id: SnapshotId,
+    },
+    /// Stored bytes are damaged.
+    #[error("{0}")]
+    Damaged(#[from] Damage),
+    /// A lock was not free in time.
+    #[error("the store is busy: {} is held by {holder}; try again when it is done", path.display())]
+    Busy {
+        /// The lock file.
+        path: PathBuf,
+        /// Who holds it, as far as is known.
+        holder: String,
+    },
+    /// The index could not be opened, read or written.
+    #[error("index {}: {message}; if this persists run `snapstore repair`", path.display())]
+    Index {
+        /// The index directory.
+        path: PathBuf,
+        /// What the index library said.
+        message: String,
+    },
+}
+
+/// A place in the store whose bytes are not what they should be.
+#[derive(thiserror::Error, Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Damage {
+    /// A small checksummed file (store configuration, tag, collector state) fails its checksum.
+    #[error("{} is damaged ({reason}); `snapstore repair` says what can be rebuilt", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: &'static str,
+    },
+    /// A pack's header, footer or seal is damaged.
+    #[error("pack {} is damaged: {reason}; run `snapstore verify` for the snapshots it touches", path.display())]
+    Pack {
+        /// The pack file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: &'static str,
+    },
+    /// A chunk's stored bytes are damaged.
+    #[error("{chunk} in pack {} at offset {offset_bytes} is damaged: {reason}; run `snapstore verify --read-data` for the snapshots it touches", path.display())]
+    Chunk {
+        /// The chunk.
+        chunk: String,
+        /// The pack file.
+        path: PathBuf,
+        /// Where in that file.
+        offset_bytes: u64,
+        /// What does not fit.
+        reason: &'static str,
+    },
+    /// A chunk that something refers to is nowhere in the store.
+    #[error("{chunk} is missing from the store; run `snapstore repair`, then `snapstore verify`")]
+    Missing {
+        /// The chunk.
+        chunk: String,
+    },
+    /// The index is damaged or disagrees with the packs.
+    #[error("index {} is damaged: {reason}; run `snapstore repair`", path.display())]
+    Index {
+        /// The index directory.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.into(),
+            source,
+        }
+    }
+
+    /// The kind of failure this is.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Io { .. } => ErrorClass::Io,
+            Self::NoStore { .. } | Self::NotFound { .. } => ErrorClass::NotFound,
+            Self::Damaged(_) | Self::Index { .. } => ErrorClass::Damaged,
+            Self::Busy { .. } => ErrorClass::Busy,
+            Self::NotEmpty { .. }
+            | Self::Unsupported { .. }
+            | Self::PageSize { .. }
+            | Self::PartialPage { .. }
+            | Self::ImageSize { .. }
+            | Self::TooLarge { .. }
+            | Self::NotAFile { .. }
+            | Self::InputChanged { .. }
+            | Self::DiffSize { .. }
+            | Self::NoParentImage { .. }
+            | Self::BadName { .. }
+            | Self::DuplicateName { .. }
+            | Self::Ambiguous { .. }
+            | Self::TagExists { .. } => ErrorClass::Invalid,
+        }
+    }
+}
+
+/// Attaches a path to an I/O result.
+pub(crate) trait IoContext<T> {
+    fn context(self, action: &'static str, path: &std::path::Path) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
+    fn context(self, action: &'static str, path: &std::path::Path) -> Result<T> {
+        self.map_err(|source| Error::io(action, path, source.into()))
+    }
+}

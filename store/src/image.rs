@@ -1,0 +1,111 @@
+//! Reading an image as a flat file: bytes, data and holes.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use crate::chunks::Chunks;
+use crate::error::Result;
+use crate::manifest::Image;
+use crate::tree::read::Tree;
+use crate::tree::shape::slot;
+
+thread_local! {
+    /// Holds a page of which only a part is wanted.
+    static PARTIAL: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// One image, read by position. Cheap to clone; any number of threads may read.
+#[derive(Clone)]
+pub struct ImageReader {
+    chunks: Arc<Chunks>,
+    tree: Tree,
+    size_bytes: u64,
+}
+
+/// Which part of a file to look for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Region {
+    /// Bytes that are stored.
+    Data,
+    /// A run of zero pages, or the end of the file.
+    Hole,
+}
+
+impl ImageReader {
+    pub(crate) fn new(chunks: Arc<Chunks>, image: &Image) -> Self {
+        Self {
+            chunks,
+            tree: image.tree(),
+            size_bytes: image.size_bytes,
+        }
+    }
+
+    /// The length of the image in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Reads from `offset_bytes` on until `out` is full or the image ends.
+    /// Returns the number of bytes read. Every stored byte has been checked
+    /// against its page's id.
+    ///
+    /// # Errors
+    /// [`crate::Error::Damaged`] if a page is missing or damaged; `out` then
+    /// holds nothing useful.
+    pub fn read_at(&self, out: &mut [u8], offset_bytes: u64) -> Result<usize> {
+        let available = self.size_bytes.saturating_sub(offset_bytes);
+        let len = usize::try_from(available).map_or(out.len(), |room| room.min(out.len()));
+        let page_len = self.chunks.page_size().len();
+        let page_bytes = self.chunks.page_size().bytes();
+        let mut leaf = None;
+        let mut done = 0;
+        while done < len {
+            let at = offset_bytes + done as u64;
+            let page = at / page_bytes;
+            let skip = usize::try_from(at % page_bytes).expect("a page fits in memory");
+            let part = (page_len - skip).min(len - done);
+            // Consecutive pages mostly share a leaf: look it up once.
+            if leaf.is_none() || slot(page, 0) == 0 {
+                leaf = Some(self.tree.node_over(&self.chunks, 0, page)?);
+            }
+            let child = match &leaf {
+                Some(Some((_, node))) => node.child(slot(page, 0)),
+                _ => None,
+            };
+            let part_out = &mut out[done..done + part];
+            match child {
+                None => part_out.fill(0),
+                Some(child) if part == page_len => self.chunks.page(child, part_out)?,
+                Some(child) => PARTIAL.with_borrow_mut(|whole| {
+                    whole.resize(page_len, 0);
+                    self.chunks.page(child, whole)?;
+                    part_out.copy_from_slice(&whole[skip..skip + part]);
+                    Ok::<_, crate::Error>(())
+                })?,
+            }
+            done += part;
+        }
+        Ok(len)
+    }
+
+    /// The first position from `offset_bytes` on that lies in data or in a hole,
+    /// in the manner of lseek(2). The end of the file is a hole. `None` if there
+    /// is no such position before the end.
+    ///
+    /// # Errors
+    /// [`crate::Error::Damaged`] if a tree node is missing or damaged.
+    pub fn seek(&self, offset_bytes: u64, region: Region) -> Result<Option<u64>> {
+        if offset_bytes >= self.size_bytes {
+            return Ok(None);
+        }
+        let page_bytes = self.chunks.page_size().bytes();
+        let page = offset_bytes / page_bytes;
+        let found = self.tree.next(&self.chunks, page, region == Region::Data)?;
+        let position = found.map(|page| (page * page_bytes).max(offset_bytes));
+        Ok(match region {
+            Region::Data => position,
+            Region::Hole => Some(position.unwrap_or(self.size_bytes).min(self.size_bytes)),
+        })
+    }
+}

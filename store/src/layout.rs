@@ -1,0 +1,73 @@
+//! Where things are inside a store's directory.
+//!
+//! ```text
+//! STORE/
+//!   config           page size and format version            (sealed file)
+//!   collector        garbage collector's epoch and condemned packs (sealed file)
+//!   tags/NAME        a snapshot id under a name               (sealed file)
+//!   packs/N.pack     sealed packs, immutable
+//!   packs/N.open     packs being written, locked by their writer
+//!   index/           RocksDB: chunk key -> pack and entry; rebuildable
+//!   leases/          who is using the store now; locked by their holders
+//!   locks/           publish, gc and allocate locks, pack number counter
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use crate::pack::PackNumber;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.root.join("config")
+    }
+
+    pub fn collector(&self) -> PathBuf {
+        self.root.join("collector")
+    }
+
+    pub fn tags(&self) -> PathBuf {
+        self.root.join("tags")
+    }
+
+    pub fn packs(&self) -> PathBuf {
+        self.root.join("packs")
+    }
+
+    pub fn pack(&self, number: PackNumber) -> PathBuf {
+        self.packs().join(format!("{number}.pack"))
+    }
+
+    pub fn open_pack(&self, number: PackNumber) -> PathBuf {
+        self.packs().join(format!("{number}.open"))
+    }
+
+    pub fn index(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
+    pub fn leases(&self) -> PathBuf {
+        self.root.join("leases")
+    }
+
+    pub fn locks(&self) -> PathBuf {
+        self.root.join("locks")
+    }
+
+    /// The directories of a store, in the order of their creation.
+    pub fn directories(&self) -> [PathBuf; 4] {
+        [self.tags(), self.packs(), self.leases(), self.locks()]
+    }
+}

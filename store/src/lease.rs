@@ -1,0 +1,215 @@
+//! Leases: who is using the store, so that the collector spares what they need.
+//!
+//! A lease is a file in `leases/` that its holder keeps locked with flock(2);
+//! the kernel releases the lock when the holder ends, however it ends, and the
+//! next collection removes the file. A file that is locked but cannot be
+//! parsed counts as a writer of epoch 0, which stops every deletion.
+//!
+//! - A **writer** (commit) relies on chunks that no snapshot refers to yet. Its
+//!   lease carries the collector's epoch from the moment it began: no pack
+//!   condemned at or after that epoch is deleted while it lives. It also pins
+//!   its parent.
+//! - A **viewer** (mount, diff) reads published snapshots. Its lease pins them:
+//!   they are roots like tags.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
+use crate::error::{IoContext as _, Result};
+use crate::gc::state::Epoch;
+use crate::id::SnapshotId;
+use crate::layout::Layout;
+use crate::lock::{self, LockKind};
+use crate::sealed_file::Format;
+
+const FORMAT: Format = Format {
+    magic: *b"SNAPLEAS",
+    version: 1,
+};
+
+/// What the holder of a lease needs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Claim {
+    /// A writer's epoch; `None` for one who only reads.
+    pub writing_since: Option<Epoch>,
+    /// Snapshots that are roots while the lease lives.
+    pub pins: Vec<SnapshotId>,
+}
+
+impl Claim {
+    /// Blocks every deletion.
+    const EVERYTHING: Self = Self {
+        writing_since: Some(Epoch::FIRST),
+        pins: Vec::new(),
+    };
+
+    pub fn viewer(pins: Vec<SnapshotId>) -> Self {
+        Self {
+            writing_since: None,
+            pins,
+        }
+    }
+}
+
+/// A lease held by this process until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    file: File,
+    path: PathBuf,
+}
+
+/// A lease held by a live process, as the collector sees it.
+#[derive(Debug)]
+pub(crate) struct LiveLease {
+    pub claim: Claim,
+    pub holder: String,
+}
+
+impl Lease {
+    /// Takes a lease. A writer's lease starts at epoch 0, which blocks every
+    /// deletion, until [`Lease::set`] narrows it: reading the epoch first would
+    /// leave a gap in which a collection could miss this writer.
+    pub fn take(layout: &Layout, claim: &Claim) -> Result<Self> {
+        let _allocate = lock::acquire(layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
+        let (file, path) = create_unique(layout)?;
+        lock::try_exclusive(&file, &path)?;
+        let lease = Self { file, path };
+        lease.set(claim)?;
+        Ok(lease)
+    }
+
+    /// Replaces what this lease claims.
+    pub fn set(&self, claim: &Claim) -> Result<()> {
+        let bytes = FORMAT.encode(&self.path, &encode(claim));
+        self.file
+            .write_all_at(&bytes, 0)
+            .and_then(|()| self.file.set_len(bytes.len() as u64))
+            .context("write", &self.path)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // If this fails the next collection removes the file.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// All leases of live processes; removes those of dead ones.
+pub(crate) fn live(layout: &Layout) -> Result<Vec<LiveLease>> {
+    let _allocate = lock::acquire(layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
+    let dir = layout.leases();
+    let mut leases = Vec::new();
+    for entry in fs::read_dir(&dir).context("list", &dir)? {
+        let path = entry.context("list", &dir)?.path();
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.context("open", &path)?,
+        };
+        if lock::try_exclusive(&file, &path)? {
+            let _ = fs::remove_file(&path);
+            continue;
+        }
+        let claim = FORMAT
+            .read(&path)
+            .ok()
+            .flatten()
+            .and_then(|payload| decode(&payload))
+            .unwrap_or(Claim::EVERYTHING);
+        let pid = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or("?");
+        leases.push(LiveLease {
+            claim,
+            holder: format!("process {}", pid.split('-').next().unwrap_or(pid)),
+        });
+    }
+    Ok(leases)
+}
+
+fn create_unique(layout: &Layout) -> Result<(File, PathBuf)> {
+    let pid = std::process::id();
+    let mut serial = 0;
+    loop {
+        let path = layout.leases().join(format!("{pid}-{serial}"));
+        let created = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path);
+        match created {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => serial += 1,
+            other => return Ok((other.context("create", &path)?, path)),
+        }
+    }
+}
+
+/// One byte, 1 for a writer; its epoch, 8 bytes; the pinned ids.
+fn encode(claim: &Claim) -> Vec<u8> {
+    let mut bytes = vec![u8::from(claim.writing_since.is_some())];
+    bytes.extend_from_slice(&claim.writing_since.unwrap_or(Epoch::FIRST).to_bytes());
+    claim
+        .pins
+        .iter()
+        .for_each(|id| bytes.extend_from_slice(id.as_bytes()));
+    bytes
+}
+
+fn decode(payload: &[u8]) -> Option<Claim> {
+    let (writing, rest) = payload.split_first()?;
+    let (epoch, pins) = rest.split_first_chunk::<8>()?;
+    let pins = pins.chunks_exact(32);
+    if !pins.remainder().is_empty() {
+        return None;
+    }
+    Some(Claim {
+        writing_since: (*writing == 1).then(|| Epoch::from_bytes(*epoch)),
+        pins: pins
+            .map(|id| SnapshotId::from_bytes(id.try_into().expect("chunks of 32 bytes")))
+            .collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> (tempfile::TempDir, Layout) {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().to_owned());
+        for sub in layout.directories() {
+            fs::create_dir(sub).unwrap();
+        }
+        (dir, layout)
+    }
+
+    #[test]
+    fn a_live_lease_is_seen_and_a_dropped_one_is_gone() {
+        let (_dir, layout) = layout();
+        let pins = vec![
+            SnapshotId::from_bytes([3; 32]),
+            SnapshotId::from_bytes([4; 32]),
+        ];
+        let claim = Claim::viewer(pins);
+        let lease = Lease::take(&layout, &claim).unwrap();
+        assert_eq!(live(&layout).unwrap()[0].claim, claim);
+        lease.set(&Claim::viewer(vec![])).unwrap();
+        assert_eq!(live(&layout).unwrap()[0].claim, Claim::viewer(vec![]));
+        drop(lease);
+        assert!(live(&layout).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_abandoned_file_is_removed_and_an_unreadable_live_one_blocks_everything() {
+        let (_dir, layout) = layout();
+        fs::write(layout.leases().join("1-0"), b"left behind").unwrap();
+        assert!(live(&layout).unwrap().is_empty());
+        assert_eq!(fs::read_dir(layout.leases()).unwrap().count(), 0);
+
+        let lease = Lease::take(&layout, &Claim::viewer(vec![])).unwrap();
+        lease.file.write_all_at(b"torn", 3).unwrap();
+        assert_eq!(live(&layout).unwrap()[0].claim, Claim::EVERYTHING);
+    }
+}

@@ -1,0 +1,71 @@
+//! A content-addressed store for snapshots of virtual machines.
+//!
+//! Pages of memory and disk images are stored once each, however many snapshots
+//! hold them; a snapshot is a manifest of page-tree roots; a tag names a
+//! snapshot. Reading never walks a chain: every snapshot is complete in itself.
+//!
+//! ```no_run
+//! use snapstore_store::{CommitRequest, ImageRole, Input, InputKind, Silent, Store};
+//!
+//! let store = Store::open("/var/lib/snapstore".as_ref())?;
+//! let request = CommitRequest {
+//!     tag: "base".to_owned(),
+//!     inputs: vec![Input {
+//!         name: "memory".to_owned(),
+//!         role: ImageRole::Memory,
+//!         path: "guest.ram".into(),
+//!         kind: InputKind::Full,
+//!     }],
+//!     ..CommitRequest::default()
+//! };
+//! let committed = store.commit(&request, &Silent)?;
+//! let reader = store.image_reader(&committed.manifest.images[0]);
+//! let mut page = vec![0; 4096];
+//! reader.read_at(&mut page, 0)?;
+//! # Ok::<(), snapstore_store::Error>(())
+//! ```
+//!
+//! The store knows nothing of filesystems or virtual machines. docs/FORMAT.md
+//! describes its files, docs/SEMANTICS.md what each operation promises.
+
+#![deny(unsafe_code)]
+
+mod chunks;
+mod commit;
+mod diff;
+mod durable;
+mod error;
+mod gc;
+mod id;
+mod image;
+mod index;
+mod layout;
+mod lease;
+mod lock;
+mod manifest;
+mod name;
+mod pack;
+mod page;
+mod progress;
+mod repair;
+mod sealed_file;
+mod stats;
+mod store;
+mod tags;
+mod tree;
+mod verify;
+
+pub use commit::{CommitRequest, Committed, Input, InputKind, ParentChoice};
+pub use diff::{ChangedRange, ImageDiff};
+pub use error::{Damage, Error, ErrorClass, Result};
+pub use gc::{Decision, GcOptions, GcPlan, GcReport, PackPlan};
+pub use id::{ChunkId, ChunkKind, SnapshotId};
+pub use image::{ImageReader, Region};
+pub use manifest::{Image, ImageRole, Manifest};
+pub use name::check_tag;
+pub use page::{PageSize, is_zero};
+pub use progress::{Progress, Silent};
+pub use repair::RepairReport;
+pub use stats::{SnapshotStats, StoreStats};
+pub use store::{Pin, Store, TaggedSnapshot};
+pub use verify::{Finding, VerifyReport};

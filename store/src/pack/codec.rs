@@ -1,0 +1,172 @@
+//! How one chunk's payload becomes stored bytes, and back.
+//!
+//! ```text
+//! raw     the payload
+//! zstd    one zstd frame
+//! delta   32 bytes id of the base chunk, 8 bytes hint where it is stored
+//!         (pack number, entry number), one zstd frame that was compressed
+//!         with the base's payload as a raw-content dictionary
+//! ```
+//! A base is always stored raw or as zstd, so any chunk is at most two decodes
+//! away whatever the depth of its chain.
+
+use std::cell::RefCell;
+
+use zstd::zstd_safe::{CCtx, DCtx};
+
+/// The zstd level. Higher ones gain about 1 % on guest memory at several times
+/// the cost (docs/BENCHMARKS.md).
+const LEVEL: i32 = 3;
+/// A delta must be at most this share of the plain encoding to be kept: below
+/// it saves too little for the second decode.
+const DELTA_MAX_PERCENT: usize = 70;
+/// A chunk that does not shrink below this share is stored raw, which reads
+/// fastest.
+const RAW_ABOVE_PERCENT: usize = 95;
+/// Base id and hint in front of a delta's frame.
+pub(crate) const DELTA_HEAD_LEN: usize = 40;
+/// A raw-content dictionary that begins so would be taken for a trained one
+/// (zstd's format document, "Dictionary Format").
+const DICTIONARY_MAGIC: [u8; 4] = [0x37, 0xa4, 0x30, 0xec];
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Encoding {
+    Raw = 0,
+    Zstd = 1,
+    Delta = 2,
+}
+
+impl Encoding {
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Raw),
+            1 => Some(Self::Zstd),
+            2 => Some(Self::Delta),
+            _ => None,
+        }
+    }
+}
+
+/// A chunk that a delta may be made against.
+pub(crate) struct Base<'a> {
+    /// The head of the delta: id and hint.
+    pub head: [u8; DELTA_HEAD_LEN],
+    pub payload: &'a [u8],
+}
+
+thread_local! {
+    static COMPRESS: RefCell<CCtx<'static>> = RefCell::new(CCtx::create());
+    static DECOMPRESS: RefCell<DCtx<'static>> = RefCell::new(DCtx::create());
+}
+
+/// Appends the smallest worthwhile encoding of `payload` to `out`.
+pub(crate) fn encode(payload: &[u8], base: Option<Base<'_>>, out: &mut Vec<u8>) -> Encoding {
+    let start = out.len();
+    COMPRESS.with_borrow_mut(|context| {
+        let plain_len = compress(context, payload, &[], out);
+        if let Some(base) = base.filter(|base| !base.payload.starts_with(&DICTIONARY_MAGIC)) {
+            let middle = out.len();
+            out.extend_from_slice(&base.head);
+            compress(context, payload, base.payload, out);
+            let delta_len = out.len() - middle;
+            if delta_len * 100 <= plain_len.min(payload.len()) * DELTA_MAX_PERCENT {
+                out.drain(start..middle);
+                return Encoding::Delta;
+            }
+            out.truncate(middle);
+        }
+        if plain_len * 100 > payload.len() * RAW_ABOVE_PERCENT {
+            out.truncate(start);
+            out.extend_from_slice(payload);
+            return Encoding::Raw;
+        }
+        Encoding::Zstd
+    })
+}
+
+fn compress(
+    context: &mut CCtx<'static>,
+    payload: &[u8],
+    dictionary: &[u8],
+    out: &mut Vec<u8>,
+) -> usize {
+    let start = out.len();
+    let room = zstd::zstd_safe::compress_bound(payload.len());
+    out.resize(start + room, 0);
+    let written = context
+        .compress_using_dict(&mut out[start..], payload, dictionary, LEVEL)
+        .expect("compressing into a buffer of the bound's size cannot fail");
+    out.truncate(start + written);
+    written
+}
+
+/// Decodes one zstd frame, with `dictionary` as raw content, into all or the
+/// beginning of `out`. Returns the payload's length; `None` if the frame is not
+/// valid or its payload is longer than `out`.
+pub(crate) fn decompress(frame: &[u8], dictionary: &[u8], out: &mut [u8]) -> Option<usize> {
+    DECOMPRESS.with_borrow_mut(|context| context.decompress_using_dict(out, frame, dictionary).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(seed: u64, len: usize) -> Vec<u8> {
+        let mut out = vec![0; len];
+        blake3::Hasher::new()
+            .update(&seed.to_le_bytes())
+            .finalize_xof()
+            .fill(&mut out);
+        out
+    }
+
+    fn base(payload: &[u8]) -> Base<'_> {
+        Base {
+            head: [9; DELTA_HEAD_LEN],
+            payload,
+        }
+    }
+
+    #[test]
+    fn noise_is_stored_raw() {
+        let page = noise(1, 4096);
+        let mut out = b"before".to_vec();
+        assert_eq!(encode(&page, None, &mut out), Encoding::Raw);
+        assert_eq!(&out[6..], &page);
+    }
+
+    #[test]
+    fn a_small_change_is_a_small_delta() {
+        let old = noise(1, 4096);
+        let mut new = old.clone();
+        new[100..108].fill(7);
+        let mut out = Vec::new();
+        assert_eq!(encode(&new, Some(base(&old)), &mut out), Encoding::Delta);
+        assert!(out.len() < 120, "{}", out.len());
+        assert_eq!(out[..DELTA_HEAD_LEN], [9; DELTA_HEAD_LEN]);
+        let mut back = vec![0; 4096];
+        assert_eq!(
+            decompress(&out[DELTA_HEAD_LEN..], &old, &mut back),
+            Some(4096)
+        );
+        assert_eq!(back, new);
+    }
+
+    #[test]
+    fn a_base_that_looks_like_a_trained_dictionary_is_not_used() {
+        let mut old = noise(1, 4096);
+        old[..4].copy_from_slice(&DICTIONARY_MAGIC);
+        let mut new = old.clone();
+        new[200] ^= 1;
+        let mut out = Vec::new();
+        assert_eq!(encode(&new, Some(base(&old)), &mut out), Encoding::Raw);
+    }
+
+    #[test]
+    fn a_frame_longer_than_the_room_is_refused() {
+        let mut out = Vec::new();
+        assert_eq!(encode(&[1; 8192], None, &mut out), Encoding::Zstd);
+        assert_eq!(decompress(&out, &[], &mut [0; 4096]), None);
+    }
+}

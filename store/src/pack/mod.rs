@@ -1,0 +1,53 @@
+//! Packs: append-only, then sealed and immutable files of encoded chunks.
+//!
+//! `format` draws the file, `codec` turns chunks into stored bytes and back,
+//! `writer` makes one pack, `reader` maps one, `set` keeps the open ones and
+//! hands out numbers. Nothing here knows what a chunk means.
+
+pub(crate) mod codec;
+pub(crate) mod format;
+pub(crate) mod reader;
+pub(crate) mod set;
+pub(crate) mod writer;
+
+use std::fmt;
+
+/// The number of a pack, never used twice in a store.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct PackNumber(pub u32);
+
+impl fmt::Display for PackNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
+/// The position of a chunk in its pack's footer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct EntryNumber(pub u32);
+
+/// Where a chunk is stored.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Location {
+    pub pack: PackNumber,
+    pub entry: EntryNumber,
+}
+
+impl Location {
+    pub const LEN: usize = 8;
+
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..4].copy_from_slice(&self.pack.0.to_le_bytes());
+        bytes[4..].copy_from_slice(&self.entry.0.to_le_bytes());
+        bytes
+    }
+
+    pub fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        let [a, b, c, d, e, f, g, h] = bytes;
+        Self {
+            pack: PackNumber(u32::from_le_bytes([a, b, c, d])),
+            entry: EntryNumber(u32::from_le_bytes([e, f, g, h])),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Writing one pack: append, then seal.
+//!
+//! Bytes go to the file on a thread of their own, so that compressing and
+//! writing overlap; that thread also starts writeback early, so that sealing
+//! has little left to flush.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, SyncSender};
+use std::thread::JoinHandle;
+
+use crate::durable;
+use crate::error::{IoContext as _, Result};
+use crate::id::ChunkKey;
+use crate::layout::Layout;
+use crate::pack::codec::Encoding;
+use crate::pack::format::{
+    self, Entry, HEADER_LEN, PACK_SOFT_LIMIT_BYTES, PACK_SOFT_LIMIT_ENTRIES,
+};
+use crate::pack::{EntryNumber, Location, PackNumber};
+use crate::page::PageSize;
+
+/// How many buffers may wait for the file.
+const QUEUE_LEN: usize = 4;
+/// Writeback is started each time this many bytes have been written.
+const FLUSH_EVERY_BYTES: u64 = 32 << 20;
+/// Space is reserved in steps of this size, so that the file is laid out in
+/// one piece and delayed allocation never stalls a writer.
+const RESERVE_BYTES: u64 = 32 << 20;
+
+/// An encoded chunk on its way into a pack.
+pub(crate) struct EncodedChunk {
+    pub key: ChunkKey,
+    pub encoding: Encoding,
+    pub check: [u8; 3],
+    pub len: usize,
+}
+
+/// A pack being written. Dropping it unsealed removes its file.
+pub(crate) struct PackWriter {
+    number: PackNumber,
+    header: [u8; HEADER_LEN],
+    open_path: PathBuf,
+    sealed_path: PathBuf,
+    packs_dir: PathBuf,
+    next_offset: u64,
+    footer: Vec<u8>,
+    keys: Vec<ChunkKey>,
+    queue: Option<SyncSender<Vec<u8>>>,
+    thread: Option<JoinHandle<Result<File>>>,
+}
+
+/// A pack that is on disk, sealed and durable, and what it holds.
+pub(crate) struct SealedPack {
+    pub number: PackNumber,
+    pub keys: Vec<ChunkKey>,
+    pub file_len: u64,
+}
+
+impl PackWriter {
+    /// Starts a pack in `file`, which is empty and locked by its creator.
+    pub fn new(
+        layout: &Layout,
+        number: PackNumber,
+        page_size: PageSize,
+        file: File,
+    ) -> Result<Self> {
+        let open_path = layout.open_pack(number);
+        let header = format::header(number, page_size);
+        let (queue, incoming) = mpsc::sync_channel::<Vec<u8>>(QUEUE_LEN);
+        let path = open_path.clone();
+        let thread = std::thread::Builder::new()
+            .name("pack-writer".to_owned())
+            .spawn(move || write_all(file, &path, incoming))
+            .context("start a thread for", &open_path)?;
+        let mut writer = Self {
+            number,
+            header,
+            open_path,
+            sealed_path: layout.pack(number),
+            packs_dir: layout.packs(),
+            next_offset: 0,
+            footer: Vec::new(),
+            keys: Vec::new(),
+            queue: Some(queue),
+            thread: Some(thread),
+        };
+        writer.send(header.to_vec())?;
+        Ok(writer)
+    }
+
+    /// Whether the pack has reached its size limit.
+    pub fn is_full(&self) -> bool {
+        self.next_offset >= PACK_SOFT_LIMIT_BYTES || self.keys.len() >= PACK_SOFT_LIMIT_ENTRIES
+    }
+
+    /// Where the next appended chunk will be.
+    pub fn next_location(&self) -> Location {
+        Location {
+            pack: self.number,
+            entry: EntryNumber(
+                u32::try_from(self.keys.len()).expect("entries are counted in 32 bits"),
+            ),
+        }
+    }
+
+    /// Appends the chunks whose stored bytes stand one after the other in `bytes`.
+    pub fn append(&mut self, chunks: &[EncodedChunk], bytes: Vec<u8>) -> Result<()> {
+        let mut offset = self.next_offset;
+        for chunk in chunks {
+            let entry = Entry {
+                key: chunk.key,
+                offset: u32::try_from(offset).expect("packs are sealed far below 4 GiB"),
+                encoding: chunk.encoding,
+                check: chunk.check,
+            };
+            self.footer.extend_from_slice(&entry.to_bytes());
+            self.keys.push(chunk.key);
+            offset += chunk.len as u64;
+        }
+        debug_assert_eq!(offset - self.next_offset, bytes.len() as u64);
+        self.send(bytes)
+    }
+
+    /// Writes footer and seal and makes the pack durable under its final name.
+    ///
+    /// Order: flush the file, rename it, flush the directory. A pack renamed
+    /// before its bytes are on disk could, after a power cut, be found torn
+    /// under a name that promises a whole one; without the directory flush an
+    /// index entry made durable later could name a pack that is not there.
+    pub fn seal(mut self) -> Result<SealedPack> {
+        let footer_offset = self.next_offset;
+        let footer = std::mem::take(&mut self.footer);
+        let seal = format::seal(&self.header, &footer, footer_offset, self.number);
+        self.send(footer)?;
+        self.send(seal.to_vec())?;
+        let file_len = self.next_offset;
+        let file = self.finish_thread()?;
+        file.set_len(file_len).context("trim", &self.open_path)?;
+        durable::sync_file(&file, &self.open_path)?;
+        durable::rename(&self.open_path, &self.sealed_path)?;
+        durable::sync_dir(&self.packs_dir)?;
+        Ok(SealedPack {
+            number: self.number,
+            keys: std::mem::take(&mut self.keys),
+            file_len,
+        })
+    }
+
+    fn send(&mut self, bytes: Vec<u8>) -> Result<()> {
+        self.next_offset += bytes.len() as u64;
+        let delivered = self
+            .queue
+            .as_ref()
+            .is_some_and(|queue| queue.send(bytes).is_ok());
+        if delivered {
+            return Ok(());
+        }
+        self.finish_thread()?;
+        unreachable!("the writing thread ends early only with an error")
+    }
+
+    fn finish_thread(&mut self) -> Result<File> {
+        drop(self.queue.take());
+        let thread = self.thread.take().expect("a pack is finished once");
+        thread.join().expect("the writing thread does not panic")
+    }
+}
+
+impl Drop for PackWriter {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            // The error, if any, is that of the operation which gave up.
+            let _ = self.finish_thread();
+            let _ = std::fs::remove_file(&self.open_path);
+        }
+    }
+}
+
+fn write_all(mut file: File, path: &Path, incoming: mpsc::Receiver<Vec<u8>>) -> Result<File> {
+    let mut written = 0;
+    let mut reserved = 0;
+    let mut flushed = 0;
+    for bytes in incoming {
+        let end = written + bytes.len() as u64;
+        if end > reserved && written > 0 {
+            reserve(&file, reserved, end - reserved + RESERVE_BYTES);
+            reserved = end + RESERVE_BYTES;
+        }
+        file.write_all(&bytes).context("write", path)?;
+        written = end;
+        if written - flushed >= FLUSH_EVERY_BYTES {
+            file.sync_data().context("flush", path)?;
+            flushed = written;
+        }
+    }
+    Ok(file)
+}
+
+/// Reserves space if the filesystem can. Only a matter of speed: a full disk
+/// or a filesystem without reservations shows when the bytes are written.
+fn reserve(file: &File, offset: u64, len: u64) {
+    let _ = rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, offset, len);
+}
+
+impl SealedPack {
+    /// Where each of the pack's chunks is.
+    pub fn locations(&self) -> impl Iterator<Item = (ChunkKey, Location)> + '_ {
+        self.keys.iter().zip(0..).map(|(key, entry)| {
+            let at = Location {
+                pack: self.number,
+                entry: EntryNumber(entry),
+            };
+            (*key, at)
+        })
+    }
+}

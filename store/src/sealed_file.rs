@@ -1,0 +1,145 @@
+//! Small files that are replaced whole and checked before they are parsed:
+//! the store's configuration, tags, and the collector's state.
+//!
+//! ```text
+//! offset  size  field
+//!      0     8  magic, one per kind of file
+//!      8     4  format version, u32
+//!     12     4  payload length n, u32, at most 16 MiB
+//!     16     n  payload
+//!   16+n    32  BLAKE3 of the file's name and all bytes before this field
+//! ```
+//! The file's name is part of the checksum, so a tag that was copied over
+//! another one is found out. Numbers are little-endian.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use crate::durable;
+use crate::error::{Damage, Error, IoContext as _, Result};
+
+const HEADER_LEN: usize = 16;
+const HASH_LEN: usize = 32;
+const MAX_PAYLOAD_LEN: u64 = 16 << 20;
+
+/// A kind of sealed file.
+pub(crate) struct Format {
+    pub magic: [u8; 8],
+    pub version: u32,
+}
+
+impl Format {
+    /// Replaces `path` by a sealed file with this payload, durably.
+    pub fn write(&self, path: &Path, payload: &[u8]) -> Result<()> {
+        durable::replace_file(path, &self.encode(path, payload))
+    }
+
+    /// The bytes of a sealed file with this payload.
+    pub fn encode(&self, path: &Path, payload: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(payload.len()).expect("payloads stay far below 4 GiB");
+        let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len() + HASH_LEN);
+        bytes.extend_from_slice(&self.magic);
+        bytes.extend_from_slice(&self.version.to_le_bytes());
+        bytes.extend_from_slice(&len.to_le_bytes());
+        bytes.extend_from_slice(payload);
+        let hash = checksum(path, &bytes);
+        bytes.extend_from_slice(&hash);
+        bytes
+    }
+
+    /// The payload of the sealed file at `path`; `None` if there is no such file.
+    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.context("open", path)?,
+        };
+        let mut bytes = Vec::new();
+        let limit = MAX_PAYLOAD_LEN + (HEADER_LEN + HASH_LEN) as u64 + 1;
+        file.take(limit)
+            .read_to_end(&mut bytes)
+            .context("read", path)?;
+        self.decode(path, &bytes).map(Some)
+    }
+
+    /// The payload in the bytes of a sealed file.
+    pub fn decode(&self, path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
+        let damaged = |reason| {
+            Error::from(Damage::File {
+                path: path.to_owned(),
+                reason,
+            })
+        };
+        if bytes.len() < HEADER_LEN + HASH_LEN {
+            return Err(damaged("too short"));
+        }
+        let (body, hash) = bytes.split_at(bytes.len() - HASH_LEN);
+        if checksum(path, body) != hash {
+            return Err(damaged("wrong checksum"));
+        }
+        if body[..8] != self.magic {
+            return Err(damaged("wrong magic number"));
+        }
+        let version = read_u32(body, 8);
+        if version != self.version {
+            return Err(Error::Unsupported {
+                path: path.to_owned(),
+                found: version,
+                known: self.version,
+            });
+        }
+        if read_u32(body, 12) as usize != body.len() - HEADER_LEN {
+            return Err(damaged("wrong length"));
+        }
+        Ok(body[HEADER_LEN..].to_vec())
+    }
+}
+
+fn checksum(path: &Path, body: &[u8]) -> [u8; 32] {
+    use std::os::unix::ffi::OsStrExt as _;
+    let name = path.file_name().unwrap_or_default();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(name.as_bytes());
+    hasher.update(&[0]);
+    hasher.update(body);
+    hasher.finalize().into()
+}
+
+fn read_u32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORMAT: Format = Format {
+        magic: *b"SNAPTEST",
+        version: 1,
+    };
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        assert!(FORMAT.read(&path).unwrap().is_none());
+        FORMAT.write(&path, b"payload").unwrap();
+        assert_eq!(FORMAT.read(&path).unwrap().unwrap(), b"payload");
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_damage() {
+        let path = Path::new("dir/file");
+        let good = FORMAT.encode(path, b"payload");
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            assert!(matches!(
+                FORMAT.decode(path, &bad),
+                Err(Error::Damaged(Damage::File { .. }))
+            ));
+            assert!(FORMAT.decode(path, &good[..at]).is_err());
+        }
+        assert!(FORMAT.decode(Path::new("dir/other"), &good).is_err());
+    }
+}

@@ -1,0 +1,208 @@
+//! What a store holds, and what each snapshot adds to it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use crate::error::{IoContext as _, Result};
+use crate::gc::mark::Places;
+use crate::id::ChunkId;
+use crate::pack::format::ENTRY_LEN;
+use crate::pack::{Location, PackNumber};
+use crate::store::Store;
+use crate::tree::node::Child;
+use crate::tree::read::node_id;
+
+/// Numbers about a whole store.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct StoreStats {
+    /// Tagged snapshots.
+    pub snapshots: u64,
+    /// The lengths of all their images, added up.
+    pub logical_bytes: u64,
+    /// Of those, bytes in pages that are not zero.
+    pub nonzero_bytes: u64,
+    /// Distinct pages that the tags need.
+    pub distinct_pages: u64,
+    /// The same in bytes, uncompressed.
+    pub distinct_bytes: u64,
+    /// Bytes those pages take in packs.
+    pub page_stored_bytes: u64,
+    /// Bytes that tree nodes and manifests take in packs.
+    pub metadata_stored_bytes: u64,
+    /// Bytes of pack entries that no tag needs, and of packs' frames.
+    pub unreferenced_bytes: u64,
+    /// Length of all pack files.
+    pub pack_bytes: u64,
+    /// Number of pack files.
+    pub packs: u64,
+    /// Length of the index's files.
+    pub index_bytes: u64,
+    /// Length of every file of the store.
+    pub total_bytes: u64,
+    /// Per tag, oldest snapshot first.
+    pub per_snapshot: Vec<SnapshotStats>,
+}
+
+/// Numbers about one tagged snapshot.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct SnapshotStats {
+    /// The tag.
+    pub tag: String,
+    /// The lengths of its images, added up.
+    pub logical_bytes: u64,
+    /// Bytes in pages that are not zero.
+    pub nonzero_bytes: u64,
+    /// Bytes in packs that only this snapshot needs: what removing its tag
+    /// would let a collection free.
+    pub exclusive_stored_bytes: u64,
+}
+
+impl Store {
+    /// Counts what is stored. Takes time in proportion to the chunks stored.
+    ///
+    /// # Errors
+    /// Damage of any tag, manifest, node or of the index.
+    pub fn stats(&self) -> Result<StoreStats> {
+        let snapshots = self.snapshots()?;
+        let mut owners = Owners {
+            places: Places::all(&self.chunks)?,
+            owner: HashMap::new(),
+            exclusive: vec![0; snapshots.len()],
+            totals: StoreStats::default(),
+        };
+        let mut per_snapshot = Vec::new();
+        for (number, snapshot) in snapshots.iter().enumerate() {
+            let images = &snapshot.manifest.images;
+            let tag_number = u32::try_from(number).expect("tags are counted in 32 bits");
+            owners.own(snapshot.id.chunk(), None, tag_number)?;
+            for image in images {
+                if let Some(root) = image.tree().root() {
+                    owners.walk(root, image.tree().shape().root_level(), tag_number)?;
+                }
+            }
+            per_snapshot.push(SnapshotStats {
+                tag: snapshot.tag.clone(),
+                logical_bytes: images.iter().map(|image| image.size_bytes).sum(),
+                nonzero_bytes: images
+                    .iter()
+                    .map(|image| image.nonzero_pages * self.page_size().bytes())
+                    .sum(),
+                exclusive_stored_bytes: 0,
+            });
+        }
+        for (stats, bytes) in per_snapshot.iter_mut().zip(&owners.exclusive) {
+            stats.exclusive_stored_bytes = u64::try_from(*bytes).unwrap_or(0);
+        }
+        let mut totals = owners.totals;
+        totals.snapshots = snapshots.len() as u64;
+        totals.logical_bytes = per_snapshot.iter().map(|s| s.logical_bytes).sum();
+        totals.nonzero_bytes = per_snapshot.iter().map(|s| s.nonzero_bytes).sum();
+        totals.distinct_bytes = totals.distinct_pages * self.page_size().bytes();
+        totals.per_snapshot = per_snapshot;
+        self.count_files(&mut totals)?;
+        Ok(totals)
+    }
+
+    fn count_files(&self, totals: &mut StoreStats) -> Result<()> {
+        let layout = &self.layout;
+        totals.packs = self.chunks.packs().sealed()?.len() as u64;
+        totals.pack_bytes = bytes_under(&layout.packs())?;
+        totals.index_bytes = bytes_under(&layout.index())?;
+        totals.total_bytes = bytes_under(layout.root())?;
+        let needed = totals.page_stored_bytes + totals.metadata_stored_bytes;
+        totals.unreferenced_bytes = totals.pack_bytes.saturating_sub(needed);
+        Ok(())
+    }
+}
+
+const SHARED: u32 = u32::MAX;
+const NOBODY: u32 = u32::MAX - 1;
+
+/// Who needs each entry: one snapshot, or several.
+struct Owners<'a> {
+    places: Places<'a>,
+    owner: HashMap<PackNumber, Vec<u32>>,
+    exclusive: Vec<i64>,
+    totals: StoreStats,
+}
+
+impl Owners<'_> {
+    fn walk(&mut self, child: Child, level: u8, tag: u32) -> Result<()> {
+        if !self.own(node_id(child), child.hint, tag)? {
+            return Ok(());
+        }
+        let node = self.places.chunks().node(child, level)?;
+        for (_, below) in node.present() {
+            if level == 0 {
+                self.own(node.child_id(below), below.hint, tag)?;
+            } else {
+                self.walk(below, level - 1, tag)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that `tag` needs a chunk and its base. Returns whether that changed
+    /// anything; if not, what is below needs no visit either.
+    fn own(&mut self, id: ChunkId, hint: Option<Location>, tag: u32) -> Result<bool> {
+        let place = self.places.find(id.key(), hint)?;
+        let Some(stored) = place.pack.stored(place.entry, id.key()) else {
+            return Ok(false);
+        };
+        let bytes = (stored.bytes.len() + ENTRY_LEN) as u64;
+        let changed = self.note(place.location(), bytes, id, tag);
+        if let Some(base) = stored.base().filter(|_| changed) {
+            self.own(base.id, Some(base.hint), tag)?;
+        }
+        Ok(changed)
+    }
+
+    fn note(&mut self, at: Location, bytes: u64, id: ChunkId, tag: u32) -> bool {
+        let position = at.entry.0 as usize;
+        let owners = self.owner.entry(at.pack).or_default();
+        if owners.len() <= position {
+            owners.resize(position + 1, NOBODY);
+        }
+        let before = owners[position];
+        let signed = i64::try_from(bytes).expect("a chunk is small");
+        match before {
+            SHARED => return false,
+            same if same == tag => return false,
+            NOBODY => {
+                owners[position] = tag;
+                self.exclusive[tag as usize] += signed;
+                self.count(bytes, id);
+            }
+            other => {
+                owners[position] = SHARED;
+                self.exclusive[other as usize] -= signed;
+            }
+        }
+        true
+    }
+
+    fn count(&mut self, bytes: u64, id: ChunkId) {
+        if id.kind() == crate::id::ChunkKind::Page {
+            self.totals.distinct_pages += 1;
+            self.totals.page_stored_bytes += bytes;
+        } else {
+            self.totals.metadata_stored_bytes += bytes;
+        }
+    }
+}
+
+fn bytes_under(path: &Path) -> Result<u64> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        other => other.context("inspect", path)?,
+    };
+    if !metadata.is_dir() {
+        return Ok(metadata.len());
+    }
+    let mut total = 0;
+    for entry in fs::read_dir(path).context("list", path)? {
+        total += bytes_under(&entry.context("list", path)?.path())?;
+    }
+    Ok(total)
+}

@@ -1,0 +1,345 @@
+//! Opening a store, and its snapshots and tags.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::chunks::Chunks;
+use crate::durable;
+use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::gc::mark::Reach;
+use crate::id::SnapshotId;
+use crate::image::ImageReader;
+use crate::index::IndexWriter;
+use crate::layout::Layout;
+use crate::lease::{Claim, Lease};
+use crate::lock::{self, Lock, LockKind};
+use crate::manifest::{self, Image, Manifest};
+use crate::page::PageSize;
+use crate::sealed_file::Format;
+use crate::tags;
+
+/// The payload is the page size in bytes, u32.
+pub(crate) const CONFIG_FORMAT: Format = Format {
+    magic: *b"SNAPCONF",
+    version: 1,
+};
+/// An id prefix must have this many digits.
+const MIN_PREFIX_DIGITS: usize = 4;
+
+/// A store: chunks, snapshots and tags in one directory.
+///
+/// Any number of processes may have a store open. Reading takes no locks.
+pub struct Store {
+    pub(crate) layout: Layout,
+    pub(crate) chunks: Arc<Chunks>,
+    lock_timeout: Duration,
+}
+
+/// A tagged snapshot.
+#[derive(Debug, Clone)]
+pub struct TaggedSnapshot {
+    /// The tag.
+    pub tag: String,
+    /// The snapshot it names.
+    pub id: SnapshotId,
+    /// What the snapshot holds.
+    pub manifest: Manifest,
+}
+
+/// Keeps snapshots from being collected while it lives, tagged or not.
+#[derive(Debug)]
+pub struct Pin {
+    lease: Lease,
+    ids: Vec<SnapshotId>,
+}
+
+impl Store {
+    /// Creates an empty store at `path`, which must not exist or be empty.
+    ///
+    /// # Errors
+    /// [`Error::NotEmpty`] if there is anything else in the directory.
+    pub fn create(path: &Path, page_size: PageSize) -> Result<Self> {
+        fs::create_dir_all(path).context("create", path)?;
+        let layout = Layout::new(absolute(path)?);
+        refuse_foreign_files(&layout)?;
+        for dir in layout.directories() {
+            fs::create_dir_all(&dir).context("create", &dir)?;
+        }
+        let _publish = lock::acquire(&layout, LockKind::Publish, lock::DEFAULT_TIMEOUT)?;
+        if layout.config().exists() {
+            return Self::open(path);
+        }
+        drop(IndexWriter::open_or_create(&layout.index())?);
+        durable::sync_dir(layout.root())?;
+        if let Some(parent) = layout.root().parent() {
+            durable::sync_dir(parent)?;
+        }
+        // Last: a directory with a configuration is a complete store.
+        CONFIG_FORMAT.write(&layout.config(), &page_size.as_u32().to_le_bytes())?;
+        Self::open(path)
+    }
+
+    /// Opens the store at `path`.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`] if there is none; [`Error::Damaged`] if its
+    /// configuration is damaged.
+    pub fn open(path: &Path) -> Result<Self> {
+        let no_store = || Error::NoStore {
+            path: path.to_owned(),
+        };
+        if !path.is_dir() {
+            return Err(no_store());
+        }
+        let layout = Layout::new(absolute(path)?);
+        let payload = CONFIG_FORMAT.read(&layout.config())?.ok_or_else(no_store)?;
+        let page_size = payload
+            .try_into()
+            .ok()
+            .and_then(|bytes| PageSize::from_bytes(u64::from(u32::from_le_bytes(bytes))).ok())
+            .ok_or_else(|| Damage::File {
+                path: layout.config(),
+                reason: "malformed",
+            })?;
+        Ok(Self {
+            chunks: Arc::new(Chunks::new(layout.clone(), page_size)),
+            layout,
+            lock_timeout: lock::DEFAULT_TIMEOUT,
+        })
+    }
+
+    /// How long to wait for another process that is publishing or collecting.
+    #[must_use]
+    pub fn with_lock_timeout(mut self, timeout: Duration) -> Self {
+        self.lock_timeout = timeout;
+        self
+    }
+
+    /// The store's directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.layout.root()
+    }
+
+    /// The store's page size.
+    #[must_use]
+    pub fn page_size(&self) -> PageSize {
+        self.chunks.page_size()
+    }
+
+    /// All tags.
+    ///
+    /// # Errors
+    /// The first damaged tag file.
+    pub fn tags(&self) -> Result<BTreeMap<String, SnapshotId>> {
+        tags::all(&self.layout)
+    }
+
+    /// All tagged snapshots, oldest first.
+    ///
+    /// # Errors
+    /// The first damaged tag or manifest.
+    pub fn snapshots(&self) -> Result<Vec<TaggedSnapshot>> {
+        let mut snapshots = Vec::new();
+        for (tag, id) in self.tags()? {
+            let manifest = self.manifest(id)?;
+            snapshots.push(TaggedSnapshot { tag, id, manifest });
+        }
+        snapshots.sort_by(|a, b| {
+            let time = |s: &TaggedSnapshot| s.manifest.created_unix_seconds;
+            (time(a), is_ancestor_of(b, a)).cmp(&(time(b), is_ancestor_of(a, b)))
+        });
+        Ok(snapshots)
+    }
+
+    /// The snapshot of this id.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is missing or damaged.
+    pub fn manifest(&self, id: SnapshotId) -> Result<Manifest> {
+        manifest::read(&self.chunks, id)
+    }
+
+    /// The snapshot that `name` means: a tag, or the beginning of an id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or [`Error::Ambiguous`] for a prefix of several ids.
+    pub fn resolve(&self, name: &str) -> Result<SnapshotId> {
+        if let Some(id) = tags::get(&self.layout, name)? {
+            return Ok(id);
+        }
+        let not_found = || Error::NotFound {
+            name: name.to_owned(),
+        };
+        let is_prefix = name.len() >= MIN_PREFIX_DIGITS
+            && name.len() <= 64
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if !is_prefix {
+            return Err(not_found());
+        }
+        let mut found: Vec<SnapshotId> = self
+            .untagged_and_tagged()?
+            .into_iter()
+            .filter(|id| id.to_string().starts_with(name))
+            .collect();
+        match (found.pop(), found.len()) {
+            (None, _) => Err(not_found()),
+            (Some(id), 0) => Ok(id),
+            (Some(_), others) => Err(Error::Ambiguous {
+                prefix: name.to_owned(),
+                count: others + 1,
+            }),
+        }
+    }
+
+    /// Reads an image of a snapshot as a flat file.
+    #[must_use]
+    pub fn image_reader(&self, image: &Image) -> ImageReader {
+        ImageReader::new(self.chunks.clone(), image)
+    }
+
+    /// Points `tag` at a snapshot. With `replace` an existing tag is moved.
+    ///
+    /// # Errors
+    /// [`Error::TagExists`] without `replace`; [`Error::Damaged`] if parts of a
+    /// snapshot that had no tag any more have been collected.
+    pub fn set_tag(&self, tag: &str, id: SnapshotId, replace: bool) -> Result<()> {
+        crate::name::check_tag(tag)?;
+        let _publish = self.publish_lock()?;
+        self.check_tag_free(tag, replace)?;
+        if !self.tags()?.values().any(|tagged| *tagged == id) {
+            // Under the lock, so that no collection deletes what was just seen.
+            Reach::new(&self.chunks)?.add_snapshot(id)?;
+        }
+        tags::set(&self.layout, tag, id)
+    }
+
+    /// Removes tags. What only they led to is freed by the next collection.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if any of them does not exist; then none is removed.
+    pub fn remove_tags(&self, names: &[String]) -> Result<()> {
+        let _publish = self.publish_lock()?;
+        for name in names {
+            if tags::get(&self.layout, name)?.is_none() {
+                return Err(Error::NotFound { name: name.clone() });
+            }
+        }
+        names
+            .iter()
+            .try_for_each(|name| tags::remove(&self.layout, name))
+    }
+
+    /// Pins the snapshot that `name` means now, so that it stays readable until
+    /// the pin is dropped, whatever happens to its tag.
+    ///
+    /// # Errors
+    /// As [`Store::resolve`].
+    pub fn pin(&self, name: &str) -> Result<(SnapshotId, Pin)> {
+        let mut pin = Pin {
+            lease: Lease::take(&self.layout, &Claim::viewer(Vec::new()))?,
+            ids: Vec::new(),
+        };
+        let id = pin.add(self, name)?;
+        Ok((id, pin))
+    }
+
+    /// A pin that holds nothing yet.
+    ///
+    /// # Errors
+    /// I/O errors only.
+    pub fn empty_pin(&self) -> Result<Pin> {
+        Ok(Pin {
+            lease: Lease::take(&self.layout, &Claim::viewer(Vec::new()))?,
+            ids: Vec::new(),
+        })
+    }
+
+    pub(crate) fn publish_lock(&self) -> Result<Lock> {
+        lock::acquire(&self.layout, LockKind::Publish, self.lock_timeout)
+    }
+
+    pub(crate) fn collect_lock(&self) -> Result<Lock> {
+        lock::acquire(&self.layout, LockKind::Collect, self.lock_timeout)
+    }
+
+    pub(crate) fn check_tag_free(&self, tag: &str, replace: bool) -> Result<()> {
+        match tags::get(&self.layout, tag)? {
+            Some(id) if !replace => Err(Error::TagExists {
+                tag: tag.to_owned(),
+                id,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Every snapshot that is tagged or whose manifest is still in the index.
+    fn untagged_and_tagged(&self) -> Result<std::collections::BTreeSet<SnapshotId>> {
+        let mut ids: std::collections::BTreeSet<_> = self.tags()?.into_values().collect();
+        let index = self.chunks.refresh_index()?;
+        for entry in index.manifests() {
+            let (key, location) = entry?;
+            if let Some(id) = self.chunks.manifest_id_at(key, location)? {
+                ids.insert(id);
+            }
+        }
+        Ok(ids)
+    }
+}
+
+impl Pin {
+    /// Also pins the snapshot that `name` means now.
+    ///
+    /// # Errors
+    /// As [`Store::resolve`].
+    pub fn add(&mut self, store: &Store, name: &str) -> Result<SnapshotId> {
+        loop {
+            let id = store.resolve(name)?;
+            self.ids.push(id);
+            self.publish()?;
+            // The collector reads tags first, then pins. If the name still means
+            // this snapshot after the pin is visible, one of the two shows it.
+            if store.resolve(name)? == id {
+                return Ok(id);
+            }
+            self.ids.pop();
+        }
+    }
+
+    fn publish(&self) -> Result<()> {
+        self.lease.set(&Claim::viewer(self.ids.clone()))
+    }
+}
+
+fn is_ancestor_of(snapshot: &TaggedSnapshot, other: &TaggedSnapshot) -> bool {
+    other.manifest.parent == Some(snapshot.id)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).context("resolve", path)
+}
+
+/// An interrupted creation leaves only directories of ours, which may be used.
+fn refuse_foreign_files(layout: &Layout) -> Result<()> {
+    let ours: Vec<PathBuf> = layout
+        .directories()
+        .into_iter()
+        .chain([layout.index()])
+        .collect();
+    let root = layout.root();
+    for entry in fs::read_dir(root).context("list", root)? {
+        let path = entry.context("list", root)?.path();
+        let temporary = path.ends_with(".config.new");
+        if !temporary && !ours.contains(&path) {
+            return Err(Error::NotEmpty {
+                path: root.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! Finding pages, data and holes in a page tree.
+
+use std::sync::Arc;
+
+use crate::chunks::Chunks;
+use crate::error::Result;
+use crate::id::{ChunkId, ChunkKind};
+use crate::tree::node::{Child, FAN_OUT, Node};
+use crate::tree::shape::{Shape, pages_per_child, pages_under, slot};
+
+/// The page tree of one image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Tree {
+    shape: Shape,
+    root: Option<Child>,
+}
+
+impl Tree {
+    pub fn new(shape: Shape, root: Option<Child>) -> Self {
+        Self { shape, root }
+    }
+
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    pub fn root(&self) -> Option<Child> {
+        self.root
+    }
+
+    /// The page with this number; `None` if it is zero.
+    pub fn page(&self, chunks: &Chunks, page: u64) -> Result<Option<Child>> {
+        let leaf = self.node_over(chunks, 0, page)?;
+        Ok(leaf.and_then(|(_, leaf)| leaf.child(slot(page, 0))))
+    }
+
+    /// The node of `level` that covers `page`, and the reference to it; `None`
+    /// if all it covers is zero.
+    pub fn node_over(
+        &self,
+        chunks: &Chunks,
+        level: u8,
+        page: u64,
+    ) -> Result<Option<(Child, Arc<Node>)>> {
+        debug_assert!(page < self.shape.pages() && level <= self.shape.root_level());
+        let Some(mut child) = self.root else {
+            return Ok(None);
+        };
+        let mut at_level = self.shape.root_level();
+        loop {
+            let node = chunks.node(child, at_level)?;
+            if at_level == level {
+                return Ok(Some((child, node)));
+            }
+            let Some(next) = node.child(slot(page, at_level)) else {
+                return Ok(None);
+            };
+            child = next;
+            at_level -= 1;
+        }
+    }
+
+    /// The first page from `from` on that is data (`true`) or zero (`false`).
+    pub fn next(&self, chunks: &Chunks, from: u64, data: bool) -> Result<Option<u64>> {
+        let found = match self.root {
+            _ if from >= self.shape.pages() => None,
+            None => (!data).then_some(from),
+            Some(root) => next_in(chunks, root, self.shape.root_level(), 0, from, data)?,
+        };
+        Ok(found.filter(|page| *page < self.shape.pages()))
+    }
+}
+
+/// The node reference's id.
+pub(crate) fn node_id(child: Child) -> ChunkId {
+    ChunkId::from_hash(ChunkKind::Node, child.hash)
+}
+
+fn next_in(
+    chunks: &Chunks,
+    child: Child,
+    level: u8,
+    first_page: u64,
+    from: u64,
+    data: bool,
+) -> Result<Option<u64>> {
+    let node = chunks.node(child, level)?;
+    let step = pages_per_child(level);
+    let first_slot = if from > first_page {
+        slot(from, level)
+    } else {
+        0
+    };
+    for at in first_slot..FAN_OUT {
+        let start = first_page + at as u64 * step;
+        match node.child(at) {
+            Some(_) if data && level == 0 => return Ok(Some(start)),
+            Some(below) if level > 0 => {
+                let found = next_in(chunks, below, level - 1, start, from.max(start), data)?;
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+            None if !data => return Ok(Some(from.max(start))),
+            _ => {}
+        }
+    }
+    debug_assert!(from < first_page + pages_under(level));
+    Ok(None)
+}
