@@ -1,1 +1,23 @@
+//! A store's snapshots as directories of flat files, through FUSE.
+//!
+//! Each snapshot shows `memory.bin`, one `NAME.img` per disk, its attached
+//! files (such as `vmstate`) and `manifest.json`. Everything is read-only and
+//! immutable, so the kernel may cache it for as long as it likes.
+//!
+//! `view` holds the tree of files and is tested without FUSE; `server` adapts
+//! it to the kernel; `mountpoint` looks at and undoes mounts. The server reads
+//! through the store's library and nothing else. It is meant to be a process of
+//! its own: one that faults on a mount it serves itself can deadlock (Linux,
+//! Documentation/filesystems/fuse.rst).
 
+#![forbid(unsafe_code)]
+
+mod error;
+mod mountpoint;
+mod server;
+mod view;
+
+pub use error::{Error, Result};
+pub use mountpoint::{Mountpoint, is_dead, prepare, unmount};
+pub use server::{MountOptions, Mounted, mount};
+pub use view::What;

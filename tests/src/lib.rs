@@ -1,1 +1,3 @@
+//! What the tests of snapstore share.
 
+pub mod powercut;

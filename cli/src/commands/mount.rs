@@ -1,0 +1,159 @@
+//! `snapstore mount`: in the foreground, or through a copy of this program that
+//! detaches once the mount is usable.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::Context as _;
+use serde_json::json;
+use snapstore_fuse::{MountOptions, What, mount, unmount};
+use snapstore_store::Store;
+
+use crate::args::MountArgs;
+use crate::context::{Context, own_program};
+
+/// What the detached server writes once the mount is usable.
+const READY: &str = "ready\n";
+
+pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
+    let (what, dir) = match args.what.as_slice() {
+        [dir] => (What::AllTags, dir),
+        [name, dir] => (What::Snapshot(name.clone()), dir),
+        _ => unreachable!("clap accepts one or two values"),
+    };
+    let dir = PathBuf::from(dir);
+    if args.foreground {
+        serve(context, args, &what, &dir)
+    } else {
+        start_server(context, args, &what, &dir)
+    }
+}
+
+fn serve(
+    context: &Context,
+    args: &MountArgs,
+    what: &What,
+    dir: &Path,
+) -> anyhow::Result<ExitCode> {
+    let options = MountOptions {
+        threads: usize::from(args.threads),
+        read_ahead_bytes: u32::try_from(args.read_ahead).unwrap_or(u32::MAX),
+        allow_other: args.allow_other,
+    };
+    if args.announce {
+        // A session of its own: the terminal's signals are not for a server.
+        rustix::process::setsid().context("cannot detach from the terminal")?;
+    }
+    let mounted = mount(context.open()?, what, dir, &options)?;
+    unmount_on_signal(dir)?;
+    if args.announce {
+        announce()?;
+    }
+    mounted.wait()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells the waiting parent, then lets go of its pipe.
+fn announce() -> anyhow::Result<()> {
+    let mut out = io::stdout();
+    out.write_all(READY.as_bytes())?;
+    out.flush()?;
+    let null = OpenOptions::new().write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(())
+}
+
+/// Ctrl-C and SIGTERM unmount instead of leaving a dead mount point.
+fn unmount_on_signal(dir: &Path) -> anyhow::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
+        .context("cannot watch for signals")?;
+    let dir = dir.to_owned();
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            if let Err(error) = unmount(&dir, true) {
+                tracing::error!(%error, "unmounting");
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Starts this program again as the server, and waits until the mount is usable
+/// or the server says why not.
+fn start_server(
+    context: &Context,
+    args: &MountArgs,
+    what: &What,
+    dir: &Path,
+) -> anyhow::Result<ExitCode> {
+    // Looked up here first, so that the commonest errors come without a detour.
+    let store = context.open()?;
+    if let What::Snapshot(name) = what {
+        store.resolve(name)?;
+    }
+    snapstore_fuse::prepare(dir)?;
+    let log_path = store.path().join("mounts.log");
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log_path)
+        .with_context(|| format!("cannot open {}", log_path.display()))?;
+    let log_start = log.metadata()?.len();
+    let mut child = server_command(&store, args, dir)?
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .context("cannot start the mount's server")?;
+    let mut answer = String::new();
+    if let Some(mut out) = child.stdout.take() {
+        out.read_to_string(&mut answer)?;
+    }
+    if answer != READY {
+        let status = child.wait()?;
+        let said = read_from(&log_path, log_start).unwrap_or_default();
+        let reason = said.trim().trim_start_matches("error: ");
+        eprintln!("error: {reason}");
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        return Ok(ExitCode::from(code.unwrap_or(crate::exit::FAILED)));
+    }
+    let shown = dir.display().to_string();
+    let tag = match what {
+        What::Snapshot(name) => Some(name.as_str()),
+        What::AllTags => None,
+    };
+    let value = json!({"dir": shown, "snapshot": tag, "server_pid": child.id(), "log": log_path});
+    context.answer(&value, || match tag {
+        Some(tag) => format!("Mounted {tag} on {shown}."),
+        None => format!("Mounted all tags on {shown}."),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn server_command(store: &Store, args: &MountArgs, dir: &Path) -> anyhow::Result<Command> {
+    let mut command = Command::new(own_program()?);
+    command
+        .arg("--store")
+        .arg(store.path())
+        .args(["mount", "--foreground", "--announce"])
+        .args(["--read-ahead", &args.read_ahead.to_string()])
+        .args(["--threads", &args.threads.to_string()]);
+    if args.allow_other {
+        command.arg("--allow-other");
+    }
+    command.arg("--").args(&args.what[..args.what.len() - 1]);
+    command.arg(std::path::absolute(dir)?).current_dir("/");
+    Ok(command)
+}
+
+fn read_from(path: &Path, start: u64) -> io::Result<String> {
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::File::open(path)?;
+    let len = file.metadata()?.len().saturating_sub(start).min(64 << 10);
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    file.read_exact_at(&mut bytes, start)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

@@ -1,0 +1,43 @@
+//! `snapstore repair`
+
+use std::process::ExitCode;
+
+use snapstore_store::{RepairReport, Store};
+
+use crate::context::Context;
+use crate::exit;
+use crate::format::count;
+use crate::progress::{Bar, Unit};
+
+pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
+    let report = Store::repair(&context.store_path()?, &Bar::new(Unit::Items))?;
+    context.answer(&report, || describe(&report))?;
+    let whole = report.remaining.is_empty()
+        && report.lost_tags.is_empty()
+        && report.broken_snapshots.is_empty();
+    if whole {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        Ok(ExitCode::from(exit::DAMAGED))
+    }
+}
+
+fn describe(report: &RepairReport) -> String {
+    let mut out = format!("Rebuilt the index: {} chunks.\n", count(report.indexed_chunks));
+    for file in &report.rebuilt_files {
+        out += &format!("Rebuilt {file}.\n");
+    }
+    for (tag, id) in &report.recovered_tags {
+        out += &format!("Recovered tag {tag}: {}.\n", id.short());
+    }
+    for damage in &report.remaining {
+        out += &format!("STILL DAMAGED: {damage}\n");
+    }
+    for tag in &report.lost_tags {
+        out += &format!("LOST: tag {tag} is damaged and no snapshot was first committed under it; `snapstore rm {tag}` removes it.\n");
+    }
+    for tag in &report.broken_snapshots {
+        out += &format!("BROKEN: snapshot {tag} lacks chunks; commit its images again to store them anew, or remove it.\n");
+    }
+    out
+}

@@ -1,0 +1,52 @@
+//! `snapstore stats`
+
+use std::process::ExitCode;
+
+use snapstore_store::StoreStats;
+
+use crate::context::Context;
+use crate::format::{count, size, table};
+
+pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
+    let stats = context.open()?.stats()?;
+    context.answer(&stats, || describe(&stats))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(stats: &StoreStats) -> String {
+    let ratio = |part: u64| match part {
+        0 => "-".to_owned(),
+        part => format!("{:.1}x smaller", stats.logical_bytes as f64 / part as f64),
+    };
+    let rows = [
+        ("images, as they are", stats.logical_bytes, String::new()),
+        ("pages that are not zero", stats.nonzero_bytes, ratio(stats.nonzero_bytes)),
+        ("distinct pages", stats.distinct_bytes, ratio(stats.distinct_bytes)),
+        ("those pages as stored", stats.page_stored_bytes, ratio(stats.page_stored_bytes)),
+        ("tree nodes and manifests", stats.metadata_stored_bytes, String::new()),
+        ("not needed by any tag", stats.unreferenced_bytes, String::new()),
+        ("index (rebuildable)", stats.index_bytes, String::new()),
+        ("the whole store on disk", stats.total_bytes, ratio(stats.total_bytes)),
+    ]
+    .map(|(what, bytes, note)| vec![what.to_owned(), size(bytes), note]);
+    let mut out = format!(
+        "{} snapshots, {} distinct pages, {} packs\n",
+        stats.snapshots,
+        count(stats.distinct_pages),
+        stats.packs
+    );
+    out += &table(&["", "BYTES", ""], 1, &rows);
+    let rows: Vec<_> = stats
+        .per_snapshot
+        .iter()
+        .map(|snapshot| {
+            vec![
+                snapshot.tag.clone(),
+                size(snapshot.logical_bytes),
+                size(snapshot.nonzero_bytes),
+                size(snapshot.exclusive_stored_bytes),
+            ]
+        })
+        .collect();
+    out + "\n" + &table(&["TAG", "SIZE", "NOT ZERO", "FREED IF REMOVED ALONE"], 1, &rows)
+}

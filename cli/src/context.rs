@@ -1,0 +1,90 @@
+//! What every command needs: the store, and how to answer.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use snapstore_store::{PageSize, Store};
+
+pub struct Context {
+    store: Option<PathBuf>,
+    json: bool,
+    lock_timeout: Option<Duration>,
+}
+
+impl Context {
+    pub fn new(store: Option<PathBuf>, json: bool, lock_timeout: Option<Duration>) -> Self {
+        Self {
+            store,
+            json,
+            lock_timeout,
+        }
+    }
+
+    /// The store's directory.
+    pub fn store_path(&self) -> anyhow::Result<PathBuf> {
+        match &self.store {
+            Some(path) => Ok(path.clone()),
+            None => default_store(),
+        }
+    }
+
+    /// Opens the store, which must exist.
+    pub fn open(&self) -> anyhow::Result<Store> {
+        Ok(self.configure(Store::open(&self.store_path()?)?))
+    }
+
+    /// Opens the store; the default one is created when it is first needed.
+    pub fn open_or_create_default(&self) -> anyhow::Result<Store> {
+        let path = self.store_path()?;
+        if self.store.is_none() && !path.join("config").exists() {
+            let store = Store::create(&path, PageSize::default())?;
+            eprintln!("Created a store in {}.", path.display());
+            return Ok(self.configure(store));
+        }
+        self.open()
+    }
+
+    fn configure(&self, store: Store) -> Store {
+        match self.lock_timeout {
+            Some(timeout) => store.with_lock_timeout(timeout),
+            None => store,
+        }
+    }
+
+    /// Answers with `value` as JSON, or with `text`.
+    pub fn answer(
+        &self,
+        value: &impl serde::Serialize,
+        text: impl FnOnce() -> String,
+    ) -> anyhow::Result<()> {
+        let mut answer = if self.json {
+            serde_json::to_string(value)?
+        } else {
+            text()
+        };
+        if !answer.is_empty() && !answer.ends_with('\n') {
+            answer.push('\n');
+        }
+        let mut out = io::stdout().lock();
+        out.write_all(answer.as_bytes())?;
+        Ok(out.flush()?)
+    }
+}
+
+fn default_store() -> anyhow::Result<PathBuf> {
+    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(data) = from("XDG_DATA_HOME") {
+        return Ok(PathBuf::from(data).join("snapstore"));
+    }
+    match from("HOME") {
+        Some(home) => Ok(PathBuf::from(home).join(".local/share/snapstore")),
+        None => bail!("neither HOME nor XDG_DATA_HOME is set; name the store with --store DIR"),
+    }
+}
+
+/// The path of this program.
+pub fn own_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file")
+}

@@ -1,0 +1,70 @@
+//! What can go wrong with a mount, and which errno a reader sees.
+
+use std::io;
+use std::path::PathBuf;
+
+use fuser::Errno;
+use snapstore_store::ErrorClass;
+
+/// The result of a mount operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Any failure of mounting or unmounting.
+#[derive(thiserror::Error, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] snapstore_store::Error),
+    /// FUSE is not available.
+    #[error("cannot open /dev/fuse: {source}; load the kernel module (modprobe fuse) or, in a container, pass the device in")]
+    NoFuse {
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// The mount point is not a directory.
+    #[error("{} is not a directory; create it first", path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something is mounted there already.
+    #[error("{} is already a mount point; `snapstore umount` it first", path.display())]
+    AlreadyMounted {
+        /// The path.
+        path: PathBuf,
+    },
+    /// No snapstore mount is at this path.
+    #[error("{} is not a snapstore mount; `findmnt -t fuse.snapstore` lists them", path.display())]
+    NotMounted {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A process uses the mount.
+    #[error("{} is in use by a process (`fuser -vm` shows it); stop it, or use --lazy", path.display())]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
+}
+
+/// What a reader of a file sees. Damage is an I/O error: wrong bytes are never
+/// served.
+pub(crate) fn errno(error: &snapstore_store::Error) -> Errno {
+    match error.class() {
+        ErrorClass::NotFound => Errno::ENOENT,
+        ErrorClass::Busy => Errno::EAGAIN,
+        ErrorClass::Invalid => Errno::EINVAL,
+        ErrorClass::Damaged | ErrorClass::Io => Errno::EIO,
+    }
+}
