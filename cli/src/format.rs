@@ -90,11 +90,7 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
     } else {
         shifted_month - 9
     };
-    (
-        year_of_era + era * 400 + u64::from(month <= 2),
-        month,
-        day,
-    )
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
 /// Lines up columns; the first `left` of them on the left, the others on the right.
@@ -130,10 +126,20 @@ mod tests {
 
     #[test]
     fn sizes_go_both_ways() {
-        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (512 << 20, "512 MiB")] {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1536, "1.5 KiB"),
+            (512 << 20, "512 MiB"),
+        ] {
             assert_eq!(size(bytes), text);
         }
-        for (text, bytes) in [("4096", 4096), ("16K", 16384), ("1.5KiB", 1536), ("2g", 2 << 30)] {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("16K", 16384),
+            ("1.5KiB", 1536),
+            ("2g", 2 << 30),
+        ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for text in ["", "K", "1.0001K", "-4K", "4X", "nan", "1e30"] {

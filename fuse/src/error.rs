@@ -17,7 +17,9 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] snapstore_store::Error),
     /// FUSE is not available.
-    #[error("cannot open /dev/fuse: {source}; load the kernel module (modprobe fuse) or, in a container, pass the device in")]
+    #[error(
+        "cannot open /dev/fuse: {source}; load the kernel module (modprobe fuse) or, in a container, pass the device in"
+    )]
     NoFuse {
         /// The operating system's error.
         source: io::Error,
@@ -35,7 +37,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// No snapstore mount is at this path.
-    #[error("{} is not a snapstore mount; `findmnt -t fuse.snapstore` lists them", path.display())]
+    #[error("{} is not a snapstore mount; `grep snapstore: /proc/mounts` lists them", path.display())]
     NotMounted {
         /// The path.
         path: PathBuf,

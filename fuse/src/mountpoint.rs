@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::error::{Error, Result};
-use crate::server::SUBTYPE;
+use crate::server::SOURCE_PREFIX;
 
 /// A snapstore mount in the kernel's table.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,20 +40,29 @@ impl Mountpoint {
 fn parse_line(line: &str) -> Option<Mountpoint> {
     let (mount, filesystem) = line.split_once(" - ")?;
     let mut filesystem = filesystem.split(' ');
-    if filesystem.next()? != format!("fuse.{SUBTYPE}") {
+    // `fuse` when root mounts, `fuse.snapstore` through fusermount3.
+    if !matches!(filesystem.next()?, "fuse" | "fuse.snapstore") {
         return None;
     }
+    let source = unescape(filesystem.next()?);
     Some(Mountpoint {
         dir: unescape(mount.split(' ').nth(4)?).into(),
-        store: unescape(filesystem.next()?).into(),
+        store: source.strip_prefix(SOURCE_PREFIX)?.into(),
     })
 }
 
 /// Undoes the octal escapes of mountinfo (space, tab, newline, backslash).
 fn unescape(field: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(field.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
+    [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ]
+    .iter()
+    .fold(field.to_owned(), |text, (escape, plain)| {
+        text.replace(escape, plain)
+    })
 }
 
 /// Whether `dir` is a FUSE mount whose server is gone.
@@ -128,7 +137,11 @@ pub fn unmount(dir: &Path, lazy: bool) -> Result<()> {
 /// Users other than root unmount through libfuse's setuid helper.
 fn unmount_as_user(dir: &Path, lazy: bool) -> Result<()> {
     let mut command = Command::new("fusermount3");
-    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(dir);
+    command
+        .arg("-u")
+        .args(lazy.then_some("-z"))
+        .arg("--")
+        .arg(dir);
     let failed = |source| Error::Io {
         action: "unmount (fusermount3)",
         path: dir.to_owned(),
@@ -170,7 +183,7 @@ mod tests {
 
     #[test]
     fn mountinfo_lines_are_told_apart() {
-        let ours = "36 25 0:40 / /mnt/a\\040b ro,nosuid - fuse.snapstore /srv/store ro,user_id=0";
+        let ours = "36 25 0:40 / /mnt/a\\040b ro,nosuid - fuse snapstore:/srv/store ro,user_id=0";
         assert_eq!(
             parse_line(ours),
             Some(Mountpoint {

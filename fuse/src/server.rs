@@ -21,8 +21,8 @@ use crate::view::{Content, File, Node, ROOT, View, What};
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Tags move: the kernel asks again for the directory of a tag.
 const TAG_TTL: Duration = Duration::ZERO;
-/// The name under which mounts appear in mountinfo, after `fuse.`.
-pub(crate) const SUBTYPE: &str = "snapstore";
+/// What the source of our mounts begins with in mountinfo; the store follows.
+pub(crate) const SOURCE_PREFIX: &str = "snapstore:";
 const BLOCK_BYTES: u32 = 4096;
 const NAME_MAX: u32 = 255;
 
@@ -66,7 +66,7 @@ pub struct Mounted {
 /// [`Error::Store`] if there is no such snapshot; I/O errors.
 pub fn mount(store: Store, what: &What, dir: &Path, options: &MountOptions) -> Result<Mounted> {
     crate::mountpoint::prepare(dir)?;
-    let source = store.path().display().to_string();
+    let source = format!("{SOURCE_PREFIX}{}", store.path().display());
     let server = Server {
         view: View::new(store, what)?,
         read_ahead_bytes: options.read_ahead_bytes,
@@ -79,7 +79,7 @@ pub fn mount(store: Store, what: &What, dir: &Path, options: &MountOptions) -> R
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(source),
-        MountOption::Subtype(SUBTYPE.to_owned()),
+        MountOption::Subtype("snapstore".to_owned()),
         MountOption::RO,
         MountOption::NoSuid,
         MountOption::NoDev,

@@ -270,7 +270,10 @@ mod tests {
         };
         let request = CommitRequest {
             tag: tag.to_owned(),
-            inputs: vec![input("memory", ImageRole::Memory), input("disk0", ImageRole::Disk)],
+            inputs: vec![
+                input("memory", ImageRole::Memory),
+                input("disk0", ImageRole::Disk),
+            ],
             ..CommitRequest::default()
         };
         store.commit(&request, &Silent).expect("a commit");
@@ -284,7 +287,9 @@ mod tests {
         commit(&store, dir.path(), "one", 1);
         let view = View::new(Store::open(&path)?, &What::AllTags)?;
         let file = |tag: &str, name: &str| -> Result<Option<u64>> {
-            let Some(dir) = view.lookup(ROOT, tag)? else { return Ok(None) };
+            let Some(dir) = view.lookup(ROOT, tag)? else {
+                return Ok(None);
+            };
             view.lookup(dir, name)
         };
         let one = file("one", "memory.bin")?;

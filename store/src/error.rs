@@ -100,7 +100,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// An input changed while it was being read.
-    #[error("{} changed its length while it was read; pause the VM or copy the file first", path.display())]
+    #[error("{} changed while it was read; pause the VM or copy the file first", path.display())]
     InputChanged {
         /// The input.
         path: PathBuf,

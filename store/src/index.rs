@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, IteratorMode, Options,
-    ReadOptions, WaitForCompactOptions, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, IteratorMode, LogLevel,
+    MemtableFactory, Options, ReadOptions, WaitForCompactOptions, WriteBatch, WriteOptions,
 };
 
 use crate::durable;
@@ -229,6 +229,11 @@ fn options() -> Options {
     options.set_max_manifest_file_size(1 << 20);
     options.set_level_zero_file_num_compaction_trigger(8);
     options.set_write_buffer_size(32 << 20);
+    // Changes come in bulk and are flushed at once: sorting them then is cheaper
+    // than keeping them sorted. This memtable takes one writer at a time.
+    options.set_memtable_factory(MemtableFactory::Vector);
+    options.set_allow_concurrent_memtable_write(false);
+    options.set_log_level(LogLevel::Error);
     options.increase_parallelism(2);
     options
 }

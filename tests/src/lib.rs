@@ -1,3 +1,4 @@
 //! What the tests of snapstore share.
 
+pub mod harness;
 pub mod powercut;

@@ -32,7 +32,9 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
         "added_chunks": committed.manifest.added_chunks,
         "added_bytes": committed.manifest.added_bytes,
     });
-    context.answer(&value, || describe(&args.tag, &committed, parent.as_deref()))?;
+    context.answer(&value, || {
+        describe(&args.tag, &committed, parent.as_deref())
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -29,7 +29,14 @@ pub fn run(context: &Context, args: &DiffArgs) -> anyhow::Result<ExitCode> {
                 ]
             })
             .collect();
-        let header = ["IMAGE", "OLD SIZE", "NEW SIZE", "PAGES CHANGED", "BYTES", "RANGES"];
+        let header = [
+            "IMAGE",
+            "OLD SIZE",
+            "NEW SIZE",
+            "PAGES CHANGED",
+            "BYTES",
+            "RANGES",
+        ];
         let mut out = table(&header, 1, &rows);
         if args.ranges {
             for image in &images {

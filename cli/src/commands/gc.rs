@@ -44,7 +44,11 @@ fn describe(report: &GcReport, dry_run: bool) -> String {
     let kept = report.plan.packs.len() - rows.len();
     let mut out = String::new();
     if !rows.is_empty() {
-        out += &table(&["PACK", "PLAN", "SIZE", "NEEDED", "CHUNKS NEEDED"], 2, &rows);
+        out += &table(
+            &["PACK", "PLAN", "SIZE", "NEEDED", "CHUNKS NEEDED"],
+            2,
+            &rows,
+        );
     }
     if dry_run {
         return out

@@ -42,7 +42,11 @@ pub fn run(context: &Context, args: &LogArgs) -> anyhow::Result<ExitCode> {
         if args.graph {
             graph(&lines)
         } else {
-            lines.iter().rev().map(|line| describe(line, &lines) + "\n").collect()
+            lines
+                .iter()
+                .rev()
+                .map(|line| describe(line, &lines) + "\n")
+                .collect()
         }
     })?;
     Ok(ExitCode::SUCCESS)
@@ -81,7 +85,11 @@ fn chain(store: &Store, from: SnapshotId, lines: &[Line]) -> BTreeSet<SnapshotId
 
 fn describe(line: &Line, all: &[Line]) -> String {
     let manifest = &line.manifest;
-    let changed: u64 = manifest.images.iter().map(|image| image.changed_pages).sum();
+    let changed: u64 = manifest
+        .images
+        .iter()
+        .map(|image| image.changed_pages)
+        .sum();
     let removed = manifest
         .parent
         .filter(|parent| all.iter().all(|other| other.id != *parent))
@@ -116,6 +124,16 @@ fn graph(lines: &[Line]) -> String {
         .map(|line| (String::new(), "", line))
         .collect();
     while let Some((prefix, joint, line)) = stack.pop() {
+        let is_root = prefix.is_empty() && joint.is_empty();
+        let continues = line
+            .manifest
+            .parent
+            .is_some_and(|parent| known.contains(&parent));
+        if continues && joint.is_empty() {
+            out += &format!("{prefix}│\n");
+        } else if is_root && !out.is_empty() {
+            out.push('\n');
+        }
         out += &format!("{prefix}{joint}● {}\n", describe(line, lines));
         let column = match joint {
             "" => prefix,

@@ -31,12 +31,7 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn serve(
-    context: &Context,
-    args: &MountArgs,
-    what: &What,
-    dir: &Path,
-) -> anyhow::Result<ExitCode> {
+fn serve(context: &Context, args: &MountArgs, what: &What, dir: &Path) -> anyhow::Result<ExitCode> {
     let options = MountOptions {
         threads: usize::from(args.threads),
         read_ahead_bytes: u32::try_from(args.read_ahead).unwrap_or(u32::MAX),

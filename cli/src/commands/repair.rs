@@ -23,7 +23,10 @@ pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
 }
 
 fn describe(report: &RepairReport) -> String {
-    let mut out = format!("Rebuilt the index: {} chunks.\n", count(report.indexed_chunks));
+    let mut out = format!(
+        "Rebuilt the index: {} chunks.\n",
+        count(report.indexed_chunks)
+    );
     for file in &report.rebuilt_files {
         out += &format!("Rebuilt {file}.\n");
     }
@@ -34,10 +37,14 @@ fn describe(report: &RepairReport) -> String {
         out += &format!("STILL DAMAGED: {damage}\n");
     }
     for tag in &report.lost_tags {
-        out += &format!("LOST: tag {tag} is damaged and no snapshot was first committed under it; `snapstore rm {tag}` removes it.\n");
+        out += &format!(
+            "LOST: tag {tag} is damaged and no snapshot was first committed under it; `snapstore rm {tag}` removes it.\n"
+        );
     }
     for tag in &report.broken_snapshots {
-        out += &format!("BROKEN: snapshot {tag} lacks chunks; commit its images again to store them anew, or remove it.\n");
+        out += &format!(
+            "BROKEN: snapshot {tag} lacks chunks; commit its images again to store them anew, or remove it.\n"
+        );
     }
     out
 }

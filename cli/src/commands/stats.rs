@@ -20,13 +20,37 @@ fn describe(stats: &StoreStats) -> String {
     };
     let rows = [
         ("images, as they are", stats.logical_bytes, String::new()),
-        ("pages that are not zero", stats.nonzero_bytes, ratio(stats.nonzero_bytes)),
-        ("distinct pages", stats.distinct_bytes, ratio(stats.distinct_bytes)),
-        ("those pages as stored", stats.page_stored_bytes, ratio(stats.page_stored_bytes)),
-        ("tree nodes and manifests", stats.metadata_stored_bytes, String::new()),
-        ("not needed by any tag", stats.unreferenced_bytes, String::new()),
+        (
+            "pages that are not zero",
+            stats.nonzero_bytes,
+            ratio(stats.nonzero_bytes),
+        ),
+        (
+            "distinct pages",
+            stats.distinct_bytes,
+            ratio(stats.distinct_bytes),
+        ),
+        (
+            "those pages as stored",
+            stats.page_stored_bytes,
+            ratio(stats.page_stored_bytes),
+        ),
+        (
+            "tree nodes and manifests",
+            stats.metadata_stored_bytes,
+            String::new(),
+        ),
+        (
+            "not needed by any tag",
+            stats.unreferenced_bytes,
+            String::new(),
+        ),
         ("index (rebuildable)", stats.index_bytes, String::new()),
-        ("the whole store on disk", stats.total_bytes, ratio(stats.total_bytes)),
+        (
+            "the whole store on disk",
+            stats.total_bytes,
+            ratio(stats.total_bytes),
+        ),
     ]
     .map(|(what, bytes, note)| vec![what.to_owned(), size(bytes), note]);
     let mut out = format!(
@@ -48,5 +72,10 @@ fn describe(stats: &StoreStats) -> String {
             ]
         })
         .collect();
-    out + "\n" + &table(&["TAG", "SIZE", "NOT ZERO", "FREED IF REMOVED ALONE"], 1, &rows)
+    out + "\n"
+        + &table(
+            &["TAG", "SIZE", "NOT ZERO", "FREED IF REMOVED ALONE"],
+            1,
+            &rows,
+        )
 }

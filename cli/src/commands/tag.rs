@@ -42,7 +42,11 @@ pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
             .map(|snapshot| {
                 let manifest = &snapshot.manifest;
                 let bytes = manifest.images.iter().map(|image| image.size_bytes).sum();
-                let pages = manifest.images.iter().map(|image| image.nonzero_pages).sum();
+                let pages = manifest
+                    .images
+                    .iter()
+                    .map(|image| image.nonzero_pages)
+                    .sum();
                 vec![
                     snapshot.tag.clone(),
                     snapshot.id.short(),
@@ -53,7 +57,11 @@ pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
                 ]
             })
             .collect();
-        table(&["TAG", "ID", "COMMITTED (UTC)", "SIZE", "PAGES", "ADDED"], 3, &rows)
+        table(
+            &["TAG", "ID", "COMMITTED (UTC)", "SIZE", "PAGES", "ADDED"],
+            3,
+            &rows,
+        )
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -73,13 +81,20 @@ pub fn remove(context: &Context, args: &RmArgs) -> anyhow::Result<ExitCode> {
             .sum();
         let value = json!({"would_remove": args.tags, "frees_at_least_bytes": freed});
         context.answer(&value, || {
-            format!("Would remove {}; `gc` could then free at least {}.", args.tags.join(", "), size(freed))
+            format!(
+                "Would remove {}; `gc` could then free at least {}.",
+                args.tags.join(", "),
+                size(freed)
+            )
         })?;
         return Ok(ExitCode::SUCCESS);
     }
     store.remove_tags(&args.tags)?;
     context.answer(&json!({"removed": args.tags}), || {
-        format!("Removed {}; `snapstore gc` frees the space.", args.tags.join(", "))
+        format!(
+            "Removed {}; `snapstore gc` frees the space.",
+            args.tags.join(", ")
+        )
     })?;
     Ok(ExitCode::SUCCESS)
 }

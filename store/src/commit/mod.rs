@@ -109,12 +109,14 @@ impl Store {
             .collect::<Result<Vec<_>>>()?;
         let mut sink = Sink::new(self)?;
         let parent = self.pin_parent(request, &sources, &mut sink)?;
+        tracing::debug!(?parent, "began");
         let parent_manifest = parent.map(|id| self.manifest(id)).transpose()?;
         let mut images = Vec::new();
         for (input, source) in request.inputs.iter().zip(&sources) {
             let old = parent_manifest.as_ref().and_then(|m| m.image(&input.name));
             images.push(commit_input(&mut sink, input, source, old, progress)?);
         }
+        tracing::debug!("stored images");
         inherit_images(&mut images, parent_manifest.as_ref(), request);
         images.sort_by(|a, b| a.name.cmp(&b.name));
         let manifest = Manifest {
@@ -146,15 +148,15 @@ impl Store {
         let id = SnapshotId::of_manifest(&encoded);
         sink.put(id.chunk(), &encoded, None)?;
         let sealed = sink.seal()?;
+        tracing::debug!("sealed");
         let _publish = self.publish_lock()?;
         // Again, under the lock: another commit may have taken the name.
         self.check_tag_free(&request.tag, request.replace)?;
         if let Some(pack) = &sealed {
             sink.index_pack(pack)?;
         }
+        tracing::debug!("indexed");
         tags::set(&self.layout, &request.tag, id)?;
-        drop(sink);
-        self.chunks.refresh_index()?;
         tracing::debug!(%id, chunks = manifest.added_chunks, "committed");
         Ok(Committed { id, manifest })
     }

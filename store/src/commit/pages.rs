@@ -1,10 +1,11 @@
 //! Committing one image: from an input file to a page tree.
 //!
-//! Leaves are taken in batches. Within a batch, reading, hashing, looking up
-//! and compressing run on all cores; claiming places and appending run in
-//! order. What a batch holds in memory is bounded by `BATCH_BYTES` of input
-//! and as much output, whatever the image's length.
+//! Leaves are taken in batches, and two batches are under way at a time: while
+//! one is compressed, the next one is read and hashed. Pages are read a second
+//! time to be compressed, so that no image data is kept in between; a page that
+//! is not the same then is an input that changed, which is an error.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -22,10 +23,16 @@ use crate::tree::node::{Child, FAN_OUT, Node};
 use crate::tree::read::{Tree, node_id};
 use crate::tree::shape::{Shape, slot};
 
-/// Input bytes that are in memory at a time.
+/// Input bytes per batch, which bounds the compressed bytes in memory.
 const BATCH_BYTES: u64 = 32 << 20;
-/// Pages that one task hashes.
-const PAGES_PER_TASK: usize = 64;
+/// Bytes that are read and hashed at a time: they fit into a core's own cache.
+const PIECE_BYTES: u64 = 256 << 10;
+/// Pages that one task compresses.
+const PAGES_PER_TASK: usize = 32;
+
+thread_local! {
+    static PIECE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// An image's new tree and what it took.
 pub(crate) struct CommittedImage {
@@ -62,33 +69,33 @@ pub(crate) fn commit_image(
         pages: shape.pages(),
     };
     let mut builder = TreeBuilder::new(shape, sink.chunks(), parent, unmentioned);
-    let leaves_per_batch =
-        usize::try_from((BATCH_BYTES / (page_bytes * FAN_OUT as u64)).max(1)).expect("small");
-    let mut batch: Vec<LeafWork> = (0..leaves_per_batch).map(|_| LeafWork::new()).collect();
     let mut counts = Counts::default();
-    let mut position = 0;
-    loop {
-        let mut used = 0;
-        while used < batch.len() {
-            let Some(data) = source.next_data(position)? else {
-                position = source.size_bytes();
-                break;
-            };
-            let index = data.start / (page_bytes * FAN_OUT as u64);
-            batch[used].index = index;
-            used += 1;
-            position = (index + 1) * page_bytes * FAN_OUT as u64;
-        }
-        if used == 0 {
-            break;
-        }
-        commit_batch(sink, &job, &mut batch[..used])?;
-        for work in &batch[..used] {
-            builder.put_leaf(work.index, work.result, sink)?;
+    let mut feed = Feed {
+        job: &job,
+        position: 0,
+    };
+    let mut batch = feed.next_batch()?;
+    identify(sink, &job, &mut batch)?;
+    while !batch.is_empty() {
+        sink.roll_over()?;
+        claim_places(sink, &mut batch)?;
+        let position = feed.position;
+        let mut next = feed.next_batch()?;
+        let shared: &Sink<'_> = sink;
+        let (encoded, identified) = rayon::join(
+            || encode(shared, &job, &mut batch),
+            || identify(shared, &job, &mut next),
+        );
+        encoded.and(identified)?;
+        for work in &mut batch {
+            sink.append(std::mem::take(&mut work.run))?;
             work.count(&mut counts);
         }
-        sink.roll_over()?;
+        for work in &batch {
+            builder.put_leaf(work.index, work.result, sink)?;
+        }
         progress.advance(position.min(source.size_bytes()));
+        batch = next;
     }
     source.check_unchanged()?;
     let tree = builder.finish(sink)?;
@@ -117,36 +124,58 @@ struct Job<'a> {
     pages: u64,
 }
 
-/// One leaf on its way through a batch. Buffers are kept from batch to batch.
+/// Finds the leaves that have data, in order.
+struct Feed<'a> {
+    job: &'a Job<'a>,
+    position: u64,
+}
+
+impl Feed<'_> {
+    fn next_batch(&mut self) -> Result<Vec<LeafWork>> {
+        let leaf_bytes = self.job.page_bytes * FAN_OUT as u64;
+        let most = usize::try_from((BATCH_BYTES / leaf_bytes).max(1)).expect("small");
+        let mut batch = Vec::with_capacity(most);
+        while batch.len() < most {
+            let Some(data) = self.job.source.next_data(self.position)? else {
+                self.position = self.job.source.size_bytes();
+                break;
+            };
+            let index = data.start / leaf_bytes;
+            batch.push(LeafWork::new(index));
+            self.position = (index + 1) * leaf_bytes;
+        }
+        Ok(batch)
+    }
+}
+
+/// One leaf on its way through a batch.
 struct LeafWork {
     index: u64,
-    /// The bytes of the pages in `slots`, one after the other.
-    bytes: Vec<u8>,
+    /// The slots whose pages the input has data for.
     slots: Vec<usize>,
     parent: Option<(Child, Arc<Node>)>,
     node: Node,
     /// The node's id once it is known to be new.
     new_id: Option<ChunkId>,
-    /// Positions in `slots` whose pages this leaf must encode.
+    /// The slots whose pages this leaf must encode.
     fresh: Vec<usize>,
     encode_leaf: bool,
     run: EncodedRun,
     result: Option<Child>,
 }
 
-fn commit_batch(sink: &mut Sink<'_>, job: &Job<'_>, batch: &mut [LeafWork]) -> Result<()> {
-    let shared: &Sink<'_> = sink;
+/// Reads and hashes a batch, and finds out what is in the store.
+fn identify(sink: &Sink<'_>, job: &Job<'_>, batch: &mut [LeafWork]) -> Result<()> {
     batch
         .par_iter_mut()
-        .try_for_each(|work| work.identify(shared, job))?;
-    claim_places(sink, batch)?;
-    let shared: &Sink<'_> = sink;
+        .try_for_each(|work| work.identify(sink, job))
+}
+
+/// Compresses what a batch has claimed places for.
+fn encode(sink: &Sink<'_>, job: &Job<'_>, batch: &mut [LeafWork]) -> Result<()> {
     batch
         .par_iter_mut()
-        .try_for_each(|work| work.encode(shared, job))?;
-    batch
-        .iter_mut()
-        .try_for_each(|work| sink.append(std::mem::take(&mut work.run)))
+        .try_for_each(|work| work.encode(sink, job))
 }
 
 /// Gives every page and leaf that is not in the store its place, in order.
@@ -154,15 +183,14 @@ fn claim_places(sink: &mut Sink<'_>, batch: &mut [LeafWork]) -> Result<()> {
     let mut pending = 0;
     for work in batch {
         let Some(leaf_id) = work.new_id else { continue };
-        for position in 0..work.slots.len() {
-            let slot = work.slots[position];
+        for slot in work.slots.iter().copied() {
             let Some(child) = work.node.child(slot).filter(|child| child.hint.is_none()) else {
                 continue;
             };
             let at = match sink.claim(work.node.child_id(child).key(), pending)? {
                 Claimed::Already(at) => at,
                 Claimed::New(at) => {
-                    work.fresh.push(position);
+                    work.fresh.push(slot);
                     pending += 1;
                     at
                 }
@@ -190,10 +218,9 @@ fn claim_places(sink: &mut Sink<'_>, batch: &mut [LeafWork]) -> Result<()> {
 }
 
 impl LeafWork {
-    fn new() -> Self {
+    fn new(index: u64) -> Self {
         Self {
-            index: 0,
-            bytes: Vec::new(),
+            index,
             slots: Vec::new(),
             parent: None,
             node: Node::empty(0),
@@ -205,25 +232,18 @@ impl LeafWork {
         }
     }
 
-    /// Reads the leaf's data, hashes it, and finds out what is in the store.
     fn identify(&mut self, sink: &Sink<'_>, job: &Job<'_>) -> Result<()> {
-        let first_page = self.index * FAN_OUT as u64;
-        self.new_id = None;
-        self.fresh.clear();
-        self.encode_leaf = false;
-        self.result = None;
+        let first_page = self.first_page();
         self.parent = match job.parent {
             Some(tree) if first_page < tree.shape().pages() => {
                 tree.node_over(sink.chunks(), 0, first_page)?
             }
             _ => None,
         };
-        self.node = match (&self.parent, job.unmentioned) {
-            (Some((_, node)), Unmentioned::Inherited) => (**node).clone(),
-            _ => Node::empty(0),
-        };
-        self.load(sink, job)?;
-        self.hash(job);
+        if let (Some((_, node)), Unmentioned::Inherited) = (&self.parent, job.unmentioned) {
+            self.node = (**node).clone();
+        }
+        self.hash(sink, job)?;
         if self.node.is_zero() {
             return Ok(());
         }
@@ -240,6 +260,10 @@ impl LeafWork {
         self.look_up(sink)
     }
 
+    fn first_page(&self) -> u64 {
+        self.index * FAN_OUT as u64
+    }
+
     fn count(&self, counts: &mut Counts) {
         let old = self.parent.as_ref().map(|(_, node)| node);
         for slot in 0..FAN_OUT {
@@ -253,100 +277,118 @@ impl LeafWork {
         }
     }
 
-    /// Reads the pages that have data.
-    fn load(&mut self, sink: &Sink<'_>, job: &Job<'_>) -> Result<()> {
-        let start = self.index * FAN_OUT as u64 * job.page_bytes;
-        let end = (start + FAN_OUT as u64 * job.page_bytes).min(job.pages * job.page_bytes);
-        self.slots.clear();
-        let mut filled = 0;
-        let mut position = start;
-        while let Some(data) = job.source.next_data(position)?.filter(|d| d.start < end) {
-            let data = data.start.max(position)..data.end.min(end);
-            let whole = data.start / job.page_bytes * job.page_bytes
-                ..data.end.next_multiple_of(job.page_bytes);
-            let pages = whole.start / job.page_bytes..whole.end / job.page_bytes;
-            let len = usize::try_from(whole.end - whole.start).expect("within one leaf");
-            if self.bytes.len() < filled + len {
-                self.bytes.resize(filled + len, 0);
+    /// Hashes the pages that have data.
+    fn hash(&mut self, sink: &Sink<'_>, job: &Job<'_>) -> Result<()> {
+        let pieces = self.pieces(job)?;
+        let this: &Self = self;
+        let hashed: Vec<Vec<Option<Child>>> = pieces
+            .par_iter()
+            .map(|pages| this.hash_piece(sink, job, pages))
+            .collect::<Result<_>>()?;
+        for (pages, children) in pieces.into_iter().zip(hashed) {
+            for (page, child) in pages.zip(children) {
+                self.slots.push(slot(page, 0));
+                self.node.set_child(slot(page, 0), child);
             }
-            self.slots.extend(pages.map(|page| slot(page, 0)));
-            job.source
-                .read_exact_at(&mut self.bytes[filled..filled + len], whole.start)?;
-            if job.unmentioned == Unmentioned::Inherited {
-                self.restore_holes(sink, job, &whole, filled)?;
-            }
-            filled += len;
-            position = whole.end;
         }
         Ok(())
     }
 
-    /// In a diff, the parts of the first and last page that are holes keep the
-    /// parent's bytes. (Extents end at filesystem blocks, which may be smaller
-    /// than a page.)
-    fn restore_holes(
-        &mut self,
+    /// The runs of pages that the input has data for, cut to pieces.
+    fn pieces(&self, job: &Job<'_>) -> Result<Vec<Range<u64>>> {
+        let end = (self.first_page() + FAN_OUT as u64).min(job.pages);
+        let most = (PIECE_BYTES / job.page_bytes).max(1);
+        let mut pieces = Vec::new();
+        let mut next = self.first_page();
+        while let Some(data) = job.source.next_data(next * job.page_bytes)? {
+            next = next.max(data.start / job.page_bytes);
+            let data_end = data.end.div_ceil(job.page_bytes).min(end);
+            if next >= end {
+                break;
+            }
+            while next < data_end {
+                let piece = next..(next + most).min(data_end);
+                next = piece.end;
+                pieces.push(piece);
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// The pages of a piece: `None` for zero, the parent's child if it is equal.
+    fn hash_piece(
+        &self,
         sink: &Sink<'_>,
         job: &Job<'_>,
         pages: &Range<u64>,
-        at: usize,
-    ) -> Result<()> {
-        let page_len = sink.chunks().page_size().len();
-        let mut position = pages.start;
-        while position < pages.end {
-            let data = job.source.next_data(position)?;
-            let hole_end = data.map_or(pages.end, |data| data.start.min(pages.end));
-            let mut hole = position;
-            while hole < hole_end {
-                let page = hole / job.page_bytes;
-                let part_end = ((page + 1) * job.page_bytes).min(hole_end);
-                let mut old = vec![0; page_len];
-                if let Some((_, leaf)) = &self.parent {
-                    if let Some(child) = leaf.child(slot(page, 0)) {
-                        sink.chunks().page(child, &mut old)?;
+    ) -> Result<Vec<Option<Child>>> {
+        PIECE.with_borrow_mut(|bytes| {
+            self.read(sink, job, pages, bytes)?;
+            let page_len = sink.chunks().page_size().len();
+            let children = pages
+                .clone()
+                .zip(bytes.chunks(page_len))
+                .map(|(page, bytes)| {
+                    if is_zero(bytes) {
+                        return None;
                     }
-                }
-                let offset = |from: u64| usize::try_from(from).expect("within one leaf");
-                let in_page = offset(hole % job.page_bytes);
-                let len = offset(part_end - hole);
-                let out = at + offset(hole - pages.start);
-                self.bytes[out..out + len].copy_from_slice(&old[in_page..in_page + len]);
-                hole = part_end;
-            }
-            position = match job.source.next_data(hole_end)? {
-                Some(data) if hole_end < pages.end => data.end,
-                _ => pages.end,
-            };
+                    let hash = *ChunkKind::Page.hash(bytes).as_bytes();
+                    let same = self.old_page(page).filter(|old| old.hash == hash);
+                    Some(same.unwrap_or(Child { hash, hint: None }))
+                });
+            Ok(children.collect())
+        })
+    }
+
+    fn old_page(&self, page: u64) -> Option<Child> {
+        let (_, node) = self.parent.as_ref()?;
+        node.child(slot(page, 0))
+    }
+
+    /// Reads pages of this leaf as they will be stored.
+    fn read(
+        &self,
+        sink: &Sink<'_>,
+        job: &Job<'_>,
+        pages: &Range<u64>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let len = (pages.end - pages.start) * job.page_bytes;
+        out.resize(usize::try_from(len).expect("a piece is small"), 0);
+        let start = pages.start * job.page_bytes;
+        job.source.read_exact_at(out, start)?;
+        if job.unmentioned == Unmentioned::Inherited {
+            self.fill_holes(sink, job, start, out)?;
         }
         Ok(())
     }
 
-    fn hash(&mut self, job: &Job<'_>) {
-        let page_len = usize::try_from(job.page_bytes).expect("a page fits in memory");
-        let parent = self.parent.as_ref().map(|(_, node)| node);
-        let hashed: Vec<(usize, Option<Child>)> = self
-            .slots
-            .par_chunks(PAGES_PER_TASK)
-            .zip(self.bytes.par_chunks(PAGES_PER_TASK * page_len))
-            .flat_map_iter(|(slots, bytes)| {
-                slots
-                    .iter()
-                    .zip(bytes.chunks(page_len))
-                    .map(|(slot, page)| {
-                        if is_zero(page) {
-                            return (*slot, None);
-                        }
-                        let hash = *ChunkKind::Page.hash(page).as_bytes();
-                        let same = parent
-                            .and_then(|node| node.child(*slot))
-                            .filter(|old| old.hash == hash);
-                        (*slot, Some(same.unwrap_or(Child { hash, hint: None })))
-                    })
-            })
-            .collect();
-        for (slot, child) in hashed {
-            self.node.set_child(slot, child);
+    /// In a diff, the parts of a page that are holes keep the parent's bytes.
+    /// (Extents end at filesystem blocks, which may be smaller than a page.)
+    fn fill_holes(&self, sink: &Sink<'_>, job: &Job<'_>, start: u64, out: &mut [u8]) -> Result<()> {
+        let end = start + out.len() as u64;
+        let mut old = Vec::new();
+        let mut position = start;
+        while position < end {
+            let data = job.source.next_data(position)?;
+            let data = data.filter(|data| data.start < end).unwrap_or(end..end);
+            while position < data.start {
+                let page = position / job.page_bytes;
+                let part_end = ((page + 1) * job.page_bytes).min(data.start);
+                old.clear();
+                old.resize(sink.chunks().page_size().len(), 0);
+                if let Some(child) = self.old_page(page) {
+                    sink.chunks().page(child, &mut old)?;
+                }
+                let at = |byte: u64| usize::try_from(byte).expect("a piece is small");
+                let in_page = at(position % job.page_bytes);
+                let len = at(part_end - position);
+                out[at(position - start)..][..len].copy_from_slice(&old[in_page..in_page + len]);
+                position = part_end;
+            }
+            position = data.end;
         }
+        Ok(())
     }
 
     /// Asks the index for the pages that differ from the parent's.
@@ -369,32 +411,37 @@ impl LeafWork {
     }
 
     fn encode(&mut self, sink: &Sink<'_>, job: &Job<'_>) -> Result<()> {
-        let page_len = usize::try_from(job.page_bytes).expect("a page fits in memory");
-        let old = self.parent.as_ref();
-        self.run = self
+        let this: &Self = self;
+        let runs: Vec<EncodedRun> = self
             .fresh
             .par_chunks(PAGES_PER_TASK)
-            .map(|positions| {
-                let mut run = EncodedRun::default();
-                for position in positions {
-                    let slot = self.slots[*position];
-                    let child = self.node.child(slot).expect("a fresh page is not zero");
-                    let page = &self.bytes[position * page_len..(position + 1) * page_len];
-                    let base = old.and_then(|(_, node)| node.child(slot));
-                    let id = self.node.child_id(child);
-                    encode_into(sink.chunks(), id, page, base, &mut run)?;
-                }
-                Ok(run)
-            })
-            .try_reduce(EncodedRun::default, |mut all, run| {
-                all.chunks.extend(run.chunks);
-                all.bytes.extend_from_slice(&run.bytes);
-                Ok::<_, crate::Error>(all)
-            })?;
+            .map(|slots| this.encode_pages(sink, job, slots))
+            .collect::<Result<_>>()?;
+        for run in runs {
+            self.run.chunks.extend(run.chunks);
+            self.run.bytes.extend_from_slice(&run.bytes);
+        }
         if let Some(id) = self.new_id.filter(|_| self.encode_leaf) {
-            let base = old.map(|(child, _)| *child);
+            let base = self.parent.as_ref().map(|(child, _)| *child);
             encode_into(sink.chunks(), id, &self.node.encode(), base, &mut self.run)?;
         }
         Ok(())
+    }
+
+    fn encode_pages(&self, sink: &Sink<'_>, job: &Job<'_>, slots: &[usize]) -> Result<EncodedRun> {
+        let mut run = EncodedRun::default();
+        PIECE.with_borrow_mut(|bytes| {
+            for slot in slots {
+                let page = self.first_page() + *slot as u64;
+                self.read(sink, job, &(page..page + 1), bytes)?;
+                let child = self.node.child(*slot).expect("a fresh page is not zero");
+                let id = self.node.child_id(child);
+                if ChunkKind::Page.hash(bytes) != id {
+                    return Err(job.source.changed());
+                }
+                encode_into(sink.chunks(), id, bytes, self.old_page(page), &mut run)?;
+            }
+            Ok(run)
+        })
     }
 }

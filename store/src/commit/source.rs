@@ -117,7 +117,8 @@ impl Source {
         }
     }
 
-    fn changed(&self) -> Error {
+    /// The error for an input that is not what it was when it was first read.
+    pub fn changed(&self) -> Error {
         Error::InputChanged {
             path: self.path.clone(),
         }

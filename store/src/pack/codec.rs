@@ -16,7 +16,7 @@ use zstd::zstd_safe::{CCtx, DCtx};
 
 /// The zstd level. Higher ones gain about 1 % on guest memory at several times
 /// the cost (docs/BENCHMARKS.md).
-const LEVEL: i32 = 3;
+const LEVEL: i32 = 1;
 /// A delta must be at most this share of the plain encoding to be kept: below
 /// it saves too little for the second decode.
 const DELTA_MAX_PERCENT: usize = 70;
