@@ -8,6 +8,7 @@
 //!   packs/N.pack     sealed packs, immutable
 //!   packs/N.open     packs being written, locked by their writer
 //!   index/           RocksDB: chunk key -> pack and entry; rebuildable
+//!   damaged/         packs that `repair` has set aside
 //!   leases/          who is using the store now; locked by their holders
 //!   locks/           publish, gc and allocate locks, pack number counter
 //! ```
@@ -19,11 +20,15 @@ use crate::pack::PackNumber;
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
     root: PathBuf,
+    index: &'static str,
 }
 
 impl Layout {
     pub fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self {
+            root,
+            index: "index",
+        }
     }
 
     pub fn root(&self) -> &Path {
@@ -55,7 +60,20 @@ impl Layout {
     }
 
     pub fn index(&self) -> PathBuf {
-        self.root.join("index")
+        self.root.join(self.index)
+    }
+
+    /// The same store with an index that is being made.
+    pub fn with_fresh_index(&self) -> Self {
+        Self {
+            root: self.root.clone(),
+            index: "index.new",
+        }
+    }
+
+    /// Where `repair` puts packs that hold damage.
+    pub fn damaged(&self) -> PathBuf {
+        self.root.join("damaged")
     }
 
     pub fn leases(&self) -> PathBuf {

@@ -4,7 +4,9 @@
 //! the configuration is damaged, and tags whose files are damaged or whose
 //! directory is gone, under the names they were first committed as. Chunks
 //! whose bytes are damaged are left out of the index, so that committing the
-//! same page again stores it anew. Pack files themselves are never changed.
+//! same page again stores it anew. A pack that holds damage is set aside in
+//! `damaged/` after its whole chunks have been copied to a new pack; pack files
+//! themselves are never changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,6 +15,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use crate::chunks::Chunks;
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
 use crate::gc::mark::Reach;
@@ -23,8 +26,10 @@ use crate::layout::Layout;
 use crate::lease;
 use crate::lock::{self, LockKind};
 use crate::manifest;
+use crate::pack::codec::Encoding;
 use crate::pack::reader::PackReader;
-use crate::pack::{Location, PackNumber, format};
+use crate::pack::writer::EncodedChunk;
+use crate::pack::{EntryNumber, Location, PackNumber, format};
 use crate::page::PageSize;
 use crate::progress::Progress;
 use crate::store::{CONFIG_FORMAT, Store};
@@ -43,7 +48,7 @@ pub struct RepairReport {
     /// Tags whose files are damaged and that no readable snapshot fits. They are
     /// left as they are.
     pub lost_tags: Vec<String>,
-    /// Damage that stays.
+    /// Damage that was found; the packs that hold it are now in `damaged/`.
     pub remaining: Vec<Damage>,
     /// Tags of snapshots that cannot be read whole.
     pub broken_snapshots: Vec<String>,
@@ -93,76 +98,117 @@ impl Store {
     /// Writes a new index beside the old one, then swaps them. A crash between
     /// the two renames leaves no index, which the next repair puts right.
     fn rebuild_index(&self, report: &mut RepairReport, progress: &dyn Progress) -> Result<()> {
-        let new_path = self.layout.root().join("index.new");
+        let fresh = self.layout.with_fresh_index();
         let old_path = self.layout.root().join("index.old");
-        for stale in [&new_path, &old_path] {
+        for stale in [&fresh.index(), &old_path] {
             remove_dir(stale)?;
         }
-        let condemned = CollectorState::read(&self.layout)?.condemned;
-        let index = IndexWriter::open_or_create(&new_path)?;
-        let numbers = self.chunks.packs().sealed()?;
-        progress.begin("packs", numbers.len() as u64);
-        // Condemned packs first, so that other copies of their chunks win.
-        let is_condemned = |number: &PackNumber| condemned.contains_key(number);
-        let (going, staying): (Vec<_>, Vec<_>) = numbers.into_iter().partition(is_condemned);
-        for (done, number) in (1..).zip(going.into_iter().chain(staying)) {
-            match self.chunks.packs().get(number) {
-                Ok(Some(pack)) => self.index_whole_chunks(&pack, &index, report)?,
-                Ok(None) => {}
-                Err(Error::Damaged(damage)) => report.remaining.push(damage),
-                Err(other) => return Err(other),
-            }
-            progress.advance(done);
-        }
-        index.flush()?;
-        drop(index);
+        let bad = self.fill_index(&fresh, report, progress)?;
+        self.salvage(&fresh, &bad)?;
         if self.layout.index().exists() {
             durable::rename(&self.layout.index(), &old_path)?;
         }
-        durable::rename(&new_path, &self.layout.index())?;
+        durable::rename(&fresh.index(), &self.layout.index())?;
         durable::sync_dir(self.layout.root())?;
+        // Only now: until the new index is in place, the old one may still lead
+        // to these packs.
+        self.set_aside(&bad)?;
         remove_dir(&old_path)?;
         self.chunks.refresh_index()?;
         Ok(())
     }
 
-    fn index_whole_chunks(
+    /// Enters all whole chunks into a new index. Returns the packs that hold
+    /// damage, with the entries that are damaged.
+    fn fill_index(
         &self,
-        pack: &PackReader,
-        index: &IndexWriter,
+        fresh: &Layout,
         report: &mut RepairReport,
-    ) -> Result<()> {
-        let entries: Vec<_> = pack.entries().collect();
-        let checked: Vec<_> = entries
-            .par_iter()
-            .map(|(number, entry)| {
-                let stored = pack.stored_bytes(*number, *entry);
-                let at = Location {
-                    pack: pack.number(),
-                    entry: *number,
-                };
-                // A delta's base is read through the index, which is being made:
-                // its stored bytes are vouched for by the footer's check.
-                if stored.base().is_some() {
-                    let reason = "its stored bytes do not match the footer";
-                    return match stored.passes_check() {
-                        true => Ok((entry.key, at)),
-                        false => Err(pack.damaged(*entry, reason)),
-                    };
+        progress: &dyn Progress,
+    ) -> Result<BTreeMap<PackNumber, BTreeSet<EntryNumber>>> {
+        let condemned = CollectorState::read(&self.layout)?.condemned;
+        let numbers = self.chunks.packs().sealed()?;
+        // Condemned packs first, so that other copies of their chunks win.
+        let is_condemned = |number: &PackNumber| condemned.contains_key(number);
+        let (going, staying): (Vec<_>, Vec<_>) = numbers.into_iter().partition(is_condemned);
+        let numbers: Vec<_> = going.into_iter().chain(staying).collect();
+        let mut bad: BTreeMap<PackNumber, BTreeSet<EntryNumber>> = BTreeMap::new();
+        // Deltas second: their bases are looked up in the index of the first pass.
+        for deltas in [false, true] {
+            progress.begin("packs", numbers.len() as u64);
+            let chunks = if deltas {
+                Chunks::new(fresh.clone(), self.page_size())
+            } else {
+                Chunks::new(self.layout.clone(), self.page_size())
+            };
+            let index = IndexWriter::open_or_create(&fresh.index())?;
+            for (done, number) in (1..).zip(&numbers) {
+                match chunks.packs().get(*number) {
+                    Ok(Some(pack)) => {
+                        let damaged = index_whole_chunks(&chunks, &pack, deltas, &index, report)?;
+                        if !damaged.is_empty() {
+                            bad.entry(*number).or_default().extend(damaged);
+                        }
+                    }
+                    Ok(None) => {}
+                    Err(Error::Damaged(damage)) if !deltas => {
+                        report.remaining.push(damage);
+                        bad.entry(*number).or_default();
+                    }
+                    Err(Error::Damaged(_)) => {}
+                    Err(other) => return Err(other),
                 }
-                check_stored(&self.chunks, pack, stored).map(|()| (entry.key, at))
-            })
-            .collect();
-        let mut whole = Vec::with_capacity(checked.len());
-        for result in checked {
-            match result {
-                Ok(found) => whole.push(found),
-                Err(Error::Damaged(damage)) => report.remaining.push(damage),
-                Err(other) => return Err(other),
+                progress.advance(done);
             }
+            index.flush()?;
         }
-        report.indexed_chunks += whole.len() as u64;
-        index.put(whole)
+        Ok(bad)
+    }
+
+    /// Copies the whole chunks of damaged packs into a new pack.
+    fn salvage(
+        &self,
+        fresh: &Layout,
+        bad: &BTreeMap<PackNumber, BTreeSet<EntryNumber>>,
+    ) -> Result<()> {
+        let index = IndexWriter::open(&fresh.index())?;
+        for (number, damaged) in bad {
+            let Ok(Some(pack)) = self.chunks.packs().get(*number) else {
+                continue;
+            };
+            let mut writer = self.chunks.packs().create()?;
+            for (position, entry) in pack.entries() {
+                if damaged.contains(&position) {
+                    continue;
+                }
+                let stored = pack.stored_bytes(position, entry);
+                let chunk = EncodedChunk {
+                    key: entry.key,
+                    encoding: entry.encoding,
+                    check: entry.check,
+                    len: stored.bytes.len(),
+                };
+                writer.append(&[chunk], stored.bytes.to_vec())?;
+            }
+            let sealed = writer.seal()?;
+            index.put(sealed.locations())?;
+        }
+        index.flush()
+    }
+
+    fn set_aside(&self, bad: &BTreeMap<PackNumber, BTreeSet<EntryNumber>>) -> Result<()> {
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let dir = self.layout.damaged();
+        fs::create_dir_all(&dir).context("create", &dir)?;
+        for number in bad.keys() {
+            let to = dir.join(format!("{number}.pack"));
+            durable::rename(&self.layout.pack(*number), &to)?;
+            self.chunks.packs().forget(*number);
+        }
+        durable::sync_dir(&dir)?;
+        durable::sync_dir(&self.layout.packs())
     }
 
     fn repair_tags(&self, dir_was_missing: bool, report: &mut RepairReport) -> Result<()> {
@@ -214,6 +260,49 @@ impl Store {
         }
         Ok(newest.into_iter().map(|(tag, (_, id))| (tag, id)).collect())
     }
+}
+
+/// Enters the whole chunks of a pack, only deltas or only the others. Returns
+/// the damaged ones.
+fn index_whole_chunks(
+    chunks: &Chunks,
+    pack: &PackReader,
+    deltas: bool,
+    index: &IndexWriter,
+    report: &mut RepairReport,
+) -> Result<Vec<EntryNumber>> {
+    let entries: Vec<_> = pack
+        .entries()
+        .filter(|(_, entry)| (entry.encoding == Encoding::Delta) == deltas)
+        .collect();
+    let checked: Vec<_> = entries
+        .par_iter()
+        .map(|(number, entry)| {
+            let stored = pack.stored_bytes(*number, *entry);
+            check_stored(chunks, pack, stored)
+        })
+        .collect();
+    let mut whole = Vec::with_capacity(checked.len());
+    let mut damaged = Vec::new();
+    for ((number, entry), result) in entries.into_iter().zip(checked) {
+        match result {
+            Ok(()) => {
+                let at = Location {
+                    pack: pack.number(),
+                    entry: number,
+                };
+                whole.push((entry.key, at));
+            }
+            Err(Error::Damaged(damage)) => {
+                report.remaining.push(damage);
+                damaged.push(number);
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    report.indexed_chunks += whole.len() as u64;
+    index.put(whole)?;
+    Ok(damaged)
 }
 
 /// A commit under way has opened the index that is about to be replaced.

@@ -12,10 +12,7 @@ use crate::progress::{Bar, Unit};
 pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
     let report = Store::repair(&context.store_path()?, &Bar::new(Unit::Items))?;
     context.answer(&report, || describe(&report))?;
-    let whole = report.remaining.is_empty()
-        && report.lost_tags.is_empty()
-        && report.broken_snapshots.is_empty();
-    if whole {
+    if report.lost_tags.is_empty() && report.broken_snapshots.is_empty() {
         Ok(ExitCode::SUCCESS)
     } else {
         Ok(ExitCode::from(exit::DAMAGED))
@@ -34,7 +31,7 @@ fn describe(report: &RepairReport) -> String {
         out += &format!("Recovered tag {tag}: {}.\n", id.short());
     }
     for damage in &report.remaining {
-        out += &format!("STILL DAMAGED: {damage}\n");
+        out += &format!("SET ASIDE in damaged/: {damage}\n");
     }
     for tag in &report.lost_tags {
         out += &format!(

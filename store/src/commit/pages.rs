@@ -248,7 +248,11 @@ impl LeafWork {
             return Ok(());
         }
         let id = self.node.id();
-        if let Some((parent, _)) = self.parent.as_ref().filter(|(p, _)| node_id(*p) == id) {
+        let unchanged = self
+            .parent
+            .as_ref()
+            .filter(|(parent, leaf)| node_id(*parent) == id && sink.pages_in_place(leaf));
+        if let Some((parent, _)) = unchanged {
             self.result = Some(*parent);
             return Ok(());
         }
@@ -333,7 +337,9 @@ impl LeafWork {
                         return None;
                     }
                     let hash = *ChunkKind::Page.hash(bytes).as_bytes();
-                    let same = self.old_page(page).filter(|old| old.hash == hash);
+                    let same = self
+                        .old_page(page)
+                        .filter(|old| old.hash == hash && sink.in_place(old.hint));
                     Some(same.unwrap_or(Child { hash, hint: None }))
                 });
             Ok(children.collect())

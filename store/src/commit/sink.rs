@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::chunks::Chunks;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gc::state::{CollectorState, Epoch};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
 use crate::index::{IndexReader, IndexWriter};
@@ -27,6 +27,8 @@ pub(crate) struct Sink<'a> {
     lease: Lease,
     claim: Claim,
     condemned: BTreeSet<PackNumber>,
+    /// The sealed packs there are. None of them goes while the lease lives.
+    packs: BTreeSet<PackNumber>,
     index: Arc<IndexReader>,
     writer: Option<PackWriter>,
     /// What this commit has put into the pack being written.
@@ -59,6 +61,7 @@ impl<'a> Sink<'a> {
             lease,
             claim,
             condemned: state.condemned.into_keys().collect(),
+            packs: store.chunks.packs().sealed()?.into_iter().collect(),
             index: store.chunks.refresh_index()?,
             store,
             writer: None,
@@ -85,9 +88,6 @@ impl<'a> Sink<'a> {
     }
 
     /// Where this leaf is stored, if it and all its pages may be used as they are.
-    ///
-    /// A leaf that no snapshot refers to can outlive its pages, so its pages'
-    /// packs are looked at too.
     pub fn known_leaf(&self, id: ChunkId) -> Result<Option<Child>> {
         let Some(at) = self.usable(self.index.get(id.key())?) else {
             return Ok(None);
@@ -97,19 +97,19 @@ impl<'a> Sink<'a> {
             hint: Some(at),
         };
         let leaf = self.chunks().node(child, 0)?;
-        let mut packs = BTreeSet::new();
-        for (_, page) in leaf.present() {
-            let Some(hint) = page.hint else {
-                return Ok(None);
-            };
-            packs.insert(hint.pack);
-        }
-        for pack in packs {
-            if self.condemned.contains(&pack) || self.chunks().packs().get(pack)?.is_none() {
-                return Ok(None);
-            }
-        }
-        Ok(Some(child))
+        Ok(self.pages_in_place(&leaf).then_some(child))
+    }
+
+    /// Whether the pages of a leaf are where its hints say. A leaf can outlive
+    /// its pages: when no snapshot refers to it, or when repair has set a damaged
+    /// pack aside.
+    pub fn pages_in_place(&self, leaf: &Node) -> bool {
+        leaf.present().all(|(_, page)| self.in_place(page.hint))
+    }
+
+    /// Whether a hint leads to a pack that a new snapshot may use.
+    pub fn in_place(&self, hint: Option<Location>) -> bool {
+        hint.is_some_and(|at| self.packs.contains(&at.pack) && !self.condemned.contains(&at.pack))
     }
 
     /// Claims a place for a chunk that is not [`Sink::known`]. The chunks must
@@ -150,6 +150,7 @@ impl<'a> Sink<'a> {
             self.index_pack(&pack)?;
         }
         self.index = self.store.chunks.refresh_index()?;
+        self.packs = self.chunks().packs().sealed()?.into_iter().collect();
         self.claimed.clear();
         Ok(())
     }
@@ -238,7 +239,11 @@ pub(crate) fn encode_into(
     if let Some(base) = base.filter(|base| base.hash != *id.as_bytes()) {
         buffer.resize(payload_limit(id.kind(), chunks.page_size()), 0);
         let base_id = ChunkId::from_hash(id.kind(), base.hash);
-        found = chunks.read_base(base_id, base.hint, &mut buffer)?;
+        found = match chunks.read_base(base_id, base.hint, &mut buffer) {
+            // Nothing new is built on what is damaged.
+            Err(Error::Damaged(_)) => None,
+            other => other?,
+        };
     }
     let base = found
         .as_ref()

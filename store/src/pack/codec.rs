@@ -14,8 +14,8 @@ use std::cell::RefCell;
 
 use zstd::zstd_safe::{CCtx, DCtx};
 
-/// The zstd level. Higher ones gain about 1 % on guest memory at several times
-/// the cost (docs/BENCHMARKS.md).
+/// The zstd level. Level 3 gains under 2 % on guest memory for a quarter more
+/// time, higher ones hardly more (docs/BENCHMARKS.md).
 const LEVEL: i32 = 1;
 /// A delta must be at most this share of the plain encoding to be kept: below
 /// it saves too little for the second decode.
