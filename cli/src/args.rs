@@ -222,9 +222,12 @@ pub struct DemoArgs {
     /// A tag and a memory image to commit under it, in order; may be repeated
     #[arg(long = "image", value_name = "TAG=FILE", value_parser = key_value, required = true)]
     pub images: Vec<(String, String)>,
-    /// Where to put the demonstration's store [default: a temporary directory]
+    /// Where to put the demonstration's store, and keep it [default: a temporary directory]
     #[arg(long, value_name = "DIR")]
     pub work_dir: Option<PathBuf>,
+    /// Keep the temporary directory
+    #[arg(long)]
+    pub keep: bool,
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

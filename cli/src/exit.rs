@@ -19,8 +19,21 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if reader_gone {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", message(error));
     ExitCode::from(code(error))
+}
+
+/// The error and its causes. Many of ours name their cause themselves: what the
+/// line ends with already is not said again.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !message.ends_with(&cause) {
+            message += ": ";
+            message += &cause;
+        }
+    }
+    message
 }
 
 fn code(error: &anyhow::Error) -> u8 {

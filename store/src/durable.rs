@@ -4,8 +4,9 @@
 //! here (RocksDB's own excepted). That makes the order of durable steps
 //! readable in one place per operation, and gives tests a seam: in builds with
 //! debug assertions, `SNAPSTORE_KILL_AT_STEP=N` ends the process with SIGKILL
-//! just before its N-th durable step. There is deliberately no way to skip a
-//! step.
+//! just before its N-th durable step, and `SNAPSTORE_STOP_AT_STEP=N` stops it
+//! there with SIGSTOP until it is continued. There is deliberately no way to
+//! skip a step.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -76,14 +77,27 @@ fn step(what: &'static str, path: &Path) {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    static KILL_AT: LazyLock<Option<u64>> =
-        LazyLock::new(|| std::env::var("SNAPSTORE_KILL_AT_STEP").ok()?.parse().ok());
+    use rustix::process::{Signal, getpid, kill_process};
+
+    static KILL_AT: LazyLock<Option<u64>> = LazyLock::new(|| number("SNAPSTORE_KILL_AT_STEP"));
+    static STOP_AT: LazyLock<Option<u64>> = LazyLock::new(|| number("SNAPSTORE_STOP_AT_STEP"));
     static STEPS: AtomicU64 = AtomicU64::new(0);
-    let Some(kill_at) = *KILL_AT else { return };
-    if STEPS.fetch_add(1, Ordering::SeqCst) + 1 == kill_at {
-        eprintln!("killed before step {kill_at}: {what} {}", path.display());
-        let _ =
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+
+    fn number(variable: &str) -> Option<u64> {
+        std::env::var(variable).ok()?.parse().ok()
+    }
+
+    if KILL_AT.is_none() && STOP_AT.is_none() {
+        return;
+    }
+    let number = STEPS.fetch_add(1, Ordering::SeqCst) + 1;
+    if *STOP_AT == Some(number) {
+        eprintln!("stopped before step {number}: {what} {}", path.display());
+        let _ = kill_process(getpid(), Signal::STOP);
+    }
+    if *KILL_AT == Some(number) {
+        eprintln!("killed before step {number}: {what} {}", path.display());
+        let _ = kill_process(getpid(), Signal::KILL);
         loop {
             std::thread::park();
         }

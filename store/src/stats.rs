@@ -64,10 +64,13 @@ impl Store {
     /// # Errors
     /// Damage of any tag, manifest, node or of the index.
     pub fn stats(&self) -> Result<StoreStats> {
+        // A collection moves chunks while they are counted.
+        let _collect = self.collect_lock()?;
         let snapshots = self.snapshots()?;
         let mut owners = Owners {
             places: Places::all(&self.chunks)?,
-            owner: HashMap::new(),
+            needed_by: Table::default(),
+            entered_by: Table::default(),
             exclusive: vec![0; snapshots.len()],
             totals: StoreStats::default(),
         };
@@ -119,17 +122,44 @@ impl Store {
 const SHARED: u32 = u32::MAX;
 const NOBODY: u32 = u32::MAX - 1;
 
-/// Who needs each entry: one snapshot, or several.
+/// Per entry of each pack: nobody, one snapshot, or several.
+#[derive(Default)]
+struct Table(HashMap<PackNumber, Vec<u32>>);
+
+impl Table {
+    /// Adds a snapshot to an entry; returns who was there before.
+    fn add(&mut self, at: Location, tag: u32) -> u32 {
+        let position = at.entry.0 as usize;
+        let entries = self.0.entry(at.pack).or_default();
+        if entries.len() <= position {
+            entries.resize(position + 1, NOBODY);
+        }
+        let before = entries[position];
+        entries[position] = match before {
+            NOBODY => tag,
+            same if same == tag => tag,
+            _ => SHARED,
+        };
+        before
+    }
+}
+
+/// Who needs each entry.
 struct Owners<'a> {
     places: Places<'a>,
-    owner: HashMap<PackNumber, Vec<u32>>,
+    needed_by: Table,
+    /// Who has visited a node's children. Not the same: who needs a node only as
+    /// a base does not need its children.
+    entered_by: Table,
     exclusive: Vec<i64>,
     totals: StoreStats,
 }
 
 impl Owners<'_> {
     fn walk(&mut self, child: Child, level: u8, tag: u32) -> Result<()> {
-        if !self.own(node_id(child), child.hint, tag)? {
+        let at = self.own(node_id(child), child.hint, tag)?;
+        let before = self.entered_by.add(at, tag);
+        if before == tag || before == SHARED {
             return Ok(());
         }
         let node = self.places.chunks().node(child, level)?;
@@ -143,43 +173,28 @@ impl Owners<'_> {
         Ok(())
     }
 
-    /// Notes that `tag` needs a chunk and its base. Returns whether that changed
-    /// anything; if not, what is below needs no visit either.
-    fn own(&mut self, id: ChunkId, hint: Option<Location>, tag: u32) -> Result<bool> {
+    /// Notes that `tag` needs a chunk and its base. Returns where the chunk is.
+    fn own(&mut self, id: ChunkId, hint: Option<Location>, tag: u32) -> Result<Location> {
         let place = self.places.find(id.key(), hint)?;
+        let at = place.location();
         let Some(stored) = place.pack.stored(place.entry, id.key()) else {
-            return Ok(false);
+            return Ok(at);
         };
         let bytes = (stored.bytes.len() + ENTRY_LEN) as u64;
-        let changed = self.note(place.location(), bytes, id, tag);
-        if let Some(base) = stored.base().filter(|_| changed) {
-            self.own(base.id, Some(base.hint), tag)?;
-        }
-        Ok(changed)
-    }
-
-    fn note(&mut self, at: Location, bytes: u64, id: ChunkId, tag: u32) -> bool {
-        let position = at.entry.0 as usize;
-        let owners = self.owner.entry(at.pack).or_default();
-        if owners.len() <= position {
-            owners.resize(position + 1, NOBODY);
-        }
-        let before = owners[position];
         let signed = i64::try_from(bytes).expect("a chunk is small");
-        match before {
-            SHARED => return false,
-            same if same == tag => return false,
+        match self.needed_by.add(at, tag) {
+            SHARED => return Ok(at),
+            same if same == tag => return Ok(at),
             NOBODY => {
-                owners[position] = tag;
                 self.exclusive[tag as usize] += signed;
                 self.count(bytes, id);
             }
-            other => {
-                owners[position] = SHARED;
-                self.exclusive[other as usize] -= signed;
-            }
+            other => self.exclusive[other as usize] -= signed,
         }
-        true
+        if let Some(base) = stored.base() {
+            self.own(base.id, Some(base.hint), tag)?;
+        }
+        Ok(at)
     }
 
     fn count(&mut self, bytes: u64, id: ChunkId) {

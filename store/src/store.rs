@@ -1,6 +1,6 @@
 //! Opening a store, and its snapshots and tags.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -148,9 +148,14 @@ impl Store {
             let manifest = self.manifest(id)?;
             snapshots.push(TaggedSnapshot { tag, id, manifest });
         }
-        snapshots.sort_by(|a, b| {
-            let time = |s: &TaggedSnapshot| s.manifest.created_unix_seconds;
-            (time(a), is_ancestor_of(b, a)).cmp(&(time(b), is_ancestor_of(a, b)))
+        let depths = depths(&snapshots);
+        snapshots.sort_by_cached_key(|snapshot| {
+            let depth = depths.get(&snapshot.id).copied();
+            (
+                snapshot.manifest.created_unix_seconds,
+                depth,
+                snapshot.tag.clone(),
+            )
         });
         Ok(snapshots)
     }
@@ -279,8 +284,8 @@ impl Store {
     }
 
     /// Every snapshot that is tagged or whose manifest is still in the index.
-    fn untagged_and_tagged(&self) -> Result<std::collections::BTreeSet<SnapshotId>> {
-        let mut ids: std::collections::BTreeSet<_> = self.tags()?.into_values().collect();
+    fn untagged_and_tagged(&self) -> Result<BTreeSet<SnapshotId>> {
+        let mut ids: BTreeSet<_> = self.tags()?.into_values().collect();
         let index = self.chunks.refresh_index()?;
         for entry in index.manifests() {
             let (key, location) = entry?;
@@ -316,8 +321,32 @@ impl Pin {
     }
 }
 
-fn is_ancestor_of(snapshot: &TaggedSnapshot, other: &TaggedSnapshot) -> bool {
-    other.manifest.parent == Some(snapshot.id)
+/// How many of the listed snapshots each one descends from: snapshots of the
+/// same second are in the order of their chain.
+fn depths(snapshots: &[TaggedSnapshot]) -> HashMap<SnapshotId, usize> {
+    let parents: HashMap<_, _> = snapshots
+        .iter()
+        .map(|snapshot| (snapshot.id, snapshot.manifest.parent))
+        .collect();
+    let mut depths = HashMap::new();
+    for snapshot in snapshots {
+        let mut unknown = Vec::new();
+        let mut next = Some(snapshot.id);
+        let known = loop {
+            match next {
+                Some(id) if depths.contains_key(&id) => break depths[&id] + 1,
+                Some(id) if parents.contains_key(&id) => {
+                    unknown.push(id);
+                    next = parents[&id];
+                }
+                _ => break 0,
+            }
+        };
+        for (id, depth) in unknown.into_iter().rev().zip(known..) {
+            depths.insert(id, depth);
+        }
+    }
+    depths
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

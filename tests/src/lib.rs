@@ -1,4 +1,5 @@
 //! What the tests of snapstore share.
 
+pub mod crashing;
 pub mod harness;
 pub mod powercut;

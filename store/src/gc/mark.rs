@@ -134,6 +134,9 @@ impl<'a> Places<'a> {
 pub(crate) struct Reach<'a> {
     places: Places<'a>,
     marks: Marks,
+    /// Nodes whose children are marked. A node may be marked without being here:
+    /// as the base of another one, which needs the node and not its children.
+    entered: Marks,
 }
 
 impl<'a> Reach<'a> {
@@ -142,6 +145,7 @@ impl<'a> Reach<'a> {
         Ok(Self {
             places: Places::few(chunks)?,
             marks: Marks::default(),
+            entered: Marks::default(),
         })
     }
 
@@ -150,6 +154,7 @@ impl<'a> Reach<'a> {
         Ok(Self {
             places: Places::all(chunks)?,
             marks: Marks::default(),
+            entered: Marks::default(),
         })
     }
 
@@ -176,7 +181,8 @@ impl<'a> Reach<'a> {
     }
 
     fn mark_tree(&mut self, child: Child, level: u8) -> Result<()> {
-        if !self.mark(node_id(child), child.hint)? {
+        let at = self.mark(node_id(child), child.hint)?;
+        if !self.entered.set(at) {
             return Ok(());
         }
         let node = self.places.chunks().node(child, level)?;
@@ -190,11 +196,12 @@ impl<'a> Reach<'a> {
         Ok(())
     }
 
-    /// Marks a chunk and its base; returns whether it was new.
-    fn mark(&mut self, id: ChunkId, hint: Option<Location>) -> Result<bool> {
+    /// Marks a chunk and its base; returns where the chunk is.
+    fn mark(&mut self, id: ChunkId, hint: Option<Location>) -> Result<Location> {
         let place = self.places.find(id.key(), hint)?;
-        if !self.marks.set(place.location()) {
-            return Ok(false);
+        let at = place.location();
+        if !self.marks.set(at) {
+            return Ok(at);
         }
         let base = place
             .pack
@@ -204,6 +211,6 @@ impl<'a> Reach<'a> {
             let place = self.places.find(base.id.key(), Some(base.hint))?;
             self.marks.set(place.location());
         }
-        Ok(true)
+        Ok(at)
     }
 }

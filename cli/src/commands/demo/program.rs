@@ -1,0 +1,149 @@
+//! Running this program's commands in the open: each is shown, then its output.
+
+use std::io::{self, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use crate::context::own_program;
+
+/// Something that took time.
+pub struct Step {
+    pub what: String,
+    pub time: Duration,
+    pub note: String,
+}
+
+/// This program, on one store.
+pub struct Program {
+    path: PathBuf,
+    store: PathBuf,
+    steps: Vec<Step>,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Program {
+    /// From here on a signal does not end this process, but the step it is at.
+    pub fn new(store: &Path) -> anyhow::Result<Self> {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        let interrupted = Arc::new(AtomicBool::new(false));
+        for signal in [SIGHUP, SIGINT, SIGTERM] {
+            signal_hook::flag::register(signal, interrupted.clone())
+                .context("cannot watch for signals")?;
+        }
+        Ok(Self {
+            path: own_program()?,
+            store: store.to_owned(),
+            steps: Vec::new(),
+            interrupted,
+        })
+    }
+
+    pub fn check_interrupted(&self) -> anyhow::Result<()> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        Ok(())
+    }
+
+    /// Shows how a user would name the store.
+    pub fn announce(&self) -> anyhow::Result<()> {
+        let store = self.store.to_string_lossy();
+        say(&format!("$ export SNAPSTORE_DIR={}", quoted(&store)))
+    }
+
+    /// Runs a command, which must succeed. A Ctrl-C on the terminal ends it.
+    pub fn run(&mut self, arguments: &[&str]) -> anyhow::Result<Duration> {
+        self.execute(arguments, |command| command)
+    }
+
+    /// The same, but a Ctrl-C does not reach the command.
+    pub fn run_whatever_signal(&mut self, arguments: &[&str]) -> anyhow::Result<Duration> {
+        self.execute(arguments, |command| command.process_group(0))
+    }
+
+    fn execute(
+        &mut self,
+        arguments: &[&str],
+        configure: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> anyhow::Result<Duration> {
+        self.check_interrupted()?;
+        let words: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
+        let line = format!("snapstore {}", words.join(" "));
+        say(&format!("\n$ {line}"))?;
+        let mut command = Command::new(&self.path);
+        command
+            .args(arguments)
+            .env("SNAPSTORE_DIR", &self.store)
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit());
+        let started = Instant::now();
+        let output = configure(&mut command)
+            .output()
+            .context("cannot start this program's own file")?;
+        let time = started.elapsed();
+        let text = String::from_utf8_lossy(&output.stdout);
+        for text_line in text.lines() {
+            say(format!("  {text_line}").trim_end())?;
+        }
+        self.check_interrupted()?;
+        if !output.status.success() {
+            bail!("`{line}` ended with {}", output.status);
+        }
+        // Paths say nothing in a list of times.
+        let what: Vec<&str> = arguments
+            .iter()
+            .copied()
+            .filter(|word| !word.contains('/') && *word != "--memory")
+            .collect();
+        self.note(&what.join(" "), time, "");
+        Ok(time)
+    }
+
+    /// Adds to the list of what took how long.
+    pub fn note(&mut self, what: &str, time: Duration, note: &str) {
+        self.steps.push(Step {
+            what: what.to_owned(),
+            time,
+            note: note.to_owned(),
+        });
+    }
+
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+}
+
+/// Prints a line; unlike `println!` it survives a reader that went away.
+pub fn say(line: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+/// As one would type it in a shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=:,./@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(quoted("base+1"), "base+1");
+        assert_eq!(quoted("/a dir/it's"), r"'/a dir/it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}
