@@ -21,7 +21,7 @@ fi
 if [ ! -f "$dir/librocksdb.a" ]; then
     # clang needs about a third less time than g++ for the same archive.
     if command -v clang++ >/dev/null; then export CC=clang CXX=clang++; fi
-    echo "Building RocksDB $version once into $dir: about 15 minutes on two cores." >&2
+    echo "Building RocksDB $version into $dir: about 15-20 minutes on two cores, once." >&2
     build="$cache/rocksdb-build"
     env -u ROCKSDB_LIB_DIR -u ROCKSDB_STATIC -u RUSTFLAGS \
         CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_OPT_LEVEL=2 \

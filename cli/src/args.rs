@@ -11,16 +11,22 @@ use clap::{Args, Parser, Subcommand};
 #[command(version, about, long_about = None, after_help = EXIT_CODES)]
 pub struct Cli {
     /// The store's directory [default: $XDG_DATA_HOME/snapstore or ~/.local/share/snapstore]
-    #[arg(long, global = true, env = "SNAPSTORE_DIR", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        env = "SNAPSTORE_DIR",
+        value_name = "DIR"
+    )]
     pub store: Option<PathBuf>,
     /// Print one JSON object instead of text
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
     /// Say more about what happens; twice for details
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = "Global options", action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// How long to wait for another process that changes the store, in seconds
-    #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, global = true, help_heading = "Global options", value_name = "SECONDS", value_parser = seconds)]
     pub lock_timeout: Option<Duration>,
     #[command(subcommand)]
     pub command: Command,
@@ -42,6 +48,7 @@ pub enum Command {
     /// Give a snapshot another name
     Tag(TagArgs),
     /// List tags
+    #[command(after_help = "Example:\n  snapstore tags --json")]
     Tags,
     /// Remove tags; `gc` then frees what only they needed
     Rm(RmArgs),

@@ -1,5 +1,6 @@
 //! What the tests of snapstore share.
 
+pub mod bench;
 pub mod crashing;
 pub mod harness;
 pub mod powercut;

@@ -1,6 +1,7 @@
 //! Whatever is killed, wherever it is killed, and even if the power fails with
 //! it: what was acknowledged is there, and the rest is as if it had not begun.
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -202,7 +203,11 @@ fn repacking_gc() -> Result<Case> {
     let mut case = Case::new()?;
     let large = image(1, 600);
     case.commit("large", &large, &["--no-parent"])?;
-    case.commit("part", &changed(&large[..60 * PAGE], 4, 3), &["--parent", "large"])?;
+    case.commit(
+        "part",
+        &changed(&large[..60 * PAGE], 4, 3),
+        &["--parent", "large"],
+    )?;
     case.cli().ok(&["rm", "large"])?;
     case.check.before.remove("large");
     let plan = case.cli().ok(&["gc", "--dry-run"])?;
@@ -262,16 +267,164 @@ fn cut_everywhere(name: &str, case: &Case) -> Result<()> {
         let mounted = disk.mount(dir.path())?;
         let done = case.run_until(step, &mounted.path().join("store"))?;
         drop(mounted);
-        for lost in [Lost::All, Lost::DataOnly] {
-            let mounted = disk.after_power_cut(lost).mount(dir.path())?;
+        let check = |left: Disk, how: &str| {
+            let mounted = left.mount(dir.path())?;
             case.check_after(done, &mounted.path().join("store"))
-                .with_context(|| format!("{name}: cut before step {step}, lost {lost:?}"))?;
+                .with_context(|| format!("{name}: ended before step {step}, {how}"))
+        };
+        check(disk.after_power_cut(Lost::All), "all lost")?;
+        check(disk.after_power_cut(Lost::DataOnly), "data lost")?;
+        // The power may also fail later, when others have built on what the
+        // killed process left without syncing it.
+        let mounted = disk.mount(dir.path())?;
+        let others = Cli::new(&mounted.path().join("store"));
+        if case.check.may_need_repair {
+            others.ok(&["repair"])?;
         }
+        let collected = others.run(&["gc"])?;
+        ensure!(collected.status.success() || case.check.may_be_missing);
+        drop(mounted);
+        check(disk.after_power_cut(Lost::All), "all lost after a gc")?;
         if done {
             return Ok(());
         }
     }
     bail!("it has no end")
+}
+
+/// What the program acknowledges is there, however soon the power fails, and
+/// however new the directories around the store are.
+#[test]
+fn an_acknowledged_commit_survives_a_power_cut_at_once() -> Result<()> {
+    if let Some(reason) = powercut::unavailable() {
+        skipped("an_acknowledged_commit_survives", &reason);
+        return Ok(());
+    }
+    let mut case = Case::without_store()?;
+    let memory = case.file("memory", &image(1, 600))?;
+    expect(&mut case.check.after, "base", &memory);
+    let dir = TempDir::new()?;
+    let store = dir.path().join("new/directories/store");
+    let disk = Disk::new();
+    let mounted = disk.mount(dir.path())?;
+    let cli = Cli::new(&store);
+    cli.ok(&["init"])?;
+    let memory = memory.to_str().context("a path")?;
+    cli.ok(&["commit", "base", "--memory", memory])?;
+    drop(mounted);
+    for lost in [Lost::All, Lost::DataOnly] {
+        let _mounted = disk.after_power_cut(lost).mount(dir.path())?;
+        case.check_after(true, &store)
+            .with_context(|| format!("{lost:?}"))?;
+    }
+    Ok(())
+}
+
+/// A pack whose name is not durable yet must not get into a new index: after a
+/// power cut commits would rely on what is not there.
+#[test]
+fn repair_relies_on_nothing_that_a_power_cut_takes_away() -> Result<()> {
+    if let Some(reason) = powercut::unavailable() {
+        skipped("repair_relies_on_nothing", &reason);
+        return Ok(());
+    }
+    let case = Case::without_store()?;
+    let memory = case.file("memory", &image(1, 100))?;
+    let memory = memory.to_str().context("a path")?;
+    for step in 1..MOST_STEPS {
+        let dir = TempDir::new()?;
+        let store = dir.path().join("store");
+        let disk = Disk::new();
+        let mounted = disk.mount(dir.path())?;
+        let cli = Cli::new(&store);
+        cli.ok(&["init"])?;
+        let killed = cli
+            .clone()
+            .with_env("SNAPSTORE_KILL_AT_STEP", &step.to_string())
+            .run(&["commit", "base", "--memory", memory])?;
+        cli.ok(&["repair"])?;
+        drop(mounted);
+        let _mounted = disk.after_power_cut(Lost::All).mount(dir.path())?;
+        cli.ok(&["commit", "again", "--no-parent", "--memory", memory])?;
+        cli.ok(&["verify", "--read-data"])
+            .with_context(|| format!("killed before step {step}"))?;
+        if killed.status.success() {
+            return Ok(());
+        }
+    }
+    bail!("a commit has no end")
+}
+
+/// A small filesystem of its own that can be filled.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn mount(size_bytes: u64) -> Result<Self> {
+        let dir = TempDir::new()?;
+        let options = CString::new(format!("size={size_bytes}"))?;
+        let flags = MountFlags::NODEV | MountFlags::NOSUID;
+        rustix::mount::mount("none", dir.path(), "tmpfs", flags, Some(options.as_c_str()))?;
+        Ok(Self(dir))
+    }
+
+    /// Takes up all space but this much.
+    fn leave_free(&self, bytes: u64) -> Result<()> {
+        let ballast = self.0.path().join("ballast");
+        let _ = fs::remove_file(&ballast);
+        let stat = rustix::fs::statvfs(self.0.path())?;
+        let len = (stat.f_bavail * stat.f_frsize).saturating_sub(bytes);
+        fs::write(&ballast, vec![1; usize::try_from(len)?])?;
+        Ok(())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.0.path(), UnmountFlags::DETACH);
+    }
+}
+
+/// Wherever a commit runs out of space, it says so, and leaves the space and
+/// the store as they were.
+#[test]
+fn a_full_disk_fails_the_commit_and_nothing_else() -> Result<()> {
+    let disk = match SmallDisk::mount(8 << 20) {
+        Ok(disk) => disk,
+        Err(error) => {
+            skipped("a_full_disk", &format!("cannot mount a tmpfs: {error}"));
+            return Ok(());
+        }
+    };
+    let cli = Cli::new(&disk.0.path().join("store"));
+    cli.ok(&["init"])?;
+    let case = Case::without_store()?;
+    let mut expected = Expected::new();
+    let base = case.file("base", &image(1, 200))?;
+    let next = case.file("next", &image(2, 200))?;
+    expect(&mut expected, "base", &base);
+    let next_argument = next.display().to_string();
+    cli.ok(&["commit", "base", "--memory", &base.display().to_string()])?;
+    let mut failures = 0;
+    for free in (0..4 << 20).step_by(24 << 10) {
+        disk.leave_free(free)?;
+        let output = cli.run(&["commit", "next", "--memory", &next_argument])?;
+        if output.status.success() {
+            break;
+        }
+        failures += 1;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(1), "{said}");
+        ensure!(said.contains("No space left on device"), "{said}");
+        assert_holds(&cli, &expected).with_context(|| format!("{free} bytes were free"))?;
+        assert_nothing_unfinished(cli.store())?;
+        let packs = fs::read_dir(cli.store().join("packs"))?.count();
+        ensure!(packs == 1, "{packs} packs with {free} bytes free: {said}");
+    }
+    ensure!(failures > 5, "only {failures} commits failed");
+    expect(&mut expected, "next", &next);
+    assert_holds(&cli, &expected)?;
+    fs::remove_file(disk.0.path().join("ballast"))?;
+    Check::holds(&expected).run(cli.store())
 }
 
 /// Copies a directory, durably.

@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::durable;
-use crate::error::{IoContext as _, Result};
+use crate::error::{Damage, IoContext as _, Result};
 use crate::layout::Layout;
 use crate::lock::{self, LockKind};
 use crate::pack::PackNumber;
@@ -106,8 +106,16 @@ impl PackSet {
         let mut next = counted;
         for extension in ["pack", "open"] {
             for number in self.numbers_with_extension(extension)? {
-                next = next.max(number.0 + 1);
+                next = next.max(number.0.saturating_add(1));
             }
+        }
+        if next == u32::MAX {
+            // Only a foreign file can have brought this about.
+            return Err(Damage::Pack {
+                path: self.layout.pack(PackNumber(next)),
+                reason: "its number leaves none for new packs",
+            }
+            .into());
         }
         fs::write(&counter_path, format!("{}\n", next + 1)).context("write", &counter_path)?;
         Ok(PackNumber(next))
@@ -121,8 +129,12 @@ impl PackSet {
             let number = name
                 .to_str()
                 .and_then(|name| name.strip_suffix(extension)?.strip_suffix('.'))
-                .and_then(|digits| u32::from_str_radix(digits, 16).ok());
-            numbers.extend(number.map(PackNumber));
+                .and_then(|digits| {
+                    let number = PackNumber(u32::from_str_radix(digits, 16).ok()?);
+                    // Not `1` nor `+0000001`, which would be 00000001 once more.
+                    (number.to_string() == digits).then_some(number)
+                });
+            numbers.extend(number);
         }
         Ok(numbers)
     }

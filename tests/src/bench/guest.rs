@@ -138,14 +138,10 @@ impl Guest {
         for (number, page) in &step {
             self.changed.insert(*number, page.clone());
         }
-        self.used.extend(step.keys().filter(|number| !self.first_used(**number)));
+        self.used.extend(step.keys());
         self.used.sort_unstable();
         self.used.dedup();
         step
-    }
-
-    fn first_used(&self, number: u64) -> bool {
-        self.used.binary_search(&number).is_ok()
     }
 
     /// Writes all memory into a new file.

@@ -62,7 +62,10 @@ impl Mount {
         };
         let mut line = String::new();
         BufReader::new(out).read_line(&mut line)?;
-        ensure!(line.trim() == serve_ram::READY, "the trivial server did not start");
+        ensure!(
+            line.trim() == serve_ram::READY,
+            "the trivial server did not start"
+        );
         Ok(mount)
     }
 
@@ -94,7 +97,10 @@ impl Mount {
                 cli.ok(&["umount", self.dir.to_str().context("a path in UTF-8")?])?;
             }
             Server::Ram(mut child) => {
-                let status = Command::new("fusermount3").arg("-u").arg(&self.dir).status()?;
+                let status = Command::new("fusermount3")
+                    .arg("-u")
+                    .arg(&self.dir)
+                    .status()?;
                 ensure!(status.success(), "cannot unmount {}", self.dir.display());
                 child.wait()?;
             }

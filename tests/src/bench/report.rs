@@ -102,8 +102,12 @@ impl Report {
         };
         let head = HEAD.map(str::to_owned);
         let rows: Vec<_> = std::iter::once(&head).chain(&section.rows).collect();
-        let widths: [usize; 7] =
-            std::array::from_fn(|column| rows.iter().map(|row| width(&row[column])).max().unwrap_or(0));
+        let widths: [usize; 7] = std::array::from_fn(|column| {
+            rows.iter()
+                .map(|row| width(&row[column]))
+                .max()
+                .unwrap_or(0)
+        });
         let mut out = format!("{}\n", section.bench);
         for row in rows {
             let mut line = String::from("  ");
@@ -176,5 +180,8 @@ fn show_ratio(ratios: Spread) -> String {
     if ratios.min.total_cmp(&ratios.max).is_eq() {
         return format!("{:.3}", ratios.median);
     }
-    format!("{:.2} ({:.2}..{:.2})", ratios.median, ratios.min, ratios.max)
+    format!(
+        "{:.2} ({:.2}..{:.2})",
+        ratios.median, ratios.min, ratios.max
+    )
 }

@@ -50,13 +50,21 @@ impl Server {
         let is_file = ino == INO;
         FileAttr {
             ino: INodeNo(ino),
-            size: if is_file { self.content.len() as u64 } else { 0 },
+            size: if is_file {
+                self.content.len() as u64
+            } else {
+                0
+            },
             blocks: 0,
             atime: UNIX_EPOCH,
             mtime: UNIX_EPOCH,
             ctime: UNIX_EPOCH,
             crtime: UNIX_EPOCH,
-            kind: if is_file { FileType::RegularFile } else { FileType::Directory },
+            kind: if is_file {
+                FileType::RegularFile
+            } else {
+                FileType::Directory
+            },
             perm: if is_file { 0o444 } else { 0o555 },
             nlink: 1,
             uid: rustix::process::getuid().as_raw(),
@@ -106,7 +114,9 @@ impl Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let rest = usize::try_from(offset).ok().and_then(|start| self.content.get(start..));
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.content.get(start..));
         let rest = rest.unwrap_or_default();
         reply.data(&rest[..rest.len().min(size as usize)]);
     }

@@ -40,7 +40,11 @@ pub fn faults(path: &Path, advice: Advice, pages: &[u64], truth: &Path) -> anyho
     let mut wanted = vec![0; PAGE];
     for &number in pages {
         truth.read_exact_at(&mut wanted, number * PAGE as u64)?;
-        ensure!(page(&map, number) == wanted, "page {number} of {} is wrong", path.display());
+        ensure!(
+            page(&map, number) == wanted,
+            "page {number} of {} is wrong",
+            path.display()
+        );
     }
     let count = f64::from(u32::try_from(seconds.len())?);
     let mean = seconds.iter().sum::<f64>() / count;

@@ -1,0 +1,36 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test bench check clean
+
+# Finds a cargo that is new enough wherever it was installed.
+with_cargo := . scripts/toolchain.sh;
+
+# Files to use instead of the guest's images: IMAGES="base=a.ram base+1=b.ram"
+export IMAGES
+
+help: ## Print this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+
+setup: ## Install what is missing; compile RocksDB once
+	@scripts/setup.sh
+
+build: setup ## Build the program: target/release/snapstore
+	@$(with_cargo) cargo build --release --locked -p snapstore
+
+demo: build ## Do the main job on memory of a real guest, and measure it
+	@scripts/demo.sh $(DEMO_ARGS)
+
+test: setup ## Run all checks and tests; ends with the numbers
+	@scripts/test.sh
+
+bench: setup ## Measure on the guest's images
+	@$(with_cargo) cargo build --release --locked --workspace; \
+	images="$$(scripts/guest-images.sh)"; \
+	SNAPSTORE_IMAGES="$$images" cargo run --release --locked -p snapstore-tests --bin bench
+
+check: setup ## Run formatter, linter and documentation only
+	@scripts/test.sh --checks-only
+
+clean: ## Remove what was built here; RocksDB and the images stay in ~/.cache/snapstore
+	@$(with_cargo) cargo clean

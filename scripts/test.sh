@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Runs every check and every test, and closes with "N passed, N failed, N skipped".
+#
+#   scripts/test.sh [--checks-only]
+#
+# A test that cannot run here prints a line "SKIPPED name: reason". cargo counts it
+# as passed; the summary counts it as skipped. A check that fails counts as failed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/toolchain.sh
+
+log="$(mktemp)"
+trap 'rm -f "$log"' EXIT
+passed=0 failed=0 skipped=0
+
+say() { printf '\n--- %s ---\n' "$*"; }
+
+# Runs the check called $1: the rest is its command.
+check() {
+    local name="$1"; shift
+    say "$name"
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        echo "FAILED $name: $*"
+        failed=$((failed + 1))
+    fi
+}
+
+# The same for a part of the toolchain ($2) that may be missing.
+check_with() {
+    local name="$1" component="$2"; shift 2
+    if ! cargo "$name" --version >/dev/null 2>&1 && command -v rustup >/dev/null; then
+        rustup component add "$component" || true
+    fi
+    if cargo "$name" --version >/dev/null 2>&1; then
+        check "$name" "$@"
+    else
+        say "$name"
+        echo "SKIPPED $name: this Rust has no $component and it cannot be added"
+        skipped=$((skipped + 1))
+    fi
+}
+
+check_with fmt rustfmt cargo fmt --all --check
+check_with clippy clippy cargo clippy --workspace --all-targets --locked -- -D warnings
+check doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+if [ "${1:-}" != --checks-only ]; then
+    for device in /dev/fuse /dev/kvm; do
+        if ! (exec 3<>"$device") 2>/dev/null; then
+            printf '\nThis machine offers no usable %s: tests that need it are skipped.\n' "$device"
+        fi
+    done
+    # The tests run the program, which `cargo test` alone would not build.
+    check build cargo build --workspace --locked
+    say tests
+    status=0
+    cargo test --workspace --locked --no-fail-fast -- --nocapture 2>&1 | tee "$log" || status=$?
+
+    # Output of tests that run side by side may share a line with cargo's own.
+    read -r cargo_passed cargo_failed < <(
+        grep -oE 'test result: [A-Za-z]+\. [0-9]+ passed; [0-9]+ failed' "$log" |
+            awk '{ passed += $5; failed += $7 } END { print passed + 0, failed + 0 }'
+    ) || true
+    cargo_skipped="$(grep -cE '(^|\.\.\. )SKIPPED ' "$log" || true)"
+    # A test file that does not compile, or a test process that died, has no result.
+    if [ "$status" != 0 ] && [ "$cargo_failed" = 0 ]; then cargo_failed=1; fi
+    passed=$((passed + cargo_passed - cargo_skipped))
+    failed=$((failed + cargo_failed))
+    skipped=$((skipped + cargo_skipped))
+    if [ "$cargo_skipped" != 0 ]; then
+        say skipped
+        grep -oE '(^|\.\.\. )SKIPPED .*' "$log" | sed 's/^\.\.\. //'
+    fi
+    if [ "$cargo_failed" != 0 ]; then
+        say failed
+        grep -E '^error: test failed|^    `-p |^error(\[|: could not compile)|^test .* FAILED$|^    [a-z0-9_:]+$' "$log" || true
+    fi
+fi
+
+echo
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]

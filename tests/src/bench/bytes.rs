@@ -1,0 +1,227 @@
+//! How many bytes are stored.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+use snapstore_store::Store;
+use zstd::bulk::Compressor;
+
+use crate::bench::deep::commit_file;
+use crate::bench::guest::{Guest, NAMES, PAGE};
+use crate::bench::report::{Comparison, Unit};
+use crate::bench::stats::{Random, Samples};
+use crate::bench::tools::{bytes_under, figure, find, settle, timed};
+use crate::bench::{Bench, utf8};
+
+/// What is aimed at: 112 MB for 254 MiB of distinct pages.
+const AIM: f64 = 112e6 / (254.0 * 1024.0 * 1024.0);
+
+fn compare(
+    bench: &mut Bench,
+    (what, product): (&str, &Samples),
+    (against, baseline): (&str, &Samples),
+    aim: Option<f64>,
+) {
+    bench.report.add(&Comparison {
+        what: what.to_owned(),
+        unit: Unit::Bytes,
+        product: product.clone(),
+        against: against.to_owned(),
+        baseline: baseline.clone(),
+        aim,
+    });
+}
+
+/// The five images in one store.
+///
+/// # Errors
+/// If something fails.
+pub fn five(bench: &mut Bench) -> anyhow::Result<()> {
+    let cli = bench.new_store("five")?;
+    let mut distinct = HashSet::new();
+    for name in NAMES {
+        let path = bench.images.path(name);
+        cli.ok(&["commit", name, "--memory", utf8(&path)?])?;
+        let memory = bench.images.read(name)?;
+        distinct.extend(
+            memory
+                .chunks(PAGE)
+                .filter(|page| !snapstore_store::is_zero(page))
+                .map(|page| *blake3::hash(page).as_bytes()),
+        );
+    }
+    let stats = cli.json(&["stats"])?;
+    let count = |name: &str| {
+        stats[name]
+            .as_u64()
+            .with_context(|| format!("stats lack {name}"))
+    };
+    let distinct_bytes = (distinct.len() * PAGE) as u64;
+    ensure!(
+        count("distinct_bytes")? == distinct_bytes,
+        "stats count other distinct pages: {} bytes, not {distinct_bytes}",
+        count("distinct_bytes")?
+    );
+    let one = |bytes: u64| Samples::one(figure(bytes));
+    let all = ("all files of the store", one(count("total_bytes")?));
+    let distinct = ("distinct pages", one(distinct_bytes));
+    let parts = [
+        ("of these, pages", "page_stored_bytes"),
+        ("of these, trees and manifests", "metadata_stored_bytes"),
+        ("of these, packs without use", "unreferenced_bytes"),
+        ("of these, index", "index_bytes"),
+    ];
+    compare(bench, (all.0, &all.1), (distinct.0, &distinct.1), Some(AIM));
+    for (what, name) in parts {
+        compare(bench, (what, &one(count(name)?)), (all.0, &all.1), None);
+    }
+    let zstd = zstd_bytes(bench)?;
+    match zstd {
+        Some(bytes) => compare(
+            bench,
+            (all.0, &all.1),
+            ("zstd -1 of each file", &one(bytes)),
+            None,
+        ),
+        None => bench
+            .report
+            .skip("bytes-five against zstd", "zstd is not installed"),
+    }
+    match borg_bytes(bench)? {
+        Some(bytes) => compare(
+            bench,
+            (all.0, &all.1),
+            ("borg, 4 KiB chunks, zstd,1", &one(bytes)),
+            None,
+        ),
+        None => bench
+            .report
+            .skip("bytes-five against borg", "borg is not installed"),
+    }
+    fs::remove_dir_all(cli.store())?;
+    Ok(())
+}
+
+fn zstd_bytes(bench: &Bench) -> anyhow::Result<Option<u64>> {
+    let Some(zstd) = find("zstd") else {
+        return Ok(None);
+    };
+    let out = bench.path("image.zst");
+    let mut total = 0;
+    for name in NAMES {
+        let mut command = Command::new(&zstd);
+        command
+            .args(["-1", "-T2", "-q", "-f"])
+            .arg(bench.images.path(name));
+        timed(command.arg("-o").arg(&out))?;
+        total += fs::metadata(&out)?.len();
+    }
+    fs::remove_file(&out)?;
+    Ok(Some(total))
+}
+
+fn borg_bytes(bench: &Bench) -> anyhow::Result<Option<u64>> {
+    let Some(borg) = find("borg") else {
+        return Ok(None);
+    };
+    let (home, repository) = (bench.path("borg-home"), bench.path("borg"));
+    fs::create_dir(&home)?;
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(&borg);
+        command.args(arguments).env("BORG_BASE_DIR", &home);
+        command
+    };
+    timed(&mut command(&[
+        "init",
+        "--encryption=none",
+        utf8(&repository)?,
+    ]))?;
+    for name in NAMES {
+        let archive = format!("{}::{name}", utf8(&repository)?);
+        let options = ["--chunker-params", "fixed,4096", "--compression", "zstd,1"];
+        let mut create = command(&[&["create"], &options[..]].concat());
+        timed(create.arg(archive).arg(bench.images.path(name)))?;
+    }
+    let total = bytes_under(&repository)?;
+    fs::remove_dir_all(&repository)?;
+    Ok(Some(total))
+}
+
+/// Fifty small steps of a guest, each committed as a diff.
+///
+/// # Errors
+/// If something fails.
+pub fn steps(bench: &mut Bench) -> anyhow::Result<()> {
+    const STEPS: usize = 50;
+    const EDITS: usize = 2000;
+    const FRESH: usize = 200;
+    let cli = bench.new_store("steps")?;
+    let store = Store::open(cli.store())?;
+    let mut guest = Guest::new(bench.images.read("base")?);
+    commit_file(&store, "s0", &bench.images.path("base"), None)?;
+    let before = bytes_under(cli.store())?;
+    let diff = bench.path("step-diff");
+    let mut random = Random::new(7);
+    let (mut stored, mut raw, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 1..=STEPS {
+        let step = guest.run(&mut random, EDITS, FRESH);
+        guest.write_diff(&step, &diff)?;
+        let (tag, parent) = (format!("s{number}"), format!("s{}", number - 1));
+        let committed = commit_file(&store, &tag, &diff, Some(&parent))?;
+        stored.push(figure(committed.manifest.added_bytes));
+        raw.push(figure((step.len() * PAGE) as u64));
+        plain.push(figure(compressed(step.values())?));
+    }
+    settle(&[])?;
+    let grown = bytes_under(cli.store())? - before;
+    check_end(
+        &store,
+        &guest,
+        &format!("s{STEPS}"),
+        &bench.path("steps-end"),
+    )?;
+    let what = format!("stored per step of {EDITS} edits and {FRESH} new pages");
+    let stored = Samples::new(stored);
+    compare(
+        bench,
+        (&what, &stored),
+        ("changed pages", &Samples::new(raw.clone())),
+        None,
+    );
+    compare(
+        bench,
+        (&what, &stored),
+        ("zstd -1 of each page", &Samples::new(plain)),
+        None,
+    );
+    let grown = Samples::one(figure(grown));
+    let total = Samples::one(raw.iter().sum());
+    let what = format!("growth of all files in {STEPS} steps");
+    compare(bench, (&what, &grown), ("changed pages", &total), None);
+    fs::remove_dir_all(cli.store())?;
+    Ok(())
+}
+
+/// What the pages take if each is compressed by itself.
+fn compressed<'a>(pages: impl Iterator<Item = &'a Vec<u8>>) -> anyhow::Result<u64> {
+    let mut compressor = Compressor::new(1)?;
+    let mut total = 0;
+    for page in pages {
+        total += compressor.compress(page)?.len().min(PAGE) as u64;
+    }
+    Ok(total)
+}
+
+fn check_end(store: &Store, guest: &Guest, tag: &str, truth: &Path) -> anyhow::Result<()> {
+    guest.write(truth)?;
+    let (truth, manifest) = (fs::read(truth)?, store.manifest(store.resolve(tag)?)?);
+    let mut shown = vec![0; truth.len()];
+    store
+        .image_reader(&manifest.images[0])
+        .read_at(&mut shown, 0)?;
+    ensure!(shown == truth, "the last step reads back as other bytes");
+    Ok(())
+}

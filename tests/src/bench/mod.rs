@@ -1,0 +1,163 @@
+//! The benchmarks: each compares the product with something else in the same
+//! run, in turns, so that a machine's moods fall on both.
+
+pub mod bytes;
+pub mod codec;
+pub mod commit;
+pub mod deep;
+pub mod fault;
+pub mod guest;
+pub mod mounts;
+pub mod read;
+pub mod report;
+pub mod serve_ram;
+pub mod stats;
+pub mod tools;
+pub mod touch;
+
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
+
+use deep::Deep;
+use guest::Images;
+use report::{Comparison, Report, Unit};
+use stats::{Random, Samples};
+
+use crate::harness::Cli;
+
+/// What every benchmark needs.
+pub struct Bench {
+    /// Real guest memory.
+    pub images: Images,
+    /// How many turns each subject takes.
+    pub rounds: usize,
+    /// The results.
+    pub report: Report,
+    dir: tempfile::TempDir,
+    deep: OnceCell<Deep>,
+    base: OnceCell<Cli>,
+}
+
+type Run = fn(&mut Bench) -> anyhow::Result<()>;
+
+/// Every benchmark, by name.
+pub const ALL: [(&str, Run); 11] = [
+    ("commit-known", commit::known),
+    ("commit-base", commit::base),
+    ("commit-diff-depth", commit::diff_depth),
+    ("read-depth", read::depth),
+    ("seq-read", read::sequential),
+    ("fault-random", fault::random),
+    ("mount-readahead", fault::read_ahead),
+    ("mount-time", fault::mount_time),
+    ("bytes-five", bytes::five),
+    ("bytes-steps", bytes::steps),
+    ("codec", codec::codec),
+];
+
+impl Bench {
+    /// Benchmarks of these images, in a temporary directory.
+    ///
+    /// # Errors
+    /// If there is no place for it.
+    pub fn new(images: Images, rounds: usize) -> anyhow::Result<Self> {
+        Ok(Self {
+            images,
+            rounds,
+            report: Report::default(),
+            dir: tempfile::Builder::new()
+                .prefix("snapstore-bench-")
+                .tempdir()?,
+            deep: OnceCell::new(),
+            base: OnceCell::new(),
+        })
+    }
+
+    /// A path for a benchmark's own use, where nothing is yet.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A new, empty store.
+    ///
+    /// # Errors
+    /// If it cannot be created.
+    pub fn new_store(&self, name: &str) -> anyhow::Result<Cli> {
+        new_store(&self.path(name))
+    }
+
+    /// A store that holds the base image under `base`.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn base_store(&self) -> anyhow::Result<&Cli> {
+        if self.base.get().is_none() {
+            let cli = self.new_store("base-store")?;
+            cli.ok(&[
+                "commit",
+                "base",
+                "--memory",
+                utf8(&self.images.path("base"))?,
+            ])?;
+            let _ = self.base.set(cli);
+        }
+        Ok(self.base.get().expect("it was set"))
+    }
+
+    /// Stores with a long chain and without.
+    ///
+    /// # Errors
+    /// If they cannot be made.
+    pub fn deep(&self) -> anyhow::Result<&Deep> {
+        if self.deep.get().is_none() {
+            let deep = Deep::build(self.images.read("base")?, &self.path("deep"))?;
+            let _ = self.deep.set(deep);
+        }
+        Ok(self.deep.get().expect("it was set"))
+    }
+
+    /// Random non-zero pages of an image, others in each round.
+    #[must_use]
+    pub fn random_pages(&self, used: &[u64], round: usize) -> Vec<u64> {
+        Random::new(round as u64).choose(used, 4096)
+    }
+
+    /// Adds a comparison of times to the report.
+    pub fn compare(
+        &mut self,
+        what: &str,
+        product: &Samples,
+        against: &str,
+        baseline: &Samples,
+        aim: Option<f64>,
+    ) {
+        self.report.add(&Comparison {
+            what: what.to_owned(),
+            unit: Unit::Seconds,
+            product: product.clone(),
+            against: against.to_owned(),
+            baseline: baseline.clone(),
+            aim,
+        });
+    }
+}
+
+/// A new, empty store at `path`.
+///
+/// # Errors
+/// If it cannot be created.
+pub fn new_store(path: &Path) -> anyhow::Result<Cli> {
+    let cli = Cli::new(path);
+    cli.ok(&["init"])?;
+    Ok(cli)
+}
+
+/// A path as an argument.
+///
+/// # Errors
+/// If it is not UTF-8.
+pub fn utf8(path: &Path) -> anyhow::Result<&str> {
+    path.to_str()
+        .ok_or_else(|| anyhow::anyhow!("{} is not UTF-8", path.display()))
+}

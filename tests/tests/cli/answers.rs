@@ -1,0 +1,193 @@
+//! What commands print.
+
+use std::io;
+
+use anyhow::Context as _;
+use serde_json::Value;
+use snapstore_tests::harness::noise;
+
+use crate::{Fixture, PAGE};
+
+const COMMANDS: [&str; 15] = [
+    "init", "commit", "mount", "umount", "tag", "tags", "rm", "log", "show", "diff", "gc",
+    "verify", "repair", "stats", "demo",
+];
+
+/// A store with `one` and its child `two`.
+fn with_two() -> anyhow::Result<Fixture> {
+    let fixture = Fixture::new()?;
+    let mut bytes = noise(1, 8 * PAGE);
+    fixture.commit("one", &bytes, &[])?;
+    bytes[5] ^= 1;
+    fixture.commit("two", &bytes, &["--parent", "one"])?;
+    Ok(fixture)
+}
+
+fn object(fixture: &Fixture, arguments: &[&str]) -> anyhow::Result<Value> {
+    let value = fixture.cli.json(arguments)?;
+    anyhow::ensure!(value.is_object(), "{arguments:?} prints {value}");
+    Ok(value)
+}
+
+#[test]
+fn init_as_json() -> anyhow::Result<()> {
+    let fixture = Fixture::without_store()?;
+    let value = object(&fixture, &["init", "--page-size", "16K"])?;
+    assert_eq!(value["page_size_bytes"], 16384);
+    Ok(())
+}
+
+#[test]
+fn commit_as_json() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    let value = fixture.commit("three", &noise(3, 2 * PAGE), &["--label", "os=none"])?;
+    assert_eq!(value["tag"], "three");
+    assert_eq!(value["images"][0]["nonzero_pages"], 2);
+    Ok(())
+}
+
+#[test]
+fn lists_as_json() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    let tags = object(&fixture, &["tags"])?;
+    let names: Vec<_> = tags["tags"].as_array().context("tags")?.iter().collect();
+    assert_eq!(names.len(), 2);
+    assert_eq!(names[0]["tag"], "one");
+    assert_eq!(names[1]["parent"], names[0]["id"]);
+    let log = object(&fixture, &["log"])?;
+    assert_eq!(log["snapshots"].as_array().map(Vec::len), Some(2));
+    Ok(())
+}
+
+#[test]
+fn show_and_diff_as_json() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    let shown = object(&fixture, &["show", "two"])?;
+    assert_eq!(shown["tags"][0], "two");
+    assert_eq!(shown["manifest"]["images"][0]["size_bytes"], 8 * PAGE);
+    let diff = object(&fixture, &["diff", "one", "two"])?;
+    assert_eq!(diff["images"][0]["changed_pages"], 1);
+    assert_eq!(diff["images"][0]["ranges"][0]["length_bytes"], PAGE);
+    Ok(())
+}
+
+#[test]
+fn changes_as_json() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    assert_eq!(object(&fixture, &["tag", "two", "deux"])?["tag"], "deux");
+    assert_eq!(object(&fixture, &["rm", "deux"])?["removed"][0], "deux");
+    let rm = object(&fixture, &["rm", "--dry-run", "two"])?;
+    assert!(rm["frees_at_least_bytes"].as_u64() > Some(0), "{rm}");
+    object(&fixture, &["rm", "one", "two"])?;
+    let plan = object(&fixture, &["gc", "--dry-run"])?;
+    assert_eq!(plan["deleted_packs"], 0);
+    assert_eq!(plan["plan"]["packs"].as_array().map(Vec::len), Some(2));
+    assert_eq!(object(&fixture, &["gc"])?["deleted_packs"], 2);
+    Ok(())
+}
+
+#[test]
+fn upkeep_as_json() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    let verified = object(&fixture, &["verify"])?;
+    assert_eq!(verified["findings"], serde_json::json!([]));
+    let read = object(&fixture, &["verify", "--read-data"])?;
+    assert!(read["chunks_read"].as_u64() > Some(8), "{read}");
+    assert_eq!(object(&fixture, &["stats"])?["snapshots"], 2);
+    let repaired = object(&fixture, &["repair"])?;
+    assert!(repaired["indexed_chunks"].as_u64() > Some(8), "{repaired}");
+    Ok(())
+}
+
+#[test]
+fn an_id_can_be_cut_short() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    let shown = object(&fixture, &["show", "one"])?;
+    let id = shown["id"].as_str().context("id")?;
+    for name in [id, &id[..12], &id[..8]] {
+        assert_eq!(object(&fixture, &["show", name])?["id"], shown["id"]);
+    }
+    fixture.refused(3, "no tag or snapshot", &["show", &id[..3]])?;
+    fixture.refused(3, "no tag or snapshot", &["show", &format!("{id}0")])
+}
+
+#[test]
+fn every_help_has_an_example() -> anyhow::Result<()> {
+    let fixture = Fixture::without_store()?;
+    for command in COMMANDS {
+        let help = fixture.cli.ok(&[command, "--help"])?;
+        anyhow::ensure!(help.contains("Example"), "{command} --help has none");
+    }
+    let help = fixture.cli.ok(&["--help"])?;
+    for command in COMMANDS {
+        anyhow::ensure!(
+            help.contains(&format!("\n  {command} ")),
+            "{command} is not listed"
+        );
+    }
+    assert!(help.contains("Exit codes"), "{help}");
+    Ok(())
+}
+
+#[test]
+fn a_reader_that_went_away_is_no_failure() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    for arguments in [
+        &["tags"][..],
+        &["log", "--graph"],
+        &["show", "one"],
+        &["stats", "--json"],
+        &["gc", "--dry-run"],
+        &["verify"],
+        &["--help"],
+    ] {
+        let (reader, writer) = io::pipe()?;
+        drop(reader);
+        let output = fixture.cli.command(arguments)?.stdout(writer).output()?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "{arguments:?}: {error}");
+        anyhow::ensure!(output.stderr.is_empty(), "{arguments:?}: {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_disk_that_is_full_is_a_failure() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full")?;
+    let status = fixture.cli.command(&["tags"])?.stdout(full).status()?;
+    assert_eq!(status.code(), Some(1));
+    Ok(())
+}
+
+#[test]
+fn the_environment_names_the_store() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    let output = std::process::Command::new(snapstore_tests::harness::program()?)
+        .arg("tags")
+        .env("SNAPSTORE_DIR", fixture.cli.store())
+        .output()?;
+    let text = String::from_utf8(output.stdout)?;
+    assert!(text.contains("one") && text.contains("two"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn the_default_store_is_created_when_first_needed() -> anyhow::Result<()> {
+    let fixture = Fixture::without_store()?;
+    let image = fixture.file("image", &noise(1, PAGE))?;
+    let run = |arguments: &[&str]| {
+        std::process::Command::new(snapstore_tests::harness::program()?)
+            .args(arguments)
+            .env_remove("SNAPSTORE_DIR")
+            .env("XDG_DATA_HOME", fixture.dir.path())
+            .output()
+            .map_err(anyhow::Error::from)
+    };
+    assert_eq!(run(&["tags"])?.status.code(), Some(3));
+    let output = run(&["commit", "base", "--memory", &image])?;
+    assert!(output.status.success(), "{output:?}");
+    assert!(run(&["show", "base"])?.status.success());
+    assert!(fixture.dir.path().join("snapstore/config").is_file());
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! Files in `packs/` that no commit has written.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use snapstore_tests::harness::noise;
+
+use crate::{Fixture, PAGE};
+
+/// A store with one snapshot, and one more file among its packs.
+fn with_file(name: &str, make: impl Fn(&[u8]) -> Vec<u8>) -> anyhow::Result<Fixture> {
+    let fixture = Fixture::new()?;
+    fixture.commit("base", &noise(1, 8 * PAGE), &[])?;
+    let good = fixture.packs()?.pop().context("no pack")?;
+    let bytes = make(&fs::read(good)?);
+    fs::write(fixture.cli.store().join("packs").join(name), bytes)?;
+    Ok(fixture)
+}
+
+/// It is named by `verify`, is in nobody's way, and `repair` sets it aside.
+fn is_reported(fixture: &Fixture, name: &str) -> anyhow::Result<()> {
+    for arguments in [&["verify"][..], &["verify", "--read-data"]] {
+        let output = fixture.cli.run(arguments)?;
+        let text = String::from_utf8(output.stdout)?;
+        ensure!(output.status.code() == Some(4), "{arguments:?}: {text}");
+        ensure!(
+            text.contains(name),
+            "{arguments:?} does not name {name}: {text}"
+        );
+    }
+    ensure!(fixture.memory("base")? == noise(1, 8 * PAGE), "base");
+    fixture.commit("next", &noise(2, 8 * PAGE), &[])?;
+    ensure!(fixture.memory("next")? == noise(2, 8 * PAGE), "next");
+    fixture.cli.fails(4, &["repair"])?;
+    ensure!(
+        !fixture.cli.store().join("packs").join(name).exists(),
+        "set aside"
+    );
+    fixture.cli.ok(&["verify", "--read-data"])?;
+    ensure!(
+        fixture.memory("base")? == noise(1, 8 * PAGE),
+        "base, repaired"
+    );
+    ensure!(
+        fixture.memory("next")? == noise(2, 8 * PAGE),
+        "next, repaired"
+    );
+    Ok(())
+}
+
+#[test]
+fn random_bytes() -> anyhow::Result<()> {
+    let name = "0000ffff.pack";
+    is_reported(&with_file(name, |_| noise(9, 100_000))?, name)
+}
+
+#[test]
+fn nothing_at_all() -> anyhow::Result<()> {
+    let name = "0000ffff.pack";
+    is_reported(&with_file(name, |_| Vec::new())?, name)
+}
+
+#[test]
+fn a_pack_that_was_cut() -> anyhow::Result<()> {
+    let name = "00000009.pack";
+    is_reported(
+        &with_file(name, |good| good[..good.len() - 1].to_vec())?,
+        name,
+    )
+}
+
+#[test]
+fn a_pack_under_another_number() -> anyhow::Result<()> {
+    let name = "00000009.pack";
+    is_reported(&with_file(name, <[u8]>::to_vec)?, name)
+}
+
+#[test]
+fn a_seal_that_claims_everything() -> anyhow::Result<()> {
+    let name = "00000009.pack";
+    let make = |good: &[u8]| {
+        let mut bytes = good.to_vec();
+        let seal = bytes.len() - 64;
+        bytes[seal..seal + 12].fill(0xff);
+        bytes
+    };
+    is_reported(&with_file(name, make)?, name)
+}
+
+#[test]
+fn the_highest_number_leaves_none() -> anyhow::Result<()> {
+    let fixture = with_file("ffffffff.pack", |_| noise(9, 1000))?;
+    let path = fixture.file("image", &noise(2, PAGE))?;
+    fixture.refused(4, "ffffffff.pack", &["commit", "next", "--memory", &path])?;
+    assert!(fixture.memory("base")? == noise(1, 8 * PAGE), "base");
+    fixture.cli.fails(4, &["repair"])?;
+    fixture.cli.ok(&["commit", "next", "--memory", &path])?;
+    Ok(())
+}
+
+#[test]
+fn names_that_only_look_like_numbers_are_left_alone() -> anyhow::Result<()> {
+    for name in [
+        "1.pack",
+        "+0000001.pack",
+        "0000000A.pack",
+        "x.pack",
+        "00000001.pack.bak",
+    ] {
+        let fixture = with_file(name, |_| noise(9, 1000))?;
+        fixture.cli.ok(&["verify", "--read-data"]).context(name)?;
+        fixture.cli.ok(&["gc"]).context(name)?;
+        ensure!(
+            fixture.cli.store().join("packs").join(name).exists(),
+            "{name}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tag_that_is_a_copy_of_another() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    fixture.commit("base", &noise(1, 8 * PAGE), &[])?;
+    let tags: &Path = &fixture.cli.store().join("tags");
+    fs::copy(tags.join("base"), tags.join("other"))?;
+    let error = fixture.cli.fails(4, &["show", "other"])?;
+    assert!(error.contains("tags/other"), "{error}");
+    fixture.cli.ok(&["show", "base"])?;
+    fixture
+        .cli
+        .ok(&["rm", "other"])
+        .context("what is damaged can be removed")?;
+    fixture.cli.ok(&["verify"])?;
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! What is refused: the exit code, the message, and no trace left behind.
+
+use snapstore_tests::harness::noise;
+
+use crate::{Fixture, PAGE};
+
+/// A store that holds `base`, two pages of memory and a disk.
+fn with_base() -> anyhow::Result<Fixture> {
+    let fixture = Fixture::new()?;
+    let disk = fixture.file("disk", &noise(2, 2 * PAGE))?;
+    let disk = format!("root={disk}");
+    fixture.commit("base", &noise(1, 2 * PAGE), &["--disk", &disk])?;
+    Ok(fixture)
+}
+
+#[test]
+fn an_image_cut_within_a_page() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let path = fixture.file("cut", &noise(3, 3 * PAGE + 100))?;
+    let says = format!("{path} is 12388 bytes long, which is no multiple");
+    fixture.refused(1, &says, &["commit", "new", "--memory", &path])?;
+    let disk = format!("root={path}");
+    fixture.refused(1, &says, &["commit", "new", "--disk", &disk])
+}
+
+#[test]
+fn a_cut_image_after_a_good_one() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let good = fixture.file("good", &noise(4, 8 * PAGE))?;
+    let cut = format!("root={}", fixture.file("cut", &noise(3, PAGE + 1))?);
+    let arguments = ["commit", "new", "--memory", &good, "--disk", &cut];
+    fixture.refused(1, "no multiple", &arguments)
+}
+
+#[test]
+fn an_empty_image() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let path = fixture.file("empty", &[])?;
+    fixture.refused(1, "is 0 bytes long", &["commit", "new", "--memory", &path])
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named_and_its_error_said_once() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let path = fixture.path("nowhere");
+    let arguments = ["commit", "new", "--memory", &path];
+    fixture.refused(1, &format!("cannot open {path}"), &arguments)?;
+    let error = fixture.cli.fails(1, &arguments)?;
+    assert_eq!(error.matches("os error 2").count(), 1, "{error}");
+    Ok(())
+}
+
+#[test]
+fn what_is_not_a_regular_file() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let dir = fixture.dir.path().display().to_string();
+    for path in [dir.as_str(), "/dev/null"] {
+        let arguments = ["commit", "new", "--memory", path];
+        fixture.refused(1, "is not a regular file", &arguments)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_to_commit() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    fixture.refused(1, "nothing to commit", &["commit", "new"])
+}
+
+#[test]
+fn page_sizes_that_there_are_not() -> anyhow::Result<()> {
+    let fixture = Fixture::without_store()?;
+    let error = fixture.cli.fails(1, &["init", "--page-size", "8K"])?;
+    assert!(error.contains("8192"), "{error}");
+    fixture.cli.fails(2, &["init", "--page-size", "large"])?;
+    assert!(!fixture.cli.store().exists(), "nothing is created");
+    Ok(())
+}
+
+#[test]
+fn a_store_where_something_is_already() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    fixture.refused(1, "is not empty", &["init"])?;
+    let other = fixture.path("other");
+    std::fs::create_dir(&other)?;
+    std::fs::write(format!("{other}/file"), "mine")?;
+    fixture.refused(1, "is not empty", &["init", "--store", &other])
+}
+
+#[test]
+fn tags_that_there_are_not() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let image = fixture.file("image", &noise(1, 2 * PAGE))?;
+    let dir = fixture.path("mnt");
+    std::fs::create_dir(&dir)?;
+    for arguments in [
+        &["show", "nobody"][..],
+        &["log", "nobody"],
+        &["tag", "nobody", "new"],
+        &["diff", "base", "nobody"],
+        &["rm", "nobody"],
+        &["rm", "base", "nobody"],
+        &["rm", "--dry-run", "nobody"],
+        &["mount", "nobody", &dir],
+        &["commit", "new", "--memory", &image, "--parent", "nobody"],
+    ] {
+        fixture.refused(3, "no tag or snapshot \"nobody\"", arguments)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_command_without_a_store() -> anyhow::Result<()> {
+    let fixture = Fixture::without_store()?;
+    let image = fixture.file("image", &noise(1, PAGE))?;
+    for arguments in [
+        &["tags"][..],
+        &["log"],
+        &["stats"],
+        &["gc"],
+        &["verify"],
+        &["repair"],
+        &["show", "base"],
+        &["commit", "base", "--memory", &image],
+    ] {
+        let error = fixture.cli.fails(3, arguments)?;
+        assert!(error.contains("snapstore init"), "{arguments:?}: {error}");
+        assert!(!fixture.cli.store().exists(), "{arguments:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tag_that_exists() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let image = fixture.file("image", &noise(9, 2 * PAGE))?;
+    let commit = ["commit", "base", "--memory", &image];
+    fixture.refused(1, "use --replace", &commit)?;
+    fixture.cli.ok(&["tag", "base", "other"])?;
+    fixture.refused(1, "use --replace", &["tag", "base", "other"])?;
+    fixture.cli.ok(&[&commit[..], &["--replace"]].concat())?;
+    assert_eq!(fixture.memory("base")?, noise(9, 2 * PAGE));
+    fixture.cli.ok(&["tag", "base", "other", "--replace"])?;
+    assert_eq!(fixture.memory("other")?, noise(9, 2 * PAGE));
+    Ok(())
+}
+
+#[test]
+fn names_that_are_no_tags() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let image = fixture.file("image", &noise(9, 2 * PAGE))?;
+    let long = "x".repeat(129);
+    for name in ["", ".", "..", "../x", "a/b", ".hidden", "a b", "ü", &long] {
+        fixture.refused(1, "cannot be a tag", &["commit", name, "--memory", &image])?;
+        fixture.refused(1, "cannot be a tag", &["tag", "base", name])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn names_given_twice() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let image = fixture.file("image", &noise(9, 2 * PAGE))?;
+    let disk = format!("root={image}");
+    let memory = format!("memory={image}");
+    for arguments in [
+        &["commit", "new", "--disk", &disk, "--disk", &disk][..],
+        &["commit", "new", "--memory", &image, "--disk", &memory],
+        &[
+            "commit", "new", "--memory", &image, "--label", "a=1", "--label", "a=2",
+        ],
+    ] {
+        fixture.refused(1, "is given twice", arguments)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn diffs_without_a_fitting_parent() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let image = fixture.file("image", &noise(9, 3 * PAGE))?;
+    let diff = ["commit", "new", "--memory", &image, "--diff"];
+    fixture.refused(2, "--parent", &diff)?;
+    let with_parent = [&diff[..], &["--parent", "base"]].concat();
+    fixture.refused(
+        1,
+        "but the parent's image \"memory\" has 8192",
+        &with_parent,
+    )?;
+    let disk = format!("data={image}");
+    let other = [
+        "commit", "new", "--disk", &disk, "--diff", "--parent", "base",
+    ];
+    fixture.refused(1, "needs a parent that has this image", &other)
+}
+
+#[test]
+fn arguments_that_make_no_sense() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let image = fixture.file("image", &noise(9, 2 * PAGE))?;
+    for arguments in [
+        &["no-such-command"][..],
+        &["gc", "--keep-percent", "101"],
+        &[
+            "commit",
+            "new",
+            "--memory",
+            &image,
+            "--parent",
+            "base",
+            "--no-parent",
+        ],
+        &["commit", "new", "--disk", "no-equals-sign"],
+        &["commit", "-x", "--memory", &image],
+        &["rm"],
+        &["tags", "--lock-timeout", "-1"],
+    ] {
+        fixture
+            .refused(2, "Usage:", arguments)
+            .or_else(|_| fixture.refused(2, "--help", arguments))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_directory_that_is_not_mounted_cannot_be_unmounted() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let dir = fixture.dir.path().display().to_string();
+    fixture.refused(3, "not a snapstore mount", &["umount", &dir])
+}
