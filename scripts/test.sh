@@ -4,7 +4,8 @@
 #   scripts/test.sh [--checks-only]
 #
 # A test that cannot run here prints a line "SKIPPED name: reason". cargo counts it
-# as passed; the summary counts it as skipped. A check that fails counts as failed.
+# as passed; the summary counts it as skipped. Of the checks before the tests, only
+# those that fail or cannot run count.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/toolchain.sh
@@ -19,9 +20,7 @@ say() { printf '\n--- %s ---\n' "$*"; }
 check() {
     local name="$1"; shift
     say "$name"
-    if "$@"; then
-        passed=$((passed + 1))
-    else
+    if ! "$@"; then
         echo "FAILED $name: $*"
         failed=$((failed + 1))
     fi
@@ -46,37 +45,42 @@ check_with fmt rustfmt cargo fmt --all --check
 check_with clippy clippy cargo clippy --workspace --all-targets --locked -- -D warnings
 check doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
-if [ "${1:-}" != --checks-only ]; then
-    for device in /dev/fuse /dev/kvm; do
-        if ! (exec 3<>"$device") 2>/dev/null; then
-            printf '\nThis machine offers no usable %s: tests that need it are skipped.\n' "$device"
-        fi
-    done
-    # The tests run the program, which `cargo test` alone would not build.
-    check build cargo build --workspace --locked
-    say tests
-    status=0
-    cargo test --workspace --locked --no-fail-fast -- --nocapture 2>&1 | tee "$log" || status=$?
+if [ "${1:-}" = --checks-only ]; then
+    printf '\n%s checks failed, %s skipped\n' "$failed" "$skipped"
+    [ "$failed" = 0 ]
+    exit
+fi
 
-    # Output of tests that run side by side may share a line with cargo's own.
-    read -r cargo_passed cargo_failed < <(
-        grep -oE 'test result: [A-Za-z]+\. [0-9]+ passed; [0-9]+ failed' "$log" |
-            awk '{ passed += $5; failed += $7 } END { print passed + 0, failed + 0 }'
-    ) || true
-    cargo_skipped="$(grep -cE '(^|\.\.\. )SKIPPED ' "$log" || true)"
-    # A test file that does not compile, or a test process that died, has no result.
-    if [ "$status" != 0 ] && [ "$cargo_failed" = 0 ]; then cargo_failed=1; fi
-    passed=$((passed + cargo_passed - cargo_skipped))
-    failed=$((failed + cargo_failed))
-    skipped=$((skipped + cargo_skipped))
-    if [ "$cargo_skipped" != 0 ]; then
-        say skipped
-        grep -oE '(^|\.\.\. )SKIPPED .*' "$log" | sed 's/^\.\.\. //'
+for device in /dev/fuse /dev/kvm; do
+    if ! (exec 3<>"$device") 2>/dev/null; then
+        printf '\nThis machine offers no usable %s: tests that need it are skipped.\n' "$device"
     fi
-    if [ "$cargo_failed" != 0 ]; then
-        say failed
-        grep -E '^error: test failed|^    `-p |^error(\[|: could not compile)|^test .* FAILED$|^    [a-z0-9_:]+$' "$log" || true
-    fi
+done
+# The tests run the program, which `cargo test` alone would not build.
+check build cargo build --workspace --locked
+say tests
+status=0
+# Colours would hide the results from what reads them below.
+CARGO_TERM_COLOR=never cargo test --workspace --locked --no-fail-fast -- --nocapture 2>&1 | tee "$log" || status=$?
+
+# Output of tests that run side by side may share a line with cargo's own.
+read -r cargo_passed cargo_failed < <(
+    grep -oE 'test result: [A-Za-z]+\. [0-9]+ passed; [0-9]+ failed' "$log" |
+        awk '{ passed += $5; failed += $7 } END { print passed + 0, failed + 0 }'
+) || true
+cargo_skipped="$(grep -cE '(^|\.\.\. )SKIPPED ' "$log" || true)"
+# A test file that does not compile, or a test process that died, has no result.
+if [ "$status" != 0 ] && [ "$cargo_failed" = 0 ]; then cargo_failed=1; fi
+passed=$((passed + cargo_passed - cargo_skipped))
+failed=$((failed + cargo_failed))
+skipped=$((skipped + cargo_skipped))
+if [ "$cargo_skipped" != 0 ]; then
+    say skipped
+    grep -oE '(^|\.\.\. )SKIPPED .*' "$log" | sed 's/^\.\.\. //'
+fi
+if [ "$cargo_failed" != 0 ]; then
+    say failed
+    grep -E '^error: test failed|^    `-p |^error(\[|: could not compile)|^test .* FAILED$|^    [a-z0-9_:]+$' "$log" || true
 fi
 
 echo

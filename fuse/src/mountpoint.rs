@@ -68,7 +68,8 @@ fn unescape(field: &str) -> String {
 /// Whether `dir` is a FUSE mount whose server is gone.
 #[must_use]
 pub fn is_dead(dir: &Path) -> bool {
-    fs::metadata(dir).is_err_and(|error| Errno::from_io_error(&error) == Some(Errno::NOTCONN))
+    // Not stat(2): the kernel answers that from its cache.
+    rustix::fs::statvfs(dir).is_err_and(|errno| errno == Errno::NOTCONN)
 }
 
 /// Makes sure `dir` can be mounted on: clears away a mount of ours whose server

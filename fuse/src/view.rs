@@ -84,7 +84,7 @@ impl View {
         let root = match what {
             What::AllTags => {
                 // A store that cannot list its tags fails now, not at the first `ls`.
-                store.tags()?;
+                store.tag_names()?;
                 Node::Tags
             }
             What::Snapshot(name) => {
@@ -128,7 +128,7 @@ impl View {
         match self.node(dir).as_deref() {
             Some(Node::Tags) => {
                 let mut entries = Vec::new();
-                for tag in self.store.tags()?.into_keys() {
+                for tag in self.store.tag_names()? {
                     // A tag may go, or turn out damaged, at any moment; the others
                     // are still worth listing.
                     match self.tag_dir(&tag) {
@@ -158,8 +158,7 @@ impl View {
 
     /// The directory of the snapshot that a tag names now.
     fn tag_dir(&self, tag: &str) -> Result<u64> {
-        let tags = self.store.tags()?;
-        let id = *tags.get(tag).ok_or_else(|| Error::NotFound {
+        let id = self.store.tag(tag)?.ok_or_else(|| Error::NotFound {
             name: tag.to_owned(),
         })?;
         let mut table = self.lock();

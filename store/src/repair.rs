@@ -128,6 +128,9 @@ impl Store {
     ) -> Result<BTreeMap<PackNumber, BTreeSet<EntryNumber>>> {
         let condemned = CollectorState::read(&self.layout)?.condemned;
         let numbers = self.chunks.packs().sealed()?;
+        // A process killed while it sealed a pack may not have synced its name:
+        // the index must not lead to what a power cut takes away.
+        durable::sync_dir(&self.layout.packs())?;
         // Condemned packs first, so that other copies of their chunks win.
         let is_condemned = |number: &PackNumber| condemned.contains_key(number);
         let (going, staying): (Vec<_>, Vec<_>) = numbers.into_iter().partition(is_condemned);

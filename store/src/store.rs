@@ -62,8 +62,10 @@ impl Store {
     /// # Errors
     /// [`Error::NotEmpty`] if there is anything else in the directory.
     pub fn create(path: &Path, page_size: PageSize) -> Result<Self> {
-        fs::create_dir_all(path).context("create", path)?;
         let layout = Layout::new(absolute(path)?);
+        let had_parent = layout.root().ancestors().skip(1).find(|it| it.is_dir());
+        let had_parent = had_parent.map(Path::to_owned);
+        fs::create_dir_all(path).context("create", path)?;
         refuse_foreign_files(&layout)?;
         for dir in layout.directories() {
             fs::create_dir_all(&dir).context("create", &dir)?;
@@ -74,8 +76,12 @@ impl Store {
         }
         drop(IndexWriter::open_or_create(&layout.index())?);
         durable::sync_dir(layout.root())?;
-        if let Some(parent) = layout.root().parent() {
-            durable::sync_dir(parent)?;
+        // Up to the first directory that was there before.
+        for dir in layout.root().ancestors().skip(1) {
+            durable::sync_dir(dir)?;
+            if Some(dir) == had_parent.as_deref() {
+                break;
+            }
         }
         // Last: a directory with a configuration is a complete store.
         CONFIG_FORMAT.write(&layout.config(), &page_size.as_u32().to_le_bytes())?;
@@ -136,6 +142,27 @@ impl Store {
     /// The first damaged tag file.
     pub fn tags(&self) -> Result<BTreeMap<String, SnapshotId>> {
         tags::all(&self.layout)
+    }
+
+    /// The names of all tags, damaged ones too.
+    ///
+    /// # Errors
+    /// I/O errors only.
+    pub fn tag_names(&self) -> Result<Vec<String>> {
+        let mut names: Vec<_> = tags::each(&self.layout)?
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The snapshot that a tag names; `None` if there is no such tag.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if the tag's file is damaged.
+    pub fn tag(&self, name: &str) -> Result<Option<SnapshotId>> {
+        tags::get(&self.layout, name)
     }
 
     /// All tagged snapshots, oldest first.
@@ -224,14 +251,15 @@ impl Store {
         tags::set(&self.layout, tag, id)
     }
 
-    /// Removes tags. What only they led to is freed by the next collection.
+    /// Removes tags, damaged ones too. What only they led to is freed by the
+    /// next collection.
     ///
     /// # Errors
     /// [`Error::NotFound`] if any of them does not exist; then none is removed.
     pub fn remove_tags(&self, names: &[String]) -> Result<()> {
         let _publish = self.publish_lock()?;
         for name in names {
-            if tags::get(&self.layout, name)?.is_none() {
+            if !tags::exists(&self.layout, name) {
                 return Err(Error::NotFound { name: name.clone() });
             }
         }

@@ -64,6 +64,11 @@ pub(crate) fn each(layout: &Layout) -> Result<Vec<(String, Result<SnapshotId>)>>
     Ok(tags)
 }
 
+/// Whether there is such a tag, damaged or not.
+pub(crate) fn exists(layout: &Layout, tag: &str) -> bool {
+    check_tag(tag).is_ok() && layout.tags().join(tag).exists()
+}
+
 /// Points a tag at a snapshot, durably. The caller holds the publish lock.
 pub(crate) fn set(layout: &Layout, tag: &str, id: SnapshotId) -> Result<()> {
     check_tag(tag)?;
@@ -72,12 +77,11 @@ pub(crate) fn set(layout: &Layout, tag: &str, id: SnapshotId) -> Result<()> {
 
 /// Removes a tag, durably. The caller holds the publish lock.
 pub(crate) fn remove(layout: &Layout, tag: &str) -> Result<()> {
-    let path = layout.tags().join(tag);
-    if check_tag(tag).is_err() || !path.exists() {
+    if !exists(layout, tag) {
         return Err(Error::NotFound {
             name: tag.to_owned(),
         });
     }
-    durable::unlink(&path)?;
+    durable::unlink(&layout.tags().join(tag))?;
     durable::sync_dir(&layout.tags())
 }

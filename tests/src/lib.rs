@@ -4,3 +4,4 @@ pub mod bench;
 pub mod crashing;
 pub mod harness;
 pub mod powercut;
+pub mod stopping;

@@ -429,7 +429,7 @@ impl LeafWork {
         }
         if let Some(id) = self.new_id.filter(|_| self.encode_leaf) {
             let base = self.parent.as_ref().map(|(child, _)| *child);
-            encode_into(sink.chunks(), id, &self.node.encode(), base, &mut self.run)?;
+            encode_into(sink, id, &self.node.encode(), base, &mut self.run)?;
         }
         Ok(())
     }
@@ -445,7 +445,7 @@ impl LeafWork {
                 if ChunkKind::Page.hash(bytes) != id {
                     return Err(job.source.changed());
                 }
-                encode_into(sink.chunks(), id, bytes, self.old_page(page), &mut run)?;
+                encode_into(sink, id, bytes, self.old_page(page), &mut run)?;
             }
             Ok(run)
         })

@@ -165,7 +165,7 @@ impl<'a> Sink<'a> {
             Claimed::New(at) => at,
         };
         let mut run = EncodedRun::default();
-        encode_into(self.chunks(), id, payload, base, &mut run)?;
+        encode_into(self, id, payload, base, &mut run)?;
         self.append(run)?;
         Ok(at)
     }
@@ -227,13 +227,18 @@ impl NodeSink for Sink<'_> {
 
 /// Encodes a chunk at the end of `run`, as a delta against `base` (a chunk of
 /// the same kind) or its base if that is worthwhile.
+///
+/// A parent that is pinned keeps the copies of its chunks that the index leads
+/// to, not those at its hints: these may be deltas against others, in packs that
+/// were condemned before this commit began. Such a base is not used.
 pub(crate) fn encode_into(
-    chunks: &Chunks,
+    sink: &Sink<'_>,
     id: ChunkId,
     payload: &[u8],
     base: Option<Child>,
     run: &mut EncodedRun,
 ) -> Result<()> {
+    let chunks = sink.chunks();
     let mut buffer = Vec::new();
     let mut found = None;
     if let Some(base) = base.filter(|base| base.hash != *id.as_bytes()) {
@@ -244,6 +249,14 @@ pub(crate) fn encode_into(
             Err(Error::Damaged(_)) => None,
             other => other?,
         };
+    }
+    if let Some((base, _)) = &found {
+        let place = chunks.find(base.id.key(), Some(base.hint))?;
+        let at = place.map(|(pack, entry)| Location {
+            pack: pack.number(),
+            entry,
+        });
+        found = found.filter(|_| sink.in_place(at));
     }
     let base = found
         .as_ref()

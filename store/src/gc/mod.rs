@@ -93,7 +93,9 @@ impl Store {
             report.swept_packs = self.chunks.packs().sweep()? as u64;
         }
         let before = CollectorState::read(&self.layout)?;
-        let numbers = self.chunks.packs().sealed()?;
+        // Before marking looks at the index: a pack that got its entries after
+        // that could hold the only live copies of chunks marked elsewhere.
+        let numbers = self.chunks.packs().published()?;
         let mut reach = Reach::of_store(&self.chunks)?;
         let mut marked = BTreeSet::new();
         mark_roots(&mut reach, &self.roots()?, &mut marked, progress)?;
@@ -240,14 +242,21 @@ impl Store {
         let _publish = self.publish_lock()?;
         since.refresh()?;
         let mut state = CollectorState::read(&self.layout)?;
-        let writers: Vec<LiveLease> = lease::live(&self.layout)?;
-        mark_roots(&mut since, &self.roots()?, &mut marked, &crate::Silent)?;
+        // A process killed while it changed a tag may not have synced it: the
+        // tags that are read here must also be those after a power cut.
+        durable::sync_dir(&self.layout.tags())?;
+        // Read once: a lease that is being rewritten and cannot be parsed shows
+        // no pins, but then it blocks everything.
+        let leases: Vec<LiveLease> = lease::live(&self.layout)?;
+        let mut roots: BTreeSet<_> = self.tags()?.into_values().collect();
+        roots.extend(leases.iter().flat_map(|lease| &lease.claim.pins));
+        mark_roots(&mut since, &roots, &mut marked, &crate::Silent)?;
         state
             .condemned
             .retain(|pack, _| !since.marks().has_any(*pack));
         let mut doomed = BTreeSet::new();
         for (pack, condemned_in) in &state.condemned {
-            let blockers = blocking(&writers, *condemned_in);
+            let blockers = blocking(&leases, *condemned_in);
             if blockers.is_empty() {
                 doomed.insert(*pack);
             } else {

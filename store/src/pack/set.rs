@@ -3,10 +3,12 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::durable;
 use crate::error::{Damage, IoContext as _, Result};
+use crate::gc::state::CollectorState;
 use crate::layout::Layout;
 use crate::lock::{self, LockKind};
 use crate::pack::PackNumber;
@@ -61,6 +63,20 @@ impl PackSet {
         Ok(numbers)
     }
 
+    /// The numbers of the sealed packs whose chunks are in the index if they
+    /// ever will be, ascending: not those that a live process is publishing.
+    pub fn published(&self) -> Result<Vec<PackNumber>> {
+        let mut numbers = Vec::new();
+        for number in self.sealed()? {
+            let path = self.layout.pack(number);
+            let file = File::open(&path).context("open", &path)?;
+            if lock::try_exclusive(&file, &path)? {
+                numbers.push(number);
+            }
+        }
+        Ok(numbers)
+    }
+
     /// Starts a new pack under a number never used before.
     pub fn create(&self) -> Result<PackWriter> {
         let allocate = lock::acquire(&self.layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
@@ -95,8 +111,10 @@ impl PackSet {
         Ok(swept)
     }
 
-    /// One more than the highest number in use or handed out. The counter file
-    /// needs no flush: it only matters to processes that a power cut ends too.
+    /// One more than the highest number in use, condemned or handed out. A pack
+    /// under a condemned number could be deleted at once. The counter file needs
+    /// no flush: it only matters to processes that a power cut ends too. It is
+    /// overwritten in place, so that a full disk does not empty it.
     fn next_number(&self) -> Result<PackNumber> {
         let counter_path = self.layout.locks().join("next-pack");
         let counted: u32 = fs::read_to_string(&counter_path)
@@ -117,7 +135,17 @@ impl PackSet {
             }
             .into());
         }
-        fs::write(&counter_path, format!("{}\n", next + 1)).context("write", &counter_path)?;
+        let condemned = CollectorState::read(&self.layout)?.condemned;
+        if let Some(last) = condemned.keys().next_back() {
+            next = next.max(last.0 + 1);
+        }
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&counter_path)
+            .and_then(|file| file.write_all_at(format!("{:010}\n", next + 1).as_bytes(), 0))
+            .context("write", &counter_path)?;
         Ok(PackNumber(next))
     }
 

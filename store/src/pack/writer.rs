@@ -49,10 +49,14 @@ pub(crate) struct PackWriter {
     keys: Vec<ChunkKey>,
     queue: Option<SyncSender<Vec<u8>>>,
     thread: Option<JoinHandle<Result<File>>>,
+    sealed: bool,
 }
 
-/// A pack that is on disk, sealed and durable, and what it holds.
+/// A pack that is on disk, sealed and durable, and what it holds. Its file stays
+/// locked until this is dropped, which is to be after its chunks are in the
+/// index: a collection does not judge it before.
 pub(crate) struct SealedPack {
+    _locked: File,
     pub number: PackNumber,
     pub keys: Vec<ChunkKey>,
     pub file_len: u64,
@@ -85,6 +89,7 @@ impl PackWriter {
             keys: Vec::new(),
             queue: Some(queue),
             thread: Some(thread),
+            sealed: false,
         };
         writer.send(header.to_vec())?;
         Ok(writer)
@@ -140,8 +145,10 @@ impl PackWriter {
         file.set_len(file_len).context("trim", &self.open_path)?;
         durable::sync_file(&file, &self.open_path)?;
         durable::rename(&self.open_path, &self.sealed_path)?;
+        self.sealed = true;
         durable::sync_dir(&self.packs_dir)?;
         Ok(SealedPack {
+            _locked: file,
             number: self.number,
             keys: std::mem::take(&mut self.keys),
             file_len,
@@ -173,6 +180,8 @@ impl Drop for PackWriter {
         if self.thread.is_some() {
             // The error, if any, is that of the operation which gave up.
             let _ = self.finish_thread();
+        }
+        if !self.sealed {
             let _ = std::fs::remove_file(&self.open_path);
         }
     }

@@ -172,6 +172,6 @@ fn edit(random: &mut Random, page: &mut [u8]) {
     let len = 8 * (1 + random.below(8));
     let start = 8 * random.below((page.len() - len) / 8 + 1);
     for word in page[start..start + len].chunks_mut(8) {
-        word.copy_from_slice(&random.next().to_le_bytes());
+        word.copy_from_slice(&random.word().to_le_bytes());
     }
 }

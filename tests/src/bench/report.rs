@@ -70,8 +70,8 @@ impl Report {
     pub fn add(&mut self, comparison: &Comparison) {
         let ratios = comparison.product.over(&comparison.baseline).spread();
         let (aim, met) = match comparison.aim {
-            Some(aim) if ratios.median <= aim => (format!("≤ {aim}"), "yes"),
-            Some(aim) => (format!("≤ {aim}"), "NO"),
+            Some(aim) if ratios.median <= aim => (format!("≤ {aim:.3}"), "yes"),
+            Some(aim) => (format!("≤ {aim:.3}"), "NO"),
             None => (String::new(), ""),
         };
         self.section().rows.push([

@@ -53,7 +53,7 @@ impl Samples {
 #[must_use]
 pub fn percentile(sorted: &[f64], percent: usize) -> f64 {
     let last = sorted.len() - 1;
-    if percent == 50 && sorted.len() % 2 == 0 {
+    if percent == 50 && sorted.len().is_multiple_of(2) {
         return f64::midpoint(sorted[last / 2], sorted[last / 2 + 1]);
     }
     sorted[(sorted.len() * percent / 100).min(last)]
@@ -98,7 +98,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -108,7 +108,7 @@ impl Random {
 
     /// A number below `limit`, which must not be 0.
     pub fn below(&mut self, limit: usize) -> usize {
-        let wide = u128::from(self.next()) * limit as u128;
+        let wide = u128::from(self.word()) * limit as u128;
         usize::try_from(wide >> 64).expect("it is below a usize")
     }
 

@@ -32,7 +32,7 @@ fn is_reported(fixture: &Fixture, name: &str) -> anyhow::Result<()> {
     ensure!(fixture.memory("base")? == noise(1, 8 * PAGE), "base");
     fixture.commit("next", &noise(2, 8 * PAGE), &[])?;
     ensure!(fixture.memory("next")? == noise(2, 8 * PAGE), "next");
-    fixture.cli.fails(4, &["repair"])?;
+    fixture.cli.ok(&["repair"])?;
     ensure!(
         !fixture.cli.store().join("packs").join(name).exists(),
         "set aside"
@@ -94,7 +94,7 @@ fn the_highest_number_leaves_none() -> anyhow::Result<()> {
     let path = fixture.file("image", &noise(2, PAGE))?;
     fixture.refused(4, "ffffffff.pack", &["commit", "next", "--memory", &path])?;
     assert!(fixture.memory("base")? == noise(1, 8 * PAGE), "base");
-    fixture.cli.fails(4, &["repair"])?;
+    fixture.cli.ok(&["repair"])?;
     fixture.cli.ok(&["commit", "next", "--memory", &path])?;
     Ok(())
 }
@@ -127,7 +127,7 @@ fn a_tag_that_is_a_copy_of_another() -> anyhow::Result<()> {
     fs::copy(tags.join("base"), tags.join("other"))?;
     let error = fixture.cli.fails(4, &["show", "other"])?;
     assert!(error.contains("tags/other"), "{error}");
-    fixture.cli.ok(&["show", "base"])?;
+    assert!(fixture.memory("base")? == noise(1, 8 * PAGE), "base");
     fixture
         .cli
         .ok(&["rm", "other"])

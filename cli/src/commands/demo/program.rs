@@ -101,7 +101,11 @@ impl Program {
             .copied()
             .filter(|word| !word.contains('/') && *word != "--memory")
             .collect();
-        self.note(&what.join(" "), time, "");
+        let what = match what.as_slice() {
+            ["mount"] => "mount all tags".to_owned(),
+            words => words.join(" "),
+        };
+        self.note(&what, time, "");
         Ok(time)
     }
 

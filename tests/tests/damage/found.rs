@@ -1,0 +1,187 @@
+//! Damage is found and named, and wrong bytes are never read.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::ensure;
+
+use crate::{Fixture, chunks, file_name, flip, list, replace};
+
+/// Flips each of these bytes in turn.
+fn sweep(
+    fixture: &Fixture,
+    file: &Path,
+    positions: impl IntoIterator<Item = usize>,
+) -> anyhow::Result<()> {
+    let name = file_name(file);
+    for at in positions {
+        fixture.with_flip(file, at, || {
+            fixture.is_found(&name)?;
+            fixture.nothing_wrong_is_read().map(drop)
+        })?;
+    }
+    fixture.all_is_well()
+}
+
+/// One flip, seen through the program.
+fn command(fixture: &Fixture, file: &Path, at: usize) -> anyhow::Result<()> {
+    fixture.with_flip(file, at, || fixture.command_names(&file_name(file)))
+}
+
+fn sweep_all(fixture: &Fixture, file: &Path) -> anyhow::Result<()> {
+    sweep(fixture, file, 0..fs::read(file)?.len())?;
+    command(fixture, file, 20)
+}
+
+#[test]
+fn every_byte_of_the_configuration() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    sweep_all(&fixture, &fixture.path("config"))
+}
+
+#[test]
+fn every_byte_of_the_collectors_state() -> anyhow::Result<()> {
+    let mut fixture = Fixture::new()?;
+    fixture.cli.ok(&["rm", "last"])?;
+    fixture.images.remove("last");
+    fixture.cli.ok(&["gc"])?;
+    sweep_all(&fixture, &fixture.path("collector"))
+}
+
+#[test]
+fn every_byte_of_a_tag() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    sweep_all(&fixture, &fixture.path("tags/next"))
+}
+
+#[test]
+fn headers_of_packs() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    for pack in fixture.packs()? {
+        sweep(&fixture, &pack, (0..32).step_by(5))?;
+        command(&fixture, &pack, 0)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn seals_of_packs() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    for pack in fixture.packs()? {
+        let len = fs::read(&pack)?.len();
+        sweep(&fixture, &pack, (len - 64..len).step_by(7))?;
+        command(&fixture, &pack, len - 1)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn footers_of_packs() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    for pack in fixture.packs()? {
+        let (chunks, footer) = chunks(&fs::read(&pack)?)?;
+        // Key, offset, kind and encoding, check: of the first and last entry.
+        let last = footer + 24 * (chunks.len() - 1);
+        let fields = [footer, last].map(|entry| [0, 15, 16, 19, 20, 21, 23].map(|at| entry + at));
+        sweep(&fixture, &pack, fields.concat())?;
+    }
+    Ok(())
+}
+
+/// Heads of deltas (id and hint) are among the first bytes.
+#[test]
+fn chunks_of_every_kind_and_encoding() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    let mut seen = BTreeMap::new();
+    for pack in fixture.packs()? {
+        let (chunks, _) = chunks(&fs::read(&pack)?)?;
+        let mut of_class = BTreeMap::new();
+        for chunk in chunks {
+            of_class.insert((chunk.kind, chunk.encoding), chunk);
+        }
+        for (class, chunk) in of_class {
+            let len = chunk.end - chunk.start;
+            let offsets = [0, 1, 31, 32, 36, 39, 40, 44, len / 2, len - 1];
+            let inside = offsets.into_iter().filter(|at| *at < len);
+            sweep(&fixture, &pack, inside.map(|at| chunk.start + at))?;
+            command(&fixture, &pack, chunk.start + len / 2)?;
+            seen.insert(class, ());
+        }
+    }
+    let (page, node, manifest) = (0, 1, 2);
+    for class in [(page, 0), (page, 1), (page, 2), (node, 2)] {
+        ensure!(seen.contains_key(&class), "no chunk is {class:?}: {seen:?}");
+    }
+    ensure!(seen.keys().any(|class| class.0 == manifest), "no manifest");
+    Ok(())
+}
+
+#[test]
+fn packs_that_were_cut_or_are_gone() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    for pack in fixture.packs()? {
+        let good = fs::read(&pack)?;
+        for len in [0, 1, 31, 95, good.len() / 2, good.len() - 1] {
+            replace(&pack, &good[..len])?;
+            fixture.is_found(&file_name(&pack))?;
+            fixture.nothing_wrong_is_read()?;
+        }
+        fs::remove_file(&pack)?;
+        fixture.is_found("missing")?;
+        ensure!(
+            fixture.nothing_wrong_is_read()? < 3,
+            "a pack was not needed"
+        );
+        replace(&pack, &good)?;
+    }
+    fixture.all_is_well()
+}
+
+#[test]
+fn data_of_the_index() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    let mut seen = 0;
+    for file in list(&fixture.path("index"))? {
+        // Data blocks come first in a sorted file.
+        let positions: &[usize] = match file_name(&file) {
+            name if name.ends_with(".sst") => &[0, 5, 40, 200],
+            name if name.starts_with("MANIFEST-") => &[0, 3, 8, 20, 60],
+            _ => continue,
+        };
+        seen += 1;
+        for at in positions {
+            fixture.with_flip(&file, *at, || {
+                fixture.is_found("index")?;
+                fixture.nothing_wrong_is_read().map(drop)
+            })?;
+        }
+        fixture.with_flip(&file, positions[1], || fixture.command_names("index"))?;
+    }
+    ensure!(seen >= 2, "no sorted file or no manifest");
+    fixture.all_is_well()
+}
+
+#[test]
+fn every_file_of_the_index_gone_or_spoilt() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    for file in list(&fixture.path("index"))? {
+        let good = fs::read(&file)?;
+        for at in [
+            0,
+            good.len() / 3,
+            good.len() / 2,
+            good.len().saturating_sub(1),
+        ] {
+            if at < good.len() {
+                flip(&file, at)?;
+                fixture.nothing_wrong_is_read()?;
+                replace(&file, &good)?;
+            }
+        }
+        fs::remove_file(&file)?;
+        fixture.nothing_wrong_is_read()?;
+        replace(&file, &good)?;
+    }
+    fixture.all_is_well()
+}

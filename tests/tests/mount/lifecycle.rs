@@ -1,0 +1,184 @@
+//! Mounting, unmounting, and servers that end in other ways.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use snapstore_tests::harness::noise;
+
+use crate::{Fixture, PAGE};
+
+/// Waits until a process has ended, for a minute at most.
+pub fn wait_for_end(pid: u32) -> anyhow::Result<()> {
+    let pidfd = match pidfd_open(process(pid)?, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        other => other?,
+    };
+    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+    let ready = poll(
+        &mut fds,
+        Some(&Timespec::try_from(Duration::from_secs(60))?),
+    )?;
+    ensure!(ready == 1, "process {pid} does not end");
+    Ok(())
+}
+
+fn process(pid: u32) -> anyhow::Result<Pid> {
+    Pid::from_raw(i32::try_from(pid)?).context("no process has number 0")
+}
+
+/// Ends the server of a mount at once.
+fn kill(pid: u32) -> anyhow::Result<()> {
+    kill_process(process(pid)?, Signal::KILL)?;
+    wait_for_end(pid)
+}
+
+fn with_base(test: &str) -> anyhow::Result<Option<Fixture>> {
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(None);
+    };
+    fixture.commit("base", &noise(1, 8 * PAGE), &[])?;
+    Ok(Some(fixture))
+}
+
+fn shows_base(dir: &Path) -> anyhow::Result<()> {
+    ensure!(
+        fs::read(dir.join("memory.bin"))? == noise(1, 8 * PAGE),
+        "memory.bin"
+    );
+    Ok(())
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+#[test]
+fn what_cannot_be_mounted() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_base("what_cannot_be_mounted")? else {
+        return Ok(());
+    };
+    let dir = text(&fixture.mountpoint("mnt")?);
+    fixture.cli.fails(3, &["mount", "nobody", &dir])?;
+    let file = fixture.file("file", b"")?;
+    let error = fixture.cli.fails(1, &["mount", "base", &file])?;
+    assert!(error.contains("is not a directory"), "{error}");
+    let error = fixture
+        .cli
+        .fails(1, &["mount", "base", &text(&fixture.path("nowhere"))])?;
+    assert!(error.contains("create it first"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_mount_point_in_use_is_busy() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_base("a_mount_point_in_use_is_busy")? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount(Some("base"), "mnt")?;
+    let error = fixture.cli.fails(5, &["mount", "base", &text(&dir)])?;
+    assert!(error.contains("already a mount point"), "{error}");
+    shows_base(&dir)
+}
+
+#[test]
+fn unmounting_twice_finds_nothing() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_base("unmounting_twice_finds_nothing")? else {
+        return Ok(());
+    };
+    let (dir, pid) = fixture.mount(Some("base"), "mnt")?;
+    fixture.umount(&dir)?;
+    wait_for_end(pid)?;
+    let error = fixture.cli.fails(3, &["umount", &text(&dir)])?;
+    assert!(error.contains("not a snapstore mount"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_mount_with_an_open_file_is_busy_unless_lazy() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_base("a_mount_with_an_open_file_is_busy_unless_lazy")? else {
+        return Ok(());
+    };
+    let (dir, pid) = fixture.mount(Some("base"), "mnt")?;
+    let file = fs::File::open(dir.join("memory.bin"))?;
+    let error = fixture.cli.fails(5, &["umount", &text(&dir)])?;
+    assert!(error.contains("--lazy"), "{error}");
+    fixture.cli.ok(&["umount", "--lazy", &text(&dir)])?;
+    assert!(!dir.join("memory.bin").exists());
+    let bytes = std::io::read_to_string(&file);
+    assert!(bytes.is_err(), "noise is no text");
+    assert_eq!(file.metadata()?.len(), 8 * PAGE as u64, "still served");
+    drop(file);
+    wait_for_end(pid)
+}
+
+#[test]
+fn a_dead_mount_can_be_unmounted_and_mounted_again() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_base("a_dead_mount_can_be_unmounted_and_mounted_again")? else {
+        return Ok(());
+    };
+    let (dir, pid) = fixture.mount(Some("base"), "mnt")?;
+    shows_base(&dir)?;
+    kill(pid)?;
+    assert!(fs::read_dir(&dir).is_err(), "the mount is dead");
+    fixture.umount(&dir)?;
+    fixture.mount_on(Some("base"), &dir)?;
+    shows_base(&dir)
+}
+
+#[test]
+fn a_dead_mount_can_be_mounted_over() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_base("a_dead_mount_can_be_mounted_over")? else {
+        return Ok(());
+    };
+    let (dir, pid) = fixture.mount(Some("base"), "mnt")?;
+    shows_base(&dir)?;
+    kill(pid)?;
+    fixture.mount_on(Some("base"), &dir)?;
+    shows_base(&dir)?;
+    fixture.umount(&dir)?;
+    assert!(fs::read_dir(&dir)?.next().is_none(), "nothing is below");
+    Ok(())
+}
+
+#[test]
+fn a_dead_server_pins_nothing() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_base("a_dead_server_pins_nothing")? else {
+        return Ok(());
+    };
+    let (_, pid) = fixture.mount(Some("base"), "mnt")?;
+    fixture.cli.ok(&["rm", "base"])?;
+    kill(pid)?;
+    assert_eq!(fixture.cli.json(&["gc"])?["deleted_packs"], 1);
+    Ok(())
+}
+
+#[test]
+fn a_server_in_the_foreground_unmounts_when_told_to_end() -> anyhow::Result<()> {
+    let test = "a_server_in_the_foreground_unmounts_when_told_to_end";
+    let Some(mut fixture) = with_base(test)? else {
+        return Ok(());
+    };
+    let dir = fixture.mountpoint("mnt")?;
+    let arguments = ["mount", "--foreground", "--announce", "base", &text(&dir)];
+    let mut server = fixture
+        .cli
+        .command(&arguments)?
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = String::new();
+    BufReader::new(server.stdout.take().context("no output")?).read_line(&mut said)?;
+    assert_eq!(said, "ready\n");
+    shows_base(&dir)?;
+    kill_process(process(server.id())?, Signal::TERM)?;
+    let status = server.wait()?;
+    assert!(status.success(), "{status}");
+    assert!(fs::read_dir(&dir)?.next().is_none(), "still mounted");
+    fixture.cli.fails(3, &["umount", &text(&dir)])?;
+    Ok(())
+}
