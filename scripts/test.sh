@@ -66,7 +66,7 @@ CARGO_TERM_COLOR=never cargo test --workspace --locked --no-fail-fast -- --nocap
 # Output of tests that run side by side may share a line with cargo's own.
 read -r cargo_passed cargo_failed < <(
     grep -oE 'test result: [A-Za-z]+\. [0-9]+ passed; [0-9]+ failed' "$log" |
-        awk '{ passed += $5; failed += $7 } END { print passed + 0, failed + 0 }'
+        awk '{ passed += $4; failed += $6 } END { print passed + 0, failed + 0 }'
 ) || true
 cargo_skipped="$(grep -cE '(^|\.\.\. )SKIPPED ' "$log" || true)"
 # A test file that does not compile, or a test process that died, has no result.

@@ -122,7 +122,7 @@ Examples:
   snapstore mount base /mnt/base      memory.bin, disks, manifest.json of one snapshot
   snapstore mount /mnt/all            a directory per tag; new tags appear")]
 pub struct MountArgs {
-    /// [TAG] DIR: the snapshot to show (all tags without it), and where
+    /// The snapshot to show (without it: every tag), and where
     #[arg(required = true, num_args = 1..=2, value_names = ["TAG", "DIR"])]
     pub what: Vec<String>,
     /// Stay in the foreground and serve until unmounted

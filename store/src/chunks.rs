@@ -76,10 +76,10 @@ impl Chunks {
 
     /// Reads a tree node.
     pub fn node(&self, child: Child, level: u8) -> Result<Arc<Node>> {
-        if let Some(node) = self.nodes.get(&child.hash) {
-            if node.level() == level {
-                return Ok(node);
-            }
+        if let Some(node) = self.nodes.get(&child.hash)
+            && node.level() == level
+        {
+            return Ok(node);
         }
         let mut payload = vec![0; node::MAX_PAYLOAD_LEN];
         let len = self.read(node_id(child), child.hint, &mut payload)?;

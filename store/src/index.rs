@@ -23,7 +23,7 @@ pub(crate) const CACHE_BYTES: usize = 32 << 20;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 /// Entries per write batch.
 const BATCH_ENTRIES: usize = 4096;
-const OPEN_ATTEMPTS: u32 = 20;
+const OPEN_ATTEMPTS: u32 = 8;
 /// Sorted files beyond which a publisher waits for RocksDB to merge them.
 const MERGE_ABOVE_FILES: u64 = 12;
 
@@ -265,7 +265,12 @@ fn damaged(path: &Path, reason: &str) -> Error {
 
 fn failed(path: &Path, error: &rocksdb::Error) -> Error {
     let message = error.to_string();
+    let full = std::io::Error::from(rustix::io::Errno::NOSPC);
     match error.kind() {
+        // A full disk is no damage.
+        rocksdb::ErrorKind::IOError if message.contains("No space left on device") => {
+            Error::io("write", path, full)
+        }
         rocksdb::ErrorKind::Corruption => Damage::Index {
             path: path.to_owned(),
             reason: message,

@@ -194,6 +194,7 @@ impl Store {
                 writer.append(&[chunk], stored.bytes.to_vec())?;
             }
             let sealed = writer.seal()?;
+            sealed.keep();
             index.put(sealed.locations())?;
         }
         index.flush()
@@ -358,10 +359,10 @@ fn page_size_of_packs(layout: &Layout) -> Result<Option<PageSize>> {
         let path = entry.context("list", &dir)?.path();
         let mut header = [0; format::HEADER_LEN];
         let read = fs::File::open(&path).and_then(|mut file| file.read_exact(&mut header));
-        if read.is_ok() {
-            if let Some(page_size) = format::page_size_in_header(&header) {
-                return Ok(Some(page_size));
-            }
+        if read.is_ok()
+            && let Some(page_size) = format::page_size_in_header(&header)
+        {
+            return Ok(Some(page_size));
         }
     }
     Ok(None)

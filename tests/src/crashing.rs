@@ -2,15 +2,18 @@
 //! hold, and checking that it does.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
+use rustix::mount::{MountFlags, UnmountFlags};
 use snapstore_store::{
     CommitRequest, Damage, GcOptions, ImageRole, Input, InputKind, PageSize, ParentChoice, Silent,
     Store,
 };
+use tempfile::TempDir;
 
 use crate::harness::{Cli, noise};
 
@@ -285,4 +288,46 @@ fn repair_if_needed(store: &Path) -> anyhow::Result<()> {
     let report = Store::repair(store, &Silent)?;
     ensure!(report.remaining.is_empty() && report.broken_snapshots.is_empty());
     Ok(())
+}
+
+/// A small filesystem of its own that can be filled.
+pub struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// Mounts one; needs root.
+    ///
+    /// # Errors
+    /// If that does not work here.
+    pub fn mount(size_bytes: u64) -> anyhow::Result<Self> {
+        let dir = TempDir::new()?;
+        let options = CString::new(format!("size={size_bytes}"))?;
+        let flags = MountFlags::NODEV | MountFlags::NOSUID;
+        rustix::mount::mount("none", dir.path(), "tmpfs", flags, Some(options.as_c_str()))?;
+        Ok(Self(dir))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes up all space but this much, with a file named `ballast`.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn leave_free(&self, bytes: u64) -> anyhow::Result<()> {
+        let ballast = self.0.path().join("ballast");
+        let _ = fs::remove_file(&ballast);
+        let stat = rustix::fs::statvfs(self.0.path())?;
+        let len = (stat.f_bavail * stat.f_frsize).saturating_sub(bytes);
+        fs::write(&ballast, vec![1; usize::try_from(len)?])?;
+        Ok(())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.0.path(), UnmountFlags::DETACH);
+    }
 }

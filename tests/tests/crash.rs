@@ -1,7 +1,6 @@
 //! Whatever is killed, wherever it is killed, and even if the power fails with
 //! it: what was acknowledged is there, and the rest is as if it had not begun.
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -9,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::mount::{MountFlags, UnmountFlags};
 use snapstore_tests::crashing::{
-    self, Check, Expected, PAGE, assert_holds, assert_nothing_unfinished, changed, expect, image,
+    self, Check, Expected, PAGE, SmallDisk, assert_holds, assert_nothing_unfinished, changed,
+    expect, image,
 };
 use snapstore_tests::harness::{Cli, noise, skipped};
 use snapstore_tests::powercut::{self, Disk, Lost};
@@ -355,35 +354,6 @@ fn repair_relies_on_nothing_that_a_power_cut_takes_away() -> Result<()> {
     bail!("a commit has no end")
 }
 
-/// A small filesystem of its own that can be filled.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn mount(size_bytes: u64) -> Result<Self> {
-        let dir = TempDir::new()?;
-        let options = CString::new(format!("size={size_bytes}"))?;
-        let flags = MountFlags::NODEV | MountFlags::NOSUID;
-        rustix::mount::mount("none", dir.path(), "tmpfs", flags, Some(options.as_c_str()))?;
-        Ok(Self(dir))
-    }
-
-    /// Takes up all space but this much.
-    fn leave_free(&self, bytes: u64) -> Result<()> {
-        let ballast = self.0.path().join("ballast");
-        let _ = fs::remove_file(&ballast);
-        let stat = rustix::fs::statvfs(self.0.path())?;
-        let len = (stat.f_bavail * stat.f_frsize).saturating_sub(bytes);
-        fs::write(&ballast, vec![1; usize::try_from(len)?])?;
-        Ok(())
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(self.0.path(), UnmountFlags::DETACH);
-    }
-}
-
 /// Wherever a commit runs out of space, it says so, and leaves the space and
 /// the store as they were.
 #[test]
@@ -395,7 +365,7 @@ fn a_full_disk_fails_the_commit_and_nothing_else() -> Result<()> {
             return Ok(());
         }
     };
-    let cli = Cli::new(&disk.0.path().join("store"));
+    let cli = Cli::new(&disk.path().join("store"));
     cli.ok(&["init"])?;
     let case = Case::without_store()?;
     let mut expected = Expected::new();
@@ -423,7 +393,7 @@ fn a_full_disk_fails_the_commit_and_nothing_else() -> Result<()> {
     ensure!(failures > 20, "only {failures} commits failed");
     expect(&mut expected, "next", &next);
     assert_holds(&cli, &expected)?;
-    fs::remove_file(disk.0.path().join("ballast"))?;
+    fs::remove_file(disk.path().join("ballast"))?;
     Check::holds(&expected).run(cli.store())
 }
 

@@ -190,6 +190,7 @@ impl<'a> Sink<'a> {
                 entries.push((key, at));
             }
         }
+        pack.keep();
         index.put(entries)?;
         index.flush()
     }

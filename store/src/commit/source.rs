@@ -1,6 +1,6 @@
 //! An input file: its length, its data and its holes, read by position.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -28,13 +28,14 @@ pub(crate) struct Source {
 impl Source {
     /// Opens an input and checks its length.
     pub fn open(path: &Path, role: ImageRole, page_size: PageSize) -> Result<Self> {
-        let file = File::open(path).context("open", path)?;
-        let metadata = file.metadata().context("inspect", path)?;
-        if !metadata.is_file() {
+        // Before opening: to open a named pipe would wait for its writer.
+        if !fs::metadata(path).context("open", path)?.is_file() {
             return Err(Error::NotAFile {
                 path: path.to_owned(),
             });
         }
+        let file = File::open(path).context("open", path)?;
+        let metadata = file.metadata().context("inspect", path)?;
         let size_bytes = metadata.len();
         let path = path.to_owned();
         if size_bytes == 0 || size_bytes > MAX_IMAGE_BYTES {

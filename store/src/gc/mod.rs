@@ -14,8 +14,9 @@
 //!
 //! Why nothing is lost: a writer that began before step 3 holds a lease which
 //! stops step 5; what it publishes is a root when step 5 comes. A writer that
-//! began after step 3 does not reuse chunks of condemned packs, and pins its
-//! parent. There is deliberately no time-based rule: clocks decide nothing.
+//! began after step 3 does not reuse chunks of condemned packs, not even as bases
+//! of deltas, and pins its parent. A pack that a commit is just publishing is not
+//! judged, since entries of condemned packs may move to it after marking. There is deliberately no time-based rule: clocks decide nothing.
 
 pub(crate) mod mark;
 pub(crate) mod plan;
@@ -228,6 +229,7 @@ impl Store {
                 updates.push((key, to));
             }
         }
+        sealed.keep();
         index.put(updates)?;
         index.flush()?;
         Ok(sealed.file_len)

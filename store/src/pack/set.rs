@@ -69,7 +69,11 @@ impl PackSet {
         let mut numbers = Vec::new();
         for number in self.sealed()? {
             let path = self.layout.pack(number);
-            let file = File::open(&path).context("open", &path)?;
+            let file = match File::open(&path) {
+                // Its writer has failed and removed it.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                other => other.context("open", &path)?,
+            };
             if lock::try_exclusive(&file, &path)? {
                 numbers.push(number);
             }

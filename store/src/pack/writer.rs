@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 
@@ -54,9 +55,12 @@ pub(crate) struct PackWriter {
 
 /// A pack that is on disk, sealed and durable, and what it holds. Its file stays
 /// locked until this is dropped, which is to be after its chunks are in the
-/// index: a collection does not judge it before.
+/// index: a collection does not judge it before. Dropped before
+/// [`SealedPack::keep`], it is removed: an operation that fails leaves nothing.
 pub(crate) struct SealedPack {
     _locked: File,
+    path: PathBuf,
+    kept: AtomicBool,
     pub number: PackNumber,
     pub keys: Vec<ChunkKey>,
     pub file_len: u64,
@@ -149,6 +153,8 @@ impl PackWriter {
         durable::sync_dir(&self.packs_dir)?;
         Ok(SealedPack {
             _locked: file,
+            path: self.sealed_path.clone(),
+            kept: AtomicBool::new(false),
             number: self.number,
             keys: std::mem::take(&mut self.keys),
             file_len,
@@ -214,6 +220,12 @@ fn reserve(file: &File, offset: u64, len: u64) {
 }
 
 impl SealedPack {
+    /// To be called just before the first index entry that leads to the pack:
+    /// from then on the index may rely on it, even if writing it fails.
+    pub fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+
     /// Where each of the pack's chunks is.
     pub fn locations(&self) -> impl Iterator<Item = (ChunkKey, Location)> + '_ {
         self.keys.iter().zip(0..).map(|(key, entry)| {
@@ -223,5 +235,14 @@ impl SealedPack {
             };
             (*key, at)
         })
+    }
+}
+
+impl Drop for SealedPack {
+    fn drop(&mut self) {
+        if !*self.kept.get_mut() {
+            // If this fails the next collection removes the file.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

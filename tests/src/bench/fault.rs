@@ -119,7 +119,7 @@ pub fn read_ahead(bench: &mut Bench) -> anyhow::Result<()> {
         "a random fault, MADV_RANDOM",
         "touch all in order",
         "read all in order",
-        "a random fault, two processes' worth",
+        "a random fault, two threads at once",
     ];
     for (figure, what) in figures.into_iter().enumerate() {
         for (number, (option, value)) in options.clone().enumerate() {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 
-use crate::{Fixture, chunks, file_name, flip, list, replace};
+use crate::{Fixture, chunks, file_name, list, replace};
 
 /// Flips each of these bytes in turn.
 fn sweep(
@@ -150,13 +150,10 @@ fn data_of_the_index() -> anyhow::Result<()> {
             _ => continue,
         };
         seen += 1;
+        // Through the program: this process has blocks of the index cached.
         for at in positions {
-            fixture.with_flip(&file, *at, || {
-                fixture.is_found("index")?;
-                fixture.nothing_wrong_is_read().map(drop)
-            })?;
+            fixture.with_flip(&file, *at, || fixture.command_names("index"))?;
         }
-        fixture.with_flip(&file, positions[1], || fixture.command_names("index"))?;
     }
     ensure!(seen >= 2, "no sorted file or no manifest");
     fixture.all_is_well()
@@ -165,22 +162,17 @@ fn data_of_the_index() -> anyhow::Result<()> {
 #[test]
 fn every_file_of_the_index_gone_or_spoilt() -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
+    // One snapshot: an index that cannot be opened is tried again for a second.
+    let last = &fixture.images["last"];
     for file in list(&fixture.path("index"))? {
         let good = fs::read(&file)?;
-        for at in [
-            0,
-            good.len() / 3,
-            good.len() / 2,
-            good.len().saturating_sub(1),
-        ] {
-            if at < good.len() {
-                flip(&file, at)?;
-                fixture.nothing_wrong_is_read()?;
-                replace(&file, &good)?;
-            }
+        if !good.is_empty() {
+            fixture.with_flip(&file, good.len() / 2, || {
+                fixture.read("last", last).map(drop)
+            })?;
         }
         fs::remove_file(&file)?;
-        fixture.nothing_wrong_is_read()?;
+        fixture.read("last", last)?;
         replace(&file, &good)?;
     }
     fixture.all_is_well()
