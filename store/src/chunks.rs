@@ -26,6 +26,8 @@ const NODES_CACHED: usize = 1024;
 thread_local! {
     /// Holds the base while a delta is decoded.
     static BASE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Holds a node's payload while it is decoded.
+    static NODE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The chunks of a store.
@@ -81,9 +83,11 @@ impl Chunks {
         {
             return Ok(node);
         }
-        let mut payload = vec![0; node::MAX_PAYLOAD_LEN];
-        let len = self.read(node_id(child), child.hint, &mut payload)?;
-        let node = Node::decode(&payload[..len], level).map(Arc::new);
+        let node = NODE.with_borrow_mut(|payload| {
+            payload.resize(node::MAX_PAYLOAD_LEN, 0);
+            let len = self.read(node_id(child), child.hint, payload)?;
+            Ok::<_, crate::error::Error>(Node::decode(&payload[..len], level).map(Arc::new))
+        })?;
         let node = node.ok_or_else(|| Damage::Missing {
             chunk: format!("{} of level {level}", node_id(child)),
         })?;

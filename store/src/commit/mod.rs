@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::manifest::{Image, ImageRole, MAX_IMAGES, MAX_LABELS, Manifest};
@@ -156,6 +157,8 @@ impl Store {
             sink.index_pack(pack)?;
         }
         tracing::debug!("indexed");
+        // A store whose creator was killed may not be durable itself.
+        durable::sync_dir(self.layout.root())?;
         tags::set(&self.layout, &request.tag, id)?;
         tracing::debug!(%id, chunks = manifest.added_chunks, "committed");
         Ok(Committed { id, manifest })

@@ -265,6 +265,10 @@ pub(crate) fn encode_into(
         .map(|(base, len)| Base {
             head: delta_head(*base),
             payload: &buffer[..*len],
+            max_percent: match id.kind() {
+                ChunkKind::Node => codec::NODE_DELTA_MAX_PERCENT,
+                ChunkKind::Page | ChunkKind::Manifest => codec::PAGE_DELTA_MAX_PERCENT,
+            },
         });
     let start = run.bytes.len();
     let encoding: Encoding = codec::encode(payload, base, &mut run.bytes);

@@ -141,6 +141,12 @@ impl Store {
             .map(|pack| pack.number)
             .collect();
         state.condemned.retain(|pack, _| going.contains(pack));
+        // Should the state have been lost, its epoch is behind those of writers.
+        for lease in lease::live(&self.layout)? {
+            state.epoch = state
+                .epoch
+                .max(lease.claim.writing_since.unwrap_or(state.epoch));
+        }
         for pack in going {
             state.condemned.entry(pack).or_insert(state.epoch);
         }

@@ -17,9 +17,12 @@ use zstd::zstd_safe::{CCtx, DCtx};
 /// The zstd level. Level 3 gains under 2 % on guest memory for a quarter more
 /// time, higher ones hardly more (docs/BENCHMARKS.md).
 const LEVEL: i32 = 1;
-/// A delta must be at most this share of the plain encoding to be kept: below
+/// A delta must be at most this share of the plain encoding to be kept: above
 /// it saves too little for the second decode.
-const DELTA_MAX_PERCENT: usize = 70;
+pub(crate) const PAGE_DELTA_MAX_PERCENT: usize = 70;
+/// The same for tree nodes. Along a chain of steps a node's delta against the
+/// same base grows with each; a new base early makes their sum smaller.
+pub(crate) const NODE_DELTA_MAX_PERCENT: usize = 30;
 /// A chunk that does not shrink below this share is stored raw, which reads
 /// fastest.
 const RAW_ABOVE_PERCENT: usize = 95;
@@ -53,6 +56,8 @@ pub(crate) struct Base<'a> {
     /// The head of the delta: id and hint.
     pub head: [u8; DELTA_HEAD_LEN],
     pub payload: &'a [u8],
+    /// The largest share of the plain encoding that a delta may have.
+    pub max_percent: usize,
 }
 
 thread_local! {
@@ -70,7 +75,7 @@ pub(crate) fn encode(payload: &[u8], base: Option<Base<'_>>, out: &mut Vec<u8>) 
             out.extend_from_slice(&base.head);
             compress(context, payload, base.payload, out);
             let delta_len = out.len() - middle;
-            if delta_len * 100 <= plain_len.min(payload.len()) * DELTA_MAX_PERCENT {
+            if delta_len * 100 <= plain_len.min(payload.len()) * base.max_percent {
                 out.drain(start..middle);
                 return Encoding::Delta;
             }
@@ -125,6 +130,7 @@ mod tests {
         Base {
             head: [9; DELTA_HEAD_LEN],
             payload,
+            max_percent: PAGE_DELTA_MAX_PERCENT,
         }
     }
 
