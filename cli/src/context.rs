@@ -22,6 +22,11 @@ impl Context {
         }
     }
 
+    /// Whether the answer is to be JSON.
+    pub fn json(&self) -> bool {
+        self.json
+    }
+
     /// The store's directory.
     pub fn store_path(&self) -> anyhow::Result<PathBuf> {
         match &self.store {

@@ -14,13 +14,17 @@ use anyhow::{Context as _, bail};
 use snapstore_store::{ImageRole, SnapshotId, Store};
 
 use crate::args::DemoArgs;
+use crate::context::Context;
 use crate::format::size;
 use compare::{Comparison, Stored};
 use program::{Program, say};
 use report::{ImageRow, Report, StoreRow, duration, rate};
 use workspace::{Mount, Workspace};
 
-pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
+pub fn run(context: &Context, args: &DemoArgs) -> anyhow::Result<ExitCode> {
+    if context.json() {
+        program::keep_stdout_free();
+    }
     for (_, image) in &args.images {
         let metadata = std::fs::metadata(image).with_context(|| format!("cannot read {image}"))?;
         if !metadata.is_file() {
@@ -39,7 +43,8 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         report: Report::default(),
     };
     demo.run()?;
-    say(&demo.report.describe(demo.program.steps()))?;
+    let measured = demo.report.to_json(demo.program.steps());
+    context.answer(&measured, || demo.report.describe(demo.program.steps()))?;
     if workspace.is_kept() {
         say(&format!("The store is in {}.", workspace.store().display()))?;
     }

@@ -123,8 +123,20 @@ impl Program {
     }
 }
 
-/// Prints a line; unlike `println!` it survives a reader that went away.
+/// Whether standard output is kept for one JSON object.
+static STORY_ON_STDERR: AtomicBool = AtomicBool::new(false);
+
+/// From here on the story goes to standard error.
+pub fn keep_stdout_free() {
+    STORY_ON_STDERR.store(true, Ordering::Relaxed);
+}
+
+/// Tells a line of the story; unlike `println!` it survives a reader that went
+/// away.
 pub fn say(line: &str) -> anyhow::Result<()> {
+    if STORY_ON_STDERR.load(Ordering::Relaxed) {
+        return Ok(writeln!(io::stderr(), "{line}")?);
+    }
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;
     Ok(out.flush()?)

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use super::program::Step;
 use crate::format::{count, size, table};
 
@@ -34,6 +36,22 @@ pub struct Report {
 }
 
 impl Report {
+    /// The same numbers for programs.
+    pub fn to_json(&self, steps: &[Step]) -> Value {
+        let images: Vec<_> = self.images.iter().map(ImageRow::to_json).collect();
+        let stores: Vec<_> = self.stores.iter().map(StoreRow::to_json).collect();
+        let steps: Vec<_> = steps
+            .iter()
+            .map(|step| json!({"step": step.what.trim(), "seconds": step.time.as_secs_f64()}))
+            .collect();
+        json!({
+            "images": images,
+            "steps": steps,
+            "stores": stores,
+            "equal_comparisons": self.compared,
+        })
+    }
+
     pub fn describe(&self, steps: &[Step]) -> String {
         let images: Vec<_> = self.images.iter().map(ImageRow::cells).collect();
         let steps: Vec<_> = steps
@@ -71,6 +89,18 @@ impl Report {
 }
 
 impl ImageRow {
+    fn to_json(&self) -> Value {
+        json!({
+            "tag": self.tag,
+            "image_bytes": self.image_bytes,
+            "nonzero_pages": self.nonzero_pages,
+            "changed_pages": self.changed_pages,
+            "added_chunks": self.added_chunks,
+            "added_bytes": self.added_bytes,
+            "commit_seconds": self.time.as_secs_f64(),
+        })
+    }
+
     fn cells(&self) -> Vec<String> {
         vec![
             self.tag.clone(),
@@ -85,6 +115,16 @@ impl ImageRow {
 }
 
 impl StoreRow {
+    fn to_json(&self) -> Value {
+        json!({
+            "when": self.when,
+            "snapshots": self.snapshots,
+            "logical_bytes": self.logical_bytes,
+            "pack_bytes": self.pack_bytes,
+            "total_bytes": self.total_bytes,
+        })
+    }
+
     fn cells(&self) -> Vec<String> {
         let ratio = match self.total_bytes {
             0 => "-".to_owned(),
