@@ -64,6 +64,30 @@ pub(crate) fn each(layout: &Layout) -> Result<Vec<(String, Result<SnapshotId>)>>
     Ok(tags)
 }
 
+/// At most `count` tags, the latest set first.
+pub(crate) fn latest(layout: &Layout, count: usize) -> Result<Vec<String>> {
+    let dir = layout.tags();
+    let mut dated = Vec::new();
+    for entry in fs::read_dir(&dir).context("list", &dir)? {
+        let entry = entry.context("list", &dir)?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str().filter(|name| check_tag(name).is_ok()) else {
+            continue;
+        };
+        // One that was removed since the directory was read is left out.
+        if let Ok(set) = entry.metadata().and_then(|metadata| metadata.modified()) {
+            dated.push((set, name.to_owned()));
+        }
+    }
+    dated.sort_unstable();
+    Ok(dated
+        .into_iter()
+        .rev()
+        .take(count)
+        .map(|(_, name)| name)
+        .collect())
+}
+
 /// Whether there is such a tag, damaged or not.
 pub(crate) fn exists(layout: &Layout, tag: &str) -> bool {
     check_tag(tag).is_ok() && layout.tags().join(tag).exists()

@@ -202,11 +202,15 @@ impl Store {
         sources: &[Source],
         sink: &mut Sink<'_>,
     ) -> Result<Option<SnapshotId>> {
+        let likely_tag = match &request.parent {
+            ParentChoice::Named(name) => name,
+            ParentChoice::Automatic | ParentChoice::Nothing => &request.tag,
+        };
         loop {
             let chosen = self.choose_parent(request, sources)?;
             let Some(id) = chosen else { return Ok(None) };
             sink.pin(id)?;
-            if self.tags()?.values().any(|tagged| *tagged == id) {
+            if self.is_tagged(id, likely_tag)? {
                 return Ok(chosen);
             }
         }
@@ -215,12 +219,19 @@ impl Store {
     /// A parent must be tagged: an untagged snapshot may be half collected.
     fn resolve_parent(&self, name: &str) -> Result<SnapshotId> {
         let id = self.resolve(name)?;
-        if self.tags()?.values().any(|tagged| *tagged == id) {
+        if self.is_tagged(id, name)? {
             return Ok(id);
         }
         Err(Error::NotFound {
             name: name.to_owned(),
         })
+    }
+
+    /// Whether a snapshot has a tag. Looks at `likely_tag` first, since a store
+    /// may have very many.
+    fn is_tagged(&self, id: SnapshotId, likely_tag: &str) -> Result<bool> {
+        Ok(tags::get(&self.layout, likely_tag)? == Some(id)
+            || self.tags()?.values().any(|tagged| *tagged == id))
     }
 }
 

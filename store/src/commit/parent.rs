@@ -4,11 +4,15 @@
 use crate::commit::source::Source;
 use crate::error::Result;
 use crate::id::{ChunkKind, SnapshotId};
+use crate::manifest::Image;
 use crate::page::is_zero;
-use crate::store::{Store, TaggedSnapshot};
+use crate::store::Store;
+use crate::tags;
 
-/// How many of the latest snapshots are compared.
+/// How many snapshots with such an image are compared.
 const CANDIDATES: usize = 8;
+/// How many of the latest tags are looked at to find them.
+const TAGS_LOOKED_AT: usize = 32;
 /// How many evenly spaced pages are compared.
 const SAMPLES: u64 = 1024;
 /// A parent has at least this share of the image's non-zero pages in place. Two
@@ -19,22 +23,26 @@ const KIN_PERCENT: usize = 50;
 /// The recent snapshot whose image `name` has most pages in common with the
 /// input, place by place.
 pub(crate) fn find(store: &Store, name: &str, source: &Source) -> Result<Option<SnapshotId>> {
-    let mut candidates: Vec<TaggedSnapshot> = store.snapshots()?;
-    candidates.reverse();
-    candidates.retain(|candidate| {
-        let image = candidate.manifest.image(name);
-        image.is_some_and(|image| image.size_bytes == source.size_bytes())
-    });
-    candidates.truncate(CANDIDATES);
+    let mut candidates: Vec<(SnapshotId, Image)> = Vec::new();
+    for tag in tags::latest(&store.layout, TAGS_LOOKED_AT)? {
+        let Some(id) = tags::get(&store.layout, &tag)? else {
+            continue;
+        };
+        let manifest = store.manifest(id)?;
+        let image = manifest.image(name);
+        if let Some(image) = image.filter(|image| image.size_bytes == source.size_bytes()) {
+            candidates.push((id, image.clone()));
+        }
+        if candidates.len() == CANDIDATES {
+            break;
+        }
+    }
     if candidates.is_empty() {
         return Ok(None);
     }
     let samples = sample(source, store.page_size().bytes())?;
     let mut best = None;
-    for candidate in &candidates {
-        let Some(image) = candidate.manifest.image(name) else {
-            continue;
-        };
+    for (id, image) in &candidates {
         let mut in_place = 0;
         for (page, hash) in &samples {
             let stored = image.tree().page(&store.chunks, *page)?;
@@ -42,7 +50,7 @@ pub(crate) fn find(store: &Store, name: &str, source: &Source) -> Result<Option<
         }
         let kin = in_place * 100 >= samples.len() * KIN_PERCENT;
         if kin && best.is_none_or(|(most, _)| in_place > most) {
-            best = Some((in_place, candidate.id));
+            best = Some((in_place, *id));
         }
     }
     Ok(best.map(|(_, id)| id))
