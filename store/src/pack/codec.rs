@@ -14,8 +14,8 @@ use std::cell::RefCell;
 
 use zstd::zstd_safe::{CCtx, DCtx};
 
-/// The zstd level. Level 3 gains under 2 % on guest memory for a quarter more
-/// time, higher ones hardly more (docs/BENCHMARKS.md).
+/// The zstd level. Level 3 gains under 2 % on guest memory for a sixth more
+/// time (docs/BENCHMARKS.md).
 const LEVEL: i32 = 1;
 /// A delta must be at most this share of the plain encoding to be kept: above
 /// it saves too little for the second decode.
