@@ -105,6 +105,33 @@ pub enum Error {
         /// The input.
         path: PathBuf,
     },
+    /// An extent of an input that does not fit its image or its neighbour.
+    #[error("extent {number} of {label} ({length} bytes at {image_offset}) {problem}")]
+    BadExtent {
+        /// What the input calls itself.
+        label: String,
+        /// Which extent, counted from 0.
+        number: usize,
+        /// Where it is in the image.
+        image_offset: u64,
+        /// How long it is.
+        length: u64,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// What the extents of an input are read from could not be read.
+    #[error(
+        "{label} went away while it was read (at byte {offset_bytes} of the image: {source}); nothing was committed; make it anew and try again"
+    )]
+    InputLost {
+        /// What the input calls itself.
+        label: String,
+        /// Where in the image the part begins that could not be read.
+        offset_bytes: u64,
+        /// The operating system's error; `UnexpectedEof` for bytes that are not
+        /// there, as in the memory of a process that has ended.
+        source: io::Error,
+    },
     /// A diff whose length is not that of the image it applies to.
     #[error("diff {} is {size_bytes} bytes long but the parent's image {image:?} has {parent_bytes}", path.display())]
     DiffSize {
@@ -245,7 +272,7 @@ impl Error {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Io { .. } => ErrorClass::Io,
+            Self::Io { .. } | Self::InputLost { .. } => ErrorClass::Io,
             Self::NoStore { .. } | Self::NotFound { .. } => ErrorClass::NotFound,
             Self::Damaged(_) | Self::Index { .. } => ErrorClass::Damaged,
             Self::Busy { .. } => ErrorClass::Busy,
@@ -257,6 +284,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::NotAFile { .. }
             | Self::InputChanged { .. }
+            | Self::BadExtent { .. }
             | Self::DiffSize { .. }
             | Self::NoParentImage { .. }
             | Self::BadName { .. }

@@ -148,6 +148,18 @@ impl SnapshotId {
         Self(bytes)
     }
 
+    /// The id of these 64 hexadecimal digits, as [`SnapshotId`] is displayed.
+    #[must_use]
+    pub fn from_hex(digits: &str) -> Option<Self> {
+        let well_formed = digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let mut bytes = [0; 32];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            let pair = well_formed.then(|| &digits[2 * at..2 * at + 2])?;
+            *byte = u8::from_str_radix(pair, 16).ok()?;
+        }
+        Some(Self(bytes))
+    }
+
     pub(crate) fn of_manifest(encoded: &[u8]) -> Self {
         Self(*ChunkKind::Manifest.hash(encoded).as_bytes())
     }
@@ -210,6 +222,16 @@ mod tests {
             ChunkKind::Page.hash(b"page").as_bytes(),
             blake3::hash(b"page").as_bytes()
         );
+    }
+
+    #[test]
+    fn hexadecimal_digits_are_read_back() {
+        let id = SnapshotId::from_bytes(std::array::from_fn(|at| at as u8 * 7));
+        let digits = id.to_string();
+        assert_eq!(SnapshotId::from_hex(&digits), Some(id));
+        assert_eq!(SnapshotId::from_hex(&digits[1..]), None);
+        assert_eq!(SnapshotId::from_hex(&format!("+{}", &digits[1..])), None);
+        assert_eq!(SnapshotId::from_hex(&"\u{e9}".repeat(32)), None);
     }
 
     #[test]

@@ -11,8 +11,16 @@
 //!   its parent.
 //! - A **viewer** (mount, diff) reads published snapshots. Its lease pins them:
 //!   they are roots like tags.
+//!
+//! Leases are written and looked at under the allocate lock. Whoever pins a
+//! snapshot makes sure under the same lock that it is a root already: tagged, or
+//! pinned by a viewer. A collection that deletes sees then the old root, or the
+//! new one, since tags stay as they are while it does so. What is no root may be
+//! half collected: it is pinned only by who holds the publish lock, which stops
+//! deletions, and has found it whole.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
@@ -20,7 +28,7 @@ use crate::error::{IoContext as _, Result};
 use crate::gc::state::Epoch;
 use crate::id::SnapshotId;
 use crate::layout::Layout;
-use crate::lock::{self, LockKind};
+use crate::lock::{self, Lock, LockKind};
 use crate::sealed_file::Format;
 
 const FORMAT: Format = Format {
@@ -55,8 +63,18 @@ impl Claim {
 /// A lease held by this process until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lease {
+    // Before the file, so that it is dropped first: under the name of a file
+    // that is unlocked somebody else may have made a lease of his own.
+    name: Name,
     file: File,
+    layout: Layout,
+}
+
+/// The name of a lease's file, which goes with it unless it is `kept`.
+#[derive(Debug)]
+struct Name {
     path: PathBuf,
+    kept: bool,
 }
 
 /// A lease held by a live process, as the collector sees it.
@@ -74,31 +92,71 @@ impl Lease {
         let _allocate = lock::acquire(layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
         let (file, path) = create_unique(layout)?;
         lock::try_exclusive(&file, &path)?;
-        let lease = Self { file, path };
-        lease.set(claim)?;
+        let lease = Self {
+            name: Name { path, kept: false },
+            file,
+            layout: layout.clone(),
+        };
+        lease.write(claim)?;
         Ok(lease)
     }
 
     /// Replaces what this lease claims.
     pub fn set(&self, claim: &Claim) -> Result<()> {
-        let bytes = FORMAT.encode(&self.path, &encode(claim));
+        self.set_if(claim, |_| Ok(true)).map(|_| ())
+    }
+
+    /// Replaces what this lease claims if the condition holds, which is looked
+    /// at under the same allocate lock. Returns whether it holds.
+    pub fn set_if(&self, claim: &Claim, holds: impl FnOnce(&Lock) -> Result<bool>) -> Result<bool> {
+        let allocate = lock::acquire(&self.layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
+        let holds = holds(&allocate)?;
+        if holds {
+            self.write(claim)?;
+        }
+        Ok(holds)
+    }
+
+    /// The locked file: the lease lives until the last duplicate is closed.
+    pub fn into_fd(mut self) -> OwnedFd {
+        self.name.kept = true;
+        self.file.into()
+    }
+
+    fn write(&self, claim: &Claim) -> Result<()> {
+        let path = &self.name.path;
+        let bytes = FORMAT.encode(path, &encode(claim));
         self.file
             .write_all_at(&bytes, 0)
             .and_then(|()| self.file.set_len(bytes.len() as u64))
-            .context("write", &self.path)
+            .context("write", path)
     }
 }
 
-impl Drop for Lease {
+impl Drop for Name {
     fn drop(&mut self) {
-        // If this fails the next collection removes the file.
-        let _ = fs::remove_file(&self.path);
+        if !self.kept {
+            // If this fails the next collection removes the file.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
 /// All leases of live processes; removes those of dead ones.
 pub(crate) fn live(layout: &Layout) -> Result<Vec<LiveLease>> {
-    let _allocate = lock::acquire(layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
+    let allocate = lock::acquire(layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
+    live_under(layout, &allocate)
+}
+
+/// Whether a live viewer pins this snapshot. A writer's pins do not count: they
+/// end with its commit, which may be over at once.
+pub(crate) fn viewed(layout: &Layout, id: SnapshotId, allocate: &Lock) -> Result<bool> {
+    Ok(live_under(layout, allocate)?
+        .iter()
+        .any(|lease| lease.claim.writing_since.is_none() && lease.claim.pins.contains(&id)))
+}
+
+fn live_under(layout: &Layout, _allocate: &Lock) -> Result<Vec<LiveLease>> {
     let dir = layout.leases();
     let mut leases = Vec::new();
     for entry in fs::read_dir(&dir).context("list", &dir)? {
@@ -199,6 +257,42 @@ mod tests {
         assert_eq!(live(&layout).unwrap()[0].claim, Claim::viewer(vec![]));
         drop(lease);
         assert!(live(&layout).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_lease_lives_as_long_as_a_duplicate_of_its_file() {
+        let (_dir, layout) = layout();
+        let id = SnapshotId::from_bytes([3; 32]);
+        let lease = Lease::take(&layout, &Claim::viewer(vec![id])).unwrap();
+        let fd = lease.into_fd();
+        let duplicate = fd.try_clone().unwrap();
+        drop(fd);
+        assert_eq!(live(&layout).unwrap()[0].claim.pins, [id]);
+        drop(duplicate);
+        assert_eq!(fs::read_dir(layout.leases()).unwrap().count(), 1);
+        assert!(live(&layout).unwrap().is_empty());
+        assert_eq!(fs::read_dir(layout.leases()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_claim_is_replaced_only_if_its_condition_holds() {
+        let (_dir, layout) = layout();
+        let [one, two] = [1, 2].map(|byte| SnapshotId::from_bytes([byte; 32]));
+        let lease = Lease::take(&layout, &Claim::viewer(vec![one])).unwrap();
+        let other = Lease::take(&layout, &Claim::viewer(vec![])).unwrap();
+        let seen = |id| other.set_if(&Claim::viewer(vec![id]), |lock| viewed(&layout, id, lock));
+        assert!(!seen(two).unwrap());
+        assert!(seen(one).unwrap());
+        drop(lease);
+        // Now by the other one alone.
+        assert!(seen(one).unwrap());
+        // A writer is no evidence.
+        let claim = Claim {
+            writing_since: Some(Epoch::FIRST),
+            pins: vec![two],
+        };
+        let _writer = Lease::take(&layout, &claim).unwrap();
+        assert!(!seen(two).unwrap());
     }
 
     #[test]

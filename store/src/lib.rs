@@ -5,7 +5,7 @@
 //! snapshot. Reading never walks a chain: every snapshot is complete in itself.
 //!
 //! ```no_run
-//! use snapstore_store::{CommitRequest, ImageRole, Input, InputKind, Silent, Store};
+//! use snapstore_store::{CommitRequest, ImageRole, Input, InputData, InputKind, Silent, Store};
 //!
 //! let store = Store::open("/var/lib/snapstore".as_ref())?;
 //! let request = CommitRequest {
@@ -13,7 +13,7 @@
 //!     inputs: vec![Input {
 //!         name: "memory".to_owned(),
 //!         role: ImageRole::Memory,
-//!         path: "guest.ram".into(),
+//!         data: InputData::File("guest.ram".into()),
 //!         kind: InputKind::Full,
 //!     }],
 //!     ..CommitRequest::default()
@@ -46,6 +46,7 @@ mod manifest;
 mod name;
 mod pack;
 mod page;
+mod pin;
 mod progress;
 mod repair;
 mod sealed_file;
@@ -55,7 +56,8 @@ mod tags;
 mod tree;
 mod verify;
 
-pub use commit::{CommitRequest, Committed, Input, InputKind, ParentChoice};
+pub use commit::input::{Extent, Input, InputData, InputKind};
+pub use commit::{CommitRequest, CommitTimings, Committed, ParentChoice};
 pub use diff::{ChangedRange, ImageDiff};
 pub use error::{Damage, Error, ErrorClass, Result};
 pub use gc::{Decision, GcOptions, GcPlan, GcReport, PackPlan};
@@ -64,8 +66,9 @@ pub use image::{ImageReader, Region};
 pub use manifest::{Image, ImageRole, Manifest};
 pub use name::check_tag;
 pub use page::{PageSize, is_zero};
+pub use pin::Pin;
 pub use progress::{Progress, Silent};
 pub use repair::RepairReport;
 pub use stats::{SnapshotStats, StoreStats};
-pub use store::{Pin, Store, TaggedSnapshot};
+pub use store::{Store, TaggedSnapshot};
 pub use verify::{Finding, VerifyReport};

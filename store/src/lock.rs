@@ -44,7 +44,15 @@ impl LockKind {
 /// A lock held until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Not left to the closing of the file: a child that another thread has
+        // forked meanwhile has a duplicate, which would keep the lock.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// Waits for the lock; [`Error::Busy`] names the holder after `timeout`.
@@ -81,7 +89,7 @@ pub(crate) fn acquire(layout: &Layout, kind: LockKind, timeout: Duration) -> Res
     }
     // Only for the message above: a failure to note the holder is harmless.
     let _ = note_holder(&mut file);
-    Ok(Lock { _file: file })
+    Ok(Lock { file })
 }
 
 /// Takes an exclusive flock if nobody has one.

@@ -14,7 +14,6 @@ use crate::id::SnapshotId;
 use crate::image::ImageReader;
 use crate::index::IndexWriter;
 use crate::layout::Layout;
-use crate::lease::{Claim, Lease};
 use crate::lock::{self, Lock, LockKind};
 use crate::manifest::{self, Image, Manifest};
 use crate::page::PageSize;
@@ -47,13 +46,6 @@ pub struct TaggedSnapshot {
     pub id: SnapshotId,
     /// What the snapshot holds.
     pub manifest: Manifest,
-}
-
-/// Keeps snapshots from being collected while it lives, tagged or not.
-#[derive(Debug)]
-pub struct Pin {
-    lease: Lease,
-    ids: Vec<SnapshotId>,
 }
 
 impl Store {
@@ -268,29 +260,22 @@ impl Store {
             .try_for_each(|name| tags::remove(&self.layout, name))
     }
 
-    /// Pins the snapshot that `name` means now, so that it stays readable until
-    /// the pin is dropped, whatever happens to its tag.
+    /// Reads a short image whole, such as a VM state.
     ///
     /// # Errors
-    /// As [`Store::resolve`].
-    pub fn pin(&self, name: &str) -> Result<(SnapshotId, Pin)> {
-        let mut pin = Pin {
-            lease: Lease::take(&self.layout, &Claim::viewer(Vec::new()))?,
-            ids: Vec::new(),
-        };
-        let id = pin.add(self, name)?;
-        Ok((id, pin))
-    }
-
-    /// A pin that holds nothing yet.
-    ///
-    /// # Errors
-    /// I/O errors only.
-    pub fn empty_pin(&self) -> Result<Pin> {
-        Ok(Pin {
-            lease: Lease::take(&self.layout, &Claim::viewer(Vec::new()))?,
-            ids: Vec::new(),
-        })
+    /// [`Error::TooLarge`] if it is longer than `limit_bytes`; nothing is
+    /// allocated then. Damage as [`ImageReader::read_at`].
+    pub fn read_file_image(&self, image: &Image, limit_bytes: u64) -> Result<Vec<u8>> {
+        let fits = usize::try_from(image.size_bytes).ok();
+        let fits = fits.filter(|_| image.size_bytes <= limit_bytes);
+        let len = fits.ok_or_else(|| Error::TooLarge {
+            path: image.name.clone().into(),
+            size_bytes: image.size_bytes,
+            limit_bytes,
+        })?;
+        let mut bytes = vec![0; len];
+        self.image_reader(image).read_at(&mut bytes, 0)?;
+        Ok(bytes)
     }
 
     pub(crate) fn publish_lock(&self) -> Result<Lock> {
@@ -301,7 +286,12 @@ impl Store {
         lock::acquire(&self.layout, LockKind::Collect, self.lock_timeout)
     }
 
-    pub(crate) fn check_tag_free(&self, tag: &str, replace: bool) -> Result<()> {
+    /// Whether a commit or a tag of this name would be refused at once. It is
+    /// looked at again when the tag is set.
+    ///
+    /// # Errors
+    /// [`Error::TagExists`] unless `replace`; I/O errors.
+    pub fn check_tag_free(&self, tag: &str, replace: bool) -> Result<()> {
         match tags::get(&self.layout, tag)? {
             Some(id) if !replace => Err(Error::TagExists {
                 tag: tag.to_owned(),
@@ -309,6 +299,13 @@ impl Store {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// Whether a snapshot has a tag. Looks at `likely_tag` first, since a store
+    /// may have very many.
+    pub(crate) fn is_tagged(&self, id: SnapshotId, likely_tag: &str) -> Result<bool> {
+        Ok(tags::get(&self.layout, likely_tag)? == Some(id)
+            || self.tags()?.values().any(|tagged| *tagged == id))
     }
 
     /// Every snapshot that is tagged or whose manifest is still in the index.
@@ -322,30 +319,6 @@ impl Store {
             }
         }
         Ok(ids)
-    }
-}
-
-impl Pin {
-    /// Also pins the snapshot that `name` means now.
-    ///
-    /// # Errors
-    /// As [`Store::resolve`].
-    pub fn add(&mut self, store: &Store, name: &str) -> Result<SnapshotId> {
-        loop {
-            let id = store.resolve(name)?;
-            self.ids.push(id);
-            self.publish()?;
-            // The collector reads tags first, then pins. If the name still means
-            // this snapshot after the pin is visible, one of the two shows it.
-            if store.resolve(name)? == id {
-                return Ok(id);
-            }
-            self.ids.pop();
-        }
-    }
-
-    fn publish(&self) -> Result<()> {
-        self.lease.set(&Claim::viewer(self.ids.clone()))
     }
 }
 

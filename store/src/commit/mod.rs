@@ -1,53 +1,34 @@
-//! Committing: input files become a snapshot.
+//! Committing: inputs become a snapshot.
 //!
 //! The way of a page: `source` reads it, `pages` hashes it and asks the index,
 //! `sink` gives it a place and appends it to a pack; `tree::build` ties pages
 //! to a root; the manifest holds the roots; the tag names the manifest.
 
+pub(crate) mod input;
 pub(crate) mod pages;
 pub(crate) mod parent;
 pub(crate) mod sink;
 pub(crate) mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
+use crate::lease::{self, Claim};
 use crate::manifest::{Image, ImageRole, MAX_IMAGES, MAX_LABELS, Manifest};
 use crate::name;
+use crate::pack::writer::SealedPack;
+use crate::pin::Pin;
 use crate::progress::Progress;
 use crate::store::Store;
 use crate::tags;
 use crate::tree::build::Unmentioned;
+use input::{Input, InputKind};
 use pages::commit_image;
 use sink::Sink;
 use source::Source;
-
-/// What holes of an input mean.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum InputKind {
-    /// The whole image: holes are zeros.
-    Full,
-    /// Changes to the parent's image of this name: holes are the parent's bytes.
-    /// Data that is zero is zero.
-    Diff,
-}
-
-/// One file to commit.
-#[derive(Clone, Debug)]
-pub struct Input {
-    /// The image's name in the snapshot.
-    pub name: String,
-    /// What it is.
-    pub role: ImageRole,
-    /// Where it is now.
-    pub path: PathBuf,
-    /// What its holes mean.
-    pub kind: InputKind,
-}
 
 /// Which snapshot a new one is made from.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -56,8 +37,11 @@ pub enum ParentChoice {
     /// that the memory is most like, if it is like any.
     #[default]
     Automatic,
-    /// This tag or id.
+    /// This tag, or the id of a tagged snapshot.
     Named(String),
+    /// This snapshot, which the caller (or anybody else) keeps whole with a
+    /// [`Pin`] until the commit has begun to read its inputs, or which is tagged.
+    Pinned(SnapshotId),
     /// None: the snapshot begins a chain.
     Nothing,
 }
@@ -75,19 +59,60 @@ pub struct CommitRequest {
     pub inputs: Vec<Input>,
     /// Labels for people and programs.
     pub labels: BTreeMap<String, String>,
+    /// Whether the new snapshot is pinned before its tag can be seen, so that
+    /// nobody can remove the tag and collect the snapshot before the caller has
+    /// pinned it.
+    pub keep: bool,
+}
+
+/// How long the stages of a commit took, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CommitTimings {
+    /// Checking the request, opening the inputs, finding and pinning the parent.
+    pub prepare: Duration,
+    /// Reading, hashing, looking up, compressing and writing, all at the same
+    /// time; also finishing full packs of a commit that fills more than one.
+    pub pages: Duration,
+    /// Making the last pack durable.
+    pub seal: Duration,
+    /// Waiting for the publish lock, the index, and the tag.
+    pub publish: Duration,
+}
+
+impl CommitTimings {
+    /// The whole commit.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.prepare + self.pages + self.seal + self.publish
+    }
 }
 
 /// What a commit did.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Committed {
     /// The new snapshot.
     pub id: SnapshotId,
     /// What it holds.
     pub manifest: Manifest,
+    /// Keeps the snapshot whole, if that was asked for with
+    /// [`CommitRequest::keep`].
+    pub pin: Option<Pin>,
+    /// Where the time went.
+    pub timings: CommitTimings,
+}
+
+/// Measures one stage after the other.
+struct Stages(Instant);
+
+impl Stages {
+    fn end_of_stage(&mut self) -> Duration {
+        let now = Instant::now();
+        now - std::mem::replace(&mut self.0, now)
+    }
 }
 
 impl Store {
-    /// Commits files as a snapshot under a tag.
+    /// Commits inputs as a snapshot under a tag.
     ///
     /// When this returns, the snapshot survives a crash; if it fails or the
     /// machine stops before, the store is as if it had not been called. Memory:
@@ -100,23 +125,27 @@ impl Store {
     pub fn commit(&self, request: &CommitRequest, progress: &dyn Progress) -> Result<Committed> {
         let span = tracing::debug_span!("commit", tag = %request.tag);
         let _entered = span.enter();
+        let mut stages = Stages(Instant::now());
+        let mut timings = CommitTimings::default();
         check_request(request)?;
         self.check_tag_free(&request.tag, request.replace)?;
         let page_size = self.page_size();
         let sources = request
             .inputs
             .iter()
-            .map(|input| Source::open(&input.path, input.role, page_size))
+            .map(|input| Source::open(input, page_size))
             .collect::<Result<Vec<_>>>()?;
         let mut sink = Sink::new(self)?;
         let parent = self.pin_parent(request, &sources, &mut sink)?;
         tracing::debug!(?parent, "began");
         let parent_manifest = parent.map(|id| self.manifest(id)).transpose()?;
+        timings.prepare = stages.end_of_stage();
         let mut images = Vec::new();
         for (input, source) in request.inputs.iter().zip(&sources) {
             let old = parent_manifest.as_ref().and_then(|m| m.image(&input.name));
             images.push(commit_input(&mut sink, input, source, old, progress)?);
         }
+        timings.pages = stages.end_of_stage();
         tracing::debug!("stored images");
         inherit_images(&mut images, parent_manifest.as_ref(), request);
         images.sort_by(|a, b| a.name.cmp(&b.name));
@@ -130,26 +159,39 @@ impl Store {
             added_chunks: sink.added_chunks,
             added_bytes: sink.added_bytes,
         };
-        self.publish(request, sink, manifest)
-    }
-
-    /// Makes a snapshot durable, then visible.
-    ///
-    /// Order: seal the pack, enter it into the index, set the tag. The tag is
-    /// the acknowledgement; were it set earlier, a crash could leave a tag whose
-    /// chunks are not there. Were the index entered before the pack is sealed,
-    /// another commit could rely on chunks that a crash takes away.
-    fn publish(
-        &self,
-        request: &CommitRequest,
-        mut sink: Sink<'_>,
-        manifest: Manifest,
-    ) -> Result<Committed> {
         let encoded = manifest.encode();
         let id = SnapshotId::of_manifest(&encoded);
         sink.put(id.chunk(), &encoded, None)?;
         let sealed = sink.seal()?;
         tracing::debug!("sealed");
+        timings.seal = stages.end_of_stage();
+        let pin = self.publish(request, sink, sealed, id)?;
+        timings.publish = stages.end_of_stage();
+        tracing::debug!(%id, chunks = manifest.added_chunks, ?timings, "committed");
+        Ok(Committed {
+            id,
+            manifest,
+            pin,
+            timings,
+        })
+    }
+
+    /// Makes a snapshot visible whose pack is sealed.
+    ///
+    /// Order: seal the pack, enter it into the index, pin, set the tag. The tag is
+    /// the acknowledgement; were it set earlier, a crash could leave a tag whose
+    /// chunks are not there. Were the index entered before the pack is sealed,
+    /// another commit could rely on chunks that a crash takes away. Were the
+    /// snapshot pinned before its index entries are there, a collection would
+    /// find a root that is not whole; were it pinned after its tag is set, the tag could be
+    /// removed and the snapshot collected in between.
+    fn publish(
+        &self,
+        request: &CommitRequest,
+        sink: Sink<'_>,
+        sealed: Option<SealedPack>,
+        id: SnapshotId,
+    ) -> Result<Option<Pin>> {
         let _publish = self.publish_lock()?;
         // Again, under the lock: another commit may have taken the name.
         self.check_tag_free(&request.tag, request.replace)?;
@@ -159,19 +201,25 @@ impl Store {
         tracing::debug!("indexed");
         // A store whose creator was killed may not be durable itself.
         durable::sync_dir(self.layout.root())?;
+        let lease = sink.into_lease();
+        if request.keep {
+            // No writer's lease any more: from here to the tag, the publish lock
+            // stops deletions, and then the snapshot is a root.
+            lease.set(&Claim::viewer(vec![id]))?;
+        }
         tags::set(&self.layout, &request.tag, id)?;
-        tracing::debug!(%id, chunks = manifest.added_chunks, "committed");
-        Ok(Committed { id, manifest })
+        Ok(request.keep.then(|| Pin::new(lease, vec![id])))
     }
 
     fn choose_parent(
         &self,
         request: &CommitRequest,
-        sources: &[Source],
+        sources: &[Source<'_>],
     ) -> Result<Option<SnapshotId>> {
         match &request.parent {
             ParentChoice::Nothing => Ok(None),
             ParentChoice::Named(name) => self.resolve_parent(name).map(Some),
+            ParentChoice::Pinned(id) => Ok(Some(*id)),
             ParentChoice::Automatic => {
                 if let Some(id) = tags::get(&self.layout, &request.tag)? {
                     return Ok(Some(id));
@@ -193,25 +241,34 @@ impl Store {
     }
 
     /// Chooses the parent and makes it a root for as long as this commit lives.
-    ///
-    /// The collector reads tags first, then pins: if the parent is still tagged
-    /// after its pin is visible, one of the two shows it.
+    /// It is one already, see `lease`.
     fn pin_parent(
         &self,
         request: &CommitRequest,
-        sources: &[Source],
+        sources: &[Source<'_>],
         sink: &mut Sink<'_>,
     ) -> Result<Option<SnapshotId>> {
         let likely_tag = match &request.parent {
             ParentChoice::Named(name) => name,
-            ParentChoice::Automatic | ParentChoice::Nothing => &request.tag,
+            ParentChoice::Automatic | ParentChoice::Pinned(_) | ParentChoice::Nothing => {
+                &request.tag
+            }
         };
         loop {
             let chosen = self.choose_parent(request, sources)?;
             let Some(id) = chosen else { return Ok(None) };
-            sink.pin(id)?;
-            if self.is_tagged(id, likely_tag)? {
+            let pinned_parent = matches!(request.parent, ParentChoice::Pinned(_));
+            let is_root = sink.pin_if(id, |allocate| {
+                Ok(pinned_parent && lease::viewed(&self.layout, id, allocate)?
+                    || self.is_tagged(id, likely_tag)?)
+            })?;
+            if is_root {
                 return Ok(chosen);
+            }
+            if pinned_parent {
+                return Err(Error::NotFound {
+                    name: id.to_string(),
+                });
             }
         }
     }
@@ -226,19 +283,12 @@ impl Store {
             name: name.to_owned(),
         })
     }
-
-    /// Whether a snapshot has a tag. Looks at `likely_tag` first, since a store
-    /// may have very many.
-    fn is_tagged(&self, id: SnapshotId, likely_tag: &str) -> Result<bool> {
-        Ok(tags::get(&self.layout, likely_tag)? == Some(id)
-            || self.tags()?.values().any(|tagged| *tagged == id))
-    }
 }
 
 fn commit_input(
     sink: &mut Sink<'_>,
     input: &Input,
-    source: &Source,
+    source: &Source<'_>,
     old: Option<&Image>,
     progress: &dyn Progress,
 ) -> Result<Image> {

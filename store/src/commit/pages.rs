@@ -53,7 +53,7 @@ struct Counts {
 /// are the parent's pages, else they are zero.
 pub(crate) fn commit_image(
     sink: &mut Sink<'_>,
-    source: &Source,
+    source: &Source<'_>,
     old: Option<&Image>,
     unmentioned: Unmentioned,
     progress: &dyn Progress,
@@ -117,7 +117,7 @@ pub(crate) fn commit_image(
 }
 
 struct Job<'a> {
-    source: &'a Source,
+    source: &'a Source<'a>,
     parent: Option<Tree>,
     unmentioned: Unmentioned,
     page_bytes: u64,
@@ -302,13 +302,18 @@ impl LeafWork {
     fn pieces(&self, job: &Job<'_>) -> Result<Vec<Range<u64>>> {
         let end = (self.first_page() + FAN_OUT as u64).min(job.pages);
         let most = (PIECE_BYTES / job.page_bytes).max(1);
-        let mut pieces = Vec::new();
+        let mut pieces: Vec<Range<u64>> = Vec::new();
         let mut next = self.first_page();
         while let Some(data) = job.source.next_data(next * job.page_bytes)? {
             next = next.max(data.start / job.page_bytes);
             let data_end = data.end.div_ceil(job.page_bytes).min(end);
             if next >= end {
                 break;
+            }
+            // Extents that touch make one run of pages.
+            if let Some(last) = pieces.last_mut().filter(|last| last.end == next) {
+                last.end = (last.start + most).min(data_end).max(last.end);
+                next = last.end;
             }
             while next < data_end {
                 let piece = next..(next + most).min(data_end);
@@ -370,10 +375,12 @@ impl LeafWork {
     }
 
     /// In a diff, the parts of a page that are holes keep the parent's bytes.
-    /// (Extents end at filesystem blocks, which may be smaller than a page.)
+    /// (Data begins and ends at filesystem blocks, or at multiples of 4 KiB, which
+    /// may be smaller than a page.)
     fn fill_holes(&self, sink: &Sink<'_>, job: &Job<'_>, start: u64, out: &mut [u8]) -> Result<()> {
         let end = start + out.len() as u64;
         let mut old = Vec::new();
+        let mut old_is = None;
         let mut position = start;
         while position < end {
             let data = job.source.next_data(position)?;
@@ -381,10 +388,12 @@ impl LeafWork {
             while position < data.start {
                 let page = position / job.page_bytes;
                 let part_end = ((page + 1) * job.page_bytes).min(data.start);
-                old.clear();
-                old.resize(sink.chunks().page_size().len(), 0);
-                if let Some(child) = self.old_page(page) {
-                    sink.chunks().page(child, &mut old)?;
+                if old_is.replace(page) != Some(page) {
+                    old.clear();
+                    old.resize(sink.chunks().page_size().len(), 0);
+                    if let Some(child) = self.old_page(page) {
+                        sink.chunks().page(child, &mut old)?;
+                    }
                 }
                 let at = |byte: u64| usize::try_from(byte).expect("a piece is small");
                 let in_page = at(position % job.page_bytes);

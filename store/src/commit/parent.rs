@@ -22,7 +22,7 @@ const KIN_PERCENT: usize = 50;
 
 /// The recent snapshot whose image `name` has most pages in common with the
 /// input, place by place.
-pub(crate) fn find(store: &Store, name: &str, source: &Source) -> Result<Option<SnapshotId>> {
+pub(crate) fn find(store: &Store, name: &str, source: &Source<'_>) -> Result<Option<SnapshotId>> {
     let mut candidates: Vec<(SnapshotId, Image)> = Vec::new();
     for tag in tags::latest(&store.layout, TAGS_LOOKED_AT)? {
         let Some(id) = tags::get(&store.layout, &tag)? else {
@@ -57,7 +57,7 @@ pub(crate) fn find(store: &Store, name: &str, source: &Source) -> Result<Option<
 }
 
 /// Numbers and hashes of sampled pages that are not zero.
-fn sample(source: &Source, page_bytes: u64) -> Result<Vec<(u64, [u8; 32])>> {
+fn sample(source: &Source<'_>, page_bytes: u64) -> Result<Vec<(u64, [u8; 32])>> {
     let pages = source.size_bytes().div_ceil(page_bytes);
     let step = (pages / SAMPLES).max(1);
     let mut samples = Vec::new();

@@ -9,6 +9,7 @@ use crate::gc::state::{CollectorState, Epoch};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
 use crate::index::{IndexReader, IndexWriter};
 use crate::lease::{Claim, Lease};
+use crate::lock::Lock;
 use crate::pack::codec::{self, Base, Encoding};
 use crate::pack::reader::{delta_head, payload_limit};
 use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack};
@@ -71,10 +72,26 @@ impl<'a> Sink<'a> {
         })
     }
 
-    /// Makes a snapshot a root while this commit lives.
-    pub fn pin(&mut self, id: SnapshotId) -> Result<()> {
-        self.claim.pins = vec![id];
-        self.lease.set(&self.claim)
+    /// Makes a snapshot a root while this commit lives, if it is one already.
+    pub fn pin_if(
+        &mut self,
+        id: SnapshotId,
+        is_root: impl FnOnce(&Lock) -> Result<bool>,
+    ) -> Result<bool> {
+        let claim = Claim {
+            pins: vec![id],
+            ..self.claim.clone()
+        };
+        let pinned = self.lease.set_if(&claim, is_root)?;
+        if pinned {
+            self.claim = claim;
+        }
+        Ok(pinned)
+    }
+
+    /// The lease, which lives on.
+    pub fn into_lease(self) -> Lease {
+        self.lease
     }
 
     pub fn chunks(&self) -> &'a Chunks {

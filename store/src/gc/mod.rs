@@ -97,9 +97,12 @@ impl Store {
         // Before marking looks at the index: a pack that got its entries after
         // that could hold the only live copies of chunks marked elsewhere.
         let numbers = self.chunks.packs().published()?;
+        // Also before: a root that is published between the two would be missing
+        // from the index as it was seen.
+        let roots = self.roots()?;
         let mut reach = Reach::of_store(&self.chunks)?;
         let mut marked = BTreeSet::new();
-        mark_roots(&mut reach, &self.roots()?, &mut marked, progress)?;
+        mark_roots(&mut reach, &roots, &mut marked, progress)?;
         let packs = self.chunks.packs();
         report.plan = GcPlan::make(packs, &numbers, reach.marks(), options.keep_percent)?;
         if options.dry_run || nothing_to_do(&report.plan, &before) {
@@ -119,9 +122,9 @@ impl Store {
         Ok(report)
     }
 
-    /// What must be kept: tags first, then pins. A pin is made visible before
-    /// its tag is looked at again, so a snapshot that moves from the one to the
-    /// other is seen in at least one of them.
+    /// What must be kept: tags, and pins. A pin is made of what is tagged or
+    /// pinned at that moment, so under the publish lock, which keeps the tags as
+    /// they are, one of the two is seen.
     fn roots(&self) -> Result<BTreeSet<SnapshotId>> {
         let mut roots: BTreeSet<_> = self.tags()?.into_values().collect();
         for lease in lease::live(&self.layout)? {
@@ -244,9 +247,10 @@ impl Store {
     /// Deletes the condemned packs that nobody can need any more.
     fn delete(&self, marked: &BTreeSet<SnapshotId>, report: &mut GcReport) -> Result<()> {
         // Most of the marking is done before the lock is taken.
+        let roots = self.roots()?;
         let mut since = Reach::new(&self.chunks)?;
         let mut marked = marked.clone();
-        mark_roots(&mut since, &self.roots()?, &mut marked, &crate::Silent)?;
+        mark_roots(&mut since, &roots, &mut marked, &crate::Silent)?;
         let _publish = self.publish_lock()?;
         since.refresh()?;
         let mut state = CollectorState::read(&self.layout)?;
