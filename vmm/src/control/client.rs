@@ -1,0 +1,385 @@
+//! A client's end of a machine's control socket.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::ops::Range;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use crate::control::protocol::{
+    CommitReport, DiskInfo, ErrorKind, Origin, Reply, Request, Seconds, Status,
+};
+use crate::control::wire::Connection;
+use crate::devices::virtio::{Content, Extent};
+use crate::error::{Error, Result};
+use crate::machine::Ending;
+use crate::memory::{HostSlot, ScanMethod, private_ranges, ranges};
+
+/// The longest list of changed ranges that is taken, in bytes: one for every
+/// second page of a TiB would be more than any commit could write.
+const MAX_LIST_BYTES: u64 = 1 << 31;
+
+/// A connection to a machine.
+pub struct Client {
+    connection: Connection,
+    path: PathBuf,
+}
+
+/// A machine at one instant, to be committed by this process. The frozen copy
+/// ends with it.
+pub struct FrozenMachine {
+    client: Client,
+    memory: File,
+    slots: Vec<HostSlot>,
+    state: Vec<u8>,
+    disks: Vec<FrozenDisk>,
+    written: Vec<Range<u64>>,
+    origin: Origin,
+    timings: Seconds,
+}
+
+/// A disk at one instant.
+pub struct FrozenDisk {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The file under the overlay.
+    pub base: File,
+    /// What the guest wrote; `None` for a disk that it can only read.
+    pub overlay: Option<File>,
+    /// What differs from the origin, or without one from the base; ascending.
+    pub extents: Vec<Extent>,
+}
+
+impl Client {
+    /// Connects to a machine's socket.
+    ///
+    /// # Errors
+    /// [`Error::NoMachine`] if nobody listens there.
+    pub fn connect(path: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NoMachine {
+                path: path.to_owned(),
+            },
+            _ => Error::File {
+                action: "connect to",
+                path: path.to_owned(),
+                source,
+            },
+        })?;
+        Ok(Self {
+            connection: Connection::new(stream),
+            path: path.to_owned(),
+        })
+    }
+
+    fn broken(&self, source: io::Error) -> Error {
+        Error::File {
+            action: "talk to the machine at",
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    /// Asks, and waits for the answer. An `error` reply is an error.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the machine says no; a broken connection.
+    pub fn request(&mut self, request: &Request) -> Result<Reply> {
+        self.request_with(request, &[])
+    }
+
+    fn request_with(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply> {
+        match self.connection.send(request, fds) {
+            // One that turned this client away has said why.
+            Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
+                return Err(self.broken(source));
+            }
+            _ => {}
+        }
+        let reply = self.connection.receive::<Reply>();
+        match reply.map_err(|source| self.broken(source))? {
+            Some(Reply::Error { kind, message }) => Err(Error::Refused { kind, message }),
+            Some(reply) => Ok(reply),
+            None => Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+
+    fn unexpected<T>() -> Result<T> {
+        Err(Error::Refused {
+            kind: ErrorKind::Invalid,
+            message: "the machine's answer does not fit the request; \
+                      is it of another version of this program?"
+                .to_owned(),
+        })
+    }
+
+    /// How the machine is.
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn status(&mut self) -> Result<Status> {
+        match self.request(&Request::Status)? {
+            Reply::Status(status) => Ok(*status),
+            _ => Self::unexpected(),
+        }
+    }
+
+    /// Asks for something that has no answer of its own.
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn order(&mut self, request: &Request) -> Result<()> {
+        match self.request(request)? {
+            Reply::Done => Ok(()),
+            _ => Self::unexpected(),
+        }
+    }
+
+    /// Ends the machine, or waits until it has ended.
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn ending(&mut self, request: &Request) -> Result<Ending> {
+        match self.request(request)? {
+            Reply::Ended { ending } => Ok(ending),
+            _ => Self::unexpected(),
+        }
+    }
+
+    /// Turns the connection into the machine's serial line, and returns what it
+    /// already sent.
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn console(mut self, replay: bool) -> Result<(UnixStream, Vec<u8>)> {
+        match self.request(&Request::Console { replay })? {
+            Reply::Console => Ok(self.connection.into_stream()),
+            _ => Self::unexpected(),
+        }
+    }
+
+    /// Freezes the machine, and finds what it changed.
+    ///
+    /// # Errors
+    /// As [`Client::request`]; [`ErrorKind::Busy`] if another process commits it.
+    pub fn freeze(mut self) -> Result<FrozenMachine> {
+        let Reply::Frozen {
+            slots,
+            lists_changes,
+            disks,
+            origin,
+            timings,
+            ..
+        } = self.request(&Request::Freeze)?
+        else {
+            return Self::unexpected();
+        };
+        let memory = self.take_file()?;
+        let pagemap = self.take_file()?;
+        let mut state_file = self.take_file()?;
+        let mut state = Vec::new();
+        let began = std::time::Instant::now();
+        read_from_start(&mut state_file, &mut state, crate::state::MAX_STATE_BYTES)
+            .map_err(|source| self.broken(source))?;
+        let mut written = private_ranges(&pagemap, &slots, ScanMethod::Automatic)?;
+        if lists_changes {
+            let mut list = self.take_file()?;
+            let changed = read_ranges(&mut list).map_err(|source| self.broken(source))?;
+            written = ranges::intersect(&written, &changed);
+        }
+        let disks = disks
+            .into_iter()
+            .map(|info| self.take_disk(info))
+            .collect::<Result<_>>()?;
+        let mut timings = timings;
+        timings.insert("scan".to_owned(), began.elapsed().as_secs_f64());
+        Ok(FrozenMachine {
+            client: self,
+            memory,
+            slots,
+            state,
+            disks,
+            written,
+            origin,
+            timings,
+        })
+    }
+
+    fn take_disk(&mut self, info: DiskInfo) -> Result<FrozenDisk> {
+        let base = self.take_file()?;
+        let overlay = info.has_overlay.then(|| self.take_file()).transpose()?;
+        let mut list = self.take_file()?;
+        let extents = read_extents(&mut list, &info).map_err(|source| self.broken(source))?;
+        Ok(FrozenDisk {
+            name: info.name,
+            size_bytes: info.size_bytes,
+            base,
+            overlay,
+            extents,
+        })
+    }
+
+    fn take_file(&mut self) -> Result<File> {
+        match self.connection.take_fd() {
+            Some(fd) => Ok(File::from(fd)),
+            None => Self::unexpected(),
+        }
+    }
+}
+
+impl FrozenMachine {
+    /// The frozen process's memory, to be read at host addresses.
+    #[must_use]
+    pub fn memory(&self) -> &File {
+        &self.memory
+    }
+
+    /// Where guest memory lies in it.
+    #[must_use]
+    pub fn slots(&self) -> &[HostSlot] {
+        &self.slots
+    }
+
+    /// The guest's memory in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.slots.iter().map(|slot| slot.length).sum()
+    }
+
+    /// The encoded machine state.
+    #[must_use]
+    pub fn state(&self) -> &[u8] {
+        &self.state
+    }
+
+    /// The disks.
+    #[must_use]
+    pub fn disks(&self) -> &[FrozenDisk] {
+        &self.disks
+    }
+
+    /// What may differ from the origin: image ranges in bytes.
+    #[must_use]
+    pub fn written(&self) -> &[Range<u64>] {
+        &self.written
+    }
+
+    /// The snapshot that the rest of the memory is of; without one it is zero.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Stages so far, and their seconds.
+    #[must_use]
+    pub fn timings(&self) -> &Seconds {
+        &self.timings
+    }
+
+    /// Fills `out` with guest memory from image offset `offset` on; both are
+    /// whole pages.
+    ///
+    /// # Errors
+    /// The frozen copy is gone, or the range is not in the image.
+    pub fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        let slot = self
+            .slots
+            .iter()
+            .find(|slot| (slot.image_offset..slot.image_offset + slot.length).contains(&offset))
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        self.memory
+            .read_exact_at(out, slot.host_address + (offset - slot.image_offset))
+    }
+
+    /// Tells the machine that all this is durable; `pin` keeps the snapshot for
+    /// it. The frozen copy ends.
+    ///
+    /// # Errors
+    /// As [`Client::request`]: the machine then takes its older snapshot for its
+    /// origin and will commit the same pages once more.
+    pub fn committed(mut self, report: CommitReport, pin: Option<OwnedFd>) -> Result<()> {
+        let fds: Vec<_> = pin.iter().map(|fd| fd.as_fd()).collect();
+        match self
+            .client
+            .request_with(&Request::Committed(report), &fds)?
+        {
+            Reply::Done => Ok(()),
+            _ => Client::unexpected(),
+        }
+    }
+}
+
+fn read_from_start(file: &mut File, out: &mut Vec<u8>, limit_bytes: u64) -> io::Result<()> {
+    io::Seek::rewind(file)?;
+    file.take(limit_bytes + 1).read_to_end(out)?;
+    if out.len() as u64 > limit_bytes {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it sent more than it may",
+        ));
+    }
+    Ok(())
+}
+
+fn read_extents(file: &mut File, disk: &DiskInfo) -> io::Result<Vec<Extent>> {
+    let mut bytes = Vec::new();
+    read_from_start(file, &mut bytes, MAX_LIST_BYTES)?;
+    let (records, rest) = bytes.as_chunks::<32>();
+    let mut end = 0;
+    let mut extents = Vec::new();
+    for record in records {
+        let [image_offset, length, kind, file_offset] = numbers(record);
+        let content = match (kind, disk.has_overlay) {
+            (0, _) => Content::Zeros,
+            (1, true) => Content::Overlay { file_offset },
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        let stop = image_offset.checked_add(length);
+        if image_offset < end || length == 0 || stop.is_none_or(|stop| stop > disk.size_bytes) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        end = image_offset + length;
+        extents.push(Extent {
+            image_offset,
+            length,
+            content,
+        });
+    }
+    match rest {
+        [] => Ok(extents),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// The little-endian numbers of a record.
+fn numbers(record: &[u8; 32]) -> [u64; 4] {
+    let (numbers, _) = record.as_chunks::<8>();
+    [0, 1, 2, 3].map(|at| u64::from_le_bytes(numbers[at]))
+}
+
+fn read_ranges(file: &mut File) -> io::Result<Vec<Range<u64>>> {
+    let mut bytes = Vec::new();
+    read_from_start(file, &mut bytes, MAX_LIST_BYTES)?;
+    let (pairs, rest) = bytes.as_chunks::<16>();
+    let mut end = 0;
+    let mut ranges = Vec::new();
+    for pair in pairs {
+        let (start, stop) = pair.split_at(8);
+        let number = |half: &[u8]| half.try_into().map(u64::from_le_bytes);
+        let range = match (number(start), number(stop)) {
+            (Ok(start), Ok(stop)) if end <= start && start < stop => start..stop,
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        end = range.end;
+        ranges.push(range);
+    }
+    if rest.is_empty() {
+        Ok(ranges)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
+}

@@ -1,0 +1,182 @@
+//! The requests and replies, as they are written in JSON.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::machine::Ending;
+use crate::memory::HostSlot;
+
+/// Stages and how long they took, in seconds.
+pub type Seconds = BTreeMap<String, f64>;
+
+/// Seconds by stage from durations.
+pub(crate) fn seconds<const N: usize>(stages: [(&str, Duration); N]) -> Seconds {
+    stages
+        .into_iter()
+        .map(|(name, duration)| (name.to_owned(), duration.as_secs_f64()))
+        .collect()
+}
+
+/// What a client asks for.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// How the machine is. Reply: `status`.
+    Status,
+    /// Stop the guest. Reply: `done`, once every vCPU is out of the guest.
+    Pause,
+    /// Let the guest run. Reply: `done`.
+    Resume,
+    /// End the machine. Reply: `ended`.
+    Stop,
+    /// Reply `ended` once the machine has ended.
+    Wait,
+    /// Reply `done` once the guest has said that it is ready; a machine that was
+    /// started to stop then is paused.
+    WaitReady,
+    /// Turn this connection into the serial line. Reply: `console`, then raw
+    /// bytes both ways.
+    Console {
+        /// Begin with the output that is still kept (up to 64 KiB).
+        replay: bool,
+    },
+    /// Freeze this instant for a commit. Reply: `frozen`, with descriptors.
+    Freeze,
+    /// What this connection froze is durable. Reply: `done`. A descriptor that
+    /// comes with this line is kept until the next one comes or the machine ends.
+    Committed(CommitReport),
+}
+
+/// What a commit of this machine led to.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct CommitReport {
+    /// The snapshot, the parent of this machine's next commit.
+    pub snapshot: String,
+    /// The tag it got.
+    pub tag: String,
+    /// Stages and their seconds.
+    pub timings: Seconds,
+}
+
+/// The snapshot that a machine's memory differs from by what it has written.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Origin {
+    /// Its id; none before the first commit of a machine that booted.
+    pub snapshot: Option<String>,
+    /// The tag it was named by then.
+    pub tag: Option<String>,
+}
+
+/// What the guest is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// It runs, or waits for an interrupt.
+    Running,
+    /// It was stopped by request, or was restored and not yet let run.
+    Paused,
+    /// Every vCPU waits for an interrupt with interrupts off: it will not do
+    /// anything any more.
+    Halted,
+    /// The machine has ended.
+    Ended,
+}
+
+/// How a machine is.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// What the guest does.
+    pub state: RunState,
+    /// Its vCPUs.
+    pub cpus: usize,
+    /// Its memory in bytes.
+    pub memory_bytes: u64,
+    /// The snapshot it differs from.
+    pub origin: Origin,
+    /// Seconds since its process began with it.
+    pub uptime_seconds: f64,
+    /// Bytes the guest has printed.
+    pub console_bytes: u64,
+    /// Stages of its start and their seconds.
+    pub start: Seconds,
+    /// The last commit, if there was one.
+    pub last_commit: Option<CommitReport>,
+}
+
+/// A disk of a frozen machine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DiskInfo {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Whether it has an overlay; without one the guest can only read it.
+    pub has_overlay: bool,
+}
+
+/// The kind of an error, for programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The request is not one, or does not fit the moment.
+    Invalid,
+    /// Another client is at it; try again.
+    Busy,
+    /// The machine has ended.
+    Ended,
+    /// It could not be done.
+    Failed,
+}
+
+/// What the machine answers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// How the machine is.
+    Status(Box<Status>),
+    /// Raw bytes follow.
+    Console,
+    /// The instant is frozen. Descriptors, in order: the frozen process's
+    /// memory (to be read at host addresses), its pagemap, the machine state,
+    /// and, if `lists_changes`, the image ranges that changed since the last
+    /// commit (pairs of little-endian u64: start and end in bytes). Then for each
+    /// disk its base, its overlay if it has one, and what of it differs from the
+    /// origin, or without one from the base (four little-endian u64 each: offset
+    /// on the disk, length, 1 for bytes of the overlay or 0 for zeros, offset in
+    /// the overlay).
+    Frozen {
+        /// The frozen process.
+        pid: i32,
+        /// Where its memory lies.
+        slots: Vec<HostSlot>,
+        /// Whether the changed ranges come with it.
+        lists_changes: bool,
+        /// The disks.
+        disks: Vec<DiskInfo>,
+        /// The snapshot it differs from.
+        origin: Origin,
+        /// Stages and their seconds.
+        timings: Seconds,
+    },
+    /// The machine has ended.
+    Ended {
+        /// Why.
+        #[serde(flatten)]
+        ending: Ending,
+    },
+    /// It was not done.
+    Error {
+        /// The kind of error.
+        kind: ErrorKind,
+        /// What happened.
+        message: String,
+    },
+}

@@ -1,0 +1,131 @@
+//! Which blocks of a disk an overlay holds, and where.
+
+use std::collections::BTreeMap;
+
+/// Blocks of one table.
+const TABLE_BLOCKS: u64 = 512;
+
+/// A place for one block in the overlay's file, by its number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Slot(pub(super) u32);
+
+/// The last slot there can be: two values of a table's entry mean other things.
+pub(super) const LAST_SLOT: u32 = u32::MAX - FIRST_SLOT;
+
+/// What an overlay knows of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    /// It is zeros.
+    Zeros,
+    /// It is in the overlay's file.
+    Slot(Slot),
+}
+
+/// Blocks and their places, in tables of 2 KiB for 2 MiB of disk.
+#[derive(Clone, Default)]
+pub(super) struct Map {
+    tables: BTreeMap<u64, Box<Table>>,
+}
+
+/// [`NOTHING`], [`ZEROS`], or a slot's number plus [`FIRST_SLOT`].
+type Table = [u32; TABLE_BLOCKS as usize];
+const NOTHING: u32 = 0;
+const ZEROS: u32 = 1;
+const FIRST_SLOT: u32 = 2;
+
+fn decode(entry: u32) -> Option<Place> {
+    match entry {
+        NOTHING => None,
+        ZEROS => Some(Place::Zeros),
+        slot => Some(Place::Slot(Slot(slot - FIRST_SLOT))),
+    }
+}
+
+fn encode(place: Place) -> u32 {
+    match place {
+        Place::Zeros => ZEROS,
+        Place::Slot(Slot(number)) => number + FIRST_SLOT,
+    }
+}
+
+/// The table of a block, and its entry there.
+fn position(block: u64) -> (u64, usize) {
+    let entry = usize::try_from(block % TABLE_BLOCKS).expect("a table is small");
+    (block / TABLE_BLOCKS, entry)
+}
+
+impl Map {
+    pub fn get(&self, block: u64) -> Option<Place> {
+        let (table, entry) = position(block);
+        decode(self.tables.get(&table)?[entry])
+    }
+
+    /// Sets a block's place; returns the one it had.
+    pub fn set(&mut self, block: u64, place: Place) -> Option<Place> {
+        let (table, entry) = position(block);
+        let table = self
+            .tables
+            .entry(table)
+            .or_insert_with(|| Box::new([NOTHING; TABLE_BLOCKS as usize]));
+        decode(std::mem::replace(&mut table[entry], encode(place)))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+
+    /// All blocks with their places, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, Place)> {
+        self.tables.iter().flat_map(|(number, table)| {
+            let blocks = number * TABLE_BLOCKS..;
+            blocks
+                .zip(table.iter())
+                .filter_map(|(block, entry)| Some((block, decode(*entry)?)))
+        })
+    }
+
+    /// Takes over a newer map; the slots that it replaced go to `replaced`.
+    pub fn absorb(&mut self, newer: &Self, replaced: &mut Vec<Slot>) {
+        for (number, table) in &newer.tables {
+            let Some(own) = self.tables.get_mut(number) else {
+                self.tables.insert(*number, table.clone());
+                continue;
+            };
+            for (entry, new) in own.iter_mut().zip(table.iter()) {
+                if *new == NOTHING {
+                    continue;
+                }
+                if let Some(Place::Slot(slot)) = decode(std::mem::replace(entry, *new)) {
+                    replaced.push(slot);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_map_replaces_what_it_names() {
+        let mut map = Map::default();
+        assert!(map.is_empty());
+        assert_eq!(map.set(3, Place::Slot(Slot(0))), None);
+        assert_eq!(map.set(5000, Place::Slot(Slot(LAST_SLOT))), None);
+        let mut newer = Map::default();
+        newer.set(3, Place::Zeros);
+        newer.set(4, Place::Slot(Slot(9)));
+        let mut replaced = Vec::new();
+        map.absorb(&newer, &mut replaced);
+        assert_eq!(replaced, [Slot(0)]);
+        let all: Vec<_> = map.iter().collect();
+        let last = Place::Slot(Slot(LAST_SLOT));
+        assert_eq!(
+            all,
+            [(3, Place::Zeros), (4, Place::Slot(Slot(9))), (5000, last)]
+        );
+        assert_eq!(map.get(5000), Some(last));
+        assert_eq!((map.get(2), map.get(1 << 40)), (None, None));
+    }
+}

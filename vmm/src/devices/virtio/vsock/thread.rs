@@ -1,0 +1,115 @@
+//! The device's thread: it hears from the host, and has the guest told.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::poll::{EventFlags, Poll, Source};
+use super::{News, RECEIVE, Shared, lock};
+use crate::devices::virtio::Transport;
+
+const STACK_BYTES: usize = 256 << 10;
+/// How long it waits when it has no descriptor for one who connects.
+const EXHAUSTED: Duration = Duration::from_millis(50);
+
+/// Makes the thread look.
+#[derive(Clone)]
+pub(super) struct Wake(Arc<OwnedFd>);
+
+impl Wake {
+    /// `eventfd` does not block.
+    pub fn new(eventfd: OwnedFd) -> Self {
+        Self(Arc::new(eventfd))
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    pub fn up(&self) {
+        // Fails only when it counts more wakes than anyone could make.
+        let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
+    }
+
+    fn heard(&self) {
+        // Fails only when there was none.
+        let _ = rustix::io::read(&*self.0, &mut [0; 8]);
+    }
+}
+
+/// Starts the thread. It ends with the device.
+pub(super) fn spawn(
+    poll: Poll,
+    shared: Arc<Mutex<Shared>>,
+    wake: Wake,
+    transport: Weak<Mutex<Transport>>,
+) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name("vsock".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || run(&poll, &shared, &wake, &transport))
+}
+
+fn run(poll: &Poll, shared: &Mutex<Shared>, wake: &Wake, transport: &Weak<Mutex<Transport>>) {
+    let mut deadline: Option<Instant> = None;
+    loop {
+        let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let events = match poll.wait(timeout) {
+            Ok(events) => events,
+            Err(error) => {
+                tracing::error!(%error, "the guest's sockets are no longer served");
+                return;
+            }
+        };
+        let mut held = lock(shared);
+        if held.ended {
+            return;
+        }
+        let mut exhausted = false;
+        for (source, flags) in events {
+            exhausted |= hear(&mut held, wake, source, flags).is_err();
+        }
+        deadline = expire(&mut held);
+        let has_output = held.has_output();
+        drop(held);
+        if has_output {
+            let Some(transport) = transport.upgrade() else {
+                return;
+            };
+            let mut transport = transport.lock().unwrap_or_else(PoisonError::into_inner);
+            transport.serve(RECEIVE);
+        }
+        if exhausted {
+            std::thread::sleep(EXHAUSTED);
+        }
+    }
+}
+
+fn hear(shared: &mut Shared, wake: &Wake, source: Source, flags: EventFlags) -> io::Result<()> {
+    match source {
+        Source::Wake => wake.heard(),
+        Source::Listener => {
+            return shared.table.accept().inspect_err(|error| {
+                tracing::warn!(%error, "cannot accept a connection to the guest");
+            });
+        }
+        Source::Greeting(number) => shared.table.hear_greeting(number),
+        Source::Connection(ports) => shared.table.hear_socket(ports, flags),
+    }
+    Ok(())
+}
+
+/// Ends what waited long enough; returns when to look again.
+fn expire(shared: &mut Shared) -> Option<Instant> {
+    let now = Instant::now();
+    if matches!(shared.news, News::Told(until) if until <= now) {
+        shared.news = News::None;
+    }
+    let table = shared.table.expire(now);
+    match shared.news {
+        News::Told(until) => Some(table.map_or(until, |table| table.min(until))),
+        News::None | News::Due => table,
+    }
+}

@@ -1,0 +1,35 @@
+//! A KVM virtual machine monitor (x86-64) made to be snapshotted.
+//!
+//! - [`memory`]: guest memory, mapped lazily from an image; what was written to
+//!   it; frozen copies of it.
+//! - [`Machine`]: a VM of this process: boot or restore (paused), run, pause,
+//!   save, freeze.
+//! - [`state`]: everything of a machine besides memory, as bytes.
+//! - [`virtio`]: the disks and other devices that a machine is given.
+//! - [`control`]: a machine's socket, both ends.
+//! - [`agent`]: what the host asks of a program in the guest.
+//!
+//! The monitor knows nothing of stores and filesystems: its images are files.
+//! It never forms a Rust reference into guest memory, and takes every address,
+//! length and register that a guest names as an attempt to break out.
+
+mod acpi;
+mod addresses;
+pub mod agent;
+pub mod control;
+mod devices;
+mod error;
+mod loader;
+mod machine;
+pub mod memory;
+mod signals;
+mod spawn;
+pub mod state;
+
+pub use acpi::{AcpiDevices, VirtioWindow};
+pub use devices::{Console, virtio};
+pub use error::{Error, Result};
+pub use loader::{Entry, FLAT_ADDRESS, Kernel};
+pub use machine::{BuildTimings, Ending, Freeze, FreezeTimings, Machine};
+pub use signals::{MEMORY_LOST_EXIT_CODE, end_on_lost_memory};
+pub use spawn::fork_each;

@@ -1,0 +1,241 @@
+//! Who may run: the vCPUs wait here, and whoever pauses them waits for them.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::machine::kick::Kick;
+
+/// Why a machine ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "ending")]
+pub enum Ending {
+    /// The guest reset the machine, through ACPI or the keyboard controller: to
+    /// boot again, after a panic, or to power off where it knows no better.
+    Reset,
+    /// The guest powered the machine off.
+    PoweredOff,
+    /// Someone asked the monitor to end it.
+    Stopped,
+    /// A vCPU met a fault while it handled a double fault.
+    TripleFault,
+    /// Guest memory could not be read: its server or file went away.
+    MemoryLost {
+        /// Where the guest wanted to read, if KVM told.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        guest_address: Option<u64>,
+    },
+    /// KVM could not go on.
+    Failed {
+        /// What it said.
+        reason: String,
+    },
+}
+
+impl Ending {
+    /// Whether the machine ended as it or its owner wanted.
+    #[must_use]
+    pub fn is_orderly(&self) -> bool {
+        matches!(self, Self::Reset | Self::PoweredOff | Self::Stopped)
+    }
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Reset => write!(out, "the guest reset the machine"),
+            Self::PoweredOff => write!(out, "the guest powered the machine off"),
+            Self::Stopped => write!(out, "stopped on request"),
+            Self::TripleFault => write!(out, "the guest crashed (triple fault)"),
+            Self::MemoryLost { guest_address } => {
+                write!(out, "guest memory can no longer be read")?;
+                if let Some(address) = guest_address {
+                    write!(out, " (at guest address {address:#x})")?;
+                }
+                write!(
+                    out,
+                    ": the server of the mounted snapshot ended or met damaged data; \
+                     restore again, and see `snapstore verify`"
+                )
+            }
+            Self::Failed { reason } => write!(out, "the machine cannot go on: {reason}"),
+        }
+    }
+}
+
+/// What the vCPUs are to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wanted {
+    Pause,
+    Run,
+    End,
+}
+
+/// What a vCPU's thread does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Next {
+    Run,
+    End,
+}
+
+struct State {
+    wanted: Wanted,
+    /// By vCPU: whether it is out of the guest and waits.
+    waiting: Vec<bool>,
+    ending: Option<Ending>,
+    /// Whether the guest has said that it is ready.
+    is_ready: bool,
+    /// Whether it is to stop when it says so.
+    stops_at_ready: bool,
+}
+
+/// The gate before the guest.
+pub(crate) struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+    kicks: Vec<Kick>,
+}
+
+impl Gate {
+    /// A closed gate.
+    pub fn new(kicks: Vec<Kick>) -> Self {
+        Self {
+            state: Mutex::new(State {
+                wanted: Wanted::Pause,
+                waiting: vec![false; kicks.len()],
+                ending: None,
+                is_ready: false,
+                stops_at_ready: false,
+            }),
+            changed: Condvar::new(),
+            kicks,
+        }
+    }
+
+    /// Called by a vCPU's thread outside the guest: waits until it may enter.
+    pub fn wait_to_enter(&self, cpu: usize) -> Next {
+        let mut state = self.lock();
+        self.kicks[cpu].attach_thread();
+        loop {
+            match state.wanted {
+                Wanted::Run => {
+                    state.waiting[cpu] = false;
+                    // Under the lock: a later kick is not undone.
+                    self.kicks[cpu].disarm();
+                    return Next::Run;
+                }
+                Wanted::Pause | Wanted::End => {
+                    state.waiting[cpu] = true;
+                    self.changed.notify_all();
+                    if state.wanted == Wanted::End {
+                        return Next::End;
+                    }
+                    state = self.wait(state);
+                }
+            }
+        }
+    }
+
+    /// Lets the vCPUs run. Returns whether the machine has not ended.
+    pub fn open(&self) -> bool {
+        let mut state = self.lock();
+        if state.wanted == Wanted::Pause {
+            state.wanted = Wanted::Run;
+        }
+        self.changed.notify_all();
+        state.wanted == Wanted::Run
+    }
+
+    /// Closes the gate and waits until every vCPU is out of the guest. Returns
+    /// whether they are paused, and not at their end.
+    pub fn close(&self) -> bool {
+        let mut state = self.lock();
+        if state.wanted == Wanted::Run {
+            state.wanted = Wanted::Pause;
+        }
+        self.kick_all(&state);
+        while state.waiting.contains(&false) {
+            state = self.wait(state);
+        }
+        state.wanted == Wanted::Pause
+    }
+
+    /// Ends the machine; the first reason counts.
+    pub fn end(&self, ending: Ending) {
+        let mut state = self.lock();
+        state.wanted = Wanted::End;
+        state.ending.get_or_insert(ending);
+        self.kick_all(&state);
+        self.changed.notify_all();
+    }
+
+    /// Called by a vCPU's thread when the guest says that it is ready.
+    pub fn guest_is_ready(&self) {
+        let mut state = self.lock();
+        let first = !std::mem::replace(&mut state.is_ready, true);
+        if first && state.stops_at_ready && state.wanted == Wanted::Run {
+            state.wanted = Wanted::Pause;
+            self.kick_all(&state);
+        }
+        self.changed.notify_all();
+    }
+
+    /// From here on the guest stops when it says that it is ready.
+    pub fn stop_at_ready(&self) {
+        self.lock().stops_at_ready = true;
+    }
+
+    /// Waits until the guest has said that it is ready. Returns whether it did,
+    /// and not end.
+    pub fn wait_until_ready(&self) -> bool {
+        let mut state = self.lock();
+        while !state.is_ready && state.ending.is_none() {
+            state = self.wait(state);
+        }
+        state.ending.is_none()
+    }
+
+    /// Waits for the end.
+    pub fn wait_for_end(&self) -> Ending {
+        let mut state = self.lock();
+        loop {
+            match &state.ending {
+                Some(ending) if !state.waiting.contains(&false) => return ending.clone(),
+                _ => state = self.wait(state),
+            }
+        }
+    }
+
+    /// Why the machine ended, if it has.
+    pub fn ending(&self) -> Option<Ending> {
+        self.lock().ending.clone()
+    }
+
+    /// Whether the vCPUs are let run.
+    pub fn is_open(&self) -> bool {
+        self.lock().wanted == Wanted::Run
+    }
+
+    /// Whether every vCPU's thread sleeps. Does not disturb the guest.
+    pub fn sleeps(&self) -> bool {
+        self.kicks.iter().all(Kick::sleeps)
+    }
+
+    fn kick_all(&self, state: &State) {
+        for (kick, waiting) in self.kicks.iter().zip(&state.waiting) {
+            if !waiting {
+                kick.fire();
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

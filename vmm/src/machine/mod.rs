@@ -1,0 +1,413 @@
+//! A virtual machine: made paused, run, paused, saved, frozen for a commit.
+//!
+//! A machine is built in one order, whether it boots or is restored: memory,
+//! the VM with its interrupt controllers and timer, the memory's slots, the
+//! vCPUs, the devices; then state; then one thread a vCPU, waiting at the gate.
+
+mod freeze;
+mod gate;
+mod kick;
+mod parts;
+mod power_on;
+mod vcpu;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED};
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use crate::acpi::AcpiDevices;
+use crate::addresses::VM_GENERATION;
+use crate::devices::virtio::{self, VirtioDevice};
+use crate::devices::{Console, Devices};
+use crate::error::{Error, OsContext as _, Result};
+use crate::loader::Kernel;
+use crate::memory::{GuestMemory, Tracker};
+use crate::state::{HostFacts, MachineState, VcpuState, VmState, announce_stop};
+pub use freeze::{Freeze, FreezeTimings};
+pub use gate::Ending;
+use gate::{Gate, Next};
+use parts::Parts;
+use power_on::{mask_pics, power_on};
+
+/// The interrupt flag of RFLAGS.
+const INTERRUPTS_ON: u64 = 1 << 9;
+
+/// How long the parts of building a machine took.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct BuildTimings {
+    /// Creating the VM, its vCPUs and memory slots.
+    pub create: Duration,
+    /// Loading the saved state, or the kernel.
+    pub load: Duration,
+}
+
+/// A virtual machine of this process.
+pub struct Machine {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    /// Serialises pausing, resuming and freezing.
+    control: Mutex<Control>,
+    timings: BuildTimings,
+}
+
+/// What only one controlling thread at a time may touch.
+struct Control {
+    /// From the first freeze on, where the kernel can.
+    tracker: Option<Tracker>,
+    /// Written since the last commit that is known to be durable, beyond what
+    /// the tracker knows: image offsets in bytes.
+    uncommitted: Vec<std::ops::Range<u64>>,
+    /// How often the machine was frozen.
+    freezes: u64,
+}
+
+/// What the vCPUs' threads share. The gate's kicks point into the vCPUs.
+struct Shared {
+    gate: Gate,
+    vcpus: Vec<Mutex<VcpuFd>>,
+    devices: Devices,
+    vm: Arc<VmFd>,
+    facts: HostFacts,
+    memory: GuestMemory,
+    /// When a vCPU first entered the guest, in nanoseconds after `built`; 0: not
+    /// yet.
+    first_entry_nanos: AtomicU64,
+    built: Instant,
+}
+
+impl Machine {
+    /// A machine about to boot a kernel, with these virtio devices; it is paused.
+    ///
+    /// # Errors
+    /// No KVM, a kernel that does not fit, or what KVM refuses.
+    pub fn boot(
+        memory: GuestMemory,
+        cpus: u32,
+        kernel: &Kernel,
+        console: &Arc<Console>,
+        virtio_devices: Vec<Box<dyn VirtioDevice>>,
+    ) -> Result<Self> {
+        let began = Instant::now();
+        let parts = Parts::create(memory, cpus)?;
+        let created = Instant::now();
+        let acpi = AcpiDevices {
+            cpus,
+            virtio_mmio: virtio::windows(virtio_devices.len()),
+            vm_generation: Some(VM_GENERATION),
+        };
+        let entry = kernel.load(&parts.memory, &acpi)?;
+        let facts = HostFacts::new(&parts.kvm, &parts.vm)?;
+        for (cpu, vcpu) in (0..).zip(&parts.vcpus) {
+            power_on(vcpu, &facts, entry, (cpu, cpus), parts.memory.layout())?;
+        }
+        if entry.is_linux() {
+            mask_pics(&parts.vm)?;
+        }
+        let devices = Devices::new(&parts.vm, console, &parts.memory, virtio_devices)?;
+        let loaded = Instant::now();
+        let timings = BuildTimings {
+            create: created - began,
+            load: loaded - created,
+        };
+        Self::start(parts, facts, devices, (timings, loaded))
+    }
+
+    /// A machine as it was when its state was saved, over a memory of that
+    /// moment, with the same virtio devices; it is paused.
+    ///
+    /// # Errors
+    /// No KVM, a memory of another size, other virtio devices, a host that lacks
+    /// a CPU feature which the guest knows of, or what KVM refuses.
+    pub fn restore(
+        state: &MachineState,
+        memory: GuestMemory,
+        console: &Arc<Console>,
+        virtio_devices: Vec<Box<dyn VirtioDevice>>,
+    ) -> Result<Self> {
+        let began = Instant::now();
+        let expected = state.memory_bytes;
+        let found = memory.layout().size_bytes();
+        if found != expected {
+            return Err(Error::ImageLength { found, expected });
+        }
+        let cpus = u32::try_from(state.vcpus.len()).unwrap_or(u32::MAX);
+        let parts = Parts::create(memory, cpus)?;
+        let created = Instant::now();
+        let facts = HostFacts::new(&parts.kvm, &parts.vm)?;
+        state.check_host(&facts, &parts.vcpus[0])?;
+        for (saved, vcpu) in state.vcpus.iter().zip(&parts.vcpus) {
+            saved.restore(vcpu, &facts)?;
+        }
+        state.vm.restore(&parts.vm)?;
+        // After the interrupt controllers, which virtio devices interrupt.
+        let devices = Devices::from_state(
+            &parts.vm,
+            console,
+            &parts.memory,
+            virtio_devices,
+            &state.devices,
+        )?;
+        let loaded = Instant::now();
+        let timings = BuildTimings {
+            create: created - began,
+            load: loaded - created,
+        };
+        Self::start(parts, facts, devices, (timings, loaded))
+    }
+
+    fn start(
+        parts: Parts,
+        facts: HostFacts,
+        devices: Devices,
+        (timings, built): (BuildTimings, Instant),
+    ) -> Result<Self> {
+        kick::install_handler()?;
+        let cpus = parts.vcpus.len();
+        let shared = Arc::new(Shared {
+            gate: Gate::new(parts.kicks),
+            vcpus: parts.vcpus.into_iter().map(Mutex::new).collect(),
+            devices,
+            vm: parts.vm,
+            facts,
+            memory: parts.memory,
+            first_entry_nanos: AtomicU64::new(0),
+            built,
+        });
+        let mut machine = Self {
+            shared,
+            threads: Vec::new(),
+            control: Mutex::new(Control {
+                tracker: None,
+                uncommitted: Vec::new(),
+                freezes: 0,
+            }),
+            timings,
+        };
+        for cpu in 0..cpus {
+            let shared = machine.shared.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu {cpu}"))
+                .stack_size(VCPU_STACK_BYTES)
+                .spawn(move || shared.vcpu_thread(cpu))
+                .os("start a vCPU's thread")?;
+            machine.threads.push(thread);
+        }
+        Ok(machine)
+    }
+
+    /// Lets the guest run.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn resume(&self) -> Result<()> {
+        let _control = self.control();
+        self.open_gate()
+    }
+
+    fn open_gate(&self) -> Result<()> {
+        if !self.shared.gate.is_open() {
+            for vcpu in &self.shared.vcpus {
+                announce_stop(&lock(vcpu))?;
+            }
+            self.shared.devices.resume();
+        }
+        if self.shared.gate.open() {
+            return Ok(());
+        }
+        Err(Error::Ended(self.shared.gate.wait_for_end()))
+    }
+
+    /// Stops the guest and returns once every vCPU is out of it.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn pause(&self) -> Result<()> {
+        let _control = self.control();
+        self.close_gate()
+    }
+
+    fn close_gate(&self) -> Result<()> {
+        if self.shared.gate.close() {
+            self.shared.devices.quiesce();
+            return Ok(());
+        }
+        Err(Error::Ended(self.shared.gate.wait_for_end()))
+    }
+
+    /// From here on the guest is paused when it first says that it is ready, by a
+    /// byte to port 0x620, at that instruction.
+    pub fn stop_at_ready(&self) {
+        self.shared.gate.stop_at_ready();
+    }
+
+    /// Waits until the guest has said that it is ready.
+    ///
+    /// # Errors
+    /// The machine ended first.
+    pub fn wait_until_ready(&self) -> Result<()> {
+        if self.shared.gate.wait_until_ready() {
+            return Ok(());
+        }
+        Err(Error::Ended(self.shared.gate.wait_for_end()))
+    }
+
+    /// Whether the guest may run.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.shared.gate.is_open()
+    }
+
+    /// Whether every vCPU waits for an interrupt with interrupts off, from which
+    /// nothing but a reset would wake it, or was never started. Stops the guest for
+    /// a moment if all its vCPUs sleep, and leaves it alone if not.
+    #[must_use]
+    pub fn is_halted(&self) -> bool {
+        if !self.shared.gate.sleeps() {
+            return false;
+        }
+        let _control = self.control();
+        let was_running = self.is_running();
+        if self.close_gate().is_err() {
+            return false;
+        }
+        let halted = self.shared.vcpus.iter().all(|vcpu| {
+            let vcpu = lock(vcpu);
+            match vcpu.get_mp_state().map(|state| state.mp_state) {
+                Ok(KVM_MP_STATE_HALTED) => vcpu
+                    .get_regs()
+                    .is_ok_and(|regs| regs.rflags & INTERRUPTS_ON == 0),
+                Ok(KVM_MP_STATE_UNINITIALIZED) => true,
+                _ => false,
+            }
+        });
+        // If this fails the machine has ended, which its owner will see.
+        let _ = was_running.then(|| self.open_gate());
+        halted
+    }
+
+    /// Why the machine ended, if it has.
+    #[must_use]
+    pub fn ending(&self) -> Option<Ending> {
+        self.shared.gate.ending()
+    }
+
+    /// Ends the machine.
+    pub fn stop(&self) {
+        self.shared.gate.end(Ending::Stopped);
+    }
+
+    /// Waits until the machine has ended, by itself or by [`Machine::stop`].
+    #[must_use]
+    pub fn wait(&self) -> Ending {
+        self.shared.gate.wait_for_end()
+    }
+
+    /// The state of a paused machine, besides its memory.
+    ///
+    /// # Errors
+    /// It is not paused, or KVM refuses.
+    pub fn save(&self) -> Result<MachineState> {
+        let _control = self.control();
+        self.save_paused()
+    }
+
+    fn save_paused(&self) -> Result<MachineState> {
+        if self.shared.gate.is_open() {
+            return Err(Error::NotPaused);
+        }
+        let shared = &self.shared;
+        // The interrupt controllers and the timer first: the timer's ticks reach
+        // the vCPUs' local APICs even now, and one between the two is then seen
+        // twice and not never.
+        let vm = VmState::save(&shared.vm)?;
+        let vcpus = shared
+            .vcpus
+            .iter()
+            .map(|vcpu| VcpuState::save(&lock(vcpu), &shared.facts))
+            .collect::<Result<_>>()?;
+        Ok(MachineState {
+            memory_bytes: shared.memory.layout().size_bytes(),
+            vm,
+            devices: shared.devices.state(),
+            vcpus,
+        })
+    }
+
+    /// Input for the guest's serial port; returns how many bytes were taken.
+    pub fn serial_input(&self, bytes: &[u8]) -> usize {
+        self.shared.devices.serial_input(bytes)
+    }
+
+    /// How many vCPUs it has.
+    #[must_use]
+    pub fn cpus(&self) -> usize {
+        self.shared.vcpus.len()
+    }
+
+    /// The guest's memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.shared.memory
+    }
+
+    /// How long building it took.
+    #[must_use]
+    pub fn timings(&self) -> BuildTimings {
+        self.timings
+    }
+
+    /// The time from the loaded machine to its first entry into the guest.
+    #[must_use]
+    pub fn first_entry(&self) -> Option<Duration> {
+        match self.shared.first_entry_nanos.load(Ordering::Acquire) {
+            0 => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        lock(&self.control)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Enough for the exit handlers; a process has as many as vCPUs.
+const VCPU_STACK_BYTES: usize = 256 << 10;
+
+impl Shared {
+    fn vcpu_thread(&self, cpu: usize) {
+        while self.gate.wait_to_enter(cpu) == Next::Run {
+            if self.first_entry_nanos.load(Ordering::Relaxed) == 0 {
+                let nanos = u64::try_from(self.built.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                self.first_entry_nanos
+                    .store(nanos.max(1), Ordering::Release);
+            }
+            let ran = vcpu::run_guest(
+                &mut lock(&self.vcpus[cpu]),
+                &self.gate,
+                &self.devices,
+                self.memory.layout(),
+            );
+            if let Err(ending) = ran {
+                self.gate.end(ending);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

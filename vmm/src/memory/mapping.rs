@@ -1,0 +1,61 @@
+//! Changing what backs a mapping of guest memory.
+
+use std::io;
+use std::ops::Range;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+use vm_memory::MmapRegion;
+
+/// Puts anonymous memory, reading as zeros, in place of a part of a mapping.
+///
+/// `part` is in bytes from the mapping's beginning, both ends multiples of the
+/// page size. What was written there is gone.
+///
+/// # Errors
+/// The kernel's, in which case the part is as it was; `InvalidInput` if the part
+/// is not within the mapping.
+pub(super) fn make_anonymous(region: &mut MmapRegion<()>, part: Range<usize>) -> io::Result<()> {
+    if part.start >= part.end || part.end > region.size() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let length = part.end - part.start;
+    // SAFETY: the part is not empty and lies within the region's own mapping,
+    // which stays mapped while the region is borrowed. Nothing holds a pointer
+    // into it, since the borrow is unique.
+    unsafe {
+        mmap_anonymous(
+            region.as_ptr().add(part.start).cast(),
+            length,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
+        )?;
+    }
+    Ok(())
+}
+
+/// Advises the kernel on a whole mapping of guest memory:
+/// - left out of core dumps, which would else hold the guest's secrets and take
+///   minutes;
+/// - no huge pages, so that a page of 4 KiB written is a page reported, and a
+///   guest restored from an image is charged only for what it touches. A kernel
+///   without huge pages refuses that advice, which is as good.
+///
+/// Deliberately absent: `MADV_DONTFORK`, since the memory is forked on purpose,
+/// and `MADV_RANDOM`, since the kernel's reading around a fault is what makes a
+/// guest's first touches of neighbouring pages cheap.
+///
+/// # Errors
+/// The kernel's, for advice other than on huge pages.
+pub(super) fn advise(region: &MmapRegion<()>) -> io::Result<()> {
+    // SAFETY: the range is the region's own mapping, and neither advice changes
+    // what the memory holds.
+    unsafe {
+        madvise(region.as_ptr().cast(), region.size(), Advice::LinuxDontDump)?;
+        let _unsupported = madvise(
+            region.as_ptr().cast(),
+            region.size(),
+            Advice::LinuxNoHugepage,
+        );
+    }
+    Ok(())
+}

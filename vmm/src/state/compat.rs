@@ -1,0 +1,216 @@
+//! Whether a host can run a guest that was told about another host's CPU.
+
+use kvm_bindings::kvm_cpuid_entry2;
+
+use super::StateError;
+use super::features::FEATURE_WORDS;
+use crate::Result;
+
+/// Refuses a host that lacks what the snapshot's guest was told it has. The guest
+/// asked once, at boot, and uses it without asking again.
+///
+/// Both lists are as KVM gives them: `snapshot` of a vCPU, `host_supported` of
+/// [`HostFacts::supported_cpuid`](super::HostFacts::supported_cpuid). A host may
+/// have more than the snapshot.
+///
+/// # Errors
+/// [`StateError::HostVendor`] and [`StateError::HostLacks`], which names the
+/// features.
+pub fn check_host(
+    snapshot: &[kvm_cpuid_entry2],
+    host_supported: &[kvm_cpuid_entry2],
+) -> Result<()> {
+    // A vCPU that was never given a CPUID was told nothing.
+    if let Some(leaf) = find(snapshot, 0, 0) {
+        let (snapshot, host) = (vendor(Some(leaf)), vendor(find(host_supported, 0, 0)));
+        if snapshot != host {
+            return Err(StateError::HostVendor { snapshot, host }.into());
+        }
+    }
+    let mut features = missing_features(snapshot, host_supported);
+    features.extend(moved_components(snapshot, host_supported));
+    features.extend(missing_address_bits(snapshot, host_supported));
+    if features.is_empty() {
+        return Ok(());
+    }
+    Err(StateError::HostLacks { features }.into())
+}
+
+fn missing_features(snapshot: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<String> {
+    let mut missing = Vec::new();
+    for word in FEATURE_WORDS {
+        let bits = |list| find(list, word.function, word.index).map_or(0, |leaf| word.bits(leaf));
+        let lacking = bits(snapshot) & !bits(host);
+        missing.extend(
+            (0..u32::BITS)
+                .filter(|bit| lacking & (1 << bit) != 0)
+                .map(|bit| word.name(bit)),
+        );
+    }
+    missing
+}
+
+/// XSAVE components that are elsewhere in this host's area: a saved area could not
+/// be read. Leaf 0xd from index 2 on: eax the size, ebx the offset in bytes.
+fn moved_components(snapshot: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<String> {
+    let supervisor = |leaf: &kvm_cpuid_entry2| leaf.ecx & 1 != 0;
+    snapshot
+        .iter()
+        .filter(|leaf| leaf.function == 0xd && leaf.index >= 2 && leaf.eax != 0)
+        .filter(|leaf| !supervisor(leaf))
+        .filter(|leaf| {
+            let here = find(host, 0xd, leaf.index);
+            // One that the host lacks altogether is told by its bit in XCR0.
+            here.is_some_and(|here| here.eax != 0 && (here.eax, here.ebx) != (leaf.eax, leaf.ebx))
+        })
+        .map(|leaf| format!("XSAVE component {} at offset {}", leaf.index, leaf.ebx))
+        .collect()
+}
+
+/// Fewer bits of physical addresses than the guest makes use of.
+fn missing_address_bits(
+    snapshot: &[kvm_cpuid_entry2],
+    host: &[kvm_cpuid_entry2],
+) -> Option<String> {
+    let bits = |list| find(list, 0x8000_0008, 0).map_or(0, |leaf| leaf.eax & 0xff);
+    (bits(snapshot) > bits(host)).then(|| format!("{}-bit physical addresses", bits(snapshot)))
+}
+
+fn find(list: &[kvm_cpuid_entry2], function: u32, index: u32) -> Option<&kvm_cpuid_entry2> {
+    list.iter()
+        .find(|leaf| (leaf.function, leaf.index) == (function, index))
+}
+
+/// The vendor's twelve letters.
+fn vendor(leaf: Option<&kvm_cpuid_entry2>) -> String {
+    let words = leaf.map_or([0; 3], |leaf| [leaf.ebx, leaf.edx, leaf.ecx]);
+    let letters: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let text = String::from_utf8_lossy(&letters);
+    text.trim_end_matches('\0').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    fn leaf(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
+        let [eax, ebx, ecx, edx] = registers;
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        }
+    }
+
+    fn host() -> Vec<kvm_cpuid_entry2> {
+        vec![
+            leaf(0, 0, [0x1f, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
+            leaf(1, 0, [0, 0, 1 << 12 | 1 << 28, 1 << 25]),
+            leaf(7, 0, [2, 1 << 5 | 1 << 16, 0, 1 << 5]),
+            leaf(0xd, 0, [0xe7, 0, 0, 0]),
+            leaf(0xd, 2, [256, 576, 0, 0]),
+            leaf(0x8000_0008, 0, [0x3930, 0, 0, 0]),
+            leaf(0x4000_0001, 0, [1 << 24 | 1, 0, 0, 0]),
+        ]
+    }
+
+    /// The names that the error tells when the host lacks a bit of a leaf.
+    fn lacking(change: impl Fn(&mut Vec<kvm_cpuid_entry2>)) -> Vec<String> {
+        let mut lesser = host();
+        change(&mut lesser);
+        match check_host(&host(), &lesser) {
+            Err(Error::State(StateError::HostLacks { features })) => features,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_host_can_run_its_own_guests_and_those_of_lesser_hosts() {
+        check_host(&host(), &host()).unwrap();
+        check_host(&[], &host()).unwrap();
+        let mut better = host();
+        better[1].ecx |= 1 << 30;
+        better.push(leaf(7, 1, [0xffff, 0, 0, 0]));
+        check_host(&host(), &better).unwrap();
+    }
+
+    #[test]
+    fn every_missing_feature_is_named() {
+        let features = lacking(|host| {
+            host[1].ecx = 0;
+            host[2].ebx &= !(1 << 16);
+            host[2].edx = 0;
+            host[3].eax = 7;
+            host[6].eax = 1;
+        });
+        assert_eq!(
+            features,
+            [
+                "FMA",
+                "AVX",
+                "AVX512F",
+                "leaf 7.0 edx bit 5",
+                "XCR0:OPMASK",
+                "XCR0:ZMM_Hi256",
+                "XCR0:Hi16_ZMM",
+                "KVM_CLOCKSOURCE_STABLE"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_missing_leaf_lacks_all_its_features() {
+        assert_eq!(
+            lacking(|host| host.retain(|leaf| leaf.function != 1)),
+            ["FMA", "AVX", "SSE"]
+        );
+    }
+
+    #[test]
+    fn the_message_names_the_features_and_what_to_do() {
+        let error = StateError::HostLacks {
+            features: vec!["AVX2".into(), "FMA".into()],
+        };
+        assert!(error.to_string().contains("AVX2, FMA; restore it on"));
+    }
+
+    #[test]
+    fn another_vendor_is_refused() {
+        let mut amd = host();
+        (amd[0].ebx, amd[0].edx, amd[0].ecx) = (0x6874_7541, 0x6974_6e65, 0x444d_4163);
+        let refused = check_host(&host(), &amd).unwrap_err();
+        let text = refused.to_string();
+        assert!(
+            text.contains("GenuineIntel") && text.contains("AuthenticAMD"),
+            "{text}"
+        );
+        assert!(check_host(&host(), &[]).is_err());
+    }
+
+    #[test]
+    fn bits_about_the_guest_itself_are_no_features() {
+        let mut guest = host();
+        guest[1].ebx = 3 << 24 | 4 << 16;
+        guest[1].ecx |= 1 << 27 | 1 << 31;
+        guest[1].edx |= 1 << 28;
+        guest[2].ecx |= 1 << 4;
+        check_host(&guest, &host()).unwrap();
+    }
+
+    #[test]
+    fn a_moved_xsave_component_and_narrower_addresses_are_refused() {
+        assert_eq!(
+            lacking(|host| host[4].ebx = 640),
+            ["XSAVE component 2 at offset 576"]
+        );
+        assert_eq!(
+            lacking(|host| host[5].eax = 0x3027),
+            ["48-bit physical addresses"]
+        );
+    }
+}

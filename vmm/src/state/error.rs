@@ -1,0 +1,198 @@
+//! Why a machine state is refused.
+
+/// A machine state that cannot be used, one variant per cause.
+#[derive(thiserror::Error, Debug)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The bytes are of something else.
+    #[error(
+        "this is not a machine state: it does not begin with the bytes \"SNAPVMST\"; name a file that `commit` wrote"
+    )]
+    NotAState,
+    /// A format that this program does not know.
+    #[error(
+        "the machine state has format version {found}, this program reads version {supported}; use a program of the version that wrote it"
+    )]
+    Version {
+        /// The version in the bytes.
+        found: u32,
+        /// The version this program reads.
+        supported: u32,
+    },
+    /// The bytes end early.
+    #[error(
+        "the machine state is cut short: {found} bytes of {expected}; copy it again, or commit again"
+    )]
+    Truncated {
+        /// How many bytes there are.
+        found: u64,
+        /// How many there should be at least.
+        expected: u64,
+    },
+    /// The length field is beyond what any state needs.
+    #[error(
+        "the machine state claims {bytes} bytes of content, at most {limit} are possible; it is damaged or not genuine"
+    )]
+    TooLarge {
+        /// The length claimed, in bytes.
+        bytes: u64,
+        /// The most that is read, in bytes.
+        limit: u64,
+    },
+    /// Bytes follow the state, or its content.
+    #[error("{extra} bytes follow the end of the machine state; it is damaged or not genuine")]
+    TrailingBytes {
+        /// How many.
+        extra: u64,
+    },
+    /// The checksum does not match.
+    #[error(
+        "the machine state is damaged: its checksum does not match; restore an undamaged copy, or commit again"
+    )]
+    Checksum,
+    /// The content is not what the checksum's writer should have written.
+    #[error(
+        "the machine state was written by a program that is not compatible with this one: {source}"
+    )]
+    Malformed {
+        /// What the parser says.
+        source: postcard::Error,
+    },
+    /// The content reads, but is not what would be written for it.
+    #[error(
+        "the content of the machine state is not in its one valid form; the program that wrote it is not compatible"
+    )]
+    NotCanonical,
+    /// A list in it is too long.
+    #[error("vCPU {cpu} of the machine state has more than {limit} {what}; it is not genuine")]
+    TooMany {
+        /// The index of the vCPU.
+        cpu: usize,
+        /// Of what.
+        what: &'static str,
+        /// How many there can be.
+        limit: usize,
+    },
+    /// An XSAVE area of a size that cannot be.
+    #[error(
+        "vCPU {cpu} of the machine state has an XSAVE area of {bytes} bytes; it is a multiple of 4 from 4096 to {limit}; it is not genuine"
+    )]
+    XsaveLength {
+        /// The index of the vCPU.
+        cpu: usize,
+        /// Its length in bytes.
+        bytes: usize,
+        /// The greatest length in bytes.
+        limit: usize,
+    },
+    /// A serial port's buffer that is too long.
+    #[error(
+        "the serial port of the machine state holds {bytes} bytes of input, at most {limit} are possible; it is not genuine"
+    )]
+    SerialInput {
+        /// Its length in bytes.
+        bytes: usize,
+        /// The greatest length in bytes.
+        limit: usize,
+    },
+    /// More virtio devices than there are windows.
+    #[error("the machine state has more than {limit} virtio devices; it is not genuine")]
+    VirtioDevices {
+        /// How many there can be.
+        limit: usize,
+    },
+    /// A virtio device in a state that cannot be.
+    #[error("virtio device {device} of the machine state has {what}; it is not genuine")]
+    Virtio {
+        /// Its number.
+        device: usize,
+        /// What cannot be.
+        what: &'static str,
+    },
+    /// A machine with another number of virtio devices than it was saved with.
+    #[error(
+        "the snapshot has {expected} virtio devices, {found} are attached; attach the same disks and devices as when it was taken"
+    )]
+    VirtioCount {
+        /// How many it was saved with.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// A virtio device that is not the one that was saved.
+    #[error(
+        "virtio device {device} of the snapshot differs in {what} from the one attached; attach the same disks and devices, in the same order, as when it was taken"
+    )]
+    VirtioDiffers {
+        /// Its number.
+        device: usize,
+        /// In what.
+        what: &'static str,
+    },
+    /// The interrupt controllers are not the three of a PC.
+    #[error(
+        "interrupt controller {index} of the machine state says that it is number {found}; it is not genuine"
+    )]
+    InterruptController {
+        /// Which it should be, as KVM numbers them.
+        index: u32,
+        /// Which it says it is.
+        found: u32,
+    },
+    /// A CPU of another maker.
+    #[error(
+        "the snapshot was taken on a CPU of {snapshot:?}, this host's is of {host:?}; restore it on a host of the same vendor"
+    )]
+    HostVendor {
+        /// The vendor in the snapshot.
+        snapshot: String,
+        /// The host's vendor.
+        host: String,
+    },
+    /// This host, or its KVM, lacks what the guest was told it has.
+    #[error("this host lacks CPU features that the snapshot's guest uses: {}; restore it on a host that has them", features.join(", "))]
+    HostLacks {
+        /// Their names.
+        features: Vec<String>,
+    },
+    /// FPU state that this host has no room for.
+    #[error(
+        "the snapshot has {bytes} bytes of FPU state, this host's KVM takes {limit}; restore it on a host with at least the same CPU features"
+    )]
+    XsaveBeyondHost {
+        /// The length of what is not zero, in bytes.
+        bytes: usize,
+        /// The length KVM takes, in bytes.
+        limit: usize,
+    },
+    /// The TSC cannot be made to tick as fast as in the snapshot.
+    #[error(
+        "the snapshot's TSC runs at {snapshot_khz} kHz and this host's at {host_khz} kHz, and its CPU cannot scale it; restore it on a host with the same TSC frequency"
+    )]
+    TscFrequency {
+        /// The frequency in the snapshot, in kHz.
+        snapshot_khz: u32,
+        /// The host's frequency, in kHz.
+        host_khz: u32,
+    },
+    /// KVM refuses a model-specific register.
+    #[error(
+        "KVM does not let MSR {index:#x} be set to {value:#x}; the snapshot needs another CPU, a newer kernel, or it is not genuine"
+    )]
+    MsrRefused {
+        /// Which register.
+        index: u32,
+        /// The value in the snapshot.
+        value: u64,
+    },
+    /// KVM wants XSAVE areas of a size that has no place in a state.
+    #[error(
+        "this host's KVM has no XSAVE area of 4096 to {limit} bytes ({bytes} bytes); machines on it cannot be saved"
+    )]
+    HostXsave {
+        /// The size KVM names, in bytes; 0 if it has none.
+        bytes: i64,
+        /// The greatest size in bytes.
+        limit: usize,
+    },
+}

@@ -1,0 +1,235 @@
+//! The names of CPU features, and which CPUID bits are features at all.
+//!
+//! Sources: Intel manual volume 2 (CPUID), AMD manual volume 3 appendix E, the
+//! kernel's `arch/x86/include/asm/cpufeatures.h` and
+//! `Documentation/virt/kvm/x86/cpuid.rst`.
+
+use kvm_bindings::kvm_cpuid_entry2;
+
+/// A register in which each bit says that the CPU can do something.
+pub(super) struct FeatureWord {
+    pub function: u32,
+    pub index: u32,
+    register: Register,
+    /// Bits that say something else: about the guest itself, how many of something
+    /// there are, or what the CPU cannot do.
+    ignored: u32,
+    /// From bit 0 on, `-` for a bit without a name.
+    names: &'static str,
+}
+
+#[derive(Clone, Copy)]
+enum Register {
+    Eax,
+    Ebx,
+    Ecx,
+    Edx,
+}
+
+impl FeatureWord {
+    /// The bits of the word in `entry` that are features.
+    pub fn bits(&self, entry: &kvm_cpuid_entry2) -> u32 {
+        let value = match self.register {
+            Register::Eax => entry.eax,
+            Register::Ebx => entry.ebx,
+            Register::Ecx => entry.ecx,
+            Register::Edx => entry.edx,
+        };
+        value & !self.ignored
+    }
+
+    /// The name of a bit.
+    pub fn name(&self, bit: u32) -> String {
+        match self.names.split_whitespace().nth(bit as usize) {
+            Some(name) if name != "-" => name.to_owned(),
+            _ => self.place(bit),
+        }
+    }
+
+    fn place(&self, bit: u32) -> String {
+        let register = match self.register {
+            Register::Eax => "eax",
+            Register::Ebx => "ebx",
+            Register::Ecx => "ecx",
+            Register::Edx => "edx",
+        };
+        match self.function {
+            7 | 0xd => format!(
+                "leaf {:x}.{} {register} bit {bit}",
+                self.function, self.index
+            ),
+            function => format!("leaf {function:#x} {register} bit {bit}"),
+        }
+    }
+}
+
+const fn word(
+    (function, index, register): (u32, u32, Register),
+    ignored: u32,
+    names: &'static str,
+) -> FeatureWord {
+    FeatureWord {
+        function,
+        index,
+        register,
+        ignored,
+        names,
+    }
+}
+
+/// Every word of features, in the order in which they are told.
+pub(super) const FEATURE_WORDS: &[FeatureWord] = &[
+    // Ignored: OSXSAVE, which mirrors the guest's CR4, and the hypervisor bit,
+    // which the monitor sets.
+    word(
+        (1, 0, Register::Ecx),
+        1 << 27 | 1 << 31,
+        "SSE3 PCLMULQDQ DTES64 MONITOR DS-CPL VMX SMX EIST TM2 SSSE3 CNXT-ID SDBG FMA CMPXCHG16B \
+         xTPR PDCM - PCID DCA SSE4.1 SSE4.2 x2APIC MOVBE POPCNT TSC-DEADLINE AES XSAVE OSXSAVE \
+         AVX F16C RDRAND HYPERVISOR",
+    ),
+    // Ignored: HTT, which tells how many vCPUs there are.
+    word(
+        (1, 0, Register::Edx),
+        1 << 28,
+        "FPU VME DE PSE TSC MSR PAE MCE CX8 APIC - SEP MTRR PGE MCA CMOV PAT PSE36 PSN CLFLUSH - \
+         DS ACPI MMX FXSR SSE SSE2 SS HTT TM IA64 PBE",
+    ),
+    // Ignored: bits that say that the FPU does less (6, 13).
+    word(
+        (7, 0, Register::Ebx),
+        1 << 6 | 1 << 13,
+        "FSGSBASE TSC_ADJUST SGX BMI1 HLE AVX2 - SMEP BMI2 ERMS INVPCID RTM RDT-M - MPX RDT-A \
+         AVX512F AVX512DQ RDSEED ADX SMAP AVX512-IFMA PCOMMIT CLFLUSHOPT CLWB INTEL_PT AVX512PF \
+         AVX512ER AVX512CD SHA AVX512BW AVX512VL",
+    ),
+    // Ignored: OSPKE, which mirrors the guest's CR4, and MAWAU, a number.
+    word(
+        (7, 0, Register::Ecx),
+        1 << 4 | 0x1f << 17,
+        "PREFETCHWT1 AVX512-VBMI UMIP PKU OSPKE WAITPKG AVX512-VBMI2 SHSTK GFNI VAES VPCLMULQDQ \
+         AVX512-VNNI AVX512-BITALG TME AVX512-VPOPCNTDQ - LA57 - - - - - RDPID KL \
+         BUS_LOCK_DETECT CLDEMOTE - MOVDIRI MOVDIR64B ENQCMD SGX_LC PKS",
+    ),
+    word(
+        (7, 0, Register::Edx),
+        0,
+        "- SGX-KEYS AVX512-4VNNIW AVX512-4FMAPS FSRM - - - AVX512-VP2INTERSECT SRBDS_CTRL \
+         MD_CLEAR RTM_ALWAYS_ABORT - TSX_FORCE_ABORT SERIALIZE HYBRID TSXLDTRK - PCONFIG \
+         ARCH_LBR IBT - AMX-BF16 AVX512-FP16 AMX-TILE AMX-INT8 SPEC_CTRL STIBP L1D_FLUSH \
+         ARCH_CAPABILITIES CORE_CAPABILITIES SSBD",
+    ),
+    word(
+        (7, 1, Register::Eax),
+        0,
+        "SHA512 SM3 SM4 RAO-INT AVX-VNNI AVX512-BF16 LASS CMPCCXADD ARCHPERFMONEXT - FZRM FSRS \
+         FSRC - - - - FRED LKGS WRMSRNS NMI_SRC AMX-FP16 HRESET AVX-IFMA - - LAM MSRLIST",
+    ),
+    word(
+        (7, 2, Register::Edx),
+        0,
+        "PSFD IPRED_CTRL RRSBA_CTRL DDPD_U BHI_CTRL MCDT_NO",
+    ),
+    word(
+        (0xd, 0, Register::Eax),
+        0,
+        "XCR0:x87 XCR0:SSE XCR0:AVX XCR0:BNDREGS XCR0:BNDCSR XCR0:OPMASK XCR0:ZMM_Hi256 \
+         XCR0:Hi16_ZMM - XCR0:PKRU - - - - - - - XCR0:TILECFG XCR0:TILEDATA",
+    ),
+    word((0xd, 0, Register::Edx), 0, ""),
+    word(
+        (0xd, 1, Register::Eax),
+        0,
+        "XSAVEOPT XSAVEC XGETBV1 XSAVES XFD",
+    ),
+    word((0xd, 1, Register::Ecx), 0, ""),
+    // Ignored: CMP_LEGACY, which tells how many vCPUs there are.
+    word(
+        (0x8000_0001, 0, Register::Ecx),
+        1 << 1,
+        "LAHF_LM CMP_LEGACY SVM EXTAPIC CR8_LEGACY LZCNT SSE4A MISALIGNSSE 3DNOWPREFETCH OSVW \
+         IBS XOP SKINIT WDT - LWP FMA4 TCE - NODEID_MSR - TBM TOPOEXT PERFCTR_CORE PERFCTR_NB - \
+         BPEXT PTSC PERFCTR_LLC MWAITX",
+    ),
+    word(
+        (0x8000_0001, 0, Register::Edx),
+        0,
+        "- - - - - - - - - - - SYSCALL - - - - - - - MP NX - MMXEXT - - FXSR_OPT PDPE1GB RDTSCP \
+         - LM 3DNOWEXT 3DNOW",
+    ),
+    word(
+        (0x8000_0007, 0, Register::Edx),
+        0,
+        "- - - - - - - - INVARIANT_TSC",
+    ),
+    word(
+        (0x8000_0008, 0, Register::Ebx),
+        0,
+        "CLZERO - XSAVEERPTR - RDPRU - - - - WBNOINVD - - AMD_IBPB - AMD_IBRS AMD_STIBP - \
+         AMD_STIBP_ALWAYS_ON - - - - - - AMD_SSBD VIRT_SSBD AMD_SSB_NO - AMD_PSFD",
+    ),
+    word(
+        (0x4000_0001, 0, Register::Eax),
+        0,
+        "KVM_CLOCKSOURCE KVM_NOP_IO_DELAY KVM_MMU_OP KVM_CLOCKSOURCE2 KVM_ASYNC_PF \
+         KVM_STEAL_TIME KVM_PV_EOI KVM_PV_UNHALT - KVM_PV_TLB_FLUSH KVM_ASYNC_PF_VMEXIT \
+         KVM_PV_SEND_IPI KVM_POLL_CONTROL KVM_PV_SCHED_YIELD KVM_ASYNC_PF_INT \
+         KVM_MSI_EXT_DEST_ID KVM_HC_MAP_GPA_RANGE KVM_MIGRATION_CONTROL - - - - - - \
+         KVM_CLOCKSOURCE_STABLE",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(function: u32, index: u32, register: &str, bit: u32) -> String {
+        let word = FEATURE_WORDS
+            .iter()
+            .find(|word| {
+                (word.function, word.index) == (function, index) && word.place(0).contains(register)
+            })
+            .unwrap();
+        word.name(bit)
+    }
+
+    #[test]
+    fn names_are_at_their_bits() {
+        for (function, index, register, bit, expected) in [
+            (1, 0, "ecx", 12, "FMA"),
+            (1, 0, "ecx", 24, "TSC-DEADLINE"),
+            (1, 0, "ecx", 30, "RDRAND"),
+            (1, 0, "edx", 26, "SSE2"),
+            (1, 0, "edx", 31, "PBE"),
+            (7, 0, "ebx", 5, "AVX2"),
+            (7, 0, "ebx", 16, "AVX512F"),
+            (7, 0, "ebx", 31, "AVX512VL"),
+            (7, 0, "ecx", 16, "LA57"),
+            (7, 0, "ecx", 22, "RDPID"),
+            (7, 0, "ecx", 31, "PKS"),
+            (7, 0, "edx", 24, "AMX-TILE"),
+            (7, 0, "edx", 31, "SSBD"),
+            (7, 1, "eax", 5, "AVX512-BF16"),
+            (7, 1, "eax", 26, "LAM"),
+            (0xd, 0, "eax", 9, "XCR0:PKRU"),
+            (0xd, 0, "eax", 18, "XCR0:TILEDATA"),
+            (0xd, 1, "eax", 4, "XFD"),
+            (0x8000_0001, 0, "ecx", 22, "TOPOEXT"),
+            (0x8000_0001, 0, "edx", 20, "NX"),
+            (0x8000_0001, 0, "edx", 29, "LM"),
+            (0x8000_0007, 0, "edx", 8, "INVARIANT_TSC"),
+            (0x8000_0008, 0, "ebx", 24, "AMD_SSBD"),
+            (0x4000_0001, 0, "eax", 14, "KVM_ASYNC_PF_INT"),
+            (0x4000_0001, 0, "eax", 24, "KVM_CLOCKSOURCE_STABLE"),
+        ] {
+            assert_eq!(name(function, index, register, bit), expected);
+        }
+    }
+
+    #[test]
+    fn a_bit_without_a_name_is_told_by_its_place() {
+        assert_eq!(name(7, 0, "edx", 5), "leaf 7.0 edx bit 5");
+        assert_eq!(name(0xd, 1, "ecx", 11), "leaf d.1 ecx bit 11");
+        assert_eq!(name(0x8000_0001, 0, "edx", 0), "leaf 0x80000001 edx bit 0");
+    }
+}
