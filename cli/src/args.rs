@@ -45,6 +45,25 @@ pub enum Command {
     Mount(MountArgs),
     /// Undo a mount
     Umount(UmountArgs),
+    /// Start a virtual machine
+    Run(RunArgs),
+    /// Start virtual machines from a snapshot, each as it was then
+    Restore(RestoreArgs),
+    /// List running virtual machines
+    #[command(after_help = "Examples:\n  snapstore ps\n  snapstore ps base.1 --json")]
+    Ps(PsArgs),
+    /// Stop a virtual machine's vCPUs; it stays in memory
+    #[command(after_help = "Example:\n  snapstore pause web")]
+    Pause(VmArgs),
+    /// Let a paused virtual machine run
+    #[command(after_help = "Example:\n  snapstore resume web")]
+    Resume(VmArgs),
+    /// End virtual machines
+    Stop(StopArgs),
+    /// Attach to a virtual machine's serial line
+    Console(ConsoleArgs),
+    /// Run a command in a guest, through its agent
+    Exec(ExecArgs),
     /// Give a snapshot another name
     Tag(TagArgs),
     /// List tags
@@ -86,7 +105,8 @@ Examples:
   snapstore commit base --memory guest.ram --vmstate guest.state
   snapstore commit base+1 --memory guest.ram           what changed is found by itself
   snapstore commit base+2 --memory changes.sparse --diff --parent base+1
-  snapstore commit base+3 --memory guest.ram --disk root=disk.img --label os=debian12")]
+  snapstore commit base+3 --memory guest.ram --disk root=disk.img --label os=debian12
+  snapstore commit warm --vm web                       a running machine, which goes on")]
 pub struct CommitArgs {
     /// The tag to create
     pub tag: String,
@@ -96,6 +116,9 @@ pub struct CommitArgs {
     /// --memory and --disk files hold changes only: holes inherit from --parent
     #[arg(long, requires = "parent")]
     pub diff: bool,
+    /// A running virtual machine: what it changed since its last commit or restore
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["memory", "diff", "vmstate", "disks", "parent", "no_parent"])]
+    pub vm: Option<String>,
     /// The state of the virtual machine's CPUs and devices, a file of any kind
     #[arg(long, value_name = "FILE")]
     pub vmstate: Option<PathBuf>,
@@ -140,6 +163,177 @@ pub struct MountArgs {
     /// Write "ready" to standard output once mounted, then detach
     #[arg(long, hide = true, requires = "foreground")]
     pub announce: bool,
+    /// Unmount once nobody holds a shared lock on this file
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub while_locked: Option<PathBuf>,
+}
+
+impl MountArgs {
+    /// A read-only mount with the defaults.
+    pub fn of(what: Vec<String>) -> Self {
+        Self {
+            what,
+            foreground: false,
+            allow_other: false,
+            read_ahead: 16 << 10,
+            threads: 2,
+            announce: false,
+            while_locked: None,
+        }
+    }
+}
+
+/// How machines are started.
+#[derive(Args, Clone)]
+pub struct StartArgs {
+    /// Do not attach to the serial line; print what was started
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Do not let it run yet (see `resume`)
+    #[arg(long)]
+    pub paused: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  snapstore run table --kernel table.bin --mem 64M
+  snapstore run debian --kernel vmlinuz --initrd initrd.gz --disk root.img --cpus 2 --detach
+  snapstore commit base --vm debian
+  snapstore run web --kernel vmlinuz --initrd web.gz --commit-when ready --tag web --or-restore web
+
+Attached, Ctrl-] leaves the machine running. A kernel is a Linux bzImage or vmlinux;
+any other file is a flat program, loaded at 1 MiB and begun there in 32-bit mode.")]
+pub struct RunArgs {
+    /// What to call the machine
+    pub name: String,
+    /// The kernel to boot
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Linux's first root filesystem
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Linux's command line
+    #[arg(
+        long,
+        value_name = "STRING",
+        default_value = "console=ttyS0 panic=1",
+        allow_hyphen_values = true
+    )]
+    pub cmdline: String,
+    /// Commit the machine when its guest says that it is ready (a byte to port
+    /// 0x620), at that instant, and let it go on
+    #[arg(long, value_name = "WHEN", requires = "tag")]
+    pub commit_when: Option<CommitWhen>,
+    /// The tag of that commit
+    #[arg(long, value_name = "TAG", requires = "commit_when")]
+    pub tag: Option<String>,
+    /// Move that tag if it exists
+    #[arg(long, requires = "tag")]
+    pub replace: bool,
+    /// Start from this snapshot instead, if it is there and was committed with
+    /// --commit-when from the same kernel, initrd, command line, sizes and disks
+    #[arg(long, value_name = "TAG")]
+    pub or_restore: Option<String>,
+    /// A raw disk image; what the guest writes is kept apart from it. With :ro the
+    /// guest cannot write, with :direct it writes to the file, and the machine
+    /// cannot be committed. May be repeated
+    #[arg(long = "disk", value_name = "FILE[:ro|:direct]")]
+    pub disks: Vec<String>,
+    /// The guest's memory
+    #[arg(long, default_value = "512M", value_name = "SIZE", value_parser = crate::format::parse_size)]
+    pub mem: u64,
+    /// How many vCPUs
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub cpus: u32,
+    #[command(flatten)]
+    pub start: StartArgs,
+}
+
+/// The moment of a commit.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum CommitWhen {
+    /// The guest has said that it is ready.
+    Ready,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  snapstore restore base                    attached; Ctrl-] leaves it running
+  snapstore restore base -n 100 --detach    base.1 to base.100")]
+pub struct RestoreArgs {
+    /// A tag, or the beginning of a snapshot id
+    pub snapshot: String,
+    /// What to call the machine; several get .1, .2 and so on [default: the tag]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// How many machines
+    #[arg(short = 'n', long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub count: u16,
+    #[command(flatten)]
+    pub start: StartArgs,
+}
+
+#[derive(Args)]
+pub struct PsArgs {
+    /// Only this machine, with all that is known of it
+    pub name: Option<String>,
+}
+
+#[derive(Args)]
+pub struct VmArgs {
+    /// The machine
+    pub name: String,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  snapstore stop base.1 base.2\n  snapstore stop --all")]
+pub struct StopArgs {
+    /// The machines
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub names: Vec<String>,
+    /// Every machine of this user
+    #[arg(long)]
+    pub all: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  snapstore exec base.1 -- uname -a
+  snapstore exec base.1 -i -- sh -c 'cat > /tmp/file' < file
+
+The guest has to run snapstore-agent (docs/AGENT.md). The exit code is that of the
+command, 128 and the signal's number if a signal ended it.")]
+pub struct ExecArgs {
+    /// The machine
+    pub name: String,
+    /// Give the command this command's standard input
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Kill the command after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// How long the agent may take to answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub wait: Duration,
+    /// The command and its arguments
+    #[arg(required = true, last = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  snapstore console base.1            Ctrl-] leaves it
+  snapstore console base.1 --print    what it printed last")]
+pub struct ConsoleArgs {
+    /// The machine
+    pub name: String,
+    /// Print the output that is kept (64 KiB) and leave
+    #[arg(long)]
+    pub print: bool,
 }
 
 #[derive(Args)]

@@ -10,6 +10,34 @@ pub const NOT_FOUND: u8 = 3;
 pub const DAMAGED: u8 = 4;
 pub const BUSY: u8 = 5;
 
+/// A thing that does not exist, with what to say of it.
+#[derive(Debug)]
+pub struct NotFound(pub String);
+
+/// A thing that another process holds, with what to say of it.
+#[derive(Debug)]
+pub struct Busy(pub String);
+
+/// What another process of this program failed with.
+#[derive(Debug)]
+pub struct Elsewhere {
+    pub message: String,
+    pub exit_code: u8,
+}
+
+macro_rules! message_is_field {
+    ($($error:ty: $field:tt),*) => {$(
+        impl std::fmt::Display for $error {
+            fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str(&self.$field)
+            }
+        }
+        impl std::error::Error for $error {}
+    )*};
+}
+
+message_is_field!(NotFound: 0, Busy: 0, Elsewhere: message);
+
 /// Prints the error and returns its exit code. A reader that went away
 /// (`snapstore tags | head -1`) is no failure.
 pub fn report(error: &anyhow::Error) -> ExitCode {
@@ -25,7 +53,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 
 /// The error and its causes. Many of ours name their cause themselves: what the
 /// line ends with already is not said again.
-fn message(error: &anyhow::Error) -> String {
+pub fn message(error: &anyhow::Error) -> String {
     let mut message = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !message.ends_with(&cause) {
@@ -36,7 +64,19 @@ fn message(error: &anyhow::Error) -> String {
     message
 }
 
-fn code(error: &anyhow::Error) -> u8 {
+pub fn code(error: &anyhow::Error) -> u8 {
+    if error.is::<NotFound>() {
+        return NOT_FOUND;
+    }
+    if error.is::<Busy>() {
+        return BUSY;
+    }
+    if let Some(error) = error.downcast_ref::<Elsewhere>() {
+        return error.exit_code;
+    }
+    if let Some(error) = error.downcast_ref::<snapstore_vmm::Error>() {
+        return vmm_code(error);
+    }
     if let Some(error) = error.downcast_ref::<snapstore_store::Error>() {
         return store_code(error);
     }
@@ -56,5 +96,17 @@ fn store_code(error: &snapstore_store::Error) -> u8 {
         ErrorClass::Damaged => DAMAGED,
         ErrorClass::Busy => BUSY,
         ErrorClass::Invalid | ErrorClass::Io => FAILED,
+    }
+}
+
+fn vmm_code(error: &snapstore_vmm::Error) -> u8 {
+    use snapstore_vmm::control::ErrorKind;
+    match error {
+        snapstore_vmm::Error::NoMachine { .. } => NOT_FOUND,
+        snapstore_vmm::Error::Refused {
+            kind: ErrorKind::Busy,
+            ..
+        } => BUSY,
+        _ => FAILED,
     }
 }

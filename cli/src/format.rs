@@ -59,6 +59,26 @@ pub fn count(number: u64) -> String {
     out
 }
 
+/// Seconds as a time that is short: `0.0123` as `12.3 ms`.
+pub fn millis(seconds: f64) -> String {
+    if seconds < 9.9995 {
+        format!("{:.1} ms", seconds * 1e3)
+    } else {
+        format!("{seconds:.1} s")
+    }
+}
+
+/// Seconds as a time that may be long: `75` as `1m15s`.
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..60 => format!("{whole}s"),
+        60..3600 => format!("{}m{:02}s", whole / 60, whole % 60),
+        3600..86_400 => format!("{}h{:02}m", whole / 3600, whole % 3600 / 60),
+        _ => format!("{}d{:02}h", whole / 86_400, whole % 86_400 / 3600),
+    }
+}
+
 /// A UTC date and time, to the minute.
 pub fn time(when: SystemTime) -> String {
     let seconds = when

@@ -8,6 +8,7 @@ mod context;
 mod exit;
 mod format;
 mod progress;
+mod vms;
 
 use std::process::ExitCode;
 
@@ -17,6 +18,12 @@ use args::{Cli, Command};
 use context::Context;
 
 fn main() -> ExitCode {
+    // Parsing leaves a heap in pieces, and every machine's process would fill
+    // those anew.
+    if std::env::args_os().skip(1).eq([vms::host::COMMAND]) {
+        start_logging(0);
+        return vms::host::run().unwrap_or_else(|error| exit::report(&error));
+    }
     let cli = Cli::parse();
     start_logging(cli.verbose);
     match run(cli) {
@@ -32,6 +39,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Commit(args) => commands::commit::run(&context, &args),
         Command::Mount(args) => commands::mount::run(&context, &args),
         Command::Umount(args) => commands::umount::run(&context, &args),
+        Command::Run(args) => commands::run::run(&context, &args),
+        Command::Restore(args) => commands::restore::run(&context, &args),
+        Command::Ps(args) => commands::ps::run(&context, &args),
+        Command::Pause(args) => commands::control::pause(&context, &args),
+        Command::Resume(args) => commands::control::resume(&context, &args),
+        Command::Stop(args) => commands::control::stop(&context, &args),
+        Command::Console(args) => commands::control::console(&args),
+        Command::Exec(args) => commands::exec::run(&context, &args),
         Command::Tag(args) => commands::tag::set(&context, &args),
         Command::Tags => commands::tag::list(&context),
         Command::Rm(args) => commands::tag::remove(&context, &args),
@@ -50,8 +65,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 fn start_logging(verbose: u8) {
     let level = match verbose {
         0 => "warn",
-        1 => "snapstore=info,snapstore_store=info,snapstore_fuse=info,warn",
-        _ => "snapstore=debug,snapstore_store=debug,snapstore_fuse=debug,info",
+        1 => "snapstore=info,snapstore_store=info,snapstore_fuse=info,snapstore_vmm=info,warn",
+        _ => "snapstore=debug,snapstore_store=debug,snapstore_fuse=debug,snapstore_vmm=debug,info",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));

@@ -7,18 +7,25 @@ use std::process::ExitCode;
 use anyhow::bail;
 use serde_json::json;
 use snapstore_store::{
-    CommitRequest, Committed, Error, ImageRole, Input, InputKind, ParentChoice, Store,
+    CommitRequest, CommitTimings, Committed, Error, ImageRole, Input, InputData, InputKind,
+    ParentChoice, Store,
 };
 
 use crate::args::CommitArgs;
+use crate::commands::commit_vm;
 use crate::context::Context;
 use crate::format::{count, size};
 use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
+    if let Some(name) = &args.vm {
+        return commit_vm::run(context, args, name);
+    }
     let request = request(args)?;
     if request.inputs.is_empty() {
-        bail!("there is nothing to commit; name a file with --memory, --disk or --vmstate");
+        bail!(
+            "there is nothing to commit; name a file with --memory, --disk or --vmstate, or a machine with --vm"
+        );
     }
     let store = context.open_or_create_default()?;
     let committed = store.commit(&request, &Bar::new(Unit::Bytes))?;
@@ -31,6 +38,7 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
         "images": committed.manifest.images,
         "added_chunks": committed.manifest.added_chunks,
         "added_bytes": committed.manifest.added_bytes,
+        "timings": timings(&committed.timings),
     });
     context.answer(&value, || {
         describe(&args.tag, &committed, parent.as_deref())
@@ -47,7 +55,7 @@ fn request(args: &CommitArgs) -> anyhow::Result<CommitRequest> {
     let input = |name: &str, role, path: &Path, kind| Input {
         name: name.to_owned(),
         role,
-        path: path.to_owned(),
+        data: InputData::File(path.to_owned()),
         kind,
     };
     let mut inputs = Vec::new();
@@ -60,12 +68,6 @@ fn request(args: &CommitArgs) -> anyhow::Result<CommitRequest> {
     if let Some(path) = &args.vmstate {
         inputs.push(input("vmstate", ImageRole::File, path, InputKind::Full));
     }
-    let mut labels = BTreeMap::new();
-    for (key, value) in &args.labels {
-        if labels.insert(key.clone(), value.clone()).is_some() {
-            return Err(Error::DuplicateName { name: key.clone() }.into());
-        }
-    }
     let parent = match &args.parent {
         Some(name) => ParentChoice::Named(name.clone()),
         None if args.no_parent => ParentChoice::Nothing,
@@ -76,12 +78,34 @@ fn request(args: &CommitArgs) -> anyhow::Result<CommitRequest> {
         replace: args.replace,
         parent,
         inputs,
-        labels,
+        labels: labels(args)?,
+        keep: false,
     })
 }
 
+fn timings(timings: &CommitTimings) -> serde_json::Value {
+    json!({
+        "prepare_seconds": timings.prepare.as_secs_f64(),
+        "pages_seconds": timings.pages.as_secs_f64(),
+        "seal_seconds": timings.seal.as_secs_f64(),
+        "publish_seconds": timings.publish.as_secs_f64(),
+        "total_seconds": timings.total().as_secs_f64(),
+    })
+}
+
+/// The labels of the request.
+pub fn labels(args: &CommitArgs) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut labels = BTreeMap::new();
+    for (key, value) in &args.labels {
+        if labels.insert(key.clone(), value.clone()).is_some() {
+            return Err(Error::DuplicateName { name: key.clone() }.into());
+        }
+    }
+    Ok(labels)
+}
+
 /// A tag of the parent, or the beginning of its id.
-fn parent_name(store: &Store, committed: &Committed) -> anyhow::Result<Option<String>> {
+pub fn parent_name(store: &Store, committed: &Committed) -> anyhow::Result<Option<String>> {
     let Some(parent) = committed.manifest.parent else {
         return Ok(None);
     };
@@ -89,7 +113,7 @@ fn parent_name(store: &Store, committed: &Committed) -> anyhow::Result<Option<St
     Ok(Some(tag.map_or_else(|| parent.short(), |(tag, _)| tag)))
 }
 
-fn describe(tag: &str, committed: &Committed, parent: Option<&str>) -> String {
+pub fn describe(tag: &str, committed: &Committed, parent: Option<&str>) -> String {
     let manifest = &committed.manifest;
     let mut out = format!(
         "{tag} {}{}\n",

@@ -2,10 +2,12 @@
 //! cleans up, by running this program as a user would.
 
 mod compare;
+mod machines;
 mod program;
 mod report;
 mod workspace;
 
+use std::fs::File;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -35,10 +37,16 @@ pub fn run(context: &Context, args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::create(args.work_dir.as_deref(), args.keep)?;
     let mut demo = Demo {
         images: &args.images,
-        program: Program::new(workspace.store())?,
-        no_fuse: std::fs::File::open("/dev/fuse")
+        program: Program::new(workspace.store(), &workspace.runtime())?,
+        no_fuse: File::open("/dev/fuse")
             .err()
             .map(|error| format!("cannot open /dev/fuse: {error}")),
+        no_kvm: File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .err()
+            .map(|error| format!("cannot open /dev/kvm: {error}")),
         workspace: &workspace,
         report: Report::default(),
     };
@@ -57,6 +65,8 @@ struct Demo<'a> {
     program: Program,
     /// Why nothing can be mounted here.
     no_fuse: Option<String>,
+    /// Why no machine can run here.
+    no_kvm: Option<String>,
     report: Report,
 }
 
@@ -94,7 +104,17 @@ impl Demo<'_> {
             Some(tag) => format!("without {tag}, after gc"),
             None => "after gc".to_owned(),
         })?;
-        self.check_head(head)
+        self.check_head(head)?;
+        self.machines()
+    }
+
+    /// Commits and restores running machines, where that is possible.
+    fn machines(&mut self) -> anyhow::Result<()> {
+        if let Some(reason) = self.no_kvm.as_ref().or(self.no_fuse.as_ref()) {
+            return say(&format!("\nSKIPPED machines: {reason}"));
+        }
+        let dir = self.workspace.dir().to_owned();
+        machines::run(&mut self.program, &mut self.report, &dir)
     }
 
     fn commit(&mut self, tag: &str, image: &str) -> anyhow::Result<()> {

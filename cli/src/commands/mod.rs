@@ -1,13 +1,19 @@
 //! One module per command.
 
 pub mod commit;
+pub mod commit_vm;
+pub mod control;
 pub mod demo;
 pub mod diff;
+pub mod exec;
 pub mod gc;
 pub mod init;
 pub mod log;
 pub mod mount;
+pub mod ps;
 pub mod repair;
+pub mod restore;
+pub mod run;
 pub mod show;
 pub mod stats;
 pub mod tag;

@@ -13,6 +13,8 @@ use snapstore_store::Store;
 
 use crate::args::MountArgs;
 use crate::context::{Context, own_program};
+use crate::exit::Elsewhere;
+use crate::vms::mounts::lock_dir;
 
 /// What the detached server writes once the mount is usable.
 const READY: &str = "ready\n";
@@ -43,10 +45,18 @@ fn serve(context: &Context, args: &MountArgs, what: &What, dir: &Path) -> anyhow
     }
     let mounted = mount(context.open()?, what, dir, &options)?;
     unmount_on_signal(dir)?;
+    if let Some(lock) = &args.while_locked {
+        unmount_when_unused(lock, dir)?;
+    }
     if args.announce {
         announce()?;
     }
     mounted.wait()?;
+    if let Some(lock) = &args.while_locked {
+        let _undoing = lock_parent(lock)?;
+        // It was made for this mount. If this fails the next one uses it.
+        let _ = std::fs::remove_dir(dir);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -76,6 +86,43 @@ fn unmount_on_signal(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Unmounts once nobody holds the shared lock on this file any more: the kernel
+/// drops it with its last holder, however that ends. The file goes before the
+/// lock on it does, so that whoever then gets the lock can tell; and the mount
+/// goes under the directory's lock, so that whoever makes the next one does not
+/// find this one on its way out.
+fn unmount_when_unused(lock: &Path, dir: &Path) -> anyhow::Result<()> {
+    let file =
+        std::fs::File::open(lock).with_context(|| format!("cannot open {}", lock.display()))?;
+    let (lock, dir) = (lock.to_owned(), dir.to_owned());
+    std::thread::spawn(move || {
+        let locked = loop {
+            match rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => break other,
+            }
+        };
+        let undoing = lock_parent(&lock);
+        if let Err(error) = &undoing {
+            tracing::error!(%error, "undoing the mount");
+        }
+        let ended = locked
+            .map_err(io::Error::from)
+            .and_then(|()| std::fs::remove_file(&lock));
+        if let Err(error) = ended {
+            tracing::error!(%error, "watching for the last user of the mount");
+        }
+        if let Err(error) = unmount(&dir, true) {
+            tracing::error!(%error, "unmounting");
+        }
+    });
+    Ok(())
+}
+
+fn lock_parent(lock: &Path) -> anyhow::Result<std::fs::File> {
+    lock_dir(lock.parent().context("a lock is a file of a directory")?)
+}
+
 /// Starts this program again as the server, and waits until the mount is usable
 /// or the server says why not.
 fn start_server(
@@ -90,6 +137,28 @@ fn start_server(
         store.resolve(name)?;
     }
     snapstore_fuse::prepare(dir)?;
+    let server = launch(&store, args, dir)?;
+    let shown = dir.display().to_string();
+    let tag = match what {
+        What::Snapshot(name) => Some(name.as_str()),
+        What::AllTags => None,
+    };
+    let value = json!({"dir": shown, "snapshot": tag, "server_pid": server.pid, "log": server.log});
+    context.answer(&value, || match tag {
+        Some(tag) => format!("Mounted {tag} on {shown}."),
+        None => format!("Mounted all tags on {shown}."),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A mount's server in a process of its own.
+pub struct Server {
+    pub pid: u32,
+    pub log: PathBuf,
+}
+
+/// Starts a server and waits until the mount is usable.
+pub fn launch(store: &Store, args: &MountArgs, dir: &Path) -> anyhow::Result<Server> {
     let log_path = store.path().join("mounts.log");
     let log = OpenOptions::new()
         .create(true)
@@ -97,7 +166,7 @@ fn start_server(
         .open(&log_path)
         .with_context(|| format!("cannot open {}", log_path.display()))?;
     let log_start = log.metadata()?.len();
-    let mut child = server_command(&store, args, dir)?
+    let mut child = server_command(store, args, dir)?
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
@@ -107,25 +176,20 @@ fn start_server(
     if let Some(mut out) = child.stdout.take() {
         out.read_to_string(&mut answer)?;
     }
-    if answer != READY {
-        let status = child.wait()?;
-        let said = read_from(&log_path, log_start).unwrap_or_default();
-        let reason = said.trim().trim_start_matches("error: ");
-        eprintln!("error: {reason}");
-        let code = status.code().and_then(|code| u8::try_from(code).ok());
-        return Ok(ExitCode::from(code.unwrap_or(crate::exit::FAILED)));
+    if answer == READY {
+        return Ok(Server {
+            pid: child.id(),
+            log: log_path,
+        });
     }
-    let shown = dir.display().to_string();
-    let tag = match what {
-        What::Snapshot(name) => Some(name.as_str()),
-        What::AllTags => None,
-    };
-    let value = json!({"dir": shown, "snapshot": tag, "server_pid": child.id(), "log": log_path});
-    context.answer(&value, || match tag {
-        Some(tag) => format!("Mounted {tag} on {shown}."),
-        None => format!("Mounted all tags on {shown}."),
-    })?;
-    Ok(ExitCode::SUCCESS)
+    let status = child.wait()?;
+    let said = read_from(&log_path, log_start).unwrap_or_default();
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Err(Elsewhere {
+        message: said.trim().trim_start_matches("error: ").to_owned(),
+        exit_code: code.unwrap_or(crate::exit::FAILED),
+    }
+    .into())
 }
 
 fn server_command(store: &Store, args: &MountArgs, dir: &Path) -> anyhow::Result<Command> {
@@ -138,6 +202,9 @@ fn server_command(store: &Store, args: &MountArgs, dir: &Path) -> anyhow::Result
         .args(["--threads", &args.threads.to_string()]);
     if args.allow_other {
         command.arg("--allow-other");
+    }
+    if let Some(lock) = &args.while_locked {
+        command.arg("--while-locked").arg(lock);
     }
     command.arg("--").args(&args.what[..args.what.len() - 1]);
     command.arg(std::path::absolute(dir)?).current_dir("/");

@@ -23,13 +23,14 @@ pub struct Step {
 pub struct Program {
     path: PathBuf,
     store: PathBuf,
+    runtime: PathBuf,
     steps: Vec<Step>,
     interrupted: Arc<AtomicBool>,
 }
 
 impl Program {
     /// From here on a signal does not end this process, but the step it is at.
-    pub fn new(store: &Path) -> anyhow::Result<Self> {
+    pub fn new(store: &Path, runtime: &Path) -> anyhow::Result<Self> {
         use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
         let interrupted = Arc::new(AtomicBool::new(false));
         for signal in [SIGHUP, SIGINT, SIGTERM] {
@@ -39,6 +40,7 @@ impl Program {
         Ok(Self {
             path: own_program()?,
             store: store.to_owned(),
+            runtime: runtime.to_owned(),
             steps: Vec::new(),
             interrupted,
         })
@@ -67,6 +69,34 @@ impl Program {
         self.execute(arguments, |command| command.process_group(0))
     }
 
+    /// Runs a command without showing it; returns what it printed.
+    pub fn capture(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self
+            .command(arguments)
+            .process_group(0)
+            .output()
+            .context("cannot start this program's own file")?;
+        if !output.status.success() {
+            bail!(
+                "`snapstore {}` ended with {}",
+                arguments.join(" "),
+                output.status
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.path);
+        command
+            .args(arguments)
+            .env("SNAPSTORE_DIR", &self.store)
+            .env("SNAPSTORE_RUNTIME_DIR", &self.runtime)
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit());
+        command
+    }
+
     fn execute(
         &mut self,
         arguments: &[&str],
@@ -76,12 +106,7 @@ impl Program {
         let words: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
         let line = format!("snapstore {}", words.join(" "));
         say(&format!("\n$ {line}"))?;
-        let mut command = Command::new(&self.path);
-        command
-            .args(arguments)
-            .env("SNAPSTORE_DIR", &self.store)
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit());
+        let mut command = self.command(arguments);
         let started = Instant::now();
         let output = configure(&mut command)
             .output()

@@ -27,8 +27,16 @@ pub struct StoreRow {
     pub total_bytes: u64,
 }
 
+/// Something that was done with a machine.
+pub struct MachineRow {
+    pub what: String,
+    pub time: Duration,
+    pub note: String,
+}
+
 #[derive(Default)]
 pub struct Report {
+    pub machines: Vec<MachineRow>,
     pub images: Vec<ImageRow>,
     pub stores: Vec<StoreRow>,
     /// How often a whole image was compared.
@@ -44,10 +52,16 @@ impl Report {
             .iter()
             .map(|step| json!({"step": step.what.trim(), "seconds": step.time.as_secs_f64()}))
             .collect();
+        let machines: Vec<_> = self
+            .machines
+            .iter()
+            .map(|row| json!({"step": row.what, "seconds": row.time.as_secs_f64(), "note": row.note}))
+            .collect();
         json!({
             "images": images,
             "steps": steps,
             "stores": stores,
+            "machines": machines,
             "equal_comparisons": self.compared,
         })
     }
@@ -59,7 +73,12 @@ impl Report {
             .map(|step| vec![step.what.clone(), duration(step.time), step.note.clone()])
             .collect();
         let stores: Vec<_> = self.stores.iter().map(StoreRow::cells).collect();
-        let parts = [
+        let machines: Vec<_> = self
+            .machines
+            .iter()
+            .map(|row| vec![row.what.clone(), row.note.clone(), duration(row.time)])
+            .collect();
+        let mut parts = vec![
             table(
                 &[
                     "IMAGE",
@@ -80,6 +99,9 @@ impl Report {
                 &stores,
             ),
         ];
+        if !machines.is_empty() {
+            parts.push(table(&["MACHINE", "", "TIME"], 2, &machines));
+        }
         format!(
             "\n--- Measured ---\n\n{}\n{} comparisons of whole images, all equal.",
             parts.join("\n"),

@@ -44,6 +44,16 @@ impl Workspace {
         &self.store
     }
 
+    /// Where the demonstration's machines are found.
+    pub fn runtime(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    /// The directory of all this.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn is_kept(&self) -> bool {
         self.keep
     }

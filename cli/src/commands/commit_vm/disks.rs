@@ -1,0 +1,176 @@
+//! A frozen disk as an input of a commit.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use snapstore_store::{Extent, ImageRole, Input, InputData, InputKind};
+use snapstore_vmm::control::FrozenDisk;
+use snapstore_vmm::virtio::Content;
+
+/// The files of a disk's input, by their places.
+const OVERLAY: usize = 0;
+const ZEROS: usize = 1;
+const BASE: usize = 2;
+
+/// Extents of a store begin and end at multiples of this many bytes.
+const GRAIN: u64 = 4096;
+
+/// What a commit reads of a disk: for a diff what changed, else all of it.
+pub fn input(disk: &FrozenDisk, kind: InputKind) -> anyhow::Result<Input> {
+    let zeros = File::open("/dev/zero").context("cannot open /dev/zero")?;
+    let base = disk.base.try_clone()?;
+    let overlay = match &disk.overlay {
+        Some(overlay) => overlay.try_clone()?,
+        // Nothing is read from it then.
+        None => zeros.try_clone()?,
+    };
+    let written: Vec<Extent> = disk.extents.iter().map(stored).collect();
+    let extents = match kind {
+        InputKind::Diff => written,
+        InputKind::Full => over_base(&written, &data_ranges(&base, disk.size_bytes)?),
+    };
+    Ok(Input {
+        name: disk.name.clone(),
+        role: ImageRole::Disk,
+        data: InputData::Extents {
+            files: vec![Arc::new(overlay), Arc::new(zeros), Arc::new(base)],
+            label: format!("the disk {}", disk.name),
+            size_bytes: disk.size_bytes,
+            extents,
+        },
+        kind,
+    })
+}
+
+fn stored(extent: &snapstore_vmm::virtio::Extent) -> Extent {
+    let (file, file_offset) = match extent.content {
+        Content::Zeros => (ZEROS, 0),
+        Content::Overlay { file_offset } => (OVERLAY, file_offset),
+    };
+    Extent {
+        image_offset: extent.image_offset,
+        file,
+        file_offset,
+        length: extent.length,
+    }
+}
+
+/// The data of a file, in whole grains.
+fn data_ranges(file: &File, size_bytes: u64) -> anyhow::Result<Vec<Range<u64>>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let mut from = 0;
+    while from < size_bytes {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(from)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            // A block device, or a filesystem that does not know.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => from,
+            Err(error) => return Err(error).context("cannot find the data of a disk's file"),
+        };
+        let end = match rustix::fs::seek(file, SeekFrom::Hole(start)) {
+            Ok(end) if end > start => end,
+            _ => size_bytes,
+        };
+        let start = start - start % GRAIN;
+        let end = end.next_multiple_of(GRAIN).min(size_bytes);
+        match ranges.last_mut() {
+            Some(last) if last.end >= start => last.end = end,
+            _ => ranges.push(start..end),
+        }
+        from = end;
+    }
+    Ok(ranges)
+}
+
+/// The written extents, and the base's data where nothing was written.
+fn over_base(written: &[Extent], base: &[Range<u64>]) -> Vec<Extent> {
+    let mut extents = written.to_vec();
+    for data in base {
+        let mut at = data.start;
+        let first = written.partition_point(|extent| end(extent) <= at);
+        for extent in written[first..]
+            .iter()
+            .take_while(|extent| extent.image_offset < data.end)
+        {
+            if at < extent.image_offset {
+                extents.push(of_base(at..extent.image_offset));
+            }
+            at = at.max(end(extent));
+        }
+        if at < data.end {
+            extents.push(of_base(at..data.end));
+        }
+    }
+    extents.sort_by_key(|extent| extent.image_offset);
+    extents
+}
+
+fn end(extent: &Extent) -> u64 {
+    extent.image_offset + extent.length
+}
+
+fn of_base(range: Range<u64>) -> Extent {
+    Extent {
+        image_offset: range.start,
+        file: BASE,
+        file_offset: range.start,
+        length: range.end - range.start,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(start: u64, end: u64) -> Extent {
+        Extent {
+            image_offset: start,
+            file: OVERLAY,
+            file_offset: 0,
+            length: end - start,
+        }
+    }
+
+    #[test]
+    fn what_was_written_hides_the_base() {
+        let extents = over_base(
+            &[written(10, 20), written(30, 40), written(90, 95)],
+            &[0..12, 15..35, 50..60],
+        );
+        let shown: Vec<_> = extents
+            .iter()
+            .map(|extent| (extent.image_offset, end(extent), extent.file))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                (0, 10, BASE),
+                (10, 20, OVERLAY),
+                (20, 30, BASE),
+                (30, 40, OVERLAY),
+                (50, 60, BASE),
+                (90, 95, OVERLAY),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_data_of_a_sparse_file_is_found() {
+        use std::os::unix::fs::FileExt as _;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(&[1; 100], 300_000).unwrap();
+        let ranges = data_ranges(&file, 1 << 20).unwrap();
+        let covered = |at: u64| ranges.iter().any(|range| range.contains(&at));
+        assert!(covered(300_000) && covered(300_099), "{ranges:?}");
+        assert!(
+            ranges
+                .iter()
+                .all(|r| r.start % GRAIN == 0 && r.end % GRAIN == 0)
+        );
+    }
+}

@@ -1,0 +1,70 @@
+//! `snapstore pause`, `resume`, `stop` and `console`
+
+use std::process::ExitCode;
+
+use serde_json::json;
+use snapstore_vmm::control::{Client, Request};
+
+use crate::args::{ConsoleArgs, StopArgs, VmArgs};
+use crate::context::Context;
+use crate::vms::runtime::{Runtime, VmDir};
+use crate::vms::start::{end, for_each};
+use crate::vms::terminal::{self, Attach};
+
+pub fn pause(context: &Context, args: &VmArgs) -> anyhow::Result<ExitCode> {
+    order(context, &args.name, &Request::Pause, "paused")
+}
+
+pub fn resume(context: &Context, args: &VmArgs) -> anyhow::Result<ExitCode> {
+    order(context, &args.name, &Request::Resume, "running")
+}
+
+fn order(
+    context: &Context,
+    name: &str,
+    request: &Request,
+    state: &str,
+) -> anyhow::Result<ExitCode> {
+    let vm = Runtime::open()?.running(name)?;
+    Client::connect(&vm.socket())?.order(request)?;
+    context.answer(&json!({"name": name, "state": state}), || {
+        format!("{name} is {state}.")
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn stop(context: &Context, args: &StopArgs) -> anyhow::Result<ExitCode> {
+    let runtime = Runtime::open()?;
+    let vms = if args.all {
+        runtime.vms()?
+    } else {
+        let named = args.names.iter().map(|name| known(&runtime, name));
+        named.collect::<Result<_, _>>()?
+    };
+    for_each(&vms, end)?;
+    let stopped: Vec<&str> = vms.iter().map(|vm| vm.name.as_str()).collect();
+    context.answer(&json!({"stopped": stopped}), || match stopped.len() {
+        0 => "No machine runs.".to_owned(),
+        1 => format!("Stopped {}.", stopped[0]),
+        count => format!("Stopped {count} machines."),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A machine that runs, or has left word of its end.
+fn known(runtime: &Runtime, name: &str) -> anyhow::Result<VmDir> {
+    let vm = runtime.vm(name)?;
+    if vm.ending().is_some() {
+        return Ok(vm);
+    }
+    runtime.running(name)
+}
+
+pub fn console(args: &ConsoleArgs) -> anyhow::Result<ExitCode> {
+    let vm = Runtime::open()?.running(&args.name)?;
+    if args.print {
+        terminal::print_kept(&vm)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    terminal::attach(&vm, Attach::AsVisitor)
+}

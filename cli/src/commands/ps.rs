@@ -1,0 +1,139 @@
+//! `snapstore ps`
+
+use std::fs;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use serde_json::json;
+use snapstore_vmm::control::{Client, RunState, Seconds, Status};
+
+use crate::args::PsArgs;
+use crate::context::Context;
+use crate::exit::NotFound;
+use crate::format::{duration, millis, size, table};
+use crate::vms::runtime::{KILLED, Runtime, VmDir};
+use crate::vms::start::for_each;
+
+/// One machine, running or badly ended.
+#[derive(Serialize)]
+struct Entry {
+    /// Of a machine without a status, which has it, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(flatten)]
+    status: Option<Status>,
+    /// Its share of the memory it uses: pages used by several processes count in
+    /// parts (proc(5), `smaps_rollup`, Pss).
+    pss_bytes: Option<u64>,
+    /// Why it ended.
+    ending: Option<String>,
+}
+
+pub fn run(context: &Context, args: &PsArgs) -> anyhow::Result<ExitCode> {
+    let runtime = Runtime::open()?;
+    if let Some(name) = &args.name {
+        let vm = runtime.running(name)?;
+        let entry = look(&vm).ok_or_else(|| NotFound(format!("the machine {name} is ending")))?;
+        context.answer(&entry, || describe(&entry))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let entries = for_each(&runtime.vms()?, |vm| Ok(look(vm)))?;
+    let entries: Vec<Entry> = entries.into_iter().flatten().collect();
+    context.answer(&json!({"machines": entries}), || list(&entries))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `None` for a machine that is just ending.
+fn look(vm: &VmDir) -> Option<Entry> {
+    let status = Client::connect(&vm.socket()).and_then(|mut client| client.status());
+    if let Ok(status) = status {
+        return Some(Entry {
+            name: None,
+            pss_bytes: pss_bytes(status.pid),
+            ending: None,
+            status: Some(status),
+        });
+    }
+    if vm.is_running() || !vm.exists() {
+        return None;
+    }
+    Some(Entry {
+        name: Some(vm.name.clone()),
+        status: None,
+        pss_bytes: None,
+        ending: Some(vm.ending().unwrap_or_else(|| KILLED.to_owned())),
+    })
+}
+
+fn pss_bytes(pid: u32) -> Option<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn list(entries: &[Entry]) -> String {
+    if entries.is_empty() {
+        return "No machine runs.".to_owned();
+    }
+    let rows: Vec<Vec<String>> = entries.iter().map(row).collect();
+    table(
+        &[
+            "NAME", "STATE", "SNAPSHOT", "PID", "VCPUS", "MEMORY", "PSS", "UPTIME",
+        ],
+        3,
+        &rows,
+    )
+}
+
+fn row(entry: &Entry) -> Vec<String> {
+    let Some(status) = &entry.status else {
+        let reason = entry.ending.clone().unwrap_or_default();
+        let name = entry.name.clone().unwrap_or_default();
+        let mut row = vec![name, "dead".to_owned(), reason];
+        row.resize(8, String::new());
+        return row;
+    };
+    vec![
+        status.name.clone(),
+        state_name(status.state).to_owned(),
+        status.origin.tag.clone().unwrap_or_else(|| "-".to_owned()),
+        status.pid.to_string(),
+        status.cpus.to_string(),
+        size(status.memory_bytes),
+        entry.pss_bytes.map_or_else(|| "?".to_owned(), size),
+        duration(status.uptime_seconds),
+    ]
+}
+
+fn state_name(state: RunState) -> &'static str {
+    match state {
+        RunState::Running => "running",
+        RunState::Paused => "paused",
+        RunState::Halted => "halted",
+        RunState::Ended => "ended",
+    }
+}
+
+fn describe(entry: &Entry) -> String {
+    let mut out = list(std::slice::from_ref(entry));
+    let Some(status) = &entry.status else {
+        return out;
+    };
+    out += &format!("\nStart:       {}\n", stages(&status.start));
+    if let Some(commit) = &status.last_commit {
+        out += &format!(
+            "Last commit: {} ({})\n",
+            commit.tag,
+            stages(&commit.timings)
+        );
+    }
+    out
+}
+
+fn stages(seconds: &Seconds) -> String {
+    let stages = seconds
+        .iter()
+        .map(|(name, seconds)| format!("{} {}", name.replace('_', " "), millis(*seconds)));
+    stages.collect::<Vec<_>>().join(", ")
+}

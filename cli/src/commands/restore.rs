@@ -1,0 +1,66 @@
+//! `snapstore restore`
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::bail;
+use snapstore_store::SnapshotId;
+use snapstore_vmm::control::Origin;
+
+use crate::args::RestoreArgs;
+use crate::context::Context;
+use crate::vms::build::What;
+use crate::vms::host::Spec;
+use crate::vms::mounts;
+use crate::vms::runtime::Runtime;
+use crate::vms::start::{borrowed, free_names, start};
+
+pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
+    if args.count > 1 && !args.start.detach {
+        bail!("only one machine can be attached; use --detach with -n");
+    }
+    let began = Instant::now();
+    let store = context.open()?;
+    // Held by the machines: their next commits are made from this snapshot.
+    let (id, pin) = store.pin(&args.snapshot)?;
+    let runtime = Runtime::open()?;
+    let base = args.name.as_deref().unwrap_or(&args.snapshot);
+    let names = free_names(&runtime, base, args.count.into())?;
+    let mounted = mounts::find_or_start(&runtime, &store, id)?;
+    check_restorable(&args.snapshot, &mounted.dir)?;
+    tracing::debug!(seconds = began.elapsed().as_secs_f64(), dir = %mounted.dir.display(), "mounted");
+    let spec = Spec {
+        names,
+        what: What::Restore {
+            dir: mounted.dir.clone(),
+        },
+        origin: origin(id, &args.snapshot),
+        run: !args.start.paused,
+        stop_at_ready: false,
+    };
+    let pin = pin.into_fd();
+    let mut kept = borrowed([&pin]);
+    kept.extend(borrowed(&mounted.users_lock));
+    start(context, &runtime, &args.start, spec, &kept, None)
+}
+
+fn origin(id: SnapshotId, name: &str) -> Origin {
+    Origin {
+        snapshot: Some(id.to_string()),
+        tag: Some(name.to_owned()),
+    }
+}
+
+/// Looks at the mounted files: the store's index need not be opened for it.
+fn check_restorable(name: &str, dir: &Path) -> anyhow::Result<()> {
+    for needed in ["memory.bin", "vmstate"] {
+        if !dir.join(needed).exists() {
+            bail!(
+                "{name} has no {needed}: it was not committed from a running machine \
+                 (`snapstore commit TAG --vm NAME`); `snapstore show {name}` lists what it has"
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! `snapstore run`
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use snapstore_store::Error;
+use snapstore_vmm::control::Origin;
+
+use crate::args::{RestoreArgs, RunArgs};
+use crate::commands::commit_vm::Wanted;
+use crate::commands::restore;
+use crate::context::Context;
+use crate::vms::build::{DiskAccess, DiskSpec, What};
+use crate::vms::host::Spec;
+use crate::vms::runtime::Runtime;
+use crate::vms::start::start;
+
+/// The label that tells what a ready-made snapshot was booted from.
+const CONFIGURATION_LABEL: &str = "snapstore.configuration";
+
+pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let runtime = Runtime::open()?;
+    let disks = args.disks.iter().map(|text| disk(text));
+    let disks: Vec<DiskSpec> = disks.collect::<anyhow::Result<_>>()?;
+    let needs_configuration = args.commit_when.is_some() || args.or_restore.is_some();
+    let configuration = needs_configuration
+        .then(|| configuration(args, &disks))
+        .transpose()?;
+    if let (Some(tag), Some(configuration)) = (&args.or_restore, &configuration)
+        && is_ready_made(context, tag, configuration)?
+    {
+        let restore = RestoreArgs {
+            snapshot: tag.clone(),
+            name: Some(args.name.clone()),
+            count: 1,
+            start: args.start.clone(),
+        };
+        return restore::run(context, &restore);
+    }
+    if let Some(tag) = &args.tag {
+        // Now rather than when the guest has booted.
+        let store = context.open_or_create_default()?;
+        store.check_tag_free(tag, args.replace)?;
+    }
+    let when_ready = args
+        .tag
+        .as_ref()
+        .zip(configuration)
+        .map(|(tag, configuration)| Wanted {
+            tag: tag.clone(),
+            replace: args.replace,
+            labels: [(CONFIGURATION_LABEL.to_owned(), configuration)].into(),
+        });
+    let spec = Spec {
+        names: vec![args.name.clone()],
+        what: What::Boot {
+            kernel: absolute(&args.kernel)?,
+            initrd: args.initrd.as_deref().map(absolute).transpose()?,
+            cmdline: args.cmdline.clone(),
+            memory_bytes: args.mem,
+            cpus: args.cpus,
+            disks,
+        },
+        origin: Origin::default(),
+        run: !args.start.paused,
+        stop_at_ready: when_ready.is_some(),
+    };
+    start(context, &runtime, &args.start, spec, &[], when_ready)
+}
+
+/// Whether a snapshot is there and was made from this configuration.
+fn is_ready_made(context: &Context, tag: &str, configuration: &str) -> anyhow::Result<bool> {
+    let store = context.open_or_create_default()?;
+    let id = match store.resolve(tag) {
+        Err(Error::NotFound { .. }) => return Ok(false),
+        other => other?,
+    };
+    let same = store
+        .manifest(id)?
+        .labels
+        .get(CONFIGURATION_LABEL)
+        .map(String::as_str)
+        == Some(configuration);
+    if !same {
+        eprintln!("{tag} was not made from this configuration; booting.");
+    }
+    Ok(same)
+}
+
+/// A name for all that the guest can see of how it was booted: the content of
+/// kernel and initrd, the command line, the sizes, and for disks, which may be
+/// large, their path, length and time of change.
+fn configuration(args: &RunArgs, disks: &[DiskSpec]) -> anyhow::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for file in std::iter::once(&args.kernel).chain(&args.initrd) {
+        let mut one = blake3::Hasher::new();
+        one.update_reader(
+            File::open(file).with_context(|| format!("cannot open {}", file.display()))?,
+        )
+        .with_context(|| format!("cannot read {}", file.display()))?;
+        hasher.update(one.finalize().as_bytes());
+    }
+    let mut seen = format!("{}\n{}\n{}\n", args.cmdline, args.mem, args.cpus);
+    for disk in disks {
+        let file = std::fs::metadata(&disk.path)
+            .with_context(|| format!("cannot examine {}", disk.path.display()))?;
+        seen += &format!(
+            "{}\n{:?} {} {}.{}\n",
+            disk.path.display(),
+            disk.access,
+            file.len(),
+            file.mtime(),
+            file.mtime_nsec()
+        );
+    }
+    hasher.update(seen.as_bytes());
+    Ok(hasher.finalize().to_hex()[..32].to_owned())
+}
+
+/// `FILE`, `FILE:ro` or `FILE:direct`.
+fn disk(text: &str) -> anyhow::Result<DiskSpec> {
+    let (path, access) = match text.rsplit_once(':') {
+        Some((path, "ro")) => (path, DiskAccess::ReadOnly),
+        Some((path, "direct")) => (path, DiskAccess::InPlace),
+        _ => (text, DiskAccess::Overlay),
+    };
+    Ok(DiskSpec {
+        path: absolute(path.as_ref())?,
+        access,
+    })
+}
+
+/// The machine's process may be in another directory.
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
+}

@@ -1,0 +1,211 @@
+//! A machine with its memory and devices, from what a user named or from a
+//! snapshot's files.
+//!
+//! Linux guests get, in this order, their disks, a source of entropy and a
+//! socket; the order is part of a snapshot's state. Flat programs get none.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use snapstore_vmm::control::Seconds;
+use snapstore_vmm::memory::{GuestMemory, MemoryLayout};
+use snapstore_vmm::state::{MAX_STATE_BYTES, MachineState, VirtioDeviceState};
+use snapstore_vmm::virtio::{Block, Disk, Entropy, VirtioDevice, Vsock};
+use snapstore_vmm::{Console, Kernel, Machine};
+
+use crate::vms::runtime::VmDir;
+
+/// What a machine is made from.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    Boot {
+        kernel: PathBuf,
+        initrd: Option<PathBuf>,
+        cmdline: String,
+        memory_bytes: u64,
+        cpus: u32,
+        disks: Vec<DiskSpec>,
+    },
+    Restore {
+        /// The snapshot's files.
+        dir: PathBuf,
+    },
+}
+
+/// A disk that a user named.
+#[derive(Serialize, Deserialize)]
+pub struct DiskSpec {
+    pub path: PathBuf,
+    pub access: DiskAccess,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskAccess {
+    /// The guest's writes are kept apart.
+    Overlay,
+    ReadOnly,
+    InPlace,
+}
+
+type Devices = Vec<Box<dyn VirtioDevice>>;
+
+/// Builds the machine, paused; tells how long its parts took.
+pub fn build(
+    what: &What,
+    vm: &VmDir,
+    console: &Arc<Console>,
+) -> anyhow::Result<(Machine, Seconds)> {
+    let mut stages = Stages::new();
+    let machine = match what {
+        What::Boot {
+            kernel,
+            initrd,
+            cmdline,
+            memory_bytes,
+            cpus,
+            disks,
+        } => {
+            let kernel = kernel_of(kernel, initrd.as_deref(), cmdline)?;
+            let devices = match &kernel {
+                Kernel::Flat(_) => Devices::new(),
+                Kernel::Linux { .. } => linux_devices(disks, vm)?,
+            };
+            stages.end("open");
+            let memory = GuestMemory::anonymous(MemoryLayout::new(*memory_bytes)?)?;
+            stages.end("map");
+            Machine::boot(memory, *cpus, &kernel, console, devices)?
+        }
+        What::Restore { dir } => {
+            let state = read_state(&dir.join("vmstate"))?;
+            let image = open(&dir.join("memory.bin"))?;
+            let devices = saved_devices(&state, dir, vm)?;
+            stages.end("open");
+            let memory = GuestMemory::from_image(MemoryLayout::new(state.memory_bytes)?, &image)?;
+            stages.end("map");
+            Machine::restore(&state, memory, console, devices)?
+        }
+    };
+    Ok((machine, stages.done))
+}
+
+struct Stages {
+    began: Instant,
+    done: Seconds,
+}
+
+impl Stages {
+    fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            done: Seconds::new(),
+        }
+    }
+
+    fn end(&mut self, name: &str) {
+        let took = self.began.elapsed().as_secs_f64();
+        self.done.insert(name.to_owned(), took);
+        self.began = Instant::now();
+    }
+}
+
+fn open(path: &Path) -> anyhow::Result<File> {
+    File::open(path).with_context(|| format!("cannot open {}", path.display()))
+}
+
+/// What kind of program a file holds.
+fn kernel_of(path: &Path, initrd: Option<&Path>, cmdline: &str) -> anyhow::Result<Kernel> {
+    let mut head = Vec::new();
+    open(path)?
+        .take(0x206)
+        .read_to_end(&mut head)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let is_linux = head.starts_with(b"\x7fELF") || head.get(0x202..0x206) == Some(b"HdrS");
+    Ok(if is_linux || initrd.is_some() {
+        Kernel::Linux {
+            kernel: path.to_owned(),
+            initrd: initrd.map(Path::to_owned),
+            cmdline: cmdline.to_owned(),
+        }
+    } else {
+        Kernel::Flat(path.to_owned())
+    })
+}
+
+fn linux_devices(disks: &[DiskSpec], vm: &VmDir) -> anyhow::Result<Devices> {
+    let mut devices = Devices::new();
+    for (number, disk) in disks.iter().enumerate() {
+        let name = disk_name(number);
+        let disk = match disk.access {
+            DiskAccess::Overlay => Disk::overlay(&name, open(&disk.path)?, &overlays())?,
+            DiskAccess::ReadOnly => Disk::read_only(&name, open(&disk.path)?)?,
+            DiskAccess::InPlace => Disk::in_place(&name, open_for_writing(&disk.path)?)?,
+        };
+        devices.push(Box::new(Block::new(disk)));
+    }
+    devices.push(Box::new(Entropy::new()));
+    devices.push(Box::new(Vsock::new(&vm.vsock(), None)?));
+    Ok(devices)
+}
+
+/// The devices that a snapshot's machine had.
+fn saved_devices(state: &MachineState, dir: &Path, vm: &VmDir) -> anyhow::Result<Devices> {
+    let mut devices = Devices::new();
+    let mut disks = 0;
+    for saved in &state.devices.virtio {
+        devices.push(match saved.device {
+            VirtioDeviceState::Block { read_only, .. } => {
+                let name = disk_name(disks);
+                disks += 1;
+                let base = open(&dir.join(format!("{name}.img")))?;
+                Box::new(Block::new(if read_only {
+                    Disk::read_only(&name, base)?
+                } else {
+                    Disk::overlay(&name, base, &overlays())?
+                }))
+            }
+            VirtioDeviceState::Entropy => Box::new(Entropy::new()),
+            VirtioDeviceState::Vsock { .. } => Box::new(Vsock::new(&vm.vsock(), None)?),
+        });
+    }
+    Ok(devices)
+}
+
+/// What a disk is called in snapshots.
+fn disk_name(number: usize) -> String {
+    format!("disk{number}")
+}
+
+/// Where what guests write to their disks is kept: not in memory, if there is a
+/// directory for large temporary files (hier(7)).
+fn overlays() -> PathBuf {
+    let large = PathBuf::from("/var/tmp");
+    if large.is_dir() {
+        large
+    } else {
+        std::env::temp_dir()
+    }
+}
+
+fn open_for_writing(path: &Path) -> anyhow::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("cannot open {} for writing", path.display()))
+}
+
+fn read_state(path: &Path) -> anyhow::Result<MachineState> {
+    let mut bytes = Vec::new();
+    // One byte more than may be tells that there is more.
+    io::Read::take(open(path)?, MAX_STATE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(MachineState::decode(&bytes)?)
+}

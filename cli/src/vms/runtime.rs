@@ -1,0 +1,350 @@
+//! The runtime directory: one directory a machine, `vms/NAME/` with
+//!
+//! - `lock`, which the machine's process keeps locked (flock(2)) until it ends;
+//! - `control.sock`, its socket;
+//! - `vsock.sock`, the host's end of its guest's sockets, if it has such a device;
+//! - `log`, its process's standard error;
+//! - `ending`, why it ended, if that was not as wanted.
+//!
+//! A directory whose lock is free is of a machine that has ended. An orderly end
+//! leaves none.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::exit::{Busy, NotFound};
+
+/// The longest path of a UNIX socket, in bytes (unix(7), with its final zero).
+const SOCKET_PATH_BYTES: usize = 107;
+
+/// Why a machine ended that could not say so itself.
+pub const KILLED: &str = "its process was killed";
+
+/// The directory for what lives no longer than the machine is up.
+pub struct Runtime {
+    dir: PathBuf,
+}
+
+/// The directory of one machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VmDir {
+    pub name: String,
+    dir: PathBuf,
+}
+
+/// A machine's name, taken for as long as this or a duplicate of it is open.
+pub struct Claim {
+    pub vm: VmDir,
+    _lock: File,
+}
+
+impl Runtime {
+    /// The runtime directory of this user, made if it is not there.
+    pub fn open() -> anyhow::Result<Self> {
+        let dir = runtime_dir();
+        for part in [&dir, &dir.join("vms"), &dir.join("mounts")] {
+            make_private(part)?;
+        }
+        Ok(Self { dir })
+    }
+
+    /// Where mounts that machines share are.
+    pub fn mounts(&self) -> PathBuf {
+        self.dir.join("mounts")
+    }
+
+    /// The directory of a machine of this name, there or not.
+    pub fn vm(&self, name: &str) -> anyhow::Result<VmDir> {
+        snapstore_store::check_tag(name).map_err(|_| {
+            anyhow::anyhow!(
+                "{name:?} cannot name a machine; use 1 to 128 of the characters \
+                 A-Z a-z 0-9 . _ + - @ : =, beginning with a letter or digit"
+            )
+        })?;
+        let vm = VmDir {
+            name: name.to_owned(),
+            dir: self.dir.join("vms").join(name),
+        };
+        if vm.socket().as_os_str().len() > SOCKET_PATH_BYTES {
+            bail!(
+                "{} is too long for a socket's path; choose a shorter name, or a shorter \
+                 directory with SNAPSTORE_RUNTIME_DIR",
+                vm.socket().display()
+            );
+        }
+        Ok(vm)
+    }
+
+    /// Every machine that left a directory, by name.
+    pub fn vms(&self) -> anyhow::Result<Vec<VmDir>> {
+        let dir = self.dir.join("vms");
+        let mut vms = Vec::new();
+        for entry in fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {
+            let entry = entry?;
+            if let Ok(name) = entry.file_name().into_string() {
+                vms.push(VmDir {
+                    name,
+                    dir: entry.path(),
+                });
+            }
+        }
+        vms.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+        Ok(vms)
+    }
+
+    /// A running machine of this name.
+    pub fn running(&self, name: &str) -> anyhow::Result<VmDir> {
+        let vm = self.vm(name)?;
+        if vm.is_running() {
+            return Ok(vm);
+        }
+        let hint = match vm.ending() {
+            Some(ending) => format!("the machine {name} has ended: {ending}"),
+            None => format!("no machine is named {name}; `snapstore ps` lists those that run"),
+        };
+        Err(NotFound(hint).into())
+    }
+}
+
+impl VmDir {
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("control.sock")
+    }
+
+    /// The socket of its vsock device, if it has one.
+    pub fn vsock(&self) -> PathBuf {
+        self.dir.join("vsock.sock")
+    }
+
+    /// Its process's standard error.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// Whether its process lives.
+    pub fn is_running(&self) -> bool {
+        File::open(self.lock_path()).is_ok_and(|lock| {
+            let locked = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared);
+            locked == Err(Errno::WOULDBLOCK)
+        })
+    }
+
+    /// Whether anything of it is left.
+    pub fn exists(&self) -> bool {
+        self.lock_path().exists()
+    }
+
+    /// Why it ended badly, if it has ended so.
+    pub fn ending(&self) -> Option<String> {
+        let said = fs::read_to_string(self.dir.join("ending"));
+        let said = said.or_else(|_| fs::read_to_string(self.log())).ok()?;
+        Some(match said.trim() {
+            "" => KILLED.to_owned(),
+            said => said.to_owned(),
+        })
+    }
+
+    /// Takes the name, and clears away what an earlier machine left there.
+    ///
+    /// The lock decides, not the directory: it is looked for again by its path
+    /// once locked, since its holder may have removed it meanwhile.
+    pub fn claim(&self) -> anyhow::Result<Claim> {
+        let mut attempts = 20;
+        loop {
+            make_private(&self.dir)?;
+            let lock = match OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(self.lock_path())
+            {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => {
+                    other.with_context(|| format!("cannot open {}", self.lock_path().display()))?
+                }
+            };
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                // Perhaps somebody only looks whether it is locked.
+                Err(Errno::WOULDBLOCK) if attempts > 0 => {
+                    attempts -= 1;
+                    std::thread::sleep(Duration::from_millis(2));
+                    continue;
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    let message = format!(
+                        "a machine named {0} runs; choose another name, or `snapstore stop {0}`",
+                        self.name
+                    );
+                    return Err(Busy(message).into());
+                }
+                other => other.context("cannot lock a machine's name")?,
+            }
+            if is_same(&lock, &self.lock_path()) {
+                for left in ["control.sock", "vsock.sock", "log", "ending"] {
+                    remove_if_there(&self.dir.join(left))?;
+                }
+                return Ok(Claim {
+                    vm: self.clone(),
+                    _lock: lock,
+                });
+            }
+        }
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.dir.join("lock")
+    }
+}
+
+impl Claim {
+    /// Says why the machine ended; without a reason there is nothing to keep.
+    /// The lock goes last: whoever has it finds the rest as it will stay.
+    pub fn release(self, ending: Option<&str>) -> io::Result<()> {
+        let dir = &self.vm.dir;
+        remove_if_there(&self.vm.socket())?;
+        remove_if_there(&self.vm.vsock())?;
+        match ending {
+            Some(reason) => fs::write(dir.join("ending"), reason),
+            None => {
+                for left in ["log", "ending", "lock"] {
+                    remove_if_there(&dir.join(left))?;
+                }
+                fs::remove_dir(dir)
+            }
+        }
+    }
+}
+
+/// Removes what a machine that has ended left; one that runs is left alone.
+pub fn forget(vm: &VmDir) -> anyhow::Result<()> {
+    Ok(vm.claim()?.release(None)?)
+}
+
+/// Sorts `base.9` before `base.10`.
+fn natural(name: &str) -> (&str, u64, &str) {
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    let number = name[stem.len()..].parse().unwrap_or(u64::MAX);
+    (stem, number, name)
+}
+
+fn is_same(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
+        _ => false,
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn runtime_dir() -> PathBuf {
+    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(dir) = from("SNAPSTORE_RUNTIME_DIR") {
+        return PathBuf::from(dir);
+    }
+    if let Some(dir) = from("XDG_RUNTIME_DIR") {
+        return PathBuf::from(dir).join("snapstore");
+    }
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        PathBuf::from("/run/snapstore")
+    } else {
+        std::env::temp_dir().join(format!("snapstore-{}", user.as_raw()))
+    }
+}
+
+/// Makes a directory that only this user can enter; one of another user's, or
+/// one that others may enter, is refused.
+fn make_private(dir: &Path) -> anyhow::Result<()> {
+    match DirBuilder::new().mode(0o700).recursive(false).create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if let Some(parent) = dir.parent() {
+                fs::create_dir_all(parent)
+                    .with_context(|| format!("cannot create {}", parent.display()))?;
+            }
+            return make_private(dir);
+        }
+        other => other.with_context(|| format!("cannot create {}", dir.display()))?,
+    }
+    let found = fs::symlink_metadata(dir)?;
+    let ours = found.uid() == rustix::process::geteuid().as_raw();
+    if !found.is_dir() || !ours || found.mode() & 0o077 != 0 {
+        bail!(
+            "{} is not a directory of this user alone; remove it, `chmod 700` it, or name another \
+             with SNAPSTORE_RUNTIME_DIR",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runtime() -> (tempfile::TempDir, Runtime) {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = Runtime {
+            dir: dir.path().to_owned(),
+        };
+        make_private(&dir.path().join("vms")).unwrap();
+        (dir, runtime)
+    }
+
+    #[test]
+    fn a_name_is_taken_until_its_machine_ends() {
+        let (_dir, runtime) = runtime();
+        let vm = runtime.vm("a").unwrap();
+        assert!(!vm.is_running());
+        let claim = vm.claim().unwrap();
+        assert!(vm.is_running());
+        assert!(vm.claim().is_err());
+        claim.release(None).unwrap();
+        assert!(!vm.is_running());
+        assert_eq!(runtime.vms().unwrap(), []);
+        vm.claim().unwrap();
+    }
+
+    #[test]
+    fn a_bad_end_is_kept_until_the_name_is_used_again() {
+        let (_dir, runtime) = runtime();
+        let vm = runtime.vm("a").unwrap();
+        vm.claim().unwrap().release(Some("why")).unwrap();
+        assert_eq!(vm.ending().as_deref(), Some("why"));
+        let error = runtime.running("a").unwrap_err();
+        assert!(error.to_string().ends_with("why"), "{error}");
+        let claim = vm.claim().unwrap();
+        assert_eq!(vm.ending(), None);
+        claim.release(None).unwrap();
+    }
+
+    #[test]
+    fn names_cannot_leave_the_directory() {
+        let (_dir, runtime) = runtime();
+        for name in ["", ".", "..", "a/b", "/etc"] {
+            assert!(runtime.vm(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_can_enter_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = dir.path().join("open");
+        DirBuilder::new().mode(0o755).create(&open).unwrap();
+        assert!(make_private(&open).is_err());
+    }
+}

@@ -1,0 +1,336 @@
+//! Starting machines: names, processes, and what their user sees of it.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde_json::json;
+use snapstore_store::Store;
+use snapstore_vmm::control::{Client, Request, RunState, Status};
+
+use crate::args::StartArgs;
+use crate::commands::commit_vm::{Wanted, commit};
+use crate::context::{Context, own_program};
+use crate::exit::{self, Elsewhere};
+use crate::format::{millis, size};
+use crate::vms::host::{self, Announcement, Spec};
+use crate::vms::runtime::{Runtime, VmDir, forget};
+use crate::vms::terminal;
+
+/// Requests to machines that are under way at the same time.
+const MAX_THREADS: usize = 64;
+
+/// Starts what the spec says. The machines inherit `kept`, which stays open as
+/// long as they live. Either all are started or none.
+pub fn start(
+    context: &Context,
+    runtime: &Runtime,
+    args: &StartArgs,
+    mut spec: Spec,
+    kept: &[BorrowedFd<'_>],
+    when_ready: Option<Wanted>,
+) -> anyhow::Result<ExitCode> {
+    let vms: Vec<VmDir> = spec
+        .names
+        .iter()
+        .map(|name| runtime.vm(name))
+        .collect::<Result<_, _>>()?;
+    // Several begin to run together, and only once all of them can; one that is
+    // attached, once its user can see what it does.
+    let later = spec.run && (vms.len() > 1 || !args.detach);
+    spec.run &= !later;
+    // Opened before anything runs: what is wrong with it is said now.
+    let when_ready = when_ready
+        .map(|wanted| Ok::<_, anyhow::Error>((context.open_or_create_default()?, wanted)))
+        .transpose()?;
+    let started = launch(runtime, &spec, kept)?;
+    let ready =
+        when_ready.map(|(store, wanted)| commit_when_ready(store, &vms[0], wanted, !args.detach));
+    if args.detach {
+        if let Some(ready) = ready {
+            ready.join().expect("it does not panic")?;
+        }
+        return report(context, &vms, started, later);
+    }
+    let [vm] = vms.as_slice() else {
+        unreachable!("clap asks for --detach with several machines");
+    };
+    terminal::attach(vm, terminal::Attach::AsOwner { run: later })
+}
+
+/// Commits the machine in a thread once its guest is ready, and lets it go on.
+fn commit_when_ready(
+    store: Store,
+    vm: &VmDir,
+    wanted: Wanted,
+    attached: bool,
+) -> JoinHandle<anyhow::Result<()>> {
+    let vm = vm.clone();
+    std::thread::spawn(move || {
+        let committed = Client::connect(&vm.socket())
+            .and_then(|mut client| client.order(&Request::WaitReady))
+            .map_err(anyhow::Error::from)
+            .and_then(|()| commit(&store, &vm, &wanted));
+        // An attached user's command goes on; else the command itself fails.
+        if attached && let Err(error) = &committed {
+            eprintln!(
+                "error: {} is not committed: {}",
+                wanted.tag,
+                exit::message(error)
+            );
+        }
+        // Whatever became of the commit, the guest goes on.
+        let resumed =
+            Client::connect(&vm.socket()).and_then(|mut client| client.order(&Request::Resume));
+        // What failed first tells why.
+        committed?;
+        Ok(resumed?)
+    })
+}
+
+fn launch(runtime: &Runtime, spec: &Spec, kept: &[BorrowedFd<'_>]) -> anyhow::Result<Vec<Status>> {
+    for fd in kept {
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())
+            .context("cannot hand a descriptor to the machines")?;
+    }
+    let mut host = Command::new(own_program()?)
+        .arg(host::COMMAND)
+        // Of a machine's process: one heap for all of its threads, and what its
+        // start freed goes back to the system (mallopt(3)).
+        .env("MALLOC_ARENA_MAX", "1")
+        .env("MALLOC_TRIM_THRESHOLD_", "0")
+        .env("MALLOC_TOP_PAD_", "0")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the machines' processes")?;
+    let input = host.stdin.take().context("no pipe to the new process")?;
+    serde_json::to_writer(input, spec)?;
+    let announced = announcements(&mut host, spec)?;
+    host.wait()?;
+    let error = match all_started(spec, &announced) {
+        Ok(started) => return Ok(started),
+        Err(error) => error,
+    };
+    for started in announced.iter().filter(|by| by.outcome.is_ok()) {
+        end(&runtime.vm(&started.name)?)?;
+    }
+    Err(error)
+}
+
+/// How they began, or the first failure.
+fn all_started(spec: &Spec, announced: &[Announcement]) -> anyhow::Result<Vec<Status>> {
+    let mut started = Vec::with_capacity(spec.names.len());
+    for name in &spec.names {
+        let Some(announcement) = announced.iter().find(|by| by.name == *name) else {
+            anyhow::bail!(
+                "the process of the machine {name} ended before it answered; \
+                 the system's log may say why (memory?)"
+            );
+        };
+        match &announcement.outcome {
+            Ok(status) => started.push(status.clone()),
+            Err(failure) => {
+                return Err(Elsewhere {
+                    message: format!("{name}: {}", failure.message),
+                    exit_code: failure.exit_code,
+                }
+                .into());
+            }
+        }
+    }
+    Ok(started)
+}
+
+/// What the machines say until the last of them has said something or died.
+fn announcements(host: &mut Child, spec: &Spec) -> anyhow::Result<Vec<Announcement>> {
+    let output = host.stdout.take().context("no pipe from the new process")?;
+    let mut announced = Vec::with_capacity(spec.names.len());
+    for line in BufReader::new(output).lines() {
+        announced.push(serde_json::from_str::<Announcement>(&line?)?);
+    }
+    Ok(announced)
+}
+
+/// What was started, for those who do not attach; lets it run `later`.
+fn report(
+    context: &Context,
+    vms: &[VmDir],
+    mut started: Vec<Status>,
+    later: bool,
+) -> anyhow::Result<ExitCode> {
+    if later {
+        for_each(vms, |vm| {
+            Ok(Client::connect(&vm.socket())?.order(&Request::Resume)?)
+        })?;
+        for status in &mut started {
+            status.state = RunState::Running;
+        }
+    }
+    let value = json!({"machines": started});
+    context.answer(&value, || describe_all(&started))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks something of machines side by side, since each may take its time; the
+/// answers are in the machines' order.
+pub fn for_each<T: Send>(
+    vms: &[VmDir],
+    ask: impl Fn(&VmDir) -> anyhow::Result<T> + Sync,
+) -> anyhow::Result<Vec<T>> {
+    let threads = vms.len().clamp(1, MAX_THREADS);
+    let share = vms.len().div_ceil(threads).max(1);
+    let ask = &ask;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = vms
+            .chunks(share)
+            .map(|share| scope.spawn(move || share.iter().map(ask).collect::<Vec<_>>()))
+            .collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().expect("a worker does not panic"))
+            .collect()
+    })
+}
+
+/// Ends a machine and waits until its process is gone, or forgets one that has
+/// ended.
+pub fn end(vm: &VmDir) -> anyhow::Result<()> {
+    if !vm.is_running() {
+        return forget(vm);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    match order_end(vm) {
+        Ok(process) => wait_until_gone(vm, process.as_ref())?,
+        // It ended by itself just now.
+        Err(snapstore_vmm::Error::NoMachine { .. } | snapstore_vmm::Error::File { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    while vm.is_running() {
+        if Instant::now() > deadline {
+            return Err(stays(vm));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    if vm.exists() { forget(vm) } else { Ok(()) }
+}
+
+/// Ends a machine. Returns its process, which may still have to go; `None` if it
+/// has gone.
+fn order_end(vm: &VmDir) -> snapstore_vmm::Result<Option<OwnedFd>> {
+    let mut client = Client::connect(&vm.socket())?;
+    let pid = i32::try_from(client.status()?.pid)
+        .ok()
+        .and_then(Pid::from_raw);
+    // The number is still the machine's: it answers once more after this.
+    let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    client.ending(&Request::Stop)?;
+    Ok(process)
+}
+
+/// Waits until the process has given back its memory and its descriptors, among
+/// them what keeps snapshots and mounts. Its name is free earlier.
+fn wait_until_gone(vm: &VmDir, process: Option<&OwnedFd>) -> anyhow::Result<()> {
+    let Some(process) = process else {
+        return Ok(());
+    };
+    let patience = Timespec::try_from(PATIENCE)?;
+    loop {
+        let mut fds = [PollFd::new(process, PollFlags::IN)];
+        match poll(&mut fds, Some(&patience)) {
+            Err(Errno::INTR) => {}
+            Ok(0) => return Err(stays(vm)),
+            other => {
+                return other
+                    .map(drop)
+                    .context("cannot wait for a machine's process");
+            }
+        }
+    }
+}
+
+fn stays(vm: &VmDir) -> anyhow::Error {
+    anyhow::anyhow!("{} has ended, but its process does not go away", vm.name)
+}
+
+/// How long a process may take to give back what it has.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A line for each of a few machines, one line for many.
+fn describe_all(started: &[Status]) -> String {
+    const MANY: usize = 5;
+    let [first, .., last] = started else {
+        return started.iter().map(describe).collect();
+    };
+    if started.len() < MANY {
+        return started.iter().map(describe).collect::<Vec<_>>().join("\n");
+    }
+    format!(
+        "{} machines: {} to {}, each with {} of memory",
+        started.len(),
+        first.name,
+        last.name,
+        size(first.memory_bytes),
+    )
+}
+
+fn describe(status: &Status) -> String {
+    let total: f64 = status.start.values().sum();
+    format!(
+        "{} {}: process {}, {} of memory, {}; started in {}",
+        status.name,
+        if status.state == RunState::Paused {
+            "is paused"
+        } else {
+            "runs"
+        },
+        status.pid,
+        size(status.memory_bytes),
+        match status.cpus {
+            1 => "1 vCPU".to_owned(),
+            cpus => format!("{cpus} vCPUs"),
+        },
+        millis(total),
+    )
+}
+
+/// Names for `count` machines called after `base`: itself if one is wanted and
+/// it is free, else the first free ones of `base.1`, `base.2` and so on.
+pub fn free_names(runtime: &Runtime, base: &str, count: usize) -> anyhow::Result<Vec<String>> {
+    if count == 1 && !runtime.vm(base)?.is_running() {
+        return Ok(vec![base.to_owned()]);
+    }
+    let mut names = Vec::new();
+    for number in 1_u64.. {
+        let name = format!("{base}.{number}");
+        if !runtime.vm(&name)?.is_running() {
+            names.push(name);
+        }
+        if names.len() == count {
+            break;
+        }
+    }
+    Ok(names)
+}
+
+/// Borrowed descriptors of what is to be kept.
+pub fn borrowed<'a, T: std::os::fd::AsFd + 'a>(
+    kept: impl IntoIterator<Item = &'a T>,
+) -> Vec<BorrowedFd<'a>> {
+    kept.into_iter().map(|fd| fd.as_fd()).collect()
+}
+
+/// The exit code that an ending stands for.
+pub fn exit_code(ending: &snapstore_vmm::Ending) -> ExitCode {
+    if ending.is_orderly() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(exit::FAILED)
+    }
+}

@@ -1,0 +1,165 @@
+//! The user's terminal as a machine's serial line.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context as _;
+use rustix::termios::{OptionalActions, Termios};
+use snapstore_vmm::Ending;
+use snapstore_vmm::control::{Client, Request};
+
+use crate::vms::runtime::{KILLED, VmDir};
+use crate::vms::start::exit_code;
+
+/// Ctrl-]: leaves the serial line, as in telnet.
+const ESCAPE: u8 = 0x1d;
+
+/// Why the terminal is attached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// The machine was started here: signals to this process end it.
+    AsOwner {
+        /// Whether it is to run from now on.
+        run: bool,
+    },
+    /// Only to look.
+    AsVisitor,
+}
+
+/// Connects standard input and output to the machine's serial line until the
+/// machine ends or the user leaves.
+pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<ExitCode> {
+    let mut waiter = Client::connect(&vm.socket())?;
+    let (line, early) = Client::connect(&vm.socket())?.console(true)?;
+    // Asked now: the answer waits here even if the machine's process does not.
+    let waiter = std::thread::spawn(move || waiter.ending(&Request::Wait));
+    if let Attach::AsOwner { run } = role {
+        stop_on_signal(vm)?;
+        if run {
+            Client::connect(&vm.socket())?.order(&Request::Resume)?;
+        }
+    }
+    let raw = RawTerminal::enter();
+    if raw.is_some() {
+        eprint!("Attached to {}; Ctrl-] leaves it running.\r\n", vm.name);
+    }
+    let left = Arc::new(AtomicBool::new(false));
+    forward_input(line.try_clone()?, left.clone());
+    let shown = show(&line, &early);
+    drop(raw);
+    if left.load(Ordering::Acquire) {
+        eprintln!(
+            "\nLeft {0} running; `snapstore console {0}` comes back, `snapstore stop {0}` ends it.",
+            vm.name
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    shown?;
+    let answer = waiter.join().expect("the waiter does not panic");
+    let ending = answer.unwrap_or_else(|_| Ending::Failed {
+        reason: vm.ending().unwrap_or_else(|| KILLED.to_owned()),
+    });
+    if ending.is_orderly() {
+        eprintln!("{}: {ending}", vm.name);
+    } else {
+        eprintln!("error: {}: {ending}", vm.name);
+    }
+    Ok(exit_code(&ending))
+}
+
+/// What the machine kept of its output, and nothing more.
+pub fn print_kept(vm: &VmDir) -> anyhow::Result<()> {
+    let kept = Client::connect(&vm.socket())?
+        .status()?
+        .console_bytes
+        .min(KEPT_BYTES);
+    let (line, early) = Client::connect(&vm.socket())?.console(true)?;
+    let mut out = io::stdout().lock();
+    out.write_all(&early)?;
+    let rest = kept.saturating_sub(early.len() as u64);
+    io::copy(&mut line.take(rest), &mut out)?;
+    Ok(out.flush()?)
+}
+
+/// What a machine keeps of its output at least.
+const KEPT_BYTES: u64 = 64 << 10;
+
+fn show(mut line: &UnixStream, early: &[u8]) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(early)?;
+    out.flush()?;
+    let mut bytes = [0; 4096];
+    loop {
+        match line.read(&mut bytes) {
+            Ok(0) => return Ok(()),
+            Ok(got) => {
+                out.write_all(&bytes[..got])?;
+                out.flush()?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).context("the serial line broke"),
+        }
+    }
+}
+
+/// Sends what is typed. The thread ends with the process; at the end of input
+/// the line stays open for output.
+fn forward_input(mut line: UnixStream, left: Arc<AtomicBool>) {
+    std::thread::spawn(move || {
+        let interactive = rustix::termios::isatty(io::stdin());
+        let mut bytes = [0; 4096];
+        let mut input = io::stdin().lock();
+        while let Ok(got @ 1..) = input.read(&mut bytes) {
+            let typed = &bytes[..got];
+            let end = typed.iter().position(|byte| interactive && *byte == ESCAPE);
+            if line.write_all(&typed[..end.unwrap_or(got)]).is_err() {
+                return;
+            }
+            if end.is_some() {
+                left.store(true, Ordering::Release);
+                let _ = line.shutdown(Shutdown::Both);
+                return;
+            }
+        }
+    });
+}
+
+fn stop_on_signal(vm: &VmDir) -> anyhow::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
+        .context("cannot watch for signals")?;
+    let socket = vm.socket();
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            // If it cannot be reached it has ended.
+            let _ = Client::connect(&socket).and_then(|mut client| client.ending(&Request::Stop));
+        }
+    });
+    Ok(())
+}
+
+/// A terminal that hands over every key as it is; as it was once dropped.
+struct RawTerminal {
+    before: Termios,
+}
+
+impl RawTerminal {
+    /// `None` if standard input is no terminal.
+    fn enter() -> Option<Self> {
+        let before = rustix::termios::tcgetattr(io::stdin()).ok()?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        rustix::termios::tcsetattr(io::stdin(), OptionalActions::Now, &raw).ok()?;
+        Some(Self { before })
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        let _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+    }
+}
