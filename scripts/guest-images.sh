@@ -20,8 +20,6 @@ cd "$(dirname "$0")"
 
 cache="${SNAPSTORE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/snapstore}"
 dir="$cache/guest-images"
-mirror="${DEBIAN_MIRROR:-http://deb.debian.org/debian}"
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 images=(base.ram base+1.ram base+2.ram base+3.ram other.ram)
 ram_bytes=$((512 * 1024 * 1024))
 
@@ -40,6 +38,7 @@ monitor_timeout=30
 
 say() { echo "guest-images: $*" >&2; }
 die() { echo "error: $*" >&2; exit 1; }
+. ./debian.sh
 
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -63,24 +62,8 @@ if complete; then echo "$dir"; exit 0; fi
 
 # --- What this machine must have ---------------------------------------------
 
-[ "$(uname -m)" = x86_64 ] || die "the guest's disk is prepared with its own x86-64 programs; this is $(uname -m)"
-for tool in apt-get dpkg-deb; do
-    command -v "$tool" >/dev/null || die "$tool is missing: the images are made from Debian packages, on Debian or a derivative"
-done
-PATH="$PATH:/usr/sbin:/sbin"
-missing=()
-command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
-command -v mke2fs >/dev/null || missing+=(e2fsprogs)
-command -v cpio >/dev/null || missing+=(cpio)
-command -v setpriv >/dev/null || missing+=(util-linux)
-[ -f "$keyring" ] || missing+=(debian-archive-keyring)
-if [ ${#missing[@]} -gt 0 ]; then
-    install=(apt-get install -y --no-install-recommends "${missing[@]}")
-    [ "$(id -u)" = 0 ] || die "missing packages; run: sudo ${install[*]}"
-    say "installing ${missing[*]}"
-    { apt-get update && DEBIAN_FRONTEND=noninteractive "${install[@]}"; } >&2 ||
-        die "cannot install what the images need; it takes: ${install[*]}"
-fi
+debian_need qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs cpio=cpio setpriv=util-linux \
+    "$debian_keyring=debian-archive-keyring"
 
 mkdir -p "$dir"
 exec 9>"$dir/lock"
@@ -108,99 +91,35 @@ trap 'exit 143' TERM HUP
 
 # --- The guest's kernel, initrd and disk -------------------------------------
 
-# Runs the program $2 of the guest's tree on this machine under the name $1, with the
-# tree's own C library, so that the host needs neither that Python nor that kmod.
-in_tree() {
-    local name="$1" program="$2"; shift 2
-    "$tree/usr/lib64/ld-linux-x86-64.so.2" --argv0 "$name" \
-        --library-path "$tree/usr/lib/x86_64-linux-gnu" "$tree$program" "$@"
-}
-
-# Makes $build/{vmlinuz,initrd.gz,root.img}. The packages are resolved by apt
-# against an empty system of its own and unpacked without running their scripts,
-# which needs no root and no chroot.
+# Makes $build/{vmlinuz,initrd.gz,root.img}.
 make_disk() {
-    local work="$build/work" apt deb kernel_package version module path
+    local work="$build/work" tree="$build/work/tree"
     rm -rf "$work"
-    mkdir -p "$work"/{apt/lists/partial,apt/archives/partial,apt/etc,initrd/{bin,dev,root,modules}}
-    tree="$work/tree"
-    : >"$work/apt/status"
-    echo "deb [arch=amd64 signed-by=$keyring] $mirror bookworm main" >"$work/apt/sources.list"
-    # The host's own settings (a proxy, say) stay; its hooks do not apply here.
-    cat >"$work/apt/apt.conf" <<CONF
-#clear APT::Update::Pre-Invoke;
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-#clear DPkg::Post-Invoke;
-#clear DPkg::Pre-Install-Pkgs;
-#clear APT::Architectures;
-APT::Architecture "amd64";
-APT::Architectures "amd64";
-APT::Sandbox::User "root";
-APT::Get::Assume-Yes "true";
-APT::Install-Recommends "false";
-Acquire::Languages "none";
-Acquire::Retries "3";
-Dir::Etc::SourceList "$work/apt/sources.list";
-Dir::Etc::SourceParts "$work/apt/etc";
-Dir::Etc::Preferences "$work/apt/etc/preferences";
-Dir::Etc::PreferencesParts "$work/apt/etc";
-Dir::State "$work/apt";
-Dir::State::Lists "$work/apt/lists";
-Dir::State::status "$work/apt/status";
-Dir::Cache "$work/apt";
-Dir::Cache::Archives "$work/apt/archives";
-CONF
-    apt=(-c "$work/apt/apt.conf")
-    say "downloading Debian packages from $mirror"
-    apt-get "${apt[@]}" -q update >&2
-    kernel_package="$(apt-cache "${apt[@]}" depends --important linux-image-cloud-amd64 |
-        sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1)"
-    [ -n "$kernel_package" ] || die "$mirror offers no linux-image-cloud-amd64"
-    version="${kernel_package#linux-image-}"
-    apt-get "${apt[@]}" -q --download-only install "${packages[@]}" >&2
-    # The kernel's dependencies only serve to make an initrd, which is made here.
-    (cd "$work/apt/archives" && apt-get "${apt[@]}" -q download "$kernel_package" >&2)
-
-    say "unpacking $(find "$work/apt/archives" -name '*.deb' | wc -l) packages"
-    mkdir -p "$tree"/usr/{bin,sbin,lib,lib64}
-    for path in bin sbin lib lib64; do ln -s "usr/$path" "$tree/$path"; done
-    for deb in "$work"/apt/archives/*.deb; do
-        dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$tree" --keep-directory-symlink
-    done
-    # What the packages' scripts would have left behind, as far as the guest uses it.
-    cp "$tree/usr/share/base-passwd/passwd.master" "$tree/etc/passwd"
-    cp "$tree/usr/share/base-passwd/group.master" "$tree/etc/group"
-    [ -e "$tree/usr/bin/sh" ] || ln -s dash "$tree/usr/bin/sh"
-    echo guest >"$tree/etc/hostname"
-    mkdir -p "$tree"/{dev,proc,sys,run,tmp,root,var/lib}
+    mkdir -p "$work"/initrd/{bin,dev,root,modules}
+    say "downloading Debian packages from $debian_mirror"
+    debian_open "$work/apt" bookworm
+    debian_download "${packages[@]}"
+    debian_download_kernel
+    debian_unpack "$tree"
+    debian_configure "$tree" guest
     install -m 755 guest/init "$tree/usr/sbin/init"
     install -m 644 guest/agent.py "$tree/usr/lib/guest-agent.py"
-    in_tree depmod /usr/bin/kmod -b "$tree" "$version"
-    # Compiled here, the modules need not be compiled by the emulated CPU.
-    PYTHONHOME="$tree/usr" in_tree python3.11 /usr/bin/python3.11 -m compileall -q -s "$tree" \
-        "$tree/usr/lib/python3.11" "$tree/usr/lib/python3/dist-packages" >&2
+    in_tree "$tree" depmod /usr/bin/kmod -b "$tree" "$version"
+    debian_compile_python "$tree"
 
     say "making the initrd and the disk"
     cp "$tree/boot/vmlinuz-$version" "$build/vmlinuz"
     cp "$tree/usr/bin/busybox" "$work/initrd/bin/busybox"
     install -m 755 guest/initrd-init "$work/initrd/init"
-    for module in virtio_pci virtio_blk crc32c_generic ext4; do
-        # One line a module, dependencies first: "insmod PATH" or "builtin NAME".
-        in_tree modprobe /usr/bin/kmod -d "$tree" -S "$version" --ignore-install --show-depends "$module"
-    done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++' >"$work/modules"
-    while read -r path; do
-        cp "$path" "$work/initrd/modules/"
-        basename "$path"
-    done <"$work/modules" >"$work/initrd/modules/order"
-    (cd "$work/initrd" && find . | cpio --quiet -o -H newc -R 0:0 | gzip -1) >"$build/initrd.gz"
+    debian_modules "$tree" "$tree" "$version" "$work/initrd/modules" virtio_pci virtio_blk crc32c_generic ext4
+    debian_initrd "$work/initrd" | gzip -1 >"$build/initrd.gz"
     rm -f "$build/root.img"
     mke2fs -q -t ext4 -E root_owner=0:0 -d "$tree" "$build/root.img" 900M >&2
     rm -rf "$work"
 }
 
 # The disk is made again when what goes into it changes.
-disk_key="$(echo "$mirror ${packages[*]}" | cat - guest/* | sha256sum | cut -d' ' -f1)"
+disk_key="$(echo "$debian_mirror ${packages[*]}" | cat - guest/* | sha256sum | cut -d' ' -f1)"
 mkdir -p "$build"
 if [ "$(cat "$build/key" 2>/dev/null)" != "$disk_key" ]; then
     rm -f "$build/key"

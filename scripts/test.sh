@@ -56,6 +56,10 @@ for device in /dev/fuse /dev/kvm; do
         printf '\nThis machine offers no usable %s: tests that need it are skipped.\n' "$device"
     fi
 done
+# Real kernels for the tests that can use them. Without, those say SKIPPED.
+if bed="$(scripts/bed.sh prepare | tail -n 1)" && [ -f "$bed/guest/vmlinuz" ]; then
+    export SNAPSTORE_KERNELS="$bed/guest/vmlinuz:$bed/guest/vmlinux"
+fi
 # The tests run the program, which `cargo test` alone would not build.
 check build cargo build --workspace --locked
 say tests
@@ -82,6 +86,19 @@ if [ "$cargo_failed" != 0 ]; then
     say failed
     grep -E '^error: test failed|^    `-p |^error(\[|: could not compile)|^test .* FAILED$|^    [a-z0-9_:]+$' "$log" || true
 fi
+
+# Last, because it takes the longest, and waits for nobody: scripts/linux-tests.sh.
+say "Linux guests"
+status=0
+scripts/linux-tests.sh 2>&1 | tee "$log" || status=$?
+read -r linux_passed linux_failed < <(
+    sed -nE 's/^test result: [A-Za-z]+\. ([0-9]+) passed; ([0-9]+) failed$/\1 \2/p' "$log" | tail -n 1
+) || true
+passed=$((passed + ${linux_passed:-0}))
+failed=$((failed + ${linux_failed:-0}))
+skipped=$((skipped + $(grep -c '^SKIPPED ' "$log" || true)))
+# Ended without a result.
+if [ "$status" != 0 ] && [ "${linux_failed:-0}" = 0 ]; then failed=$((failed + 1)); fi
 
 echo
 echo "$passed passed, $failed failed, $skipped skipped"

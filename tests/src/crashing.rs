@@ -10,8 +10,8 @@ use std::process::Command;
 use anyhow::{Context as _, bail, ensure};
 use rustix::mount::{MountFlags, UnmountFlags};
 use snapstore_store::{
-    CommitRequest, Damage, GcOptions, ImageRole, Input, InputKind, PageSize, ParentChoice, Silent,
-    Store,
+    CommitRequest, Damage, GcOptions, ImageRole, Input, InputData, InputKind, PageSize,
+    ParentChoice, Silent, Store,
 };
 use tempfile::TempDir;
 
@@ -208,7 +208,7 @@ pub fn commit(store: &Path, tag: &str, memory: &Path) -> anyhow::Result<()> {
         inputs: vec![Input {
             name: "memory".to_owned(),
             role: ImageRole::Memory,
-            path: memory.to_owned(),
+            data: InputData::File(memory.to_owned()),
             kind: InputKind::Full,
         }],
         ..CommitRequest::default()

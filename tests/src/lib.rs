@@ -5,3 +5,4 @@ pub mod crashing;
 pub mod harness;
 pub mod powercut;
 pub mod stopping;
+pub mod vm;

@@ -10,7 +10,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
-use snapstore_store::{CommitRequest, ImageRole, Input, InputKind, ParentChoice, Silent, Store};
+use snapstore_store::{
+    CommitRequest, ImageRole, Input, InputData, InputKind, ParentChoice, Silent, Store,
+};
 use snapstore_tests::crashing::{PAGE, assert_nothing_unfinished, changed, expect, image};
 use snapstore_tests::harness::{Cli, skipped};
 use snapstore_tests::stopping::{Running, Scene};
@@ -227,7 +229,7 @@ fn a_process_that_lives_on_sees_what_was_collected() -> Result<()> {
         inputs: vec![Input {
             name: "memory".to_owned(),
             role: ImageRole::Memory,
-            path,
+            data: InputData::File(path),
             kind: InputKind::Full,
         }],
         ..CommitRequest::default()

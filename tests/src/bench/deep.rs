@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use snapstore_store::{
-    CommitRequest, Committed, ImageRole, Input, InputKind, ParentChoice, Silent, Store,
+    CommitRequest, Committed, ImageRole, Input, InputData, InputKind, ParentChoice, Silent, Store,
 };
 
 use crate::bench::guest::{Guest, Step};
@@ -121,7 +121,7 @@ pub fn commit_file(
         inputs: vec![Input {
             name: "memory".to_owned(),
             role: ImageRole::Memory,
-            path: path.to_owned(),
+            data: InputData::File(path.to_owned()),
             kind: if parent.is_some() {
                 InputKind::Diff
             } else {

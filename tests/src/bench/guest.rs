@@ -39,6 +39,14 @@ impl Images {
         Ok(images)
     }
 
+    /// No images, for benchmarks that use none.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            dir: PathBuf::from("/nonexistent"),
+        }
+    }
+
     /// The file of an image.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {

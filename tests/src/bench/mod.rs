@@ -14,6 +14,15 @@ pub mod serve_ram;
 pub mod stats;
 pub mod tools;
 pub mod touch;
+pub mod vm_bare;
+pub mod vm_changes;
+pub mod vm_commit;
+pub mod vm_frozen;
+pub mod vm_many;
+pub mod vm_pause;
+pub mod vm_restore;
+pub mod vm_rig;
+pub mod vm_tracking;
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
@@ -27,7 +36,7 @@ use crate::harness::Cli;
 
 /// What every benchmark needs.
 pub struct Bench {
-    /// Real guest memory.
+    /// Real guest memory; none if only benchmarks run that need none.
     pub images: Images,
     /// How many turns each subject takes.
     pub rounds: usize,
@@ -40,19 +49,34 @@ pub struct Bench {
 
 type Run = fn(&mut Bench) -> anyhow::Result<()>;
 
-/// Every benchmark, by name.
-pub const ALL: [(&str, Run); 11] = [
-    ("commit-known", commit::known),
-    ("commit-base", commit::base),
-    ("commit-diff-depth", commit::diff_depth),
-    ("read-depth", read::depth),
-    ("seq-read", read::sequential),
-    ("fault-random", fault::random),
-    ("mount-readahead", fault::read_ahead),
-    ("mount-time", fault::mount_time),
-    ("bytes-five", bytes::five),
-    ("bytes-steps", bytes::steps),
-    ("codec", codec::codec),
+/// What a benchmark cannot do without.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Needs {
+    /// The guest images.
+    Images,
+    /// KVM and FUSE.
+    Machines,
+}
+
+/// Every benchmark: its name, what it needs, and what it does.
+pub const ALL: [(&str, Needs, Run); 17] = [
+    ("commit-known", Needs::Images, commit::known),
+    ("commit-base", Needs::Images, commit::base),
+    ("commit-diff-depth", Needs::Images, commit::diff_depth),
+    ("read-depth", Needs::Images, read::depth),
+    ("seq-read", Needs::Images, read::sequential),
+    ("fault-random", Needs::Images, fault::random),
+    ("mount-readahead", Needs::Images, fault::read_ahead),
+    ("mount-time", Needs::Images, fault::mount_time),
+    ("bytes-five", Needs::Images, bytes::five),
+    ("bytes-steps", Needs::Images, bytes::steps),
+    ("codec", Needs::Images, codec::codec),
+    ("vm-restore", Needs::Machines, vm_restore::restore),
+    ("vm-many", Needs::Machines, vm_many::many),
+    ("vm-pause", Needs::Machines, vm_pause::pause),
+    ("vm-changes", Needs::Machines, vm_changes::changes),
+    ("vm-commit", Needs::Machines, vm_commit::commit),
+    ("vm-tracking", Needs::Machines, vm_tracking::tracking),
 ];
 
 impl Bench {

@@ -29,6 +29,18 @@ impl Samples {
         Self(vec![figure])
     }
 
+    /// The same figure in every one of `rounds` rounds.
+    #[must_use]
+    pub fn constant(figure: f64, rounds: usize) -> Self {
+        Self::new(vec![figure; rounds])
+    }
+
+    /// What is left of each round's figure without the other's.
+    #[must_use]
+    pub fn minus(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(a, b)| a - b).collect())
+    }
+
     /// What range the figures cover.
     #[must_use]
     pub fn spread(&self) -> Spread {
@@ -83,6 +95,29 @@ pub fn alternate(rounds: usize, mut subjects: Vec<Run<'_>>) -> anyhow::Result<Ve
     Ok(figures
         .into_iter()
         .map(|subject| subject.into_iter().map(Samples::new).collect())
+        .collect())
+}
+
+/// As [`alternate`], but each round begins with the next subject: for subjects
+/// that leave the machine busy for the one after them.
+///
+/// # Errors
+/// The first run's that fails.
+pub fn take_turns(rounds: usize, mut subjects: Vec<Run<'_>>) -> anyhow::Result<Vec<Vec<Samples>>> {
+    let count = subjects.len();
+    let mut figures: Vec<Vec<Vec<f64>>> = vec![Vec::new(); count];
+    for round in 0..rounds {
+        for turn in 0..count {
+            let number = (turn + round) % count;
+            figures[number].push(subjects[number](round)?);
+        }
+    }
+    let column = |rounds: &[Vec<f64>], number: usize| {
+        Samples::new(rounds.iter().map(|figures| figures[number]).collect())
+    };
+    Ok(figures
+        .iter()
+        .map(|rounds| (0..rounds[0].len()).map(|n| column(rounds, n)).collect())
         .collect())
 }
 

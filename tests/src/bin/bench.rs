@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use snapstore_tests::bench::guest::Images;
-use snapstore_tests::bench::{ALL, Bench, serve_ram};
+use snapstore_tests::bench::{ALL, Bench, Needs, serve_ram, vm_bare, vm_frozen, vm_rig};
 
 /// Compares snapstore with other programs and with itself, in turns. Takes the
-/// guest images from the directory `$SNAPSTORE_IMAGES`.
+/// guest images from the directory `$SNAPSTORE_IMAGES`; the benchmarks of
+/// machines (vm-...) do without.
 #[derive(Parser)]
 struct Args {
     /// Which benchmarks [default: all]
@@ -26,33 +27,37 @@ struct Args {
 }
 
 fn main() -> anyhow::Result<()> {
-    let raw: Vec<_> = std::env::args_os().skip(1).collect();
-    // This program is also the trivial server that mounts are compared with.
-    if let [command, file, dir, read_ahead] = raw.as_slice()
-        && command == "serve-ram"
-    {
-        let read_ahead = read_ahead.to_str().context("a number of bytes")?.parse()?;
-        return serve_ram::serve(file.as_ref(), dir.as_ref(), read_ahead);
+    let raw: Vec<_> = std::env::args().skip(1).collect();
+    let raw: Vec<&str> = raw.iter().map(String::as_str).collect();
+    if serve_as_helper(&raw)? {
+        return Ok(());
     }
     let args = Args::parse();
     if args.list {
-        ALL.iter().for_each(|(name, _)| println!("{name}"));
+        ALL.iter().for_each(|(name, ..)| println!("{name}"));
         return Ok(());
     }
     if let Some(unknown) = args
         .names
         .iter()
-        .find(|name| ALL.iter().all(|(known, _)| known != name))
+        .find(|name| ALL.iter().all(|(known, ..)| known != name))
     {
         bail!("there is no benchmark {unknown}; --list names them");
     }
-    let mut bench = Bench::new(Images::from_env()?, args.rounds.into())?;
-    for (name, run) in ALL {
-        if !args.names.is_empty() && !args.names.iter().any(|wanted| wanted == name) {
-            continue;
-        }
+    let chosen = ALL.iter().filter(|(name, ..)| {
+        args.names.is_empty() || args.names.iter().any(|wanted| wanted == name)
+    });
+    let images = match chosen.clone().any(|(_, needs, _)| *needs == Needs::Images) {
+        true => Images::from_env()?,
+        false => Images::none(),
+    };
+    let mut bench = Bench::new(images, args.rounds.into())?;
+    for (name, needs, run) in chosen {
         bench.report.begin(name);
-        run(&mut bench).with_context(|| format!("benchmark {name}"))?;
+        match vm_rig::missing().filter(|_| *needs == Needs::Machines) {
+            Some(reason) => bench.report.skip(name, &reason),
+            None => run(&mut bench).with_context(|| format!("benchmark {name}"))?,
+        }
         println!("{}", bench.report.last_as_text());
         if let Some(path) = &args.markdown {
             // After each, so that an interruption leaves what is known.
@@ -60,4 +65,27 @@ fn main() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// This program is also what the product is compared with: a trivial server for
+/// mounts, machines of nothing but KVM, a process with private memory.
+fn serve_as_helper(arguments: &[&str]) -> anyhow::Result<bool> {
+    match *arguments {
+        ["serve-ram", file, dir, read_ahead] => {
+            let read_ahead = read_ahead.parse().context("a number of bytes")?;
+            serve_ram::serve(file.as_ref(), dir.as_ref(), read_ahead)?;
+        }
+        ["bare-vm", count, bytes, cpus, kernel, ref image @ ..] => {
+            vm_bare::run(&vm_bare::Options {
+                count: count.parse()?,
+                memory_bytes: bytes.parse()?,
+                cpus: cpus.parse()?,
+                kernel: kernel.as_ref(),
+                image: image.first().map(AsRef::as_ref),
+            })?
+        }
+        ["bare-memory", image] => vm_frozen::run(image.as_ref())?,
+        _ => return Ok(false),
+    }
+    Ok(true)
 }

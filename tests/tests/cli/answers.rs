@@ -43,6 +43,15 @@ fn commit_as_json() -> anyhow::Result<()> {
     let value = fixture.commit("three", &noise(3, 2 * PAGE), &["--label", "os=none"])?;
     assert_eq!(value["tag"], "three");
     assert_eq!(value["images"][0]["nonzero_pages"], 2);
+    let seconds = |stage: &str| value["timings"][stage].as_f64().context("timings");
+    let mut stages = 0.0;
+    for stage in ["prepare", "pages", "seal", "publish"] {
+        stages += seconds(&format!("{stage}_seconds"))?;
+    }
+    assert!(
+        (stages - seconds("total_seconds")?).abs() < 1e-6 && stages > 0.0,
+        "{value}"
+    );
     Ok(())
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::Context as _;
-use snapstore_store::{CommitRequest, Error, ImageRole, Input, InputKind, Silent, Store};
+use snapstore_store::{
+    CommitRequest, Error, ImageRole, Input, InputData, InputKind, Silent, Store,
+};
 use snapstore_tests::harness::{noise, skipped};
 
 use crate::{Fixture, PAGE};
@@ -172,7 +174,7 @@ fn a_prefix_of_several_ids_is_ambiguous() -> anyhow::Result<()> {
             inputs: vec![Input {
                 name: "vmstate".to_owned(),
                 role: ImageRole::File,
-                path: path.clone().into(),
+                data: InputData::File(path.clone().into()),
                 kind: InputKind::Full,
             }],
             labels: [("number".to_owned(), number.to_string())].into(),

@@ -36,6 +36,10 @@ enum Step {
     Full(u8, u8, ParentKind, Vec<Edit>),
     /// Commits only the changes.
     Diff(u8, u8, Vec<Edit>),
+    /// The same two from extents of a file. Of these pages extents are given
+    /// though they are as they were.
+    FullExtents(u8, u8, Vec<Edit>),
+    DiffExtents(u8, u8, Vec<Edit>, Vec<Edit>),
     Retag(u8, u8),
     Remove(u8),
     Collect(u8),
@@ -92,6 +96,9 @@ fn steps() -> impl Strategy<Value = Step> {
         2 => (tag(), 0..40_u64, edits()).prop_map(|(t, grown, e)| Step::Fresh(t, grown, e)),
         4 => (tag(), tag(), parent, edits()).prop_map(|(t, from, p, e)| Step::Full(t, from, p, e)),
         5 => (tag(), tag(), edits()).prop_map(|(t, from, e)| Step::Diff(t, from, e)),
+        2 => (tag(), tag(), edits()).prop_map(|(t, from, e)| Step::FullExtents(t, from, e)),
+        5 => (tag(), tag(), edits(), edits())
+            .prop_map(|(t, from, e, same)| Step::DiffExtents(t, from, e, same)),
         1 => (tag(), tag()).prop_map(|(from, to)| Step::Retag(from, to)),
         2 => tag().prop_map(Step::Remove),
         3 => prop::sample::select(vec![0, 50, 90, 100]).prop_map(Step::Collect),
@@ -105,7 +112,7 @@ fn steps() -> impl Strategy<Value = Step> {
 
 fn histories() -> impl Strategy<Value = History> {
     let pages = prop_oneof![4 => 64..200_u64, 2 => 500..1500_u64, 1 => 262_100..262_300_u64];
-    let steps = prop::collection::vec(steps(), 5..25);
+    let steps = prop::collection::vec(steps(), 5..30);
     (pages, steps).prop_map(|(pages, steps)| History { pages, steps })
 }
 

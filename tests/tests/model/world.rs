@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use snapstore_store::{
-    CommitRequest, Error, GcOptions, ImageReader, ImageRole, Input, InputKind, PageSize,
-    ParentChoice, Region, Silent, SnapshotId, Store,
+    CommitRequest, Error, Extent, GcOptions, ImageReader, ImageRole, Input, InputData, InputKind,
+    PageSize, ParentChoice, Region, Silent, SnapshotId, Store,
 };
 
 use crate::image::{Model, fill};
@@ -16,6 +17,11 @@ use crate::{Content, Edit, ParentKind, Step};
 
 /// The smallest part of a page that a diff can change.
 const BLOCK_BYTES: usize = 4096;
+/// The most blocks of a test's extent.
+const EXTENT_BLOCKS: usize = 3;
+
+/// Blocks by their number in the image.
+type Blocks = BTreeMap<u64, Vec<u8>>;
 
 pub struct World {
     dir: PathBuf,
@@ -47,6 +53,10 @@ impl World {
             Step::Fresh(tag, grown, edits) => self.fresh(*tag, *grown, edits)?,
             Step::Full(tag, from, parent, edits) => self.full(*tag, *from, *parent, edits)?,
             Step::Diff(tag, from, edits) => self.diff(*tag, *from, edits)?,
+            Step::FullExtents(tag, from, edits) => self.full_extents(*tag, *from, edits)?,
+            Step::DiffExtents(tag, from, edits, same) => {
+                self.diff_extents(*tag, *from, edits, same)?;
+            }
             Step::Retag(from, to) => self.retag(*from, *to)?,
             Step::Remove(tag) => self.remove(*tag)?,
             Step::Collect(keep_percent) => {
@@ -119,7 +129,8 @@ impl World {
         for (page, bytes) in &image.data {
             file.write_all_at(bytes, page * self.page_len as u64)?;
         }
-        self.commit(tag, image, parent, InputKind::Full)
+        let data = InputData::File(self.dir.join("input"));
+        self.commit(tag, image, parent, data, InputKind::Full)
     }
 
     fn diff(&mut self, tag: u8, from: u8, edits: &[Edit]) -> anyhow::Result<()> {
@@ -141,7 +152,117 @@ impl World {
             image.set(page, whole);
         }
         let parent = ParentChoice::Named(name(from));
-        self.commit(tag, image, parent, InputKind::Diff)
+        let data = InputData::File(self.dir.join("input"));
+        self.commit(tag, image, parent, data, InputKind::Diff)
+    }
+
+    fn full_extents(&mut self, tag: u8, from: u8, edits: &[Edit]) -> anyhow::Result<()> {
+        let Some(mut image) = self.tags.get(&name(from)).cloned() else {
+            return Ok(());
+        };
+        let mut blocks = Blocks::new();
+        let per_page = (self.page_len / BLOCK_BYTES) as u64;
+        for (page, bytes) in &image.data {
+            for (block, bytes) in (page * per_page..).zip(bytes.chunks(BLOCK_BYTES)) {
+                if bytes.iter().any(|byte| *byte != 0) {
+                    blocks.insert(block, bytes.to_vec());
+                }
+            }
+        }
+        self.edit_blocks(&mut image, &mut blocks, edits);
+        let data = self.extents(image.pages, &blocks)?;
+        let parent = match from % 3 {
+            0 => ParentChoice::Automatic,
+            1 => ParentChoice::Named(name(from)),
+            _ => ParentChoice::Nothing,
+        };
+        self.commit(tag, image, parent, data, InputKind::Full)
+    }
+
+    fn diff_extents(
+        &mut self,
+        tag: u8,
+        from: u8,
+        edits: &[Edit],
+        same: &[Edit],
+    ) -> anyhow::Result<()> {
+        let Some(mut image) = self.tags.get(&name(from)).cloned() else {
+            return Ok(());
+        };
+        let mut blocks = Blocks::new();
+        for edit in same {
+            let (offset, len) = self.place(&image, edit);
+            let bytes = image.read(self.page_len, offset, len);
+            insert_blocks(&mut blocks, offset, &bytes);
+        }
+        self.edit_blocks(&mut image, &mut blocks, edits);
+        let data = self.extents(image.pages, &blocks)?;
+        // Pinned by nobody, but tagged.
+        let parent = ParentChoice::Pinned(self.store.resolve(&name(from))?);
+        self.commit(tag, image, parent, data, InputKind::Diff)
+    }
+
+    /// Where an edit is in the image, in bytes, and how long.
+    fn place(&self, image: &Model, edit: &Edit) -> (u64, usize) {
+        let start = edit.page % image.pages * self.page_len as u64;
+        match edit.block {
+            Some(block) => (
+                start + (block * BLOCK_BYTES % self.page_len) as u64,
+                BLOCK_BYTES,
+            ),
+            None => (start, self.page_len),
+        }
+    }
+
+    fn edit_blocks(&self, image: &mut Model, blocks: &mut Blocks, edits: &[Edit]) {
+        for edit in edits {
+            let (offset, len) = self.place(image, edit);
+            let bytes = fill(edit.content, len);
+            insert_blocks(blocks, offset, &bytes);
+            let page = edit.page % image.pages;
+            let start = page * self.page_len as u64;
+            let mut whole = image.read(self.page_len, start, self.page_len);
+            whole[(offset - start) as usize..][..len].copy_from_slice(&bytes);
+            image.set(page, whole);
+        }
+    }
+
+    /// Extents of a file that holds the blocks in another order: some run on in
+    /// the image, and none that touch do so in the file.
+    fn extents(&self, pages: u64, blocks: &Blocks) -> anyhow::Result<InputData> {
+        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+        for (block, bytes) in blocks {
+            let start = block * BLOCK_BYTES as u64;
+            match runs.last_mut() {
+                Some((at, run))
+                    if *at + run.len() as u64 == start
+                        && run.len() < EXTENT_BLOCKS * BLOCK_BYTES =>
+                {
+                    run.extend_from_slice(bytes);
+                }
+                _ => runs.push((start, bytes.clone())),
+            }
+        }
+        let file = tempfile::tempfile_in(&self.dir)?;
+        let mut extents = Vec::new();
+        let mut end = 0;
+        for (image_offset, bytes) in runs.iter().rev() {
+            file.write_all_at(bytes, end)?;
+            extents.push(Extent {
+                image_offset: *image_offset,
+                file: 0,
+                file_offset: end,
+                length: bytes.len() as u64,
+            });
+            end += bytes.len() as u64;
+        }
+        extents.reverse();
+        Ok(InputData::Extents {
+            files: vec![Arc::new(file)],
+            label: "the model's extents".to_owned(),
+            size_bytes: pages * self.page_len as u64,
+            extents,
+        })
     }
 
     fn input(&self, pages: u64) -> anyhow::Result<File> {
@@ -155,6 +276,7 @@ impl World {
         tag: u8,
         image: Model,
         parent: ParentChoice,
+        data: InputData,
         kind: InputKind,
     ) -> anyhow::Result<()> {
         let request = CommitRequest {
@@ -164,7 +286,7 @@ impl World {
             inputs: vec![Input {
                 name: "memory".to_owned(),
                 role: ImageRole::Memory,
-                path: self.dir.join("input"),
+                data,
                 kind,
             }],
             ..CommitRequest::default()
@@ -367,4 +489,11 @@ impl World {
 
 fn name(tag: u8) -> String {
     format!("tag{tag}")
+}
+
+fn insert_blocks(blocks: &mut Blocks, offset: u64, bytes: &[u8]) {
+    let first = offset / BLOCK_BYTES as u64;
+    for (block, bytes) in (first..).zip(bytes.chunks(BLOCK_BYTES)) {
+        blocks.insert(block, bytes.to_vec());
+    }
 }

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Boots stock Debian guests under the monitor, commits them while they run and restores
+# them: tests/bed/proof.py, on the machines of scripts/bed.sh. Prints a line for every
+# check, `test linux::NAME ... ok|FAILED`, and closes with
+# `test result: ok. N passed; M failed`, or with `SKIPPED linux guests: REASON`.
+#
+#   scripts/linux-tests.sh [GROUP]...      groups: core, more, smoke61 (default: all)
+#
+# The program is the one that the tests run, target/debug/snapstore. Emulated, groups run side by
+# side, each in a first-level machine of one CPU: ten to fifteen minutes on two cores. Natively the numbers
+# are larger (see proof.py, whose PROOF_ variables can be set here, too).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/toolchain.sh
+
+# Seconds for one group.
+limit="${LINUX_TESTS_TIMEOUT:-900}"
+groups=("$@")
+[ ${#groups[@]} -gt 0 ] || groups=(core more smoke61)
+
+skip() { echo "SKIPPED linux guests: $*"; exit 0; }
+
+where="$(scripts/bed.sh where)"
+if [ "$where" = native ]; then
+    [ "$(id -u)" = 0 ] || skip "mounting and /dev/kvm need root here"
+    export PROOF_CLONES="${PROOF_CLONES:-10}" PROOF_DEPTH="${PROOF_DEPTH:-20}" PROOF_COMMITS="${PROOF_COMMITS:-60}"
+    export PROOF_FULL=1 PROOF_PERIOD="${PROOF_PERIOD:-1}" PROOF_FILL="${PROOF_FILL:-64}"
+else
+    # The first-level machine has Debian 12's C library.
+    libc="$(getconf GNU_LIBC_VERSION | sed 's/.* //')"
+    printf '%s\n' "$libc" 2.36 | sort -CV || skip "the program built here needs glibc $libc, the bed has 2.36"
+fi
+[ "$(uname -m)" = x86_64 ] || skip "this is $(uname -m)"
+
+work="$(mktemp -d)"
+pids=()
+cleanup() {
+    local pid
+    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+    wait
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# Installs QEMU where it is missing, as `run` would; prepares the bed.
+if ! timeout 900 scripts/bed.sh prepare >"$work/prepare" 2>&1; then
+    cat "$work/prepare" >&2
+    skip "the bed cannot be prepared: $(tail -n 1 "$work/prepare")"
+fi
+bed="$(tail -n 1 "$work/prepare")"
+if [ "$where" = emulated ] && ! timeout 300 scripts/bed.sh run --timeout 200 -- true >"$work/try" 2>&1; then
+    cat "$work/try" >&2
+    skip "the bed's machine does not run: $(tail -n 1 "$work/try")"
+fi
+
+cargo build --quiet --locked -p snapstore
+agent="$(scripts/agent.sh)"
+mkdir -p "$work"/{in,cpio/handover}
+strip -o "$work/in/snapstore" "${CARGO_TARGET_DIR:-target}/debug/snapstore"
+cp tests/bed/proof.py "$work/in/"
+install -m 755 "$agent" "$work/cpio/handover/agent"
+{ cat "$bed/guest/initrd.gz"; (cd "$work/cpio" && find . | cpio --quiet -o -H newc -R 0:0); } >"$work/in/initrd"
+
+# Runs a group; its output goes to a file so that groups do not mix.
+run_group() {
+    local options=(--timeout "$limit" --in "$work/in") group="$1" label=""
+    case "$1" in
+        smoke61)
+            # Without PAGEMAP_SCAN and asynchronous write protection, another way to find what changed.
+            group=smoke
+            if [ "$where" = emulated ]; then options+=(--kernel 6.1) label=61; fi ;;
+    esac
+    local settings=() name
+    for name in PROOF_CLONES PROOF_DEPTH PROOF_COMMITS PROOF_PERIOD PROOF_FILL PROOF_FULL; do
+        [ -z "${!name:-}" ] || settings+=("$name=${!name}")
+    done
+    local code=0
+    scripts/bed.sh run "${options[@]}" -- env "PROOF_LABEL=$label" "${settings[@]}" python3 ./proof.py "$group" \
+        >"$work/$1.log" 2>&1 || code=$?
+    # Ended without saying which check failed.
+    if [ "$code" != 0 ] && ! grep -qE '^test .* FAILED' "$work/$1.log"; then
+        echo "the group $1 ended with $code" >>"$work/$1.log"
+        echo "test linux::group_$1 ... FAILED" >>"$work/$1.log"
+    fi
+}
+
+# At most two at a time, which suits two cores; the last begins when one of the others has ended.
+begin=$SECONDS
+for group in "${groups[@]}"; do
+    if [ ${#pids[@]} -ge 2 ]; then wait -n "${pids[@]}" || true; fi
+    run_group "$group" &
+    pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid" || true; done
+pids=()
+for group in "${groups[@]}"; do
+    echo "-- $group"
+    cat "$work/$group.log"
+done
+passed="$(cat "$work"/*.log | grep -cE '^test linux[0-9]*::.* \.\.\. ok' || true)"
+failed="$(cat "$work"/*.log | grep -cE '^test linux[0-9]*::.* \.\.\. FAILED' || true)"
+echo "Linux guests ($where): $((SECONDS - begin)) seconds"
+verdict=ok
+[ "$failed" = 0 ] || verdict=FAILED
+echo "test result: $verdict. $passed passed; $failed failed"
+[ "$failed" = 0 ] && [ "$passed" != 0 ]

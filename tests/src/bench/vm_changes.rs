@@ -1,0 +1,208 @@
+//! Three ways to find what a machine changed since its last commit: ask the
+//! kernel which pages were written (what the product does); hash all private
+//! pages again; or give the machine its own new snapshot as memory, so that
+//! there are no private pages any more.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use snapstore_store::{
+    CommitRequest, Extent, ImageRole, Input, InputData, InputKind, ParentChoice, Silent,
+    SnapshotId, Store,
+};
+use snapstore_vmm::control::{Client, CommitReport, Reply, Request, Seconds};
+use snapstore_vmm::memory::{ScanMethod, private_ranges};
+
+use crate::bench::Bench;
+use crate::bench::mounts::Mount;
+use crate::bench::stats::Samples;
+use crate::bench::vm_frozen::Helper;
+use crate::bench::vm_rig::{FIRST, MIB_PAGES, Talk, lab, mount, snapshot};
+use crate::vm::Lab;
+
+const PRIVATE_MIB: [u32; 2] = [64, 256];
+const CHANGED_MIB: u32 = 1;
+
+/// A commit of one changed MiB by either list, and what remapping would cost.
+///
+/// # Errors
+/// If something fails.
+pub fn changes(bench: &mut Bench) -> anyhow::Result<()> {
+    let lab = lab("vm-changes")?;
+    snapshot(&lab, "full", "1G", 512 * MIB_PAGES, false)?;
+    let image = mount(&lab, "full")?;
+    for mib in PRIVATE_MIB {
+        lab.restore("full", &["--name", "guest"])?;
+        let mut guest = Talk::to(&lab, "guest")?;
+        guest.write(FIRST, mib * MIB_PAGES, 1)?;
+        lab.commit(&format!("all-{mib}"), "guest")?;
+        let mut turn = 0;
+        let mut next = |guest: &mut Talk, list| {
+            turn += 1;
+            guest.write(FIRST, CHANGED_MIB * MIB_PAGES, turn << 20)?;
+            commit(&lab, list)
+        };
+        let mut figures = Vec::new();
+        for _ in 0..bench.rounds {
+            let tracked = next(&mut guest, List::Written)?;
+            let all = next(&mut guest, List::Private)?;
+            let refault = refault(&lab, mib)?;
+            figures.push([tracked, all, refault].concat());
+        }
+        lab.stop("guest")?;
+        let column = |number: usize| Samples::new(figures.iter().map(|f| f[number]).collect());
+        let what = format!("commit of {CHANGED_MIB} of {mib} MiB private");
+        let tracked = column(0);
+        bench.compare(
+            &what,
+            &tracked,
+            "hashing all private pages",
+            &column(2),
+            None,
+        );
+        bench.compare(
+            "its pause",
+            &column(1),
+            "the pause without a list",
+            &column(3),
+            None,
+        );
+        let what = format!("reading {mib} MiB again from a new snapshot, in order");
+        bench.compare(&what, &column(4), "the commit by list", &tracked, None);
+        let what = format!("reading {mib} MiB again from a new snapshot, scattered");
+        bench.compare(&what, &column(5), "the commit by list", &tracked, None);
+    }
+    image.unmount()?;
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum List {
+    Written,
+    Private,
+}
+
+/// Commits the machine by the libraries; returns the seconds of all and of the
+/// pause.
+fn commit(lab: &Lab, list: List) -> anyhow::Result<Vec<f64>> {
+    let store = Store::open(lab.cli.store())?;
+    let socket = lab.vm_dir("guest").join("control.sock");
+    let begin = Instant::now();
+    let mut client = Client::connect(&socket)?;
+    let pause;
+    match list {
+        List::Written => {
+            let frozen = client.freeze()?;
+            pause = frozen.timings()["pause"];
+            let slots = frozen.slots();
+            let extents = extents(slots, frozen.written())?;
+            let parent = frozen.origin().snapshot.clone();
+            let request = request(
+                &parent,
+                frozen.memory().try_clone()?,
+                extents,
+                frozen.state(),
+            )?;
+            let committed = store.commit(&request, &Silent)?;
+            frozen.committed(report(committed.id), None)?;
+        }
+        List::Private => {
+            let Reply::Frozen {
+                pid,
+                slots,
+                origin,
+                timings,
+                ..
+            } = client.request(&Request::Freeze)?
+            else {
+                bail!("the machine did not freeze");
+            };
+            pause = timings["pause"];
+            let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+            let memory = File::open(format!("/proc/{pid}/mem"))?;
+            let private = private_ranges(&pagemap, &slots, ScanMethod::Automatic)?;
+            let extents = extents(&slots, &private)?;
+            // The state is not what is measured; any bytes do.
+            let request = request(&origin.snapshot, memory, extents, b"state")?;
+            let committed = store.commit(&request, &Silent)?;
+            client.request(&Request::Committed(report(committed.id)))?;
+        }
+    }
+    Ok(vec![begin.elapsed().as_secs_f64(), pause])
+}
+
+fn report(id: SnapshotId) -> CommitReport {
+    CommitReport {
+        snapshot: id.to_string(),
+        tag: "next".to_owned(),
+        timings: Seconds::new(),
+    }
+}
+
+/// The image ranges in the frozen process. The guests here have one slot.
+fn extents(
+    slots: &[snapstore_vmm::memory::HostSlot],
+    ranges: &[std::ops::Range<u64>],
+) -> anyhow::Result<Vec<Extent>> {
+    let [slot] = slots else {
+        bail!("{} memory slots", slots.len());
+    };
+    let extent = |range: &std::ops::Range<u64>| Extent {
+        image_offset: range.start,
+        file: 0,
+        file_offset: slot.host_address + range.start,
+        length: range.end - range.start,
+    };
+    Ok(ranges.iter().map(extent).collect())
+}
+
+fn request(
+    parent: &Option<String>,
+    memory: File,
+    extents: Vec<Extent>,
+    state: &[u8],
+) -> anyhow::Result<CommitRequest> {
+    let parent = parent.as_deref().context("the machine has an origin")?;
+    let memory = Input {
+        name: "memory".to_owned(),
+        role: ImageRole::Memory,
+        data: InputData::Extents {
+            files: vec![Arc::new(memory)],
+            label: "frozen memory".to_owned(),
+            size_bytes: 1 << 30,
+            extents,
+        },
+        kind: InputKind::Diff,
+    };
+    let state = Input {
+        name: "vmstate".to_owned(),
+        role: ImageRole::File,
+        data: InputData::Bytes(state.into()),
+        kind: InputKind::Full,
+    };
+    Ok(CommitRequest {
+        tag: "next".to_owned(),
+        replace: true,
+        parent: ParentChoice::Pinned(SnapshotId::from_hex(parent).context("no snapshot id")?),
+        inputs: vec![memory, state],
+        ..CommitRequest::default()
+    })
+}
+
+/// Reads the pages that were private from a new mount of what was committed:
+/// in order, and scattered.
+fn refault(lab: &Lab, mib: u32) -> anyhow::Result<Vec<f64>> {
+    let count = mib * MIB_PAGES;
+    let mut figures = Vec::new();
+    for stride in [1, 4097] {
+        let dir = lab.path("mnt-refault");
+        let mount = Mount::product(&lab.cli, &format!("all-{mib}"), &dir, &[])?;
+        let mut process = Helper::memory(&mount.memory())?;
+        figures.push(process.ask(&format!("read {FIRST} {count} {stride}"))?);
+        drop(process);
+        mount.unmount()?;
+    }
+    Ok(figures)
+}

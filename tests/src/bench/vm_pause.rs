@@ -1,0 +1,123 @@
+//! How long a guest stands still for a commit.
+
+use crate::bench::Bench;
+use crate::bench::mounts::Mount;
+use crate::bench::stats::{Samples, alternate};
+use crate::bench::vm_frozen::Helper;
+use crate::bench::vm_rig::{FIRST, MIB_PAGES, MemoryFile, Talk, lab, mount, snapshot, stage, warm};
+use crate::vm::Lab;
+
+/// What the guests have written since they were restored, in MiB.
+const PRIVATE_MIB: [u32; 5] = [1, 8, 64, 256, 512];
+/// What they write between two commits, in MiB.
+const CHANGED_MIB: u32 = 1;
+/// What a pause may take beyond fork(2), in seconds.
+const BEYOND_FORK: f64 = 1e-3;
+
+const STAGES: [&str; 5] = ["pause", "stop", "state_save", "list", "fork"];
+
+/// The pauses of two commits in a row, against fork(2) of a process with the same
+/// private memory, and against copying that memory while the guest waits.
+///
+/// # Errors
+/// If something fails.
+pub fn pause(bench: &mut Bench) -> anyhow::Result<()> {
+    let lab = lab("vm-pause")?;
+    snapshot(&lab, "full", "1G", 768 * MIB_PAGES, false)?;
+    let image = mount(&lab, "full")?;
+    for mib in PRIVATE_MIB {
+        let done = alternate(
+            bench.rounds,
+            vec![
+                Box::new(|_| commits(&lab, &image, mib)),
+                Box::new(|_| forks(&image, mib)),
+            ],
+        )?;
+        for (number, which) in ["first commit", "next commit"].into_iter().enumerate() {
+            let stages = &done[0][number * STAGES.len()..][..STAGES.len()];
+            let (fork, copy) = (&done[1][2 * number], &done[1][2 * number + 1]);
+            rows(
+                bench,
+                &format!("{which}, {mib} MiB private"),
+                stages,
+                fork,
+                copy,
+            );
+        }
+    }
+    image.unmount()?;
+    Ok(())
+}
+
+fn rows(bench: &mut Bench, which: &str, stages: &[Samples], fork: &Samples, copy: &Samples) {
+    let [pause, stop, save, list, own_fork] = stages else {
+        unreachable!("one for each stage");
+    };
+    let rounds = bench.rounds;
+    bench.compare(
+        &format!("pause, {which}"),
+        pause,
+        "fork(2) alone",
+        fork,
+        None,
+    );
+    bench.compare(
+        "its pause beyond fork(2)",
+        &pause.minus(fork),
+        "1 ms",
+        &Samples::constant(BEYOND_FORK, rounds),
+        Some(1.0),
+    );
+    bench.compare(
+        "its pause",
+        pause,
+        "copying what this commit reads",
+        copy,
+        None,
+    );
+    let parts = [
+        ("of it, stopping the vCPU", stop),
+        ("of it, reading the state", save),
+        ("of it, listing what was written", list),
+        ("of it, fork(2)", own_fork),
+    ];
+    for (what, part) in parts {
+        bench.compare(what, part, "the pause", pause, None);
+    }
+}
+
+/// The stages of the first and of the next commit.
+fn commits(lab: &Lab, image: &Mount, mib: u32) -> anyhow::Result<Vec<f64>> {
+    warm(image)?;
+    lab.restore("full", &["--name", "guest"])?;
+    let mut guest = Talk::to(lab, "guest")?;
+    let mut figures = Vec::new();
+    for (written_mib, value) in [(mib, 1), (CHANGED_MIB, 2)] {
+        guest.write(FIRST, written_mib * MIB_PAGES, value)?;
+        let answer = lab
+            .cli
+            .json(&["commit", "next", "--replace", "--vm", "guest"])?;
+        for name in STAGES {
+            figures.push(stage(&answer, name)?);
+        }
+    }
+    lab.stop("guest")?;
+    Ok(figures)
+}
+
+/// The first fork and a copy of all private pages; the next fork and a copy of
+/// those that changed.
+fn forks(image: &Mount, mib: u32) -> anyhow::Result<Vec<f64>> {
+    warm(image)?;
+    let mut process = Helper::memory(&image.memory())?;
+    let copy = MemoryFile::new();
+    let mut figures = Vec::new();
+    for (written_mib, value) in [(mib, 1), (CHANGED_MIB, 2)] {
+        let count = written_mib * MIB_PAGES;
+        process.ask(&format!("write {FIRST} {count} {value}"))?;
+        figures.push(process.ask("fork")?);
+        process.ask("thaw")?;
+        figures.push(process.ask(&format!("copy {FIRST} {count} {}", copy.path()))?);
+    }
+    Ok(figures)
+}

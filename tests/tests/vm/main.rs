@@ -1,0 +1,17 @@
+//! Virtual machines end to end, by the program: run, commit, restore, many at a
+//! time, and everything that can go wrong with them.
+
+mod chain;
+mod changed;
+mod console;
+mod control;
+mod damaged;
+mod failing;
+mod hostile;
+mod killed;
+mod lost;
+mod many;
+mod mounts;
+mod negative;
+mod pausing;
+mod restored;
