@@ -254,7 +254,9 @@ impl File {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use snapstore_store::{CommitRequest, ImageRole, Input, InputKind, PageSize, Silent};
+    use snapstore_store::{
+        CommitRequest, ImageRole, Input, InputData, InputKind, PageSize, Silent,
+    };
 
     fn commit(store: &Store, dir: &std::path::Path, tag: &str, first_byte: u8) {
         let path = dir.join("image");
@@ -264,7 +266,7 @@ mod tests {
         let input = |name: &str, role| Input {
             name: name.to_owned(),
             role,
-            path: path.clone(),
+            data: InputData::File(path.clone()),
             kind: InputKind::Full,
         };
         let request = CommitRequest {
