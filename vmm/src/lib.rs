@@ -19,6 +19,7 @@ pub mod agent;
 pub mod control;
 mod devices;
 mod error;
+mod generation;
 mod loader;
 mod machine;
 pub mod memory;

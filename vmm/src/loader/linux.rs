@@ -6,14 +6,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use linux_loader::bootparam::setup_header;
-use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::memory_map::{self, memory_map};
 use super::{Entry, bios, bzimage, elf, entry, pvh, zero_page};
 use crate::acpi::{self, AcpiDevices};
 use crate::addresses::{COMMAND_LINE, COMMAND_LINE_ROOM};
-use crate::error::{Error, OsContext as _, Result};
+use crate::error::{Error, Result};
+use crate::generation;
 use crate::memory::{GuestMemory, PAGE_BYTES};
 
 /// What a kernel is given besides the memory it lies in.
@@ -67,7 +67,7 @@ pub(super) fn load(
         None => None,
     };
     if let Some(address) = devices.vm_generation {
-        write_generation(address, memory)?;
+        generation::renew(address, memory)?;
     }
     let given = Given {
         rsdp: acpi::write(memory.ram(), devices)?,
@@ -192,17 +192,6 @@ fn open(path: &Path) -> Result<(File, u64)> {
     let file = File::open(path).map_err(file_error("open"))?;
     let length = file.metadata().map_err(file_error("examine"))?.len();
     Ok((file, length))
-}
-
-/// Gives the machine a VM generation identifier that no other has.
-fn write_generation(address: u64, memory: &GuestMemory) -> Result<()> {
-    let mut identifier = [0_u8; 16];
-    // The kernel gives up to 256 bytes whole.
-    getrandom(&mut identifier, GetRandomFlags::empty()).os("get random bytes")?;
-    memory
-        .ram()
-        .write_obj(identifier, GuestAddress(address))
-        .map_err(|_| Error::NoMemoryAt { address })
 }
 
 fn write_cmdline(cmdline: &str, limit: u64, memory: &GuestMemory) -> Result<u32> {

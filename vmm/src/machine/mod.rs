@@ -24,6 +24,7 @@ use crate::addresses::VM_GENERATION;
 use crate::devices::virtio::{self, VirtioDevice};
 use crate::devices::{Console, Devices};
 use crate::error::{Error, OsContext as _, Result};
+use crate::generation;
 use crate::loader::Kernel;
 use crate::memory::{GuestMemory, Tracker};
 use crate::state::{HostFacts, MachineState, VcpuState, VmState, announce_stop};
@@ -73,6 +74,8 @@ struct Shared {
     vm: Arc<VmFd>,
     facts: HostFacts,
     memory: GuestMemory,
+    /// Where the guest was told that its VM generation identifier is.
+    vm_generation: Option<u64>,
     /// When a vCPU first entered the guest, in nanoseconds after `built`; 0: not
     /// yet.
     first_entry_nanos: AtomicU64,
@@ -113,11 +116,13 @@ impl Machine {
             create: created - began,
             load: loaded - created,
         };
-        Self::start(parts, facts, devices, (timings, loaded))
+        let vm_generation = acpi.vm_generation.filter(|_| entry.is_linux());
+        Self::start(parts, facts, devices, vm_generation, (timings, loaded))
     }
 
     /// A machine as it was when its state was saved, over a memory of that
-    /// moment, with the same virtio devices; it is paused.
+    /// moment, with the same virtio devices; it is paused. A guest that knows of a VM
+    /// generation identifier has another one, and is told so.
     ///
     /// # Errors
     /// No KVM, a memory of another size, other virtio devices, a host that lacks
@@ -151,18 +156,29 @@ impl Machine {
             virtio_devices,
             &state.devices,
         )?;
+        if let Some(address) = state.vm_generation {
+            generation::renew(address, &parts.memory)?;
+            generation::announce(&parts.vm)?;
+        }
         let loaded = Instant::now();
         let timings = BuildTimings {
             create: created - began,
             load: loaded - created,
         };
-        Self::start(parts, facts, devices, (timings, loaded))
+        Self::start(
+            parts,
+            facts,
+            devices,
+            state.vm_generation,
+            (timings, loaded),
+        )
     }
 
     fn start(
         parts: Parts,
         facts: HostFacts,
         devices: Devices,
+        vm_generation: Option<u64>,
         (timings, built): (BuildTimings, Instant),
     ) -> Result<Self> {
         kick::install_handler()?;
@@ -174,6 +190,7 @@ impl Machine {
             vm: parts.vm,
             facts,
             memory: parts.memory,
+            vm_generation,
             first_entry_nanos: AtomicU64::new(0),
             built,
         });
@@ -333,6 +350,7 @@ impl Machine {
             memory_bytes: shared.memory.layout().size_bytes(),
             vm,
             devices: shared.devices.state(),
+            vm_generation: shared.vm_generation,
             vcpus,
         })
     }

@@ -95,6 +95,14 @@ pub enum StateError {
         /// The greatest length in bytes.
         limit: usize,
     },
+    /// A VM generation identifier outside of the guest's memory.
+    #[error(
+        "the VM generation identifier of the machine state is at {address:#x}, where the machine has no memory; it is not genuine"
+    )]
+    VmGeneration {
+        /// Its guest-physical address.
+        address: u64,
+    },
     /// More virtio devices than there are windows.
     #[error("the machine state has more than {limit} virtio devices; it is not genuine")]
     VirtioDevices {

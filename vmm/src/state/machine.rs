@@ -8,7 +8,7 @@ use super::{
     HostFacts, MAX_VIRTIO_DEVICES, StateError, VcpuState, VirtioState, VmState, bounded, check_host,
 };
 use crate::memory::MemoryLayout;
-use crate::{Error, Result};
+use crate::{Error, Result, generation};
 
 /// The most vCPUs a machine can have.
 pub const MAX_CPUS: u32 = 64;
@@ -37,6 +37,9 @@ pub struct MachineState {
     pub vm: VmState,
     /// The devices that the monitor plays.
     pub devices: DeviceState,
+    /// The guest-physical address of the 16 bytes of the VM generation identifier,
+    /// for a guest that was told of one. A restored machine gets another identifier.
+    pub vm_generation: Option<u64>,
     /// The vCPUs in the order of their indices.
     #[serde(deserialize_with = "bounded::last_list::<_, _, { MAX_CPUS as usize }>")]
     pub vcpus: Vec<VcpuState>,
@@ -100,7 +103,12 @@ impl MachineState {
 
     /// Checks what KVM cannot: every size and count.
     pub(super) fn validate(&self) -> Result<()> {
-        MemoryLayout::new(self.memory_bytes)?;
+        let layout = MemoryLayout::new(self.memory_bytes)?;
+        if let Some(address) = self.vm_generation
+            && !generation::fits(address, &layout)
+        {
+            return Err(StateError::VmGeneration { address }.into());
+        }
         let cpus = u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX);
         if !(1..=MAX_CPUS).contains(&cpus) {
             return Err(Error::Cpus {

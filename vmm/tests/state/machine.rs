@@ -71,6 +71,7 @@ impl Machine {
             memory_bytes: MEMORY_BYTES as u64,
             vm,
             devices: DeviceState::default(),
+            vm_generation: None,
             vcpus: vcpus
                 .map(|vcpu| VcpuState::save(vcpu, &self.host).unwrap())
                 .collect(),

@@ -101,6 +101,7 @@ fn golden() -> MachineState {
                 virtio(VirtioDeviceState::Entropy),
             ],
         },
+        vm_generation: Some(0xf_f000),
         vcpus: vec![vcpu(1), vcpu(2)],
     }
 }
@@ -408,6 +409,22 @@ fn virtio_devices_in_states_that_cannot_be_are_refused() {
             reason(&many),
             StateError::VirtioDevices { limit: 16 }
         ));
+    }
+}
+
+#[test]
+fn a_generation_identifier_outside_of_memory_is_refused() {
+    let end = golden().memory_bytes;
+    for place in [end, end - 15, u64::MAX, u64::MAX - 15, 0xd000_0000] {
+        let refused = reason(&changed(|state| state.vm_generation = Some(place)));
+        assert!(
+            matches!(refused, StateError::VmGeneration { address } if address == place),
+            "{place:#x}: {refused}"
+        );
+    }
+    for place in [None, Some(0), Some(end - 16)] {
+        let bytes = changed(|state| state.vm_generation = place);
+        assert_eq!(MachineState::decode(&bytes).unwrap().vm_generation, place);
     }
 }
 
