@@ -56,12 +56,8 @@ if [ "$where" = emulated ] && ! timeout 300 scripts/bed.sh run --timeout 200 -- 
 fi
 
 cargo build --quiet --locked -p snapstore
-agent="$(scripts/agent.sh)"
-mkdir -p "$work"/{in,cpio/handover}
-strip -o "$work/in/snapstore" "${CARGO_TARGET_DIR:-target}/debug/snapstore"
-cp tests/bed/proof.py "$work/in/"
-install -m 755 "$agent" "$work/cpio/handover/agent"
-{ cat "$bed/guest/initrd.gz"; (cd "$work/cpio" && find . | cpio --quiet -o -H newc -R 0:0); } >"$work/in/initrd"
+mkdir "$work/in"
+scripts/handover.sh "$bed" "$work/in" "${CARGO_TARGET_DIR:-target}/debug/snapstore" tests/bed/proof.py
 
 # Runs a group; its output goes to a file so that groups do not mix.
 run_group() {

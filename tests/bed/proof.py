@@ -607,21 +607,23 @@ def memory_of(size, least):
     stop("again")
 
 
-def two_processors():
-    boot("smp", "--cpus", "2")
+def processors(cpus):
+    """All vCPUs work before a commit and after the restore."""
+    boot("smp", "--cpus", str(cpus), wait=120 + 60 * cpus)
     add_layer("smp", 1)
-    python("smp", "import subprocess, os\nfor c in (0, 1):\n"
+    python("smp", "import subprocess, sys\nfor c in range(int(sys.argv[1])):\n"
            "  subprocess.Popen(['taskset', '-c', str(c), 'sh', '-c', 'while :; do sleep 0.02; done'],"
-           " stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)")
-    commit("smp", "smp")
+           " stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)",
+           str(cpus))
+    commit(f"smp{cpus}", "smp")
     stop("smp")
-    restore("smp", "smp2")
+    restore(f"smp{cpus}", "smp2")
     found = probe("smp2")
     same(found, wanted_after(1), "smp")
-    equal(guest("smp2", "nproc").strip(), "2", "nproc")
+    equal(guest("smp2", "nproc").strip(), str(cpus), "nproc")
     time.sleep(3)
     later = probe("smp2")
-    for cpu in (0, 1):
+    for cpu in range(cpus):
         # user, nice, system: work, not only idle time.
         busy = [sum(int(x) for x in one["cpus"][cpu].split()[:3]) for one in (found, later)]
         expect(busy[1] > busy[0], f"CPU {cpu} does nothing: {busy}")
@@ -663,7 +665,8 @@ def more():
         # What 5 GiB does, 512 MiB does too.
         check("memory_512M", memory_of, "512M", 512)
     check("memory_5G", memory_of, "5G", 5120)
-    check("two_processors", two_processors)
+    check("two_processors", processors, 2)
+    check("four_processors", processors, 4)
     check("more_store_is_sound", store_is_sound)
 
 
