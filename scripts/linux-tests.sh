@@ -58,6 +58,8 @@ fi
 cargo build --quiet --locked -p snapstore
 mkdir "$work/in"
 scripts/handover.sh "$bed" "$work/in" "${CARGO_TARGET_DIR:-target}/debug/snapstore" tests/bed/proof.py
+# A kernel with a driver for the VM generation identifier.
+[ ! -f "$bed/6.12/vmlinuz" ] || cp "$bed/6.12/vmlinuz" "$work/in/vmlinuz-6.12"
 
 # Runs a group; its output goes to a file so that groups do not mix.
 run_group() {
