@@ -8,6 +8,8 @@ with_cargo := . scripts/toolchain.sh;
 
 # Files to use instead of the guest's images: IMAGES="base=a.ram base+1=b.ram"
 export IMAGES
+# "no" leaves the demonstration on a running Debian guest out
+export LINUX
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -18,7 +20,7 @@ setup: ## Install what is missing; compile RocksDB once
 build: setup ## Build the program: target/release/snapstore
 	@$(with_cargo) cargo build --release --locked -p snapstore
 
-demo: build ## Do the main job on memory of a real guest, and measure it
+demo: build ## Do the main job on memory of a real guest, and measure it; then run Debian guests
 	@scripts/demo.sh $(DEMO_ARGS)
 
 test: setup ## Run all checks and tests; ends with the numbers

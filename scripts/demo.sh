@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs `snapstore demo` on RAM images of a real guest, which it makes if need be.
+# Runs `snapstore demo` on RAM images of a real guest, which it makes if need be, then
+# the story of a running Debian guest: scripts/linux-demo.sh (LINUX=no leaves it out).
 #
 #   scripts/demo.sh [OPTION OF snapstore demo]...
 #
@@ -21,4 +22,5 @@ else
     done
 fi
 target="${CARGO_TARGET_DIR:-target}"
-exec "$target/release/snapstore" demo "${images[@]}" "$@"
+"$target/release/snapstore" demo "${images[@]}" "$@"
+scripts/linux-demo.sh

@@ -119,7 +119,7 @@ def boot(machine, *options, mem="256M", wait=120, cmdline=CMDLINE):
 
 
 def commit(tag, machine, *options):
-    out = snap("commit", tag, "--vm", machine, *options)
+    out = snap("commit", tag, "--vm", machine, *options, timeout=400)
     note("; ".join(line.strip() for line in out.splitlines() if "stood still" in line or "stored" in line))
 
 
@@ -612,7 +612,7 @@ def processors(cpus):
     boot("smp", "--cpus", str(cpus), wait=120 + 60 * cpus)
     add_layer("smp", 1)
     python("smp", "import subprocess, sys\nfor c in range(int(sys.argv[1])):\n"
-           "  subprocess.Popen(['taskset', '-c', str(c), 'sh', '-c', 'while :; do sleep 0.02; done'],"
+           "  subprocess.Popen(['taskset', '-c', str(c), 'sh', '-c', 'while :; do sleep 0.5; done'],"
            " stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)",
            str(cpus))
     commit(f"smp{cpus}", "smp")
