@@ -1,26 +1,29 @@
 //! Freezing: the state and memory of one instant, while the guest goes on.
 //!
 //! The guest is stopped only for: reading the state out of KVM, listing what was
-//! written since the last commit, and fork(2). The child is the frozen memory.
+//! written since the last commit, and keeping that: by fork(2), whose child is then
+//! the frozen memory, or by a copy of those pages where they are few.
 //!
 //! What was written is only forgotten once a commit of it is known to be
 //! durable; a freeze whose commit failed leaves its pages to the next.
 
+use std::fs::File;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::devices::virtio::{Disk, FrozenDisk};
 use crate::error::{Error, Result};
 use crate::machine::{Control, Machine};
-use crate::memory::{Frozen, FrozenFiles, Tracker, ranges};
+use crate::memory::{
+    CopyRoom, Frozen, FrozenFiles, HostSlot, PageCopy, Tracker, ScanMethod,
+    private_ranges, ranges,
+};
 use crate::state::MachineState;
 
 /// One instant of a machine.
 pub struct Freeze {
     /// Memory; the guest's later writes do not show. It ends with this.
-    pub memory: Frozen,
-    /// What the memory is read by.
-    pub files: FrozenFiles,
+    pub memory: FrozenMemory,
     /// The disks in the order of their devices; the guest's later writes do not
     /// show.
     pub disks: Vec<FrozenDisk>,
@@ -36,6 +39,25 @@ pub struct Freeze {
     number: u64,
 }
 
+impl Freeze {
+    /// What may differ from the last durable commit: image ranges in bytes. Of a fork
+    /// the process is asked, which takes a while.
+    ///
+    /// # Errors
+    /// [`Error::MemoryGone`], or the kernel refuses.
+    pub fn written(&self) -> Result<Vec<Range<u64>>> {
+        let Some((_, pagemap)) = self.memory.process() else {
+            return Ok(self.changed.clone().unwrap_or_default());
+        };
+        let slots = self.memory.slots();
+        let private = private_ranges(pagemap, slots, ScanMethod::Automatic)?;
+        Ok(match &self.changed {
+            Some(changed) => ranges::intersect(&private, changed),
+            None => private,
+        })
+    }
+}
+
 /// How long a freeze took, by stage.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct FreezeTimings {
@@ -47,13 +69,59 @@ pub struct FreezeTimings {
     pub save: Duration,
     /// Listing what was written, and freezing the disks.
     pub list: Duration,
-    /// fork(2).
+    /// fork(2), or zero.
     pub fork: Duration,
+    /// Copying what was written, or zero.
+    pub copy: Duration,
+}
+
+/// Guest memory of one instant.
+#[derive(Debug)]
+pub enum FrozenMemory {
+    /// All of it, in a process of its own.
+    Forked(Frozen, FrozenFiles),
+    /// Of it what was written since the last durable commit.
+    Copied(PageCopy),
+}
+
+impl FrozenMemory {
+    /// What it is read by; its positions are the host addresses of the slots.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        match self {
+            Self::Forked(_, files) => &files.memory,
+            Self::Copied(copy) => copy.file(),
+        }
+    }
+
+    /// Where guest memory lies in the file.
+    #[must_use]
+    pub fn slots(&self) -> &[HostSlot] {
+        match self {
+            Self::Forked(process, _) => process.slots(),
+            Self::Copied(copy) => copy.slots(),
+        }
+    }
+
+    /// The process that has it, with its `/proc/PID/pagemap` open.
+    #[must_use]
+    pub fn process(&self) -> Option<(i32, &File)> {
+        match self {
+            Self::Forked(process, files) => Some((process.pid(), &files.pagemap)),
+            Self::Copied(_) => None,
+        }
+    }
+}
+
+/// Guest memory of one instant, before its files are opened.
+enum Kept {
+    Forked(Frozen),
+    Copied(PageCopy),
 }
 
 /// What is taken while the guest stands still.
 type Instantly = (
-    Frozen,
+    Kept,
     Vec<FrozenDisk>,
     MachineState,
     Option<Vec<Range<u64>>>,
@@ -78,14 +146,19 @@ impl Machine {
             // All private pages are of the first freeze anyhow.
             control.tracker = Tracker::new(&self.memory().host_slots())?;
         }
+        let mut room = None;
         if let Some(tracker) = &mut control.tracker {
             tracker.prepare();
+            // The first time everything is listed that is private.
+            if control.freezes > 0 {
+                room = Some(CopyRoom::new(self.memory())?);
+            }
         }
         let was_running = self.is_running();
         let began = Instant::now();
         self.close_gate()?;
         let stopped = Instant::now();
-        let frozen = self.freeze_paused(&mut control);
+        let frozen = self.freeze_paused(&mut control, room);
         if was_running {
             self.open_gate()?;
         }
@@ -94,8 +167,14 @@ impl Machine {
         let number = control.freezes;
         timings.pause = pause;
         timings.stop = stopped - began;
+        let memory = match memory {
+            Kept::Forked(process) => {
+                let files = process.open()?;
+                FrozenMemory::Forked(process, files)
+            }
+            Kept::Copied(copy) => FrozenMemory::Copied(copy),
+        };
         Ok(Freeze {
-            files: memory.open()?,
             memory,
             disks,
             state,
@@ -105,7 +184,7 @@ impl Machine {
         })
     }
 
-    fn freeze_paused(&self, control: &mut Control) -> Result<Instantly> {
+    fn freeze_paused(&self, control: &mut Control, room: Option<CopyRoom>) -> Result<Instantly> {
         let began = Instant::now();
         let state = self.save_paused()?;
         let saved = Instant::now();
@@ -114,17 +193,38 @@ impl Machine {
             control.uncommitted = ranges::union(&control.uncommitted, &written);
         }
         let disks = self.shared.devices.freeze_disks()?;
+        let few = match (&mut control.tracker, &room) {
+            (Some(tracker), Some(room)) => {
+                few_pages(tracker, &control.uncommitted, room.limit_bytes())?
+            }
+            _ => None,
+        };
         let listed = Instant::now();
-        let memory = Frozen::fork(self.memory().host_slots())?;
+        let copy = few.zip(room).and_then(|(pages, room)| {
+            // Without memory for a copy there may still be some for a fork.
+            let copied = room.copy(self.memory(), pages);
+            copied
+                .inspect_err(|error| tracing::warn!(%error, "forking instead"))
+                .ok()
+        });
+        let copied = Instant::now();
+        let memory = match copy {
+            Some(copy) => Kept::Copied(copy),
+            None => Kept::Forked(Frozen::fork(self.memory().host_slots())?),
+        };
         control.freezes += 1;
-        let changed = control
-            .tracker
-            .is_some()
-            .then(|| control.uncommitted.clone());
+        let changed = match &memory {
+            Kept::Copied(copy) => Some(copy.pages().to_vec()),
+            Kept::Forked(_) => control
+                .tracker
+                .is_some()
+                .then(|| control.uncommitted.clone()),
+        };
         let timings = FreezeTimings {
             save: saved - began,
             list: listed - saved,
-            fork: listed.elapsed(),
+            copy: copied - listed,
+            fork: copied.elapsed(),
             ..FreezeTimings::default()
         };
         Ok((memory, disks, state, changed, timings))
@@ -149,4 +249,18 @@ impl Machine {
     pub fn disks(&self) -> Vec<Disk> {
         self.shared.devices.disks()
     }
+}
+
+/// The pages of a list that are not only read, if they are no more than may be copied.
+fn few_pages(
+    tracker: &mut Tracker,
+    listed: &[Range<u64>],
+    limit_bytes: u64,
+) -> Result<Option<Vec<Range<u64>>>> {
+    // What was only read is listed, too; looking through much of it takes too long.
+    if ranges::total_bytes(listed) > 4 * limit_bytes {
+        return Ok(None);
+    }
+    let pages = tracker.private_of(listed)?;
+    Ok((ranges::total_bytes(&pages) <= limit_bytes).then_some(pages))
 }

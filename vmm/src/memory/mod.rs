@@ -5,6 +5,7 @@
 //! - [`private_ranges`]: all pages that are not the image's any more.
 //! - [`Tracker`]: pages written since it was last asked.
 //! - [`Frozen`]: a copy-on-write copy of the memory that stands still.
+//! - [`PageCopy`]: a copy of a few of its pages.
 //!
 //! The vCPUs are stopped while a [`Tracker`] is asked and while a [`Frozen`] is
 //! made; nothing else here needs that. Nothing here takes pages away from the
@@ -18,6 +19,7 @@
     )
 )]
 
+mod copy;
 mod fork;
 mod freeze;
 mod guest;
@@ -31,6 +33,7 @@ mod tracker;
 mod uapi;
 mod written;
 
+pub use copy::{CopyRoom, PageCopy};
 pub use freeze::{Frozen, FrozenFiles};
 pub use guest::{GuestMemory, HostSlot};
 pub use layout::{

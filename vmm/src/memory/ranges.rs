@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use super::guest::HostSlot;
+
 /// Makes a list normal.
 #[must_use]
 pub fn coalesce(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
@@ -61,6 +63,38 @@ pub fn intersect(a: &[Range<u64>], b: &[Range<u64>]) -> Vec<Range<u64>> {
         }
     }
     both
+}
+
+/// A part of a range of image offsets that lies in one slot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// Its image offsets.
+    pub image: Range<u64>,
+    /// Where it begins in the guest's physical address space.
+    pub guest_address: u64,
+    /// Where it begins in the address space of the process that maps the slot.
+    pub host_address: u64,
+}
+
+/// The list's parts in each of the slots, in the slots' order; what is in none is left
+/// out.
+pub fn by_slot(slots: &[HostSlot], list: &[Range<u64>]) -> Vec<Piece> {
+    let mut pieces = Vec::with_capacity(list.len() + slots.len());
+    for slot in slots {
+        let whole = slot.image_offset..slot.image_offset.saturating_add(slot.length);
+        for range in list {
+            let image = range.start.max(whole.start)..range.end.min(whole.end);
+            if image.start < image.end {
+                let into = image.start - whole.start;
+                pieces.push(Piece {
+                    guest_address: slot.guest_address.saturating_add(into),
+                    host_address: slot.host_address.saturating_add(into),
+                    image,
+                });
+            }
+        }
+    }
+    pieces
 }
 
 /// How many bytes a list covers.

@@ -128,6 +128,34 @@ impl Tracker {
     }
 }
 
+impl Tracker {
+    /// Which pages of a list of image ranges are private; others of it were only read.
+    ///
+    /// # Errors
+    /// [`crate::Error::Os`] if the kernel refuses.
+    pub fn private_of(&mut self, list: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
+        self.prepare();
+        let mut found = Vec::new();
+        for piece in ranges::by_slot(&self.slots, list) {
+            let part = HostSlot {
+                guest_address: piece.guest_address,
+                host_address: piece.host_address,
+                length: piece.image.end - piece.image.start,
+                image_offset: piece.image.start,
+            };
+            scan_slot(
+                &self.pagemap,
+                &part,
+                PRIVATE_PAGES,
+                &mut self.regions,
+                &mut found,
+            )
+            .os("find the written pages")?;
+        }
+        Ok(ranges::coalesce(found))
+    }
+}
+
 /// Makes the slots trackable, and sees whether a scan of them works.
 fn arm(slots: &[HostSlot], pagemap: &File) -> io::Result<OwnedFd> {
     let userfaultfd = open_write_tracking()?;
