@@ -1,5 +1,7 @@
 //! A queue of a device: its registers, and the ring once it is in use.
 
+use std::sync::atomic::Ordering;
+
 use virtio_queue::{Queue, QueueOwnedT as _, QueueState, QueueT as _};
 use vm_memory::GuestMemoryMmap;
 
@@ -180,6 +182,22 @@ pub struct Virtqueue<'m> {
 }
 
 impl<'m> Virtqueue<'m> {
+    /// Whether [`Virtqueue::pop`] has something to give.
+    ///
+    /// # Errors
+    /// The queue is not one.
+    pub fn has_next(&self) -> Result<bool, Broken> {
+        let available = self.queue.avail_idx(self.memory, Ordering::Acquire);
+        let available = available.map_err(Broken::Ring)?.0;
+        Ok(self.left > 0 && available != self.queue.next_avail())
+    }
+
+    /// Whether this pass may take no more, whatever there is.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.left == 0
+    }
+
     /// The next request, or `None` when there is none or this pass has taken as
     /// many as the queue can hold. A driver that adds more meanwhile notifies the
     /// device of it once more.
