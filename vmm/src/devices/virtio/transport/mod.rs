@@ -122,7 +122,7 @@ impl Transport {
             return;
         };
         let processed = self.device.process(queue_index, &mut queue);
-        if queue.was_used() {
+        if queue.wants_interrupt() {
             self.raise(VIRTIO_MMIO_INT_VRING);
         }
         if let Err(broken) = processed {
