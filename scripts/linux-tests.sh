@@ -4,7 +4,8 @@
 # check, `test linux::NAME ... ok|FAILED`, and closes with
 # `test result: ok. N passed; M failed`, or with `SKIPPED linux guests: REASON`.
 #
-#   scripts/linux-tests.sh [GROUP]...      groups: core, more, smoke61 (default: all)
+#   scripts/linux-tests.sh [GROUP]...      groups: core, more, smoke61 (default: all
+#                                          of these), network (a part of more)
 #
 # The program is the one that the tests run, target/debug/snapstore. Emulated, groups run side by
 # side, each in a first-level machine of one CPU: ten to fifteen minutes on two cores. Natively the numbers

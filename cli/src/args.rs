@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::vms::networks::NetSpec;
+
 /// Snapshots of virtual machines: each distinct page stored once, any snapshot
 /// readable at once as a flat file.
 #[derive(Parser)]
@@ -201,6 +203,8 @@ Examples:
   snapstore run debian --kernel vmlinuz --initrd initrd.gz --disk root.img --cpus 2 --detach
   snapstore commit base --vm debian
   snapstore run web --kernel vmlinuz --initrd web.gz --commit-when ready --tag web --or-restore web
+  ip tuntap add tap0 mode tap; ip link set tap0 up
+  snapstore run debian --kernel vmlinuz --initrd initrd.gz --disk root.img --net tap0
 
 Attached, Ctrl-] leaves the machine running. A kernel is a Linux bzImage or vmlinux;
 any other file is a flat program, loaded at 1 MiB and begun there in 32-bit mode.")]
@@ -240,6 +244,10 @@ pub struct RunArgs {
     /// cannot be committed. May be repeated
     #[arg(long = "disk", value_name = "FILE[:ro|:direct]")]
     pub disks: Vec<String>,
+    /// Connect a network interface of the guest to this tap of the host, which must
+    /// be there. Without mac= its address is random. May be repeated
+    #[arg(long = "net", value_name = "TAP[,mac=MAC]")]
+    pub nets: Vec<NetSpec>,
     /// The guest's memory
     #[arg(long, default_value = "512M", value_name = "SIZE", value_parser = crate::format::parse_size)]
     pub mem: u64,
@@ -261,7 +269,8 @@ pub enum CommitWhen {
 #[command(after_help = "\
 Examples:
   snapstore restore base                    attached; Ctrl-] leaves it running
-  snapstore restore base -n 100 --detach    base.1 to base.100")]
+  snapstore restore base -n 100 --detach    base.1 to base.100
+  snapstore restore base -n 8 --detach --net tap{}    base.1 on tap1 and so on")]
 pub struct RestoreArgs {
     /// A tag, or the beginning of a snapshot id
     pub snapshot: String,
@@ -271,6 +280,11 @@ pub struct RestoreArgs {
     /// How many machines
     #[arg(short = 'n', long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     pub count: u16,
+    /// Connect a network interface of the snapshot, in their order, to this tap, with
+    /// an address of its own. {} stands for the machine's number. An interface without
+    /// a tap has its link down, and what the guest sends is dropped. May be repeated
+    #[arg(long = "net", value_name = "TAP[,mac=MAC]")]
+    pub nets: Vec<NetSpec>,
     #[command(flatten)]
     pub start: StartArgs,
 }

@@ -102,8 +102,9 @@ fn store_code(error: &snapstore_store::Error) -> u8 {
 fn vmm_code(error: &snapstore_vmm::Error) -> u8 {
     use snapstore_vmm::control::ErrorKind;
     match error {
-        snapstore_vmm::Error::NoMachine { .. } => NOT_FOUND,
-        snapstore_vmm::Error::Refused {
+        snapstore_vmm::Error::NoMachine { .. } | snapstore_vmm::Error::NoTap { .. } => NOT_FOUND,
+        snapstore_vmm::Error::TapBusy { .. }
+        | snapstore_vmm::Error::Refused {
             kind: ErrorKind::Busy,
             ..
         } => BUSY,

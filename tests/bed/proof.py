@@ -26,6 +26,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 
@@ -677,6 +678,185 @@ def vm_generation(kernel):
         says(clone, forked)
     expect(forked not in snap("console", "gen", "--print"), "the machine that was saved takes itself for another")
     stop("--all")
+# In the guest: whoever connects sends a length and so many bytes, gets their MD5, and as many
+# bytes with theirs.
+SERVE_NETWORK = '''
+import hashlib, os, socket, threading
+def serve(peer):
+    stream = peer.makefile("rb")
+    length = int(stream.readline())
+    peer.sendall(hashlib.md5(stream.read(length)).hexdigest().encode())
+    mine = os.urandom(length)
+    peer.sendall(mine + hashlib.md5(mine).hexdigest().encode())
+    peer.close()
+server = socket.create_server(("", 7000))
+while True:
+    threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+'''
+
+EXCHANGE = '''
+import hashlib, os, socket, sys
+def exchange(address, length):
+    with socket.create_connection((address, 7000), timeout=60) as peer:
+        stream, mine = peer.makefile("rb"), os.urandom(length)
+        peer.sendall(b"%d\\n" % length + mine)
+        assert stream.read(32).decode() == hashlib.md5(mine).hexdigest(), "sent"
+        theirs = stream.read(length)
+        assert len(theirs) == length and stream.read(32).decode() == hashlib.md5(theirs).hexdigest(), "received"
+'''
+exec(EXCHANGE)
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True, timeout=20, stdin=subprocess.DEVNULL)
+
+
+def interface(machine):
+    """The machine's only interface, as `ps` tells."""
+    [found] = json.loads(snap("ps", machine, "--json"))["networks"]
+    return found
+
+
+def address_in(machine):
+    return guest(machine, "cat", "/sys/class/net/eth0/address").strip()
+
+
+def addresses_agree(machine, wanted):
+    """The agent sets the address soon after the guest has begun to run."""
+    deadline = time.time() + 30
+    while address_in(machine) != wanted:
+        expect(time.time() < deadline, f"{machine}: eth0 is {address_in(machine)}, the device {wanted}")
+        time.sleep(0.2)
+
+
+def set_ip(machine, address):
+    guest(machine, "sh", "-c", f"ip address flush dev eth0 && ip address add {address}/24 dev eth0 && ip link set eth0 up")
+
+
+def network():
+    # Not to be confused with an interface of a host on which this runs natively.
+    bridge, net, size = f"snb{os.getpid() % 10000}", "198.18.77", (4 if NATIVE else 2) << 20
+    taps = [f"snt{os.getpid() % 10000}-{n}" for n in range(3)]
+    made = []
+    try:
+        subprocess.run(["modprobe", "-a", "tun", "bridge"], timeout=20, stdin=subprocess.DEVNULL)
+        ip("link", "add", bridge, "type", "bridge")
+        made.append(bridge)
+        ip("address", "add", f"{net}.1/24", "dev", bridge)
+        ip("link", "set", bridge, "up")
+        for tap in taps:
+            ip("tuntap", "add", tap, "mode", "tap")
+            made.append(tap)
+            ip("link", "set", tap, "master", bridge, "up")
+        network_between(taps, net, size)
+    finally:
+        snap("stop", "--all", code=None)
+        for name in made:
+            subprocess.run(["ip", "link", "delete", name], timeout=20)
+
+
+def network_between(taps, net, size):
+    missing = ("run", "net", "--kernel", KERNEL, "--initrd", INITRD, "--cmdline", CMDLINE, "-d", "--net")
+    snap(*missing, taps[0] + "x", code=3)
+    boot("net", "--net", taps[0])
+    original = interface("net")
+    equal((original["tap"], original["link_up"]), (taps[0], True), "ps")
+    equal(address_in("net"), original["mac"], "the address at boot")
+    snap("run", "net2", *missing[2:], taps[0], code=5)
+    equal(len(json.loads(snap("ps", "--json"))["machines"]), 1, "machines after refusals")
+    set_ip("net", f"{net}.2")
+    python("net", "import subprocess, sys\n"
+           "subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,"
+           " stderr=subprocess.DEVNULL, start_new_session=True)", SERVE_NETWORK)
+    deadline = time.time() + 60
+    while True:
+        try:
+            exchange(f"{net}.2", 1)
+            break
+        except ConnectionRefusedError:
+            expect(time.time() < deadline, "the guest's server does not start")
+            time.sleep(0.5)
+    begin = time.monotonic()
+    exchange(f"{net}.2", size)
+    note(f"{2 * size >> 20} MiB in {time.monotonic() - begin:.1f} s")
+
+    # Commits, one after the other, while bytes go both ways. The first, of all there is, before that.
+    commit("net0", "net")
+    done, rounds, errors = threading.Event(), [], []
+
+    def traffic():
+        try:
+            while not done.is_set():
+                exchange(f"{net}.2", size)
+                rounds.append(time.monotonic())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=traffic)
+    thread.start()
+    try:
+        for n in (1, 2):
+            time.sleep(0.5)
+            commit(f"net{n}", "net")
+        last = time.monotonic()
+        deadline = last + 60
+        while not errors and sum(end > last for end in rounds) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        done.set()
+        thread.join()
+    expect(not errors, f"traffic during commits: {errors}")
+    expect(sum(end > last for end in rounds) >= 2, f"traffic stands still after commits: {len(rounds)} rounds")
+    note(f"{len(rounds)} exchanges of {2 * size >> 20} MiB around 2 commits")
+
+    # More taps than interfaces: nothing is started, and the taps are free afterwards.
+    snap("restore", "net2", "-d", "--name", "none", "--net", taps[1], "--net", taps[2], code=1)
+    equal(len(json.loads(snap("ps", "--json"))["machines"]), 1, "machines after a refusal")
+
+    # Two clones on taps of their own, beside the original.
+    restore("net2", "clone", "-n", "2", "--net", taps[0][:-1] + "{}")
+    clones = ["clone.1", "clone.2"]
+    found = {name: interface(name) for name in clones}
+    for name, tap in zip(clones, taps[1:]):
+        equal((found[name]["tap"], found[name]["link_up"]), (tap, True), f"{name}: ps")
+        equal(found[name]["saved_mac"], original["mac"], f"{name}: the saved address")
+        addresses_agree(name, found[name]["mac"])
+    equal(len({original["mac"], *(one["mac"] for one in found.values())}), 3, "different addresses")
+    for name, last in zip(clones, (11, 12)):
+        set_ip(name, f"{net}.{last}")
+    for last in (11, 12, 2):
+        exchange(f"{net}.{last}", size)
+    # From clone to clone, past the host.
+    python(clones[0], EXCHANGE + "exchange(sys.argv[1], int(sys.argv[2]))", f"{net}.12", str(size // 4))
+    for name in clones:
+        # A host that is busy emulating makes clocks unstable.
+        bad = [line for line in guest(name, "dmesg").splitlines() if ALARM.search(line) and "unstable" not in line]
+        expect(not bad, f"{name}: its kernel says {bad[:5]}")
+    # A clone's commit has its address, and its children have others.
+    commit("grandparent", clones[0])
+    stop("net", *clones)
+    restore("grandparent", "grandchild", "--net", f"{taps[1]},mac=02:00:00:00:be:ef")
+    equal(interface("grandchild")["saved_mac"], found[clones[0]]["mac"], "the clone's address, saved")
+    addresses_agree("grandchild", "02:00:00:00:be:ef")
+    exchange(f"{net}.11", size)
+    stop("grandchild")
+
+    # Without a tap the link is down, and all else as it was.
+    restore("net2", "alone")
+    equal((interface("alone")["tap"], interface("alone")["link_up"]), (None, False), "ps without a tap")
+    equal(guest("alone", "cat", "/sys/class/net/eth0/carrier").strip(), "0", "carrier without a tap")
+    addresses_agree("alone", interface("alone")["mac"])
+    guest("alone", "sh", "-c", f"ping -c 1 -W 1 {net}.1 || busybox ping -c 1 -W 1 {net}.1", code=1)
+    # A tap that goes takes the link with it, and nothing else.
+    stop("alone")
+    restore("net2", "cut", "--net", taps[2])
+    equal(guest("cut", "cat", "/sys/class/net/eth0/carrier").strip(), "1", "carrier with a tap")
+    ip("link", "delete", taps[2])
+    deadline = time.time() + 20
+    while guest("cut", "cat", "/sys/class/net/eth0/carrier").strip() != "0":
+        expect(time.time() < deadline, "the guest is not told that its tap is gone")
+        time.sleep(0.2)
+    stop("cut")
 
 
 def store_is_sound():
@@ -720,6 +900,7 @@ def more():
         check("vm_generation", vm_generation, kernel)
     else:
         print(f"SKIPPED {LABEL}::vm_generation: no kernel with a driver for it", flush=True)
+    check("network", network)
     check("more_store_is_sound", store_is_sound)
 
 
@@ -733,12 +914,17 @@ def smoke():
     check("store_is_sound", store_is_sound)
 
 
+def network_only():
+    check("network", network)
+    check("network_store_is_sound", store_is_sound)
+
+
 def main():
     try:
         subprocess.run(["cp", "--sparse=always", f"{GUEST}/root.img", DISK], check=True)
         snap("init")
         for group in sys.argv[1:]:
-            {"core": core, "more": more, "smoke": smoke}[group]()
+            {"core": core, "more": more, "smoke": smoke, "network": network_only}[group]()
             note(f"{group} is done")
     finally:
         subprocess.run([SNAPSTORE, "stop", "--all"], env=ENV, timeout=60, stdin=subprocess.DEVNULL)

@@ -89,7 +89,7 @@ fn main() -> Result<()> {
     machine.resume()?;
     let mut client = AgentClient::connect(&path, AGENT_PORT, PATIENCE)?;
     say(began, "the agent of the restored machine answers");
-    client.after_restore()?;
+    client.after_restore(&[])?;
     say(began, "reseeded, and the clock set");
     try_agent(&path)?;
     let left = run(&path, "ps | grep -c '[s]leep 1000'", b"")?;

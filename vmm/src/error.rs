@@ -186,6 +186,56 @@ pub enum Error {
         /// Which disk.
         name: String,
     },
+    /// This host has no taps, or not for this user.
+    #[error("cannot open /dev/net/tun: {source}; `modprobe tun` provides it")]
+    NoTaps {
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// There is no such tap.
+    #[error(
+        "there is no tap named {name}; make it with `ip tuntap add {name} mode tap`, then `ip link set {name} up`"
+    )]
+    NoTap {
+        /// Its name.
+        name: String,
+    },
+    /// A tap that another process has.
+    #[error(
+        "the tap {name} is in use by another process; stop that one, or make another tap with `ip tuntap add NAME mode tap`"
+    )]
+    TapBusy {
+        /// Its name.
+        name: String,
+    },
+    /// An interface that is no tap.
+    #[error(
+        "{name} is no tap, or one with several queues; make a tap with `ip tuntap add NAME mode tap`"
+    )]
+    NotATap {
+        /// Its name.
+        name: String,
+    },
+    /// A tap of another user.
+    #[error(
+        "no right to use the tap {name}: {source}; run as root, or make it with `ip tuntap add {name} mode tap user USER`"
+    )]
+    TapDenied {
+        /// Its name.
+        name: String,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// A tap cannot be used.
+    #[error("cannot {action} the tap {name}: {source}")]
+    Tap {
+        /// Its name.
+        name: String,
+        /// What was being done.
+        action: &'static str,
+        /// The operating system's error.
+        source: io::Error,
+    },
     /// More virtio devices than there are interrupts for.
     #[error("{devices} virtio devices are not possible; at most {limit} are")]
     VirtioDevices {

@@ -121,6 +121,14 @@ fn describe(entry: &Entry) -> String {
         return out;
     };
     out += &format!("\nStart:       {}\n", stages(&status.start));
+    for network in &status.networks {
+        out += &format!(
+            "Network:     {} on {}{}\n",
+            network.mac,
+            network.tap.as_deref().unwrap_or("no tap"),
+            if network.link_up { "" } else { ", link down" }
+        );
+    }
     if let Some(commit) = &status.last_commit {
         out += &format!(
             "Last commit: {} ({})\n",

@@ -13,6 +13,7 @@ use crate::context::Context;
 use crate::vms::build::What;
 use crate::vms::host::Spec;
 use crate::vms::mounts;
+use crate::vms::networks;
 use crate::vms::runtime::Runtime;
 use crate::vms::start::{borrowed, free_names, start};
 
@@ -27,6 +28,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::open()?;
     let base = args.name.as_deref().unwrap_or(&args.snapshot);
     let names = free_names(&runtime, base, args.count.into())?;
+    let nets = networks::of_machines(&args.nets, base, &names)?;
     let mounted = mounts::find_or_start(&runtime, &store, id)?;
     check_restorable(&args.snapshot, &mounted.dir)?;
     tracing::debug!(seconds = began.elapsed().as_secs_f64(), dir = %mounted.dir.display(), "mounted");
@@ -35,6 +37,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         what: What::Restore {
             dir: mounted.dir.clone(),
         },
+        nets,
         origin: origin(id, &args.snapshot),
         run: !args.start.paused,
         stop_at_ready: false,

@@ -15,6 +15,7 @@ use crate::commands::restore;
 use crate::context::Context;
 use crate::vms::build::{DiskAccess, DiskSpec, What};
 use crate::vms::host::Spec;
+use crate::vms::networks;
 use crate::vms::runtime::Runtime;
 use crate::vms::start::start;
 
@@ -36,6 +37,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             snapshot: tag.clone(),
             name: Some(args.name.clone()),
             count: 1,
+            nets: args.nets.clone(),
             start: args.start.clone(),
         };
         return restore::run(context, &restore);
@@ -54,8 +56,11 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             replace: args.replace,
             labels: [(CONFIGURATION_LABEL.to_owned(), configuration)].into(),
         });
+    let names = vec![args.name.clone()];
+    let nets = networks::of_machines(&args.nets, &args.name, &names)?;
     let spec = Spec {
-        names: vec![args.name.clone()],
+        names,
+        nets,
         what: What::Boot {
             kernel: absolute(&args.kernel)?,
             initrd: args.initrd.as_deref().map(absolute).transpose()?,
@@ -91,7 +96,7 @@ fn is_ready_made(context: &Context, tag: &str, configuration: &str) -> anyhow::R
 }
 
 /// A name for all that the guest can see of how it was booted: the content of
-/// kernel and initrd, the command line, the sizes, and for disks, which may be
+/// kernel and initrd, the command line, the sizes, how many network interfaces, and for disks, which may be
 /// large, their path, length and time of change.
 fn configuration(args: &RunArgs, disks: &[DiskSpec]) -> anyhow::Result<String> {
     let mut hasher = blake3::Hasher::new();
@@ -104,6 +109,9 @@ fn configuration(args: &RunArgs, disks: &[DiskSpec]) -> anyhow::Result<String> {
         hasher.update(one.finalize().as_bytes());
     }
     let mut seen = format!("{}\n{}\n{}\n", args.cmdline, args.mem, args.cpus);
+    if !args.nets.is_empty() {
+        seen += &format!("{} network interfaces\n", args.nets.len());
+    }
     for disk in disks {
         let file = std::fs::metadata(&disk.path)
             .with_context(|| format!("cannot examine {}", disk.path.display()))?;

@@ -1,8 +1,9 @@
 //! A machine with its memory and devices, from what a user named or from a
 //! snapshot's files.
 //!
-//! Linux guests get, in this order, their disks, a source of entropy and a
-//! socket; the order is part of a snapshot's state. Flat programs get none.
+//! Linux guests get, in this order, their disks, a source of entropy, a socket
+//! and their network interfaces; the order is part of a snapshot's state. Flat
+//! programs get none.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use snapstore_vmm::control::Seconds;
 use snapstore_vmm::memory::{GuestMemory, MemoryLayout};
@@ -18,6 +19,7 @@ use snapstore_vmm::state::{MAX_STATE_BYTES, MachineState, VirtioDeviceState};
 use snapstore_vmm::virtio::{Block, Disk, Entropy, VirtioDevice, Vsock};
 use snapstore_vmm::{Console, Kernel, Machine};
 
+use crate::vms::networks::{self, NetSpec};
 use crate::vms::runtime::VmDir;
 
 /// What a machine is made from.
@@ -59,6 +61,7 @@ type Devices = Vec<Box<dyn VirtioDevice>>;
 /// Builds the machine, paused; tells how long its parts took.
 pub fn build(
     what: &What,
+    nets: &[NetSpec],
     vm: &VmDir,
     console: &Arc<Console>,
 ) -> anyhow::Result<(Machine, Seconds)> {
@@ -74,8 +77,11 @@ pub fn build(
         } => {
             let kernel = kernel_of(kernel, initrd.as_deref(), cmdline)?;
             let devices = match &kernel {
+                Kernel::Flat(_) if !nets.is_empty() => {
+                    bail!("a flat program has no network; leave --net out")
+                }
                 Kernel::Flat(_) => Devices::new(),
-                Kernel::Linux { .. } => linux_devices(disks, vm)?,
+                Kernel::Linux { .. } => linux_devices(disks, nets, vm)?,
             };
             stages.end("open");
             let memory = GuestMemory::anonymous(MemoryLayout::new(*memory_bytes)?)?;
@@ -85,7 +91,7 @@ pub fn build(
         What::Restore { dir } => {
             let state = read_state(&dir.join("vmstate"))?;
             let image = open(&dir.join("memory.bin"))?;
-            let devices = saved_devices(&state, dir, vm)?;
+            let devices = saved_devices(&state, dir, nets, vm)?;
             stages.end("open");
             let memory = GuestMemory::from_image(MemoryLayout::new(state.memory_bytes)?, &image)?;
             stages.end("map");
@@ -138,7 +144,7 @@ fn kernel_of(path: &Path, initrd: Option<&Path>, cmdline: &str) -> anyhow::Resul
     })
 }
 
-fn linux_devices(disks: &[DiskSpec], vm: &VmDir) -> anyhow::Result<Devices> {
+fn linux_devices(disks: &[DiskSpec], nets: &[NetSpec], vm: &VmDir) -> anyhow::Result<Devices> {
     let mut devices = Devices::new();
     for (number, disk) in disks.iter().enumerate() {
         let name = disk_name(number);
@@ -151,13 +157,22 @@ fn linux_devices(disks: &[DiskSpec], vm: &VmDir) -> anyhow::Result<Devices> {
     }
     devices.push(Box::new(Entropy::new()));
     devices.push(Box::new(Vsock::new(&vm.vsock(), None)?));
+    for net in nets {
+        devices.push(Box::new(networks::device(Some(net))?));
+    }
     Ok(devices)
 }
 
-/// The devices that a snapshot's machine had.
-fn saved_devices(state: &MachineState, dir: &Path, vm: &VmDir) -> anyhow::Result<Devices> {
+/// The devices that a snapshot's machine had. A network interface for which there
+/// is no tap has its link down.
+fn saved_devices(
+    state: &MachineState,
+    dir: &Path,
+    nets: &[NetSpec],
+    vm: &VmDir,
+) -> anyhow::Result<Devices> {
     let mut devices = Devices::new();
-    let mut disks = 0;
+    let (mut disks, mut interfaces) = (0, 0);
     for saved in &state.devices.virtio {
         devices.push(match saved.device {
             VirtioDeviceState::Block { read_only, .. } => {
@@ -172,7 +187,23 @@ fn saved_devices(state: &MachineState, dir: &Path, vm: &VmDir) -> anyhow::Result
             }
             VirtioDeviceState::Entropy => Box::new(Entropy::new()),
             VirtioDeviceState::Vsock { .. } => Box::new(Vsock::new(&vm.vsock(), None)?),
+            VirtioDeviceState::Net { .. } => {
+                interfaces += 1;
+                Box::new(networks::device(nets.get(interfaces - 1))?)
+            }
         });
+    }
+    if nets.len() > interfaces {
+        let interfaces = match interfaces {
+            0 => "no network interface".to_owned(),
+            1 => "one network interface".to_owned(),
+            count => format!("{count} network interfaces"),
+        };
+        bail!(
+            "the snapshot has {interfaces}, and --net names {} taps; \
+             a machine gets its interfaces when it boots (`snapstore run --net TAP`)",
+            nets.len()
+        );
     }
     Ok(devices)
 }

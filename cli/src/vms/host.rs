@@ -18,6 +18,7 @@ use snapstore_vmm::{Console, Ending};
 
 use crate::exit;
 use crate::vms::build::{What, build};
+use crate::vms::networks::NetSpec;
 use crate::vms::runtime::{Claim, Runtime};
 
 /// The hidden command's name.
@@ -29,6 +30,8 @@ pub struct Spec {
     /// One machine for each.
     pub names: Vec<String>,
     pub what: What,
+    /// The network interfaces of each.
+    pub nets: Vec<Vec<NetSpec>>,
     pub origin: Origin,
     /// Whether they begin to run at once.
     pub run: bool,
@@ -62,7 +65,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
 fn machine_process(spec: &Spec, number: usize) -> u8 {
     let began = Instant::now();
     let name = &spec.names[number];
-    match start(spec, name, began) {
+    match start(spec, number, began) {
         Ok((vm, listener, claim)) => live(&vm, listener, claim),
         Err(error) => {
             let failure = Failure {
@@ -78,13 +81,14 @@ fn machine_process(spec: &Spec, number: usize) -> u8 {
 
 fn start(
     spec: &Spec,
-    name: &str,
+    number: usize,
     began: Instant,
 ) -> anyhow::Result<(Arc<Vm>, UnixListener, Claim)> {
     // A session of its own: the terminal's signals are not for a machine.
     rustix::process::setsid().context("cannot detach from the terminal")?;
-    let claim = Runtime::open()?.vm(name)?.claim()?;
-    let started = start_claimed(spec, &claim, began);
+    let claim = Runtime::open()?.vm(&spec.names[number])?.claim()?;
+    let nets = spec.nets.get(number).map_or(&[][..], Vec::as_slice);
+    let started = start_claimed(spec, nets, &claim, began);
     match started {
         Ok((vm, listener)) => Ok((vm, listener, claim)),
         Err(error) => {
@@ -96,6 +100,7 @@ fn start(
 
 fn start_claimed(
     spec: &Spec,
+    nets: &[NetSpec],
     claim: &Claim,
     began: Instant,
 ) -> anyhow::Result<(Arc<Vm>, UnixListener)> {
@@ -108,7 +113,7 @@ fn start_claimed(
     rustix::stdio::dup2_stderr(&log)?;
     snapstore_vmm::end_on_lost_memory()?;
     let console = Arc::new(Console::new());
-    let (machine, start) = build(&spec.what, &claim.vm, &console)?;
+    let (machine, start) = build(&spec.what, nets, &claim.vm, &console)?;
     let identity = Identity {
         name: claim.vm.name.clone(),
         origin: spec.origin.clone(),
@@ -191,13 +196,17 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a paused machine is looked at.
 const PAUSED_POLL: Duration = Duration::from_millis(200);
 
-/// Gives a restored guest fresh entropy and the time, through its agent, once it
-/// runs. A guest without an agent, or a machine without the device, is left as
+/// Gives a restored guest fresh entropy, the time and the addresses of its network
+/// interfaces, through its agent, once it runs. A guest without an agent, or a machine without the device, is left as
 /// it is.
 fn refresh_guest(vm: &Arc<Vm>, vsock: PathBuf) -> anyhow::Result<()> {
     if !vsock.exists() {
         return Ok(());
     }
+    let networks = vm.machine().networks().into_iter();
+    let macs: Vec<_> = networks
+        .filter_map(|network| Some((network.saved_mac?, network.mac)))
+        .collect();
     let vm = vm.clone();
     std::thread::Builder::new()
         .name("refresh".to_owned())
@@ -206,9 +215,9 @@ fn refresh_guest(vm: &Arc<Vm>, vsock: PathBuf) -> anyhow::Result<()> {
                 std::thread::sleep(PAUSED_POLL);
             }
             let refreshed = AgentClient::connect(&vsock, AGENT_PORT, AGENT_PATIENCE)
-                .and_then(|mut agent| agent.after_restore());
+                .and_then(|mut agent| agent.after_restore(&macs));
             if let Err(error) = refreshed {
-                tracing::debug!(%error, "the guest's clock and entropy are the snapshot's");
+                tracing::debug!(%error, "something of the guest is still the snapshot's");
             }
         })
         .context("cannot start a thread")?;

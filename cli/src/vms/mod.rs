@@ -9,6 +9,7 @@
 pub mod build;
 pub mod host;
 pub mod mounts;
+pub mod networks;
 pub mod runtime;
 pub mod start;
 pub mod terminal;

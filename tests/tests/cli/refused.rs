@@ -1,6 +1,6 @@
 //! What is refused: the exit code, the message, and no trace left behind.
 
-use snapstore_tests::harness::noise;
+use snapstore_tests::harness::{noise, skipped};
 
 use crate::{Fixture, PAGE};
 
@@ -227,4 +227,49 @@ fn a_directory_that_is_not_mounted_cannot_be_unmounted() -> anyhow::Result<()> {
     let fixture = with_base()?;
     let dir = fixture.dir.path().display().to_string();
     fixture.refused(3, "not a snapstore mount", &["umount", &dir])
+}
+
+/// What is wrong with a tap is said before anything is started.
+#[test]
+fn taps_that_cannot_be_used() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let runtime = fixture.path("run");
+    let cli = fixture
+        .cli
+        .clone()
+        .with_env("SNAPSTORE_RUNTIME_DIR", &runtime);
+    let kernel = fixture.file("kernel", b"flat")?;
+    let refused = |code, net: &str, says: &str| -> anyhow::Result<()> {
+        let error = cli.fails(code, &["run", "vm", "--kernel", &kernel, "--net", net])?;
+        assert!(error.contains(says), "{net}: {error}");
+        Ok(())
+    };
+    refused(2, "a/b", "cannot name a tap")?;
+    refused(
+        2,
+        "snap-none,mac=ff:ff:ff:ff:ff:ff",
+        "not an interface's address",
+    )?;
+    refused(3, "snap-none", "`ip tuntap add snap-none mode tap`")?;
+    let tun = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun");
+    match tun {
+        Ok(_) => refused(1, "lo", "lo is no tap")?,
+        Err(error) => skipped(
+            "taps_that_cannot_be_used",
+            &format!("/dev/net/tun: {error}"),
+        ),
+    }
+    let restore = ["restore", "base", "--detach", "--net", "snap-none"];
+    let error = cli.fails(3, &restore)?;
+    assert!(error.contains("ip tuntap add snap-none"), "{error}");
+    let error = cli.fails(1, &[&restore[..], &["-n", "2"]].concat())?;
+    assert!(error.contains("cannot share the tap snap-none"), "{error}");
+    for directory in ["vms", "mounts"] {
+        let left = crate::list(&std::path::Path::new(&runtime).join(directory))?;
+        assert!(left.is_empty(), "{left:?}");
+    }
+    Ok(())
 }

@@ -1,5 +1,5 @@
 //! The guest's end of a machine's agent connections: it runs commands for the
-//! host, sets the clock, adds entropy and names the machine.
+//! host, sets the clock, adds entropy, and names the machine and its interfaces.
 //!
 //! - [`protocol`]: what goes over a connection, for both ends; drawn in
 //!   `docs/AGENT.md`.
@@ -11,8 +11,11 @@
 //! can be saved and restored at any moment.
 
 mod exec;
+mod mac;
+mod network;
 pub mod protocol;
 mod server;
 mod system;
 
+pub use mac::{MacAddress, NotAMacAddress};
 pub use server::{serve, turn_away};

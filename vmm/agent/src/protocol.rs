@@ -46,6 +46,13 @@ pub enum Request {
         /// Up to [`MAX_ENTROPY_BYTES`], in hexadecimal.
         bytes: String,
     },
+    /// Gives a network interface another address. Answered by [`Reply::Done`].
+    Setmac {
+        /// The address that it has.
+        from: String,
+        /// The address that it gets.
+        to: String,
+    },
     /// Names the machine. Answered by [`Reply::Done`].
     Identity {
         /// Its host name.
@@ -259,6 +266,12 @@ mod tests {
             unix_nanoseconds: 7,
         };
         assert_eq!(text(&settime), r#"{"settime":{"unix_nanoseconds":7}}"#);
+        let setmac = Request::Setmac {
+            from: "02:00:00:00:00:01".to_owned(),
+            to: "02:00:00:00:00:02".to_owned(),
+        };
+        let wanted = r#"{"setmac":{"from":"02:00:00:00:00:01","to":"02:00:00:00:00:02"}}"#;
+        assert_eq!(text(&setmac), wanted);
         let exec = r#"{"exec":{"command":["sh","-c","id"],"env":{"A":"b"},"stdin":true,"timeout_seconds":5}}"#;
         assert_eq!(text(&serde_json::from_str(exec).unwrap()), exec);
         let exit = Reply::Exit(Exit {

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 
 use crate::exec;
+use crate::network;
 use crate::protocol::{
     ErrorKind, FrameKind, PROTOCOL_VERSION, Reply, Request, put_frame, read_line,
 };
@@ -47,6 +48,7 @@ pub fn serve<S: Read + Write + AsFd>(stream: &mut S) -> io::Result<()> {
             }
             Request::Settime { unix_nanoseconds } => system::set_time(unix_nanoseconds),
             Request::Reseed { bytes } => system::reseed(&bytes),
+            Request::Setmac { from, to } => network::set_mac(&from, &to),
             Request::Identity {
                 hostname,
                 machine_id,

@@ -12,10 +12,11 @@
 #![no_main]
 
 use std::fs::File;
+use std::os::unix::net::UnixDatagram;
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
-use snapstore_vmm::virtio::{Block, Disk, Entropy, Transport, VirtioDevice};
+use snapstore_vmm::virtio::{Block, Disk, Entropy, Net, Tap, Transport, VirtioDevice};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const MEMORY_BYTES: usize = 1 << 20;
@@ -44,8 +45,24 @@ impl Input<'_> {
     }
 }
 
+/// On something like a tap, whose other end has sent a little and is gone.
+fn net(connected: bool) -> Net {
+    let tap = connected.then(|| {
+        let (tap, host) = UnixDatagram::pair().expect("two sockets");
+        tap.set_nonblocking(true).expect("a socket");
+        for length in [10, 26, 1526, 9000] {
+            host.send(&vec![0x5a; length]).expect("room");
+        }
+        Tap::from_fd(tap.into())
+    });
+    Net::new(tap, None).expect("a device")
+}
+
 fn device(which: u8) -> Box<dyn VirtioDevice> {
     static BASE: OnceLock<File> = OnceLock::new();
+    if which & 4 != 0 {
+        return Box::new(net(which & 2 != 0));
+    }
     if which & 1 == 0 {
         return Box::new(Entropy::new());
     }
@@ -62,19 +79,24 @@ fn device(which: u8) -> Box<dyn VirtioDevice> {
     Box::new(Block::new(disk.expect("a disk")))
 }
 
+/// The queue that the driver works on: of a network device, either.
+fn queue(which: u8) -> u32 {
+    u32::from(which & 12 == 12)
+}
+
 fn write(transport: &mut Transport, register: u64, value: u32) {
     transport.write(register, &value.to_le_bytes());
 }
 
 /// Virtio 1.2, section 3.1.1, by the offsets of section 4.2.2.
-fn start(transport: &mut Transport) {
+fn start(transport: &mut Transport, which: u8) {
     for (register, value) in [
         (0x70, 0),
         (0x70, 3),
         (0x24, 1),
         (0x20, 1),
         (0x70, 0xb),
-        (0x30, 0),
+        (0x30, queue(which).into()),
         (0x38, 64),
         (0x80, TABLE),
         (0x90, AVAILABLE),
@@ -125,11 +147,11 @@ fn act(
             memory.write_obj(head, GuestAddress(entry)).ok()?;
             let next = index.wrapping_add(1);
             memory.write_obj(next, GuestAddress(AVAILABLE + 2)).ok()?;
-            write(&mut transport, 0x50, 0);
+            write(&mut transport, 0x50, queue(which));
         }
         7 => {
             memory.write_obj(0_u32, GuestAddress(AVAILABLE)).ok()?;
-            start(&mut transport);
+            start(&mut transport, which);
         }
         8 if input.byte()? & 1 == 0 => transport.quiesce(),
         8 => transport.resume(),
@@ -153,7 +175,7 @@ fuzz_target!(|bytes: &[u8]| {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).expect("memory");
     let mut transport = Transport::new(device(which), memory.clone(), Box::new(|| {}));
     transport.resume();
-    start(&mut transport);
+    start(&mut transport, which);
     while let Some(next) = act(&mut input, transport, &memory, which) {
         transport = next;
     }

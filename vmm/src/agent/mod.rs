@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
+pub use snapstore_agent::MacAddress;
 pub use snapstore_agent::protocol::{AGENT_PORT, ErrorKind, Exec, Exit, MAX_ENTROPY_BYTES};
 use snapstore_agent::protocol::{
     FRAME_HEADER_BYTES, FrameKind, MAX_FRAME_BYTES, Reply, Request, parse_frame_header, put_frame,
@@ -156,18 +157,33 @@ impl AgentClient {
         })
     }
 
+    /// Gives the guest's network interface with the address `from` the address
+    /// `to`. An agent that knows no such request ends the connection.
+    ///
+    /// # Errors
+    /// There is no such interface, the agent may not, or the connection broke.
+    pub fn set_mac(&mut self, from: MacAddress, to: MacAddress) -> Result<()> {
+        self.order(&Request::Setmac {
+            from: from.to_string(),
+            to: to.to_string(),
+        })
+    }
+
     /// Gives a restored guest what it cannot know of: fresh entropy of the host,
-    /// then the time. Entropy first, since nothing that happens before it is
+    /// then the time, then to each network interface of `macs` the second address
+    /// instead of the first. Entropy first, since nothing that happens before it is
     /// unlike what happens in another machine restored from the same snapshot.
     ///
     /// # Errors
     /// The agent may not, or the connection broke.
-    pub fn after_restore(&mut self) -> Result<()> {
+    pub fn after_restore(&mut self, macs: &[(MacAddress, MacAddress)]) -> Result<()> {
         let mut entropy = [0; ENTROPY_BYTES];
         let got = rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty());
         got.map_err(|error| AgentError::Local(error.into()))?;
         self.reseed(&entropy)?;
-        self.set_time(SystemTime::now())
+        self.set_time(SystemTime::now())?;
+        macs.iter()
+            .try_for_each(|(from, to)| self.set_mac(*from, *to))
     }
 
     fn order(&mut self, request: &Request) -> Result<()> {

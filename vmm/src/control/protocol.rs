@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::devices::virtio::Network;
 use crate::machine::Ending;
 use crate::memory::HostSlot;
 
@@ -97,6 +98,9 @@ pub struct Status {
     pub cpus: usize,
     /// Its memory in bytes.
     pub memory_bytes: u64,
+    /// Its network interfaces.
+    #[serde(default)]
+    pub networks: Vec<Network>,
     /// The snapshot it differs from.
     pub origin: Origin,
     /// Seconds since its process began with it.

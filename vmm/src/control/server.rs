@@ -157,6 +157,7 @@ impl Vm {
             state,
             cpus: self.machine.cpus(),
             memory_bytes: self.machine.memory().layout().size_bytes(),
+            networks: self.machine.networks(),
             origin: record.origin.clone(),
             uptime_seconds: self.began.elapsed().as_secs_f64(),
             console_bytes: self.console.written(),

@@ -24,8 +24,8 @@ pub use console::Console;
 use irq::IrqLine;
 use serial::SerialPort;
 use virtio::{
-    Disk, FrozenDisk, Interrupt, Transport, VIRTIO_MMIO_BASE, VIRTIO_MMIO_LEN, VirtioDevice,
-    virtio_gsi,
+    Disk, FrozenDisk, Interrupt, Network, Transport, VIRTIO_MMIO_BASE, VIRTIO_MMIO_LEN,
+    VirtioDevice, virtio_gsi,
 };
 
 const COM1: std::ops::RangeInclusive<u16> = 0x3f8..=0x3ff;
@@ -153,6 +153,14 @@ impl Devices {
         let virtio = self.virtio.iter();
         virtio
             .filter_map(|device| lock(device).device().disk().cloned())
+            .collect()
+    }
+
+    /// The network interfaces, in the order of their windows.
+    pub fn networks(&self) -> Vec<Network> {
+        let virtio = self.virtio.iter();
+        virtio
+            .filter_map(|device| lock(device).device().network())
             .collect()
     }
 

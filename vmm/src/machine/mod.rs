@@ -21,7 +21,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::acpi::AcpiDevices;
 use crate::addresses::VM_GENERATION;
-use crate::devices::virtio::{self, VirtioDevice};
+use crate::devices::virtio::{self, Network, VirtioDevice};
 use crate::devices::{Console, Devices};
 use crate::error::{Error, OsContext as _, Result};
 use crate::generation;
@@ -370,6 +370,12 @@ impl Machine {
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {
         &self.shared.memory
+    }
+
+    /// Its network interfaces.
+    #[must_use]
+    pub fn networks(&self) -> Vec<Network> {
+        self.shared.devices.networks()
     }
 
     /// How long building it took.

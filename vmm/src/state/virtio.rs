@@ -61,6 +61,11 @@ pub enum VirtioDeviceState {
         /// The guest's context id.
         guest_cid: u64,
     },
+    /// A network interface.
+    Net {
+        /// The address that the driver was told.
+        mac: [u8; 6],
+    },
 }
 
 /// A split virtqueue, virtio 1.2, section 2.7.

@@ -3,9 +3,10 @@
 use proptest::prelude::*;
 use vm_memory::{Bytes as _, GuestAddress};
 
+use super::net::cable;
 use super::testing::Part::Writable;
 use super::testing::{AVAILABLE, DATA, Driver, MEMORY_BYTES, TABLE, USED};
-use super::{Block, Disk, Entropy, VirtioDevice};
+use super::{Block, Disk, Entropy, Net, VirtioDevice};
 
 fn entropy() -> Box<dyn VirtioDevice> {
     Box::new(Entropy::new())
@@ -73,7 +74,12 @@ fn hostile() -> impl Strategy<Value = Vec<Hostile>> {
 /// Whatever a driver does: no panic, no end without end, and no access outside
 /// guest memory, which the pages around it would end.
 fn survive(device: &dyn Fn() -> Box<dyn VirtioDevice>, actions: Vec<Hostile>) {
-    let mut driver = Driver::running(device());
+    survive_on(0, device, actions);
+}
+
+/// The same with the driver on this queue.
+fn survive_on(queue: u32, device: &dyn Fn() -> Box<dyn VirtioDevice>, actions: Vec<Hostile>) {
+    let mut driver = Driver::running_on(device(), queue);
     for action in actions {
         match action {
             Hostile::Write(offset, bytes) => driver.transport.write(offset, &bytes),
@@ -121,5 +127,30 @@ proptest! {
     fn a_hostile_driver_of_a_disk_gets_nowhere(actions in hostile()) {
         let disk = disk();
         survive(&|| Box::new(Block::new(disk.clone())), actions);
+    }
+
+    #[test]
+    fn a_hostile_driver_of_a_network_gets_nowhere(queue in 0..2_u32, actions in hostile()) {
+        let mut others = Vec::new();
+        let network = || {
+            // One end is the host's, with something to receive.
+            let (tap, other) = cable();
+            for length in [1, 12, 26, 100, 1526, 9000] {
+                rustix::io::write(&other, &vec![0x5a; length]).unwrap();
+            }
+            (Box::new(Net::new(Some(tap), None).unwrap()), other)
+        };
+        let others = std::cell::RefCell::new(&mut others);
+        let device = || -> Box<dyn VirtioDevice> {
+            let (device, other) = network();
+            others.borrow_mut().push(other);
+            device
+        };
+        survive_on(queue, &device, actions);
+    }
+
+    #[test]
+    fn a_hostile_driver_without_a_cable_gets_nowhere(queue in 0..2_u32, actions in hostile()) {
+        survive_on(queue, &|| Box::new(Net::new(None, None).unwrap()), actions);
     }
 }

@@ -1,8 +1,9 @@
-//! Virtio devices: disks and entropy, each in a window of memory-mapped registers.
+//! Virtio devices: disks, entropy, sockets and network interfaces, each in a window of memory-mapped registers.
 //!
 //! - [`Transport`]: the registers of virtio-mmio, and the queues behind them.
 //! - [`VirtioDevice`]: what tells one device from another.
-//! - [`Block`] on a [`Disk`], [`Entropy`], [`Vsock`]: the devices.
+//! - [`Block`] on a [`Disk`], [`Entropy`], [`Vsock`], [`Net`] on a [`Tap`]: the
+//!   devices.
 //!
 //! A device works on the thread of the vCPU that notifies it, and is done when
 //! the notification is. So a stopped guest has no request under way, and there is
@@ -24,6 +25,7 @@ mod disk;
 mod entropy;
 #[cfg(test)]
 mod hostile;
+mod net;
 mod queue;
 #[cfg(test)]
 mod testing;
@@ -31,6 +33,7 @@ mod testing;
 mod tests;
 mod transport;
 mod vsock;
+mod wake;
 
 use std::sync::{Mutex, Weak};
 
@@ -40,9 +43,11 @@ pub use block::Block;
 pub use chain::Chain;
 pub use disk::{Content, DISK_BLOCK_BYTES, Disk, Extent, FrozenDisk, MAX_DISK_BYTES};
 pub use entropy::Entropy;
+pub use net::{MacAddress, Net, Network, NotAMacAddress, Tap};
 pub use queue::{Broken, Virtqueue};
 pub use transport::{Interrupt, Transport};
 pub use vsock::{GuestCid, Vsock};
+use wake::Wake;
 
 /// The guest-physical address of the first device's window.
 pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
@@ -128,8 +133,19 @@ pub trait VirtioDevice: Send {
     /// The state is of another device.
     fn restore(&mut self, state: &VirtioDeviceState) -> Result<(), &'static str>;
 
+    /// Whether a restored device's configuration may be another than the one that
+    /// the driver knows.
+    fn config_differs(&self) -> bool {
+        false
+    }
+
     /// The disk that a snapshot of the machine has to include.
     fn disk(&self) -> Option<&Disk> {
+        None
+    }
+
+    /// What there is to know of a network interface.
+    fn network(&self) -> Option<Network> {
         None
     }
 }

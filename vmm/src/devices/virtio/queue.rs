@@ -1,7 +1,10 @@
 //! A queue of a device: its registers, and the ring once it is in use.
 
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT as _, QueueState, QueueT as _};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use super::Chain;
 use crate::state::VirtioQueueState;
@@ -180,6 +183,22 @@ pub struct Virtqueue<'m> {
 }
 
 impl<'m> Virtqueue<'m> {
+    /// Whether [`Virtqueue::pop`] has something to give.
+    ///
+    /// # Errors
+    /// The queue is not one.
+    pub fn has_next(&self) -> Result<bool, Broken> {
+        let available = self.queue.avail_idx(self.memory, Ordering::Acquire);
+        let available = available.map_err(Broken::Ring)?.0;
+        Ok(self.left > 0 && available != self.queue.next_avail())
+    }
+
+    /// Whether this pass may take no more, whatever there is.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.left == 0
+    }
+
     /// The next request, or `None` when there is none or this pass has taken as
     /// many as the queue can hold. A driver that adds more meanwhile notifies the
     /// device of it once more.
@@ -210,8 +229,17 @@ impl<'m> Virtqueue<'m> {
         Ok(())
     }
 
-    /// Whether the driver has something to look at.
-    pub(super) fn was_used(&self) -> bool {
-        self.used
+    /// Whether the driver has something to look at, and does not look anyway
+    /// (virtio 1.2, section 2.7.7).
+    pub(super) fn wants_interrupt(&self) -> bool {
+        if !self.used {
+            return false;
+        }
+        // A driver that wants to be interrupted again says so, then looks whether it
+        // was too late; so it is looked at after what was given back can be seen.
+        fence(Ordering::SeqCst);
+        let flags = GuestAddress(self.queue.avail_ring());
+        let flags: u16 = self.memory.load(flags, Ordering::Relaxed).unwrap_or(0);
+        u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0
     }
 }

@@ -59,9 +59,12 @@ pub(super) enum Part<'a> {
     Writable(usize),
 }
 
+/// It works on one queue at a time.
 pub(super) struct Driver {
     pub transport: Transport,
     pub memory: GuestMemoryMmap<()>,
+    /// Which queue that is.
+    pub queue: u32,
     interrupts: Arc<AtomicUsize>,
     available: u16,
     used: u16,
@@ -89,6 +92,7 @@ impl Driver {
         Self {
             transport: make(device, memory.clone(), interrupt),
             memory,
+            queue: 0,
             interrupts,
             available: 0,
             used: 0,
@@ -102,6 +106,7 @@ impl Driver {
             Transport::restore(device, memory, interrupt, state).unwrap()
         });
         Self {
+            queue: self.queue,
             available: self.available,
             used: self.used,
             indirect: self.indirect,
@@ -111,7 +116,13 @@ impl Driver {
 
     /// A driver of a device that runs and whose driver took all features.
     pub fn running(device: Box<dyn VirtioDevice>) -> Self {
+        Self::running_on(device, 0)
+    }
+
+    /// The same, working on this queue.
+    pub fn running_on(device: Box<dyn VirtioDevice>, queue: u32) -> Self {
         let mut driver = Self::new(device);
+        driver.queue = queue;
         driver.transport.resume();
         driver.start(u64::MAX);
         driver
@@ -147,7 +158,7 @@ impl Driver {
         }
     }
 
-    /// Virtio 1.2, section 3.1.1, with queue 0 only.
+    /// Virtio 1.2, section 3.1.1, with one queue only.
     pub fn start(&mut self, features: u64) {
         self.write(VIRTIO_MMIO_STATUS, 0);
         self.write(VIRTIO_MMIO_STATUS, ACKNOWLEDGE);
@@ -156,7 +167,7 @@ impl Driver {
         self.take_features(features & offered);
         self.write(VIRTIO_MMIO_STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
         assert_ne!(self.read(VIRTIO_MMIO_STATUS) & FEATURES_OK, 0);
-        self.set_up_queue(0);
+        self.set_up_queue(self.queue);
         let running = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
         self.write(VIRTIO_MMIO_STATUS, running);
         assert_eq!(self.read(VIRTIO_MMIO_STATUS), running);
@@ -192,9 +203,13 @@ impl Driver {
         self.memory.write_slice(&bytes, at).unwrap();
     }
 
+    fn size(&self) -> u16 {
+        self.transport.device().queue_sizes()[self.queue as usize]
+    }
+
     /// Makes the chain that begins at descriptor `head` available.
     pub fn make_available(&mut self, head: u16) {
-        let size = 128.min(self.transport.device().queue_sizes()[0]);
+        let size = self.size();
         let entry = AVAILABLE + 4 + 2 * u64::from(self.available % size);
         self.memory.write_obj(head, GuestAddress(entry)).unwrap();
         self.available = self.available.wrapping_add(1);
@@ -240,7 +255,7 @@ impl Driver {
     }
 
     pub fn notify(&mut self) {
-        self.write(VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+        self.write(VIRTIO_MMIO_QUEUE_NOTIFY, self.queue);
     }
 
     /// The next used buffer: its head and how much was written.
@@ -249,7 +264,7 @@ impl Driver {
         if index == self.used {
             return None;
         }
-        let size = 128.min(self.transport.device().queue_sizes()[0]);
+        let size = self.size();
         let entry = USED + 4 + 8 * u64::from(self.used % size);
         self.used = self.used.wrapping_add(1);
         Some((

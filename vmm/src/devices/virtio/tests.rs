@@ -66,6 +66,20 @@ fn entropy_is_not_what_was_there() {
 }
 
 #[test]
+fn a_driver_that_looks_anyway_is_not_interrupted() {
+    let mut driver = Driver::running(entropy());
+    let flags = GuestAddress(AVAILABLE);
+    driver.memory.write_obj(1_u16, flags).unwrap();
+    driver.submit(&[Writable(8)]);
+    driver.notify();
+    assert_eq!(driver.take_used(), Some((1, 8)));
+    assert_eq!(driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    assert_eq!(driver.interrupts(), 0);
+    driver.memory.write_obj(0_u16, flags).unwrap();
+    driver.request(&[Writable(8)]);
+}
+
+#[test]
 fn a_driver_must_take_version_1_and_only_what_is_offered() {
     let mut driver = Driver::new(entropy());
     let offered = driver.features();

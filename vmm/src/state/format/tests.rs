@@ -99,6 +99,9 @@ fn golden() -> MachineState {
                     read_only: false,
                 }),
                 virtio(VirtioDeviceState::Entropy),
+                virtio(VirtioDeviceState::Net {
+                    mac: [2, 0x11, 0x22, 0x33, 0x44, 0x55],
+                }),
             ],
         },
         vm_generation: Some(0xf_f000),
@@ -205,13 +208,13 @@ fn other_files_are_told_apart_from_damaged_states() {
 #[test]
 fn other_versions_are_refused_before_anything_else() {
     let mut bytes = small().encode();
-    bytes[8] = 2;
+    bytes[8] = 3;
     bytes.truncate(12);
     assert!(matches!(
         reason(&bytes),
         StateError::Version {
-            found: 2,
-            supported: 1
+            found: 3,
+            supported: 2
         }
     ));
 }

@@ -41,6 +41,8 @@ pub struct Transport {
     quiet: bool,
     /// By queue, a bit: to be worked on when the machine runs again.
     postponed: u32,
+    /// The driver is to look at the configuration when the machine runs again.
+    config_postponed: bool,
 }
 
 /// Registers with nothing behind them but a value.
@@ -84,6 +86,7 @@ impl Transport {
             registers: Registers::default(),
             quiet: true,
             postponed: 0,
+            config_postponed: false,
         }
     }
 
@@ -119,7 +122,7 @@ impl Transport {
             return;
         };
         let processed = self.device.process(queue_index, &mut queue);
-        if queue.was_used() {
+        if queue.wants_interrupt() {
             self.raise(VIRTIO_MMIO_INT_VRING);
         }
         if let Err(broken) = processed {
@@ -138,6 +141,9 @@ impl Transport {
         if !std::mem::take(&mut self.quiet) {
             return;
         }
+        if std::mem::take(&mut self.config_postponed) {
+            self.config_changed();
+        }
         let postponed = std::mem::take(&mut self.postponed);
         for queue_index in 0..self.queues.len() {
             if postponed & 1 << queue_index != 0 {
@@ -146,8 +152,13 @@ impl Transport {
         }
     }
 
-    /// The device's configuration changed: the driver is to look at it.
+    /// The device's configuration changed: the driver is to look at it, in a
+    /// stopped machine when that runs again.
     pub fn config_changed(&mut self) {
+        if self.quiet {
+            self.config_postponed = true;
+            return;
+        }
         self.registers.config_generation = self.registers.config_generation.wrapping_add(1);
         if self.registers.has(VIRTIO_CONFIG_S_DRIVER_OK) {
             self.raise(VIRTIO_MMIO_INT_CONFIG);
@@ -214,6 +225,7 @@ impl Transport {
             *queue = QueueSlot::new(queue.max_size());
         }
         self.postponed = 0;
+        self.config_postponed = false;
         self.device.reset();
     }
 }

@@ -67,6 +67,7 @@ impl Transport {
             },
             quiet: true,
             postponed: 0,
+            config_postponed: false,
         };
         if transport.registers.has(VIRTIO_CONFIG_S_FEATURES_OK) {
             if !transport.accepts(state.driver_features) {
@@ -74,6 +75,7 @@ impl Transport {
             }
             transport.device.negotiated(state.driver_features);
         }
+        transport.config_postponed = transport.device.config_differs();
         transport.wake();
         Ok(transport)
     }

@@ -35,16 +35,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, eventfd};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
-use super::{Broken, Chain, Transport, VirtioDevice, VirtioDeviceState, Virtqueue};
+use super::{Broken, Chain, Transport, VirtioDevice, VirtioDeviceState, Virtqueue, Wake};
 use crate::error::{Error, OsContext as _, Result};
 use connection::BUFFER_BYTES;
 use packet::{HEADER_BYTES, Header, Operation};
 use poll::{EventFlags, Poll, Source};
 use table::Table;
-use thread::Wake;
 
 /// Receiving, sending and events, by the guest's view.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
@@ -126,8 +124,7 @@ impl Vsock {
     /// The operating system's.
     pub fn new(path: &Path, cid: Option<GuestCid>) -> Result<Self> {
         let poll = Poll::new().os("create an epoll instance")?;
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let wake = Wake::new(eventfd(0, flags).os("create an event")?);
+        let wake = Wake::new().os("create an event")?;
         poll.add(wake.fd(), Source::Wake, EventFlags::IN)
             .os("wait for an event")?;
         let threads_poll = poll.share().os("copy a descriptor")?;

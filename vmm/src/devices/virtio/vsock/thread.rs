@@ -1,43 +1,17 @@
 //! The device's thread: it hears from the host, and has the guest told.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::poll::{EventFlags, Poll, Source};
 use super::{News, RECEIVE, Shared, lock};
-use crate::devices::virtio::Transport;
+use crate::devices::virtio::{Transport, Wake};
 
 const STACK_BYTES: usize = 256 << 10;
 /// How long it waits when it has no descriptor for one who connects.
 const EXHAUSTED: Duration = Duration::from_millis(50);
-
-/// Makes the thread look.
-#[derive(Clone)]
-pub(super) struct Wake(Arc<OwnedFd>);
-
-impl Wake {
-    /// `eventfd` does not block.
-    pub fn new(eventfd: OwnedFd) -> Self {
-        Self(Arc::new(eventfd))
-    }
-
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-
-    pub fn up(&self) {
-        // Fails only when it counts more wakes than anyone could make.
-        let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
-    }
-
-    fn heard(&self) {
-        // Fails only when there was none.
-        let _ = rustix::io::read(&*self.0, &mut [0; 8]);
-    }
-}
 
 /// Starts the thread. It ends with the device.
 pub(super) fn spawn(
