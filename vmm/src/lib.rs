@@ -31,6 +31,6 @@ pub use acpi::{AcpiDevices, VirtioWindow};
 pub use devices::{Console, virtio};
 pub use error::{Error, Result};
 pub use loader::{Entry, FLAT_ADDRESS, Kernel};
-pub use machine::{BuildTimings, Ending, Freeze, FreezeTimings, Machine};
+pub use machine::{BuildTimings, Ending, Freeze, FreezeTimings, FrozenMemory, Machine};
 pub use signals::{MEMORY_LOST_EXIT_CODE, end_on_lost_memory};
 pub use spawn::fork_each;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use snapstore_guests::{TABLE, TableModel, TableStep};
-use snapstore_vmm::memory::{GuestMemory, MemoryLayout, ScanMethod, private_ranges, ranges};
+use snapstore_vmm::memory::{GuestMemory, MemoryLayout};
 use snapstore_vmm::state::MachineState;
-use snapstore_vmm::{Console, Ending, Freeze, Kernel, Machine};
+use snapstore_vmm::{Console, Ending, Freeze, FrozenMemory, Kernel, Machine};
 use vm_memory::{Bytes as _, GuestAddress};
 
 const GIB: u64 = 1 << 30;
@@ -78,16 +78,6 @@ fn steps(console: &Console, count: usize) -> Vec<TableStep> {
     }
 }
 
-/// What a freeze says may have changed, as a commit reads it.
-fn changed(freeze: &Freeze) -> Vec<Range<u64>> {
-    let slots = freeze.memory.slots();
-    let private = private_ranges(&freeze.files.pagemap, slots, ScanMethod::Automatic).unwrap();
-    match &freeze.changed {
-        Some(changed) => ranges::intersect(&private, changed),
-        None => private,
-    }
-}
-
 /// Copies these ranges of frozen memory to a sparse image.
 fn copy(freeze: &Freeze, ranges: &[Range<u64>], image: &File) {
     let mut page = vec![0; usize::try_from(PAGE).unwrap()];
@@ -99,8 +89,8 @@ fn copy(freeze: &Freeze, ranges: &[Range<u64>], image: &File) {
         let slot = slot.unwrap();
         let position = slot.host_address + (at - slot.image_offset);
         freeze
-            .files
             .memory
+            .file()
             .read_exact_at(&mut page, position)
             .unwrap();
         image.write_all_at(&page, at).unwrap();
@@ -132,7 +122,7 @@ fn memory_above_the_devices_is_frozen_and_restored() {
     let image = tempfile::tempfile().unwrap();
     image.set_len(SIZE).unwrap();
     let first = machine.freeze().unwrap();
-    let all = changed(&first);
+    let all = first.written().unwrap();
     assert!(all.iter().all(|range| range.end <= SIZE), "{all:?}");
     let bytes: u64 = all.iter().map(|range| range.end - range.start).sum();
     assert!(bytes < 1 << 20, "{bytes} bytes of {SIZE}");
@@ -150,7 +140,10 @@ fn memory_above_the_devices_is_frozen_and_restored() {
     ram.write_obj(6_u64, GuestAddress(again)).unwrap();
     machine.pause().unwrap();
     let second = machine.freeze().unwrap();
-    let some = changed(&second);
+    // Of so little a copy is made, where the kernel tells what it is.
+    let is_copy = matches!(second.memory, FrozenMemory::Copied(_));
+    assert_eq!(is_copy, second.changed.is_some());
+    let some = second.written().unwrap();
     if second.changed.is_some() {
         for (address, _) in WRITTEN {
             assert!(!contains(&some, offset(address)), "{address:#x}: {some:?}");

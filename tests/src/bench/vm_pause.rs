@@ -14,7 +14,7 @@ const CHANGED_MIB: u32 = 1;
 /// What a pause may take beyond fork(2), in seconds.
 const BEYOND_FORK: f64 = 1e-3;
 
-const STAGES: [&str; 5] = ["pause", "stop", "state_save", "list", "fork"];
+const STAGES: [&str; 6] = ["pause", "stop", "state_save", "list", "copy", "fork"];
 
 /// The pauses of two commits in a row, against fork(2) of a process with the same
 /// private memory, and against copying that memory while the guest waits.
@@ -50,7 +50,7 @@ pub fn pause(bench: &mut Bench) -> anyhow::Result<()> {
 }
 
 fn rows(bench: &mut Bench, which: &str, stages: &[Samples], fork: &Samples, copy: &Samples) {
-    let [pause, stop, save, list, own_fork] = stages else {
+    let [pause, stop, save, list, own_copy, own_fork] = stages else {
         unreachable!("one for each stage");
     };
     let rounds = bench.rounds;
@@ -79,6 +79,7 @@ fn rows(bench: &mut Bench, which: &str, stages: &[Samples], fork: &Samples, copy
         ("of it, stopping the vCPU", stop),
         ("of it, reading the state", save),
         ("of it, listing what was written", list),
+        ("of it, copying what was written", own_copy),
         ("of it, fork(2)", own_fork),
     ];
     for (what, part) in parts {

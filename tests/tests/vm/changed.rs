@@ -14,6 +14,24 @@ fn pages_read(commit: &Value) -> Result<u64> {
     Ok(commit["read_bytes"].as_u64().context("no read_bytes")? / PAGE)
 }
 
+/// Whether a commit's pages were copied in the pause; else the machine was forked.
+fn was_copied(commit: &Value) -> Result<bool> {
+    let stage = |name: &str| commit["timings"][name].as_f64();
+    let (copy, fork) = stage("copy").zip(stage("fork")).context("no stages")?;
+    ensure!(copy >= 0.0 && fork >= 0.0, "{commit}");
+    Ok(copy > fork)
+}
+
+/// Whether the kernel has asynchronous write protection, Linux 6.7.
+fn tracks_writes() -> Result<bool> {
+    let release = rustix::system::uname();
+    let release = release.release().to_str()?;
+    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
+    let (major, minor) = (numbers.next(), numbers.next());
+    let version = major.zip(minor).context("no version")?;
+    Ok((version.0?, version.1?) >= (6, 7))
+}
+
 /// Has a `touch` guest write pages, once for each call.
 struct Writer<'a> {
     lab: &'a Lab,
@@ -63,8 +81,10 @@ fn only_what_changed_since_the_last_commit_is_read() -> Result<()> {
     ensure!((5000..=5000 + FEW).contains(&read), "{read} pages");
 
     writer.write(FIRST + 2000, 1000, 7)?;
-    let read = pages_read(&lab.commit("thousand", "vm")?)?;
+    let thousand = lab.commit("thousand", "vm")?;
+    let read = pages_read(&thousand)?;
     ensure!((1000..=1000 + FEW).contains(&read), "{read} pages");
+    ensure!(!was_copied(&thousand)?, "{thousand}");
 
     // The same content once more: read, and found to be the same.
     writer.write(FIRST + 2000, 300, 7)?;
@@ -84,11 +104,29 @@ fn only_what_changed_since_the_last_commit_is_read() -> Result<()> {
         back["images"][0]["changed_pages"].as_u64() <= Some(FEW),
         "{back}"
     );
+    // So few are copied, where the kernel tells which.
+    let read = pages_read(&back)?;
+    ensure!((50..=50 + FEW).contains(&read), "{read} pages");
+    ensure!(was_copied(&back)? == tracks_writes()?, "{back}");
+
+    // A fork after a copy, and the other way round.
+    writer.write(FIRST + 3000, 2000, 5)?;
+    let many = lab.commit("many", "vm")?;
+    ensure!(!was_copied(&many)?, "{many}");
+    writer.write(FIRST + 4000, 10, 6)?;
+    let last = lab.commit("last", "vm")?;
+    ensure!(was_copied(&last)? == tracks_writes()?, "{last}");
 
     lab.stop("vm")?;
-    for tag in ["all", "thousand", "same", "back"] {
+    for (tag, value, later, last) in [
+        ("all", 1, 1, 1),
+        ("thousand", 7, 1, 1),
+        ("same", 7, 1, 1),
+        ("back", 7, 1, 1),
+        ("many", 7, 5, 5),
+        ("last", 7, 5, 6),
+    ] {
         lab.restore(tag, &[])?;
-        let value = if tag == "all" { 1 } else { 7 };
         let check = Writer {
             lab: &lab,
             name: tag,
@@ -96,7 +134,9 @@ fn only_what_changed_since_the_last_commit_is_read() -> Result<()> {
         };
         check.sum(FIRST, 2000, 1)?;
         check.sum(FIRST + 2000, 1000, value)?;
-        check.sum(FIRST + 3000, 2000, 1)?;
+        check.sum(FIRST + 3000, 1000, later)?;
+        check.sum(FIRST + 4000, 10, last)?;
+        check.sum(FIRST + 4010, 990, later)?;
         lab.stop(tag)?;
     }
     lab.finish()

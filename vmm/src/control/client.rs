@@ -168,29 +168,36 @@ impl Client {
     /// As [`Client::request`]; [`ErrorKind::Busy`] if another process commits it.
     pub fn freeze(mut self) -> Result<FrozenMachine> {
         let Reply::Frozen {
+            pid,
             slots,
             lists_changes,
             disks,
             origin,
             timings,
-            ..
         } = self.request(&Request::Freeze)?
         else {
             return Self::unexpected();
         };
         let memory = self.take_file()?;
-        let pagemap = self.take_file()?;
+        let pagemap = pid.map(|_| self.take_file()).transpose()?;
         let mut state_file = self.take_file()?;
         let mut state = Vec::new();
         let began = std::time::Instant::now();
         read_from_start(&mut state_file, &mut state, crate::state::MAX_STATE_BYTES)
             .map_err(|source| self.broken(source))?;
-        let mut written = private_ranges(&pagemap, &slots, ScanMethod::Automatic)?;
+        let private = pagemap
+            .map(|pagemap| private_ranges(&pagemap, &slots, ScanMethod::Automatic))
+            .transpose()?;
+        let mut changed = None;
         if lists_changes {
             let mut list = self.take_file()?;
-            let changed = read_ranges(&mut list).map_err(|source| self.broken(source))?;
-            written = ranges::intersect(&written, &changed);
+            changed = Some(read_ranges(&mut list).map_err(|source| self.broken(source))?);
         }
+        let written = match (private, changed) {
+            (Some(private), Some(changed)) => ranges::intersect(&private, &changed),
+            (Some(all), None) | (None, Some(all)) => all,
+            (None, None) => return Self::unexpected(),
+        };
         let disks = disks
             .into_iter()
             .map(|info| self.take_disk(info))
@@ -232,7 +239,8 @@ impl Client {
 }
 
 impl FrozenMachine {
-    /// The frozen process's memory, to be read at host addresses.
+    /// The frozen memory, to be read at the slots' host addresses. If what was written was
+    /// copied it holds nothing else.
     #[must_use]
     pub fn memory(&self) -> &File {
         &self.memory
@@ -281,7 +289,7 @@ impl FrozenMachine {
     }
 
     /// Fills `out` with guest memory from image offset `offset` on; both are
-    /// whole pages.
+    /// whole pages, and of what was written.
     ///
     /// # Errors
     /// The frozen copy is gone, or the range is not in the image.

@@ -148,18 +148,19 @@ pub enum Reply {
     Status(Box<Status>),
     /// Raw bytes follow.
     Console,
-    /// The instant is frozen. Descriptors, in order: the frozen process's
-    /// memory (to be read at host addresses), its pagemap, the machine state,
-    /// and, if `lists_changes`, the image ranges that changed since the last
-    /// commit (pairs of little-endian u64: start and end in bytes). Then for each
+    /// The instant is frozen. Descriptors, in order: its memory, to be read at the
+    /// slots' host addresses; if a process has it, that one's pagemap; the machine
+    /// state; and, if `lists_changes`, the image ranges that changed since the last
+    /// commit (pairs of little-endian u64: start and end in bytes). Without a process
+    /// they are listed and the memory holds nothing else. Then for each
     /// disk its base, its overlay if it has one, and what of it differs from the
     /// origin, or without one from the base (four little-endian u64 each: offset
     /// on the disk, length, 1 for bytes of the overlay or 0 for zeros, offset in
     /// the overlay).
     Frozen {
-        /// The frozen process.
-        pid: i32,
-        /// Where its memory lies.
+        /// The frozen process; none if what changed was copied.
+        pid: Option<i32>,
+        /// Where the guest's memory lies.
         slots: Vec<HostSlot>,
         /// Whether the changed ranges come with it.
         lists_changes: bool,

@@ -297,11 +297,11 @@ impl<'a> Client<'a> {
             action: "hand over the frozen copy",
             source,
         };
-        let mut fds = vec![
-            freeze.files.memory.try_clone().map_err(io)?.into(),
-            freeze.files.pagemap.try_clone().map_err(io)?.into(),
-            memory_file("machine state", &freeze.state.encode()).map_err(io)?,
-        ];
+        let mut fds = vec![freeze.memory.file().try_clone().map_err(io)?.into()];
+        if let Some((_, pagemap)) = freeze.memory.process() {
+            fds.push(pagemap.try_clone().map_err(io)?.into());
+        }
+        fds.push(memory_file("machine state", &freeze.state.encode()).map_err(io)?);
         if let Some(changed) = &freeze.changed {
             let bytes: Vec<u8> = changed
                 .iter()
@@ -330,7 +330,7 @@ impl<'a> Client<'a> {
         }
         let timings = &freeze.timings;
         let reply = Reply::Frozen {
-            pid: freeze.memory.pid(),
+            pid: freeze.memory.process().map(|(pid, _)| pid),
             slots: freeze.memory.slots().to_vec(),
             lists_changes: freeze.changed.is_some(),
             disks,
@@ -340,6 +340,7 @@ impl<'a> Client<'a> {
                 ("stop", timings.stop),
                 ("state_save", timings.save),
                 ("list", timings.list),
+                ("copy", timings.copy),
                 ("fork", timings.fork),
             ]),
         };

@@ -15,8 +15,7 @@ use crate::devices::virtio::{Disk, FrozenDisk};
 use crate::error::{Error, Result};
 use crate::machine::{Control, Machine};
 use crate::memory::{
-    CopyRoom, Frozen, FrozenFiles, HostSlot, PageCopy, Tracker, ScanMethod,
-    private_ranges, ranges,
+    CopyRoom, Frozen, FrozenFiles, HostSlot, PageCopy, ScanMethod, Tracker, private_ranges, ranges,
 };
 use crate::state::MachineState;
 

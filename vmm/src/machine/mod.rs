@@ -28,7 +28,7 @@ use crate::generation;
 use crate::loader::Kernel;
 use crate::memory::{GuestMemory, Tracker};
 use crate::state::{HostFacts, MachineState, VcpuState, VmState, announce_stop};
-pub use freeze::{Freeze, FreezeTimings};
+pub use freeze::{Freeze, FreezeTimings, FrozenMemory};
 pub use gate::Ending;
 use gate::{Gate, Next};
 use parts::Parts;

@@ -116,7 +116,9 @@ impl PageCopy {
 fn private_pages() -> Result<u64> {
     // "size resident shared ...", in pages; shared are those of files.
     let line = std::fs::read_to_string("/proc/self/statm").os("read /proc/self/statm")?;
-    let mut fields = line.split(' ').map(|field| field.parse::<u64>().unwrap_or(0));
+    let mut fields = line
+        .split(' ')
+        .map(|field| field.parse::<u64>().unwrap_or(0));
     let (resident, shared) = (fields.nth(1).unwrap_or(0), fields.next().unwrap_or(0));
     Ok(resident.saturating_sub(shared))
 }

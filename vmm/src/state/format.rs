@@ -5,7 +5,7 @@
 //! ```text
 //! offset   size  what
 //! 0           8  "SNAPVMST"
-//! 8           4  version of the format, 2
+//! 8           4  version of the format, 1
 //! 12          8  N, the length of the content in bytes, at most 16 MiB
 //! 20          N  content: a MachineState in postcard's wire format, KVM's
 //!                structures as the bytes of the kernel's ABI
@@ -21,7 +21,7 @@ use super::{MachineState, StateError};
 use crate::Result;
 
 const MAGIC: [u8; 8] = *b"SNAPVMST";
-const VERSION: u32 = 2;
+const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 20;
 const CHECKSUM_BYTES: usize = blake3::OUT_LEN;
 const MAX_CONTENT_BYTES: u64 = 16 << 20;

@@ -208,13 +208,13 @@ fn other_files_are_told_apart_from_damaged_states() {
 #[test]
 fn other_versions_are_refused_before_anything_else() {
     let mut bytes = small().encode();
-    bytes[8] = 3;
+    bytes[8] = 2;
     bytes.truncate(12);
     assert!(matches!(
         reason(&bytes),
         StateError::Version {
-            found: 3,
-            supported: 2
+            found: 2,
+            supported: 1
         }
     ));
 }
