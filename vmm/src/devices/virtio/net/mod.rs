@@ -70,6 +70,27 @@ pub struct Network {
     pub link_up: bool,
 }
 
+/// An interface as its owner asks for it, whatever the device does meanwhile.
+pub struct Interface {
+    link: Option<Arc<Link>>,
+    mac: MacAddress,
+    saved_mac: Option<MacAddress>,
+}
+
+impl Interface {
+    /// How it is now.
+    #[must_use]
+    pub fn network(&self) -> Network {
+        let tap = self.link.as_ref().and_then(|link| link.tap.name());
+        Network {
+            tap: tap.map(str::to_owned),
+            mac: self.mac,
+            saved_mac: self.saved_mac,
+            link_up: self.link.as_ref().is_some_and(|link| !link.is_lost()),
+        }
+    }
+}
+
 /// What the device and its thread share.
 struct Link {
     tap: Tap,
@@ -319,13 +340,11 @@ impl VirtioDevice for Net {
         self.saved_mac.is_some()
     }
 
-    fn network(&self) -> Option<Network> {
-        let tap = self.host.as_ref().and_then(|host| host.link.tap.name());
-        Some(Network {
-            tap: tap.map(str::to_owned),
+    fn interface(&self) -> Option<Interface> {
+        Some(Interface {
+            link: self.host.as_ref().map(|host| host.link.clone()),
             mac: self.mac,
             saved_mac: self.saved_mac,
-            link_up: self.is_link_up(),
         })
     }
 }

@@ -92,7 +92,7 @@ fn a_driver_learns_address_and_link() {
     assert_eq!(bytes, [0; 4]);
     let down = Driver::running(device(None, 7));
     assert_eq!(config(&down), [2, 0, 0, 0, 0, 7, 0, 0, 0, 0]);
-    let network = down.transport.device().network().unwrap();
+    let network = down.transport.device().interface().unwrap().network();
     assert!(!network.link_up && network.tap.is_none());
 }
 
@@ -319,8 +319,20 @@ fn a_lost_tap_is_a_link_that_is_down() {
     let mut bytes = [0xff; 8];
     shared.lock().read(VIRTIO_MMIO_CONFIG.into(), &mut bytes);
     assert_eq!(bytes, [2, 0, 0, 0, 0, 1, 0, 0]);
-    assert!(!shared.lock().device().network().unwrap().link_up);
+    let interface = shared.lock().device().interface().unwrap();
+    assert!(!interface.network().link_up);
     shared.notify();
+}
+
+#[test]
+fn whether_the_link_is_up_is_known_while_the_device_works() {
+    let (shared, other) = shared(2);
+    let interface = shared.lock().device().interface().unwrap();
+    let device = shared.lock();
+    assert!(interface.network().link_up);
+    drop(device);
+    drop(other);
+    eventually("the link is down", || !interface.network().link_up);
 }
 
 #[test]
@@ -363,7 +375,7 @@ fn a_restored_device_has_an_address_of_its_own() {
     assert_eq!(driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 3);
     assert_eq!(config(&driver), [2, 0, 0, 0, 0, 2, 1, 0, 0, 0]);
     assert_eq!(driver.take_used(), Some((1, 72)));
-    let network = driver.transport.device().network().unwrap();
+    let network = driver.transport.device().interface().unwrap().network();
     assert_eq!((network.mac, network.saved_mac), (mac(2), Some(mac(1))));
 
     // Without a tap, its link is down.
