@@ -313,12 +313,18 @@ impl VirtioDevice for Net {
             return;
         };
         let (link, wake) = (host.link.clone(), host.wake.clone());
-        host.thread = host
+        let started = host
             .poll
             .share()
-            .and_then(|poll| thread::spawn(poll, link, wake, transport))
-            .inspect_err(|error| tracing::error!(%error, "no thread for the guest's network"))
-            .ok();
+            .and_then(|poll| thread::spawn(poll, link, wake, transport));
+        match started {
+            Ok(thread) => host.thread = Some(thread),
+            Err(error) => {
+                // Nobody would hear the host. No driver has looked yet.
+                tracing::error!(%error, "no thread for the guest's network");
+                host.link.lose();
+            }
+        }
     }
 
     fn save(&self) -> VirtioDeviceState {
