@@ -56,6 +56,8 @@ const BUFFERS_AT: usize = 10;
 const MIN_FRAME_BYTES: usize = 14;
 /// The longest frame.
 const MAX_FRAME_BYTES: usize = 64 << 10;
+/// How many frames that the host cannot hand over are dropped in one go.
+const MAX_DROPPED: usize = 256;
 
 /// A network interface as its owner sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -124,7 +126,7 @@ pub struct Net {
     host: Option<Host>,
     mac: MacAddress,
     saved_mac: Option<MacAddress>,
-    /// Room for one frame and its header.
+    /// Room for one frame and its header, and a byte that tells a longer one.
     frame: Box<[u8]>,
 }
 
@@ -143,7 +145,7 @@ impl Net {
             host: tap.map(Host::new).transpose()?,
             mac,
             saved_mac: None,
-            frame: vec![0; HEADER_BYTES + MAX_FRAME_BYTES].into(),
+            frame: vec![0; HEADER_BYTES + MAX_FRAME_BYTES + 1].into(),
         })
     }
 
@@ -156,7 +158,8 @@ impl Net {
         let Some(host) = &self.host else {
             return Ok(());
         };
-        while queue.has_next()? {
+        let mut dropped = 0;
+        while queue.has_next()? && dropped < MAX_DROPPED {
             if host.link.is_lost() {
                 return Ok(());
             }
@@ -170,6 +173,12 @@ impl Net {
                     host.poll.wait_for_frame(&host.link.tap);
                     return Ok(());
                 }
+                // The tap has no form for this frame, and has thrown it away.
+                Err(Errno::INVAL) => {
+                    dropped += 1;
+                    continue;
+                }
+                // EBADFD, EIO: it is deleted.
                 Err(error) => {
                     host.lose(error);
                     return Ok(());
@@ -182,7 +191,7 @@ impl Net {
             let written_bytes = deliver(&chain, &mut self.frame[..length])?;
             queue.push(&chain, written_bytes)?;
         }
-        if queue.is_over() {
+        if queue.is_over() || dropped == MAX_DROPPED {
             // There may be more of both. Others first: the thread goes on.
             host.poll.wait_for_frame(&host.link.tap);
         }
@@ -216,10 +225,10 @@ fn frame_bytes(chain: &Chain<'_>) -> Option<usize> {
 }
 
 /// Writes a frame behind a header of the device's own into the guest's buffer.
-/// Returns how many bytes were written: none if it does not fit.
+/// Returns how many bytes were written: none if it does not fit or is no frame.
 fn deliver(chain: &Chain<'_>, frame: &mut [u8]) -> Result<u32, Broken> {
-    let fits = chain.writable_bytes() >= frame.len() as u64;
-    if !fits || frame.len() < HEADER_BYTES + MIN_FRAME_BYTES {
+    let lengths = HEADER_BYTES + MIN_FRAME_BYTES..=HEADER_BYTES + MAX_FRAME_BYTES;
+    if !lengths.contains(&frame.len()) || chain.writable_bytes() < frame.len() as u64 {
         return Ok(0);
     }
     frame[..HEADER_BYTES].fill(0);

@@ -184,6 +184,36 @@ fn what_the_host_sends_waits_for_a_buffer() {
 }
 
 #[test]
+fn frames_without_a_form_are_dropped_and_the_link_stays() {
+    // Each of its reads is EINVAL.
+    let flags = rustix::event::epoll::CreateFlags::CLOEXEC;
+    let tap = Tap::from_fd(rustix::event::epoll::create(flags).unwrap());
+    let mut driver = Driver::running(device(Some(tap), 1));
+    driver.submit(&[Writable(2000)]);
+    for _ in 0..3 {
+        // Comes to an end, and keeps the buffer.
+        driver.notify();
+        assert_eq!((driver.take_used(), driver.interrupts()), (None, 0));
+    }
+    assert_eq!(config(&driver)[6..8], [1, 0]);
+}
+
+#[test]
+fn a_frame_that_is_too_long_is_lost_and_not_cut() {
+    let (mut driver, other) = driver(RECEIVE);
+    let room = HEADER_BYTES + MAX_FRAME_BYTES + 100;
+    for length in [MAX_FRAME_BYTES + 1, MAX_FRAME_BYTES + 50] {
+        send(&other, &frame(length));
+        let (written, bytes) = driver.request(&[Writable(room)]);
+        assert_eq!(written, 0, "{length}");
+        assert!(bytes.iter().all(|byte| *byte == 0xee));
+    }
+    send(&other, &frame(MAX_FRAME_BYTES));
+    let (written, _) = driver.request(&[Writable(room)]);
+    assert_eq!(written as usize, HEADER_BYTES + MAX_FRAME_BYTES);
+}
+
+#[test]
 fn a_frame_that_does_not_fit_is_lost_and_nothing_written() {
     let (mut driver, other) = driver(RECEIVE);
     for parts in [
@@ -459,6 +489,25 @@ fn taps_that_cannot_be_used_are_told_apart() {
     Tap::open("t0").unwrap();
     // Nothing was made by looking.
     assert!(matches!(error("t1"), Error::NoTap { .. }));
+}
+
+#[test]
+fn a_tap_that_is_deleted_takes_the_link_down() {
+    let Some(()) = tap_of_our_own("a_tap_that_is_deleted_takes_the_link_down") else {
+        return;
+    };
+    // The device has no thread here: it notices when it is notified.
+    let tap = Tap::open("t0").unwrap();
+    let mut driver = Driver::running(device(Some(tap), 1));
+    driver.submit(&[Writable(2000)]);
+    driver.notify();
+    assert_eq!(config(&driver)[6..8], [1, 0]);
+    let deleted = std::process::Command::new("ip")
+        .args(["link", "delete", "t0"])
+        .status();
+    assert!(deleted.unwrap().success());
+    driver.notify();
+    assert_eq!(config(&driver)[6..8], [0, 0]);
 }
 
 #[test]
