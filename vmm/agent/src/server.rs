@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 
 use crate::exec;
-use crate::network;
+use crate::network::Interfaces;
 use crate::protocol::{
     ErrorKind, FrameKind, PROTOCOL_VERSION, Reply, Request, put_frame, read_line,
 };
@@ -17,6 +17,7 @@ use crate::system;
 /// # Errors
 /// The connection's; a command that runs is then killed.
 pub fn serve<S: Read + Write + AsFd>(stream: &mut S) -> io::Result<()> {
+    let mut interfaces = Interfaces::new();
     loop {
         let line = match read_line(stream) {
             Ok(Some(line)) => line,
@@ -48,7 +49,7 @@ pub fn serve<S: Read + Write + AsFd>(stream: &mut S) -> io::Result<()> {
             }
             Request::Settime { unix_nanoseconds } => system::set_time(unix_nanoseconds),
             Request::Reseed { bytes } => system::reseed(&bytes),
-            Request::Setmac { from, to } => network::set_mac(&from, &to),
+            Request::Setmac { from, to } => interfaces.set_mac(&from, &to),
             Request::Identity {
                 hostname,
                 machine_id,

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 
+use snapstore_agent::protocol::read_line;
+
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -113,4 +115,94 @@ fn a_broken_output_ends_the_command() {
         })
         .unwrap_err();
     assert!(matches!(error, AgentError::Local(_)), "{error}");
+}
+
+/// A socket behind which an agent gives these answers, then ends the connection;
+/// the thread returns what it was asked.
+fn scripted(
+    directory: &Path,
+    answers: Vec<Reply>,
+) -> (PathBuf, std::thread::JoinHandle<Vec<Request>>) {
+    let path = directory.join("vsock.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let agent = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        read_line(&mut stream).unwrap();
+        stream.write_all(b"OK 1073741824\n").unwrap();
+        let mut requests = Vec::new();
+        for answer in answers {
+            let line = read_line(&mut stream).unwrap().unwrap();
+            requests.push(serde_json::from_slice(&line).unwrap());
+            let mut frame = Vec::new();
+            let content = serde_json::to_vec(&answer).unwrap();
+            put_frame(&mut frame, FrameKind::Reply, &content);
+            stream.write_all(&frame).unwrap();
+        }
+        requests
+    });
+    (path, agent)
+}
+
+fn refusal(message: &str) -> Reply {
+    Reply::Error {
+        kind: ErrorKind::NotFound,
+        message: message.to_owned(),
+    }
+}
+
+fn setmac((from, to): &(MacAddress, MacAddress)) -> Request {
+    Request::Setmac {
+        from: from.to_string(),
+        to: to.to_string(),
+    }
+}
+
+fn three_pairs() -> [(MacAddress, MacAddress); 3] {
+    let mac = |last| MacAddress::new([2, 0, 0, 0, 0, last]).unwrap();
+    [(mac(1), mac(11)), (mac(2), mac(12)), (mac(3), mac(13))]
+}
+
+#[test]
+fn a_refusal_keeps_a_restored_guest_from_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let answers = vec![
+        Reply::Done,
+        Reply::Done,
+        refusal("first"),
+        refusal("second"),
+        Reply::Done,
+    ];
+    let (path, agent) = scripted(directory.path(), answers);
+    let mut client = AgentClient::connect(&path, AGENT_PORT, PATIENCE).unwrap();
+    let pairs = three_pairs();
+    let error = client.after_restore(&pairs).unwrap_err();
+    assert!(
+        matches!(&error, AgentError::Refused { message, .. } if message == "first"),
+        "{error}"
+    );
+    let requests = agent.join().unwrap();
+    assert!(matches!(requests[0], Request::Reseed { .. }));
+    assert!(matches!(requests[1], Request::Settime { .. }));
+    assert!(requests[2..].iter().eq(&pairs.each_ref().map(setmac)));
+}
+
+#[test]
+fn an_agent_that_refuses_and_leaves_has_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let answers = vec![Reply::Done, Reply::Done, refusal("not a request")];
+    let (path, agent) = scripted(directory.path(), answers);
+    let mut client = AgentClient::connect(&path, AGENT_PORT, PATIENCE).unwrap();
+    let error = client.after_restore(&three_pairs()).unwrap_err();
+    assert!(matches!(error, AgentError::Refused { .. }), "{error}");
+    assert_eq!(agent.join().unwrap().len(), 3);
+}
+
+#[test]
+fn a_connection_that_breaks_ends_the_rest() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, agent) = scripted(directory.path(), vec![Reply::Done, Reply::Done]);
+    let mut client = AgentClient::connect(&path, AGENT_PORT, PATIENCE).unwrap();
+    let error = client.after_restore(&three_pairs()).unwrap_err();
+    assert!(matches!(error, AgentError::Connection(_)), "{error}");
+    agent.join().unwrap();
 }

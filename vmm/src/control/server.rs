@@ -150,6 +150,7 @@ impl Vm {
         if let Some(first) = self.machine.first_entry() {
             start.extend(seconds([("first_entry", first)]));
         }
+        let networks = self.machine.networks();
         let record = self.record();
         Status {
             name: self.identity.name.clone(),
@@ -157,7 +158,7 @@ impl Vm {
             state,
             cpus: self.machine.cpus(),
             memory_bytes: self.machine.memory().layout().size_bytes(),
-            networks: self.machine.networks(),
+            networks,
             origin: record.origin.clone(),
             uptime_seconds: self.began.elapsed().as_secs_f64(),
             console_bytes: self.console.written(),

@@ -24,7 +24,7 @@ pub use console::Console;
 use irq::IrqLine;
 use serial::SerialPort;
 use virtio::{
-    Disk, FrozenDisk, Interrupt, Network, Transport, VIRTIO_MMIO_BASE, VIRTIO_MMIO_LEN,
+    Disk, FrozenDisk, Interface, Interrupt, Network, Transport, VIRTIO_MMIO_BASE, VIRTIO_MMIO_LEN,
     VirtioDevice, virtio_gsi,
 };
 
@@ -63,6 +63,8 @@ pub(crate) struct Devices {
     keyboard: Mutex<I8042Device<ResetLine>>,
     /// In the order of their windows.
     virtio: Vec<Arc<Mutex<Transport>>>,
+    /// In the same order.
+    interfaces: Vec<Interface>,
 }
 
 impl Devices {
@@ -115,8 +117,11 @@ impl Devices {
 
     fn with(serial: SerialPort, transports: Vec<Transport>) -> Self {
         let line = ResetLine(AtomicBool::new(false));
+        let interfaces = transports.iter();
+        let interfaces = interfaces.filter_map(|transport| transport.device().interface());
         Self {
             serial,
+            interfaces: interfaces.collect(),
             keyboard: Mutex::new(I8042Device::new(line)),
             virtio: transports.into_iter().map(Transport::shared).collect(),
         }
@@ -156,12 +161,9 @@ impl Devices {
             .collect()
     }
 
-    /// The network interfaces, in the order of their windows.
+    /// The network interfaces, in the order of their windows. Waits for no device.
     pub fn networks(&self) -> Vec<Network> {
-        let virtio = self.virtio.iter();
-        virtio
-            .filter_map(|device| lock(device).device().network())
-            .collect()
+        self.interfaces.iter().map(Interface::network).collect()
     }
 
     /// The disks of this instant. The devices must be quiet.

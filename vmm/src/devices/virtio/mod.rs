@@ -43,7 +43,7 @@ pub use block::Block;
 pub use chain::Chain;
 pub use disk::{Content, DISK_BLOCK_BYTES, Disk, Extent, FrozenDisk, MAX_DISK_BYTES};
 pub use entropy::Entropy;
-pub use net::{MacAddress, Net, Network, NotAMacAddress, Tap};
+pub use net::{Interface, MacAddress, Net, Network, NotAMacAddress, Tap};
 pub use queue::{Broken, Virtqueue};
 pub use transport::{Interrupt, Transport};
 pub use vsock::{GuestCid, Vsock};
@@ -144,8 +144,8 @@ pub trait VirtioDevice: Send {
         None
     }
 
-    /// What there is to know of a network interface.
-    fn network(&self) -> Option<Network> {
+    /// The network interface that the device is, once it is as it was saved.
+    fn interface(&self) -> Option<Interface> {
         None
     }
 }

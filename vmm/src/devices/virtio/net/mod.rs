@@ -56,6 +56,8 @@ const BUFFERS_AT: usize = 10;
 const MIN_FRAME_BYTES: usize = 14;
 /// The longest frame.
 const MAX_FRAME_BYTES: usize = 64 << 10;
+/// How many frames that the host cannot hand over are dropped in one go.
+const MAX_DROPPED: usize = 256;
 
 /// A network interface as its owner sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -68,6 +70,27 @@ pub struct Network {
     pub saved_mac: Option<MacAddress>,
     /// Whether frames can go through.
     pub link_up: bool,
+}
+
+/// An interface as its owner asks for it, whatever the device does meanwhile.
+pub struct Interface {
+    link: Option<Arc<Link>>,
+    mac: MacAddress,
+    saved_mac: Option<MacAddress>,
+}
+
+impl Interface {
+    /// How it is now.
+    #[must_use]
+    pub fn network(&self) -> Network {
+        let tap = self.link.as_ref().and_then(|link| link.tap.name());
+        Network {
+            tap: tap.map(str::to_owned),
+            mac: self.mac,
+            saved_mac: self.saved_mac,
+            link_up: self.link.as_ref().is_some_and(|link| !link.is_lost()),
+        }
+    }
 }
 
 /// What the device and its thread share.
@@ -103,7 +126,7 @@ pub struct Net {
     host: Option<Host>,
     mac: MacAddress,
     saved_mac: Option<MacAddress>,
-    /// Room for one frame and its header.
+    /// Room for one frame and its header, and a byte that tells a longer one.
     frame: Box<[u8]>,
 }
 
@@ -122,7 +145,7 @@ impl Net {
             host: tap.map(Host::new).transpose()?,
             mac,
             saved_mac: None,
-            frame: vec![0; HEADER_BYTES + MAX_FRAME_BYTES].into(),
+            frame: vec![0; HEADER_BYTES + MAX_FRAME_BYTES + 1].into(),
         })
     }
 
@@ -135,7 +158,8 @@ impl Net {
         let Some(host) = &self.host else {
             return Ok(());
         };
-        while queue.has_next()? {
+        let mut dropped = 0;
+        while queue.has_next()? && dropped < MAX_DROPPED {
             if host.link.is_lost() {
                 return Ok(());
             }
@@ -149,6 +173,12 @@ impl Net {
                     host.poll.wait_for_frame(&host.link.tap);
                     return Ok(());
                 }
+                // The tap has no form for this frame, and has thrown it away.
+                Err(Errno::INVAL) => {
+                    dropped += 1;
+                    continue;
+                }
+                // EBADFD, EIO: it is deleted.
                 Err(error) => {
                     host.lose(error);
                     return Ok(());
@@ -161,7 +191,7 @@ impl Net {
             let written_bytes = deliver(&chain, &mut self.frame[..length])?;
             queue.push(&chain, written_bytes)?;
         }
-        if queue.is_over() {
+        if queue.is_over() || dropped == MAX_DROPPED {
             // There may be more of both. Others first: the thread goes on.
             host.poll.wait_for_frame(&host.link.tap);
         }
@@ -195,10 +225,10 @@ fn frame_bytes(chain: &Chain<'_>) -> Option<usize> {
 }
 
 /// Writes a frame behind a header of the device's own into the guest's buffer.
-/// Returns how many bytes were written: none if it does not fit.
+/// Returns how many bytes were written: none if it does not fit or is no frame.
 fn deliver(chain: &Chain<'_>, frame: &mut [u8]) -> Result<u32, Broken> {
-    let fits = chain.writable_bytes() >= frame.len() as u64;
-    if !fits || frame.len() < HEADER_BYTES + MIN_FRAME_BYTES {
+    let lengths = HEADER_BYTES + MIN_FRAME_BYTES..=HEADER_BYTES + MAX_FRAME_BYTES;
+    if !lengths.contains(&frame.len()) || chain.writable_bytes() < frame.len() as u64 {
         return Ok(0);
     }
     frame[..HEADER_BYTES].fill(0);
@@ -292,12 +322,18 @@ impl VirtioDevice for Net {
             return;
         };
         let (link, wake) = (host.link.clone(), host.wake.clone());
-        host.thread = host
+        let started = host
             .poll
             .share()
-            .and_then(|poll| thread::spawn(poll, link, wake, transport))
-            .inspect_err(|error| tracing::error!(%error, "no thread for the guest's network"))
-            .ok();
+            .and_then(|poll| thread::spawn(poll, link, wake, transport));
+        match started {
+            Ok(thread) => host.thread = Some(thread),
+            Err(error) => {
+                // Nobody would hear the host. No driver has looked yet.
+                tracing::error!(%error, "no thread for the guest's network");
+                host.link.lose();
+            }
+        }
     }
 
     fn save(&self) -> VirtioDeviceState {
@@ -319,13 +355,11 @@ impl VirtioDevice for Net {
         self.saved_mac.is_some()
     }
 
-    fn network(&self) -> Option<Network> {
-        let tap = self.host.as_ref().and_then(|host| host.link.tap.name());
-        Some(Network {
-            tap: tap.map(str::to_owned),
+    fn interface(&self) -> Option<Interface> {
+        Some(Interface {
+            link: self.host.as_ref().map(|host| host.link.clone()),
             mac: self.mac,
             saved_mac: self.saved_mac,
-            link_up: self.is_link_up(),
         })
     }
 }

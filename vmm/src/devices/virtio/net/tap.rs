@@ -78,7 +78,7 @@ impl Tap {
         self.name.as_deref()
     }
 
-    /// Takes the next frame, with its header; a frame that is longer is cut.
+    /// Takes the next frame, with its header; one that is longer fills `frame`.
     pub(super) fn receive(&self, frame: &mut [u8]) -> rustix::io::Result<usize> {
         retry(|| rustix::io::read(&self.fd, &mut *frame))
     }

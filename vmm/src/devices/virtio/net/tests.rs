@@ -92,7 +92,7 @@ fn a_driver_learns_address_and_link() {
     assert_eq!(bytes, [0; 4]);
     let down = Driver::running(device(None, 7));
     assert_eq!(config(&down), [2, 0, 0, 0, 0, 7, 0, 0, 0, 0]);
-    let network = down.transport.device().network().unwrap();
+    let network = down.transport.device().interface().unwrap().network();
     assert!(!network.link_up && network.tap.is_none());
 }
 
@@ -181,6 +181,36 @@ fn what_the_host_sends_waits_for_a_buffer() {
     driver.submit(&[Writable(2000)]);
     driver.notify();
     assert_eq!((driver.take_used(), driver.interrupts()), (None, 0));
+}
+
+#[test]
+fn frames_without_a_form_are_dropped_and_the_link_stays() {
+    // Each of its reads is EINVAL.
+    let flags = rustix::event::epoll::CreateFlags::CLOEXEC;
+    let tap = Tap::from_fd(rustix::event::epoll::create(flags).unwrap());
+    let mut driver = Driver::running(device(Some(tap), 1));
+    driver.submit(&[Writable(2000)]);
+    for _ in 0..3 {
+        // Comes to an end, and keeps the buffer.
+        driver.notify();
+        assert_eq!((driver.take_used(), driver.interrupts()), (None, 0));
+    }
+    assert_eq!(config(&driver)[6..8], [1, 0]);
+}
+
+#[test]
+fn a_frame_that_is_too_long_is_lost_and_not_cut() {
+    let (mut driver, other) = driver(RECEIVE);
+    let room = HEADER_BYTES + MAX_FRAME_BYTES + 100;
+    for length in [MAX_FRAME_BYTES + 1, MAX_FRAME_BYTES + 50] {
+        send(&other, &frame(length));
+        let (written, bytes) = driver.request(&[Writable(room)]);
+        assert_eq!(written, 0, "{length}");
+        assert!(bytes.iter().all(|byte| *byte == 0xee));
+    }
+    send(&other, &frame(MAX_FRAME_BYTES));
+    let (written, _) = driver.request(&[Writable(room)]);
+    assert_eq!(written as usize, HEADER_BYTES + MAX_FRAME_BYTES);
 }
 
 #[test]
@@ -319,8 +349,20 @@ fn a_lost_tap_is_a_link_that_is_down() {
     let mut bytes = [0xff; 8];
     shared.lock().read(VIRTIO_MMIO_CONFIG.into(), &mut bytes);
     assert_eq!(bytes, [2, 0, 0, 0, 0, 1, 0, 0]);
-    assert!(!shared.lock().device().network().unwrap().link_up);
+    let interface = shared.lock().device().interface().unwrap();
+    assert!(!interface.network().link_up);
     shared.notify();
+}
+
+#[test]
+fn whether_the_link_is_up_is_known_while_the_device_works() {
+    let (shared, other) = shared(2);
+    let interface = shared.lock().device().interface().unwrap();
+    let device = shared.lock();
+    assert!(interface.network().link_up);
+    drop(device);
+    drop(other);
+    eventually("the link is down", || !interface.network().link_up);
 }
 
 #[test]
@@ -363,7 +405,7 @@ fn a_restored_device_has_an_address_of_its_own() {
     assert_eq!(driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 3);
     assert_eq!(config(&driver), [2, 0, 0, 0, 0, 2, 1, 0, 0, 0]);
     assert_eq!(driver.take_used(), Some((1, 72)));
-    let network = driver.transport.device().network().unwrap();
+    let network = driver.transport.device().interface().unwrap().network();
     assert_eq!((network.mac, network.saved_mac), (mac(2), Some(mac(1))));
 
     // Without a tap, its link is down.
@@ -447,6 +489,25 @@ fn taps_that_cannot_be_used_are_told_apart() {
     Tap::open("t0").unwrap();
     // Nothing was made by looking.
     assert!(matches!(error("t1"), Error::NoTap { .. }));
+}
+
+#[test]
+fn a_tap_that_is_deleted_takes_the_link_down() {
+    let Some(()) = tap_of_our_own("a_tap_that_is_deleted_takes_the_link_down") else {
+        return;
+    };
+    // The device has no thread here: it notices when it is notified.
+    let tap = Tap::open("t0").unwrap();
+    let mut driver = Driver::running(device(Some(tap), 1));
+    driver.submit(&[Writable(2000)]);
+    driver.notify();
+    assert_eq!(config(&driver)[6..8], [1, 0]);
+    let deleted = std::process::Command::new("ip")
+        .args(["link", "delete", "t0"])
+        .status();
+    assert!(deleted.unwrap().success());
+    driver.notify();
+    assert_eq!(config(&driver)[6..8], [0, 0]);
 }
 
 #[test]
