@@ -236,7 +236,8 @@ pub struct RunArgs {
     #[arg(long, requires = "tag")]
     pub replace: bool,
     /// Start from this snapshot instead, if it is there and was committed with
-    /// --commit-when from the same kernel, initrd, command line, sizes and disks
+    /// --commit-when from the same kernel, initrd, command line, sizes and disks, with
+    /// as many network interfaces
     #[arg(long, value_name = "TAG")]
     pub or_restore: Option<String>,
     /// A raw disk image; what the guest writes is kept apart from it. With :ro the
@@ -245,7 +246,8 @@ pub struct RunArgs {
     #[arg(long = "disk", value_name = "FILE[:ro|:direct]")]
     pub disks: Vec<String>,
     /// Connect a network interface of the guest to this tap of the host, which must
-    /// be there. Without mac= its address is random. May be repeated
+    /// be there. {} stands for the number that the machine's name ends in after a dot,
+    /// else 1. Without mac= its address is random. May be repeated
     #[arg(long = "net", value_name = "TAP[,mac=MAC]")]
     pub nets: Vec<NetSpec>,
     /// The guest's memory
@@ -281,8 +283,9 @@ pub struct RestoreArgs {
     #[arg(short = 'n', long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     pub count: u16,
     /// Connect a network interface of the snapshot, in their order, to this tap, with
-    /// an address of its own. {} stands for the machine's number. An interface without
-    /// a tap has its link down, and what the guest sends is dropped. May be repeated
+    /// an address of its own. {} stands for the number that the machine's name ends in
+    /// after a dot, else 1. An interface without a tap has its link down, and what the
+    /// guest sends is dropped. May be repeated
     #[arg(long = "net", value_name = "TAP[,mac=MAC]")]
     pub nets: Vec<NetSpec>,
     #[command(flatten)]

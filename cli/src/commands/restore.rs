@@ -28,7 +28,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::open()?;
     let base = args.name.as_deref().unwrap_or(&args.snapshot);
     let names = free_names(&runtime, base, args.count.into())?;
-    let nets = networks::of_machines(&args.nets, base, &names)?;
+    let nets = networks::of_machines(&args.nets, &names)?;
     let mounted = mounts::find_or_start(&runtime, &store, id)?;
     check_restorable(&args.snapshot, &mounted.dir)?;
     tracing::debug!(seconds = began.elapsed().as_secs_f64(), dir = %mounted.dir.display(), "mounted");

@@ -57,7 +57,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             labels: [(CONFIGURATION_LABEL.to_owned(), configuration)].into(),
         });
     let names = vec![args.name.clone()];
-    let nets = networks::of_machines(&args.nets, &args.name, &names)?;
+    let nets = networks::of_machines(&args.nets, &names)?;
     let spec = Spec {
         names,
         nets,

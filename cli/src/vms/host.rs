@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use snapstore_vmm::agent::{AGENT_PORT, AgentClient};
+use snapstore_vmm::agent::{AGENT_PORT, AgentClient, AgentError};
 use snapstore_vmm::control::{Identity, Origin, RunState, Status, Vm};
 use snapstore_vmm::{Console, Ending};
 
@@ -216,8 +216,15 @@ fn refresh_guest(vm: &Arc<Vm>, vsock: PathBuf) -> anyhow::Result<()> {
             }
             let refreshed = AgentClient::connect(&vsock, AGENT_PORT, AGENT_PATIENCE)
                 .and_then(|mut agent| agent.after_restore(&macs));
-            if let Err(error) = refreshed {
-                tracing::debug!(%error, "something of the guest is still the snapshot's");
+            match refreshed {
+                Ok(()) => {}
+                // It was there, and its guest is not as it should be.
+                Err(error @ AgentError::Refused { .. }) => {
+                    tracing::warn!(%error, "something of the guest is still the snapshot's");
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "something of the guest is still the snapshot's");
+                }
             }
         })
         .context("cannot start a thread")?;

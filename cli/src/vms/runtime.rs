@@ -145,7 +145,8 @@ impl VmDir {
     /// Why it ended badly, if it has ended so.
     pub fn ending(&self) -> Option<String> {
         let said = fs::read_to_string(self.dir.join("ending"));
-        let said = said.or_else(|_| fs::read_to_string(self.log())).ok()?;
+        let said = said.or_else(|_| fs::read_to_string(self.log()).map(|log| last_words(&log)));
+        let said = said.ok()?;
         Some(match said.trim() {
             "" => KILLED.to_owned(),
             said => said.to_owned(),
@@ -227,6 +228,25 @@ impl Claim {
 /// Removes what a machine that has ended left; one that runs is left alone.
 pub fn forget(vm: &VmDir) -> anyhow::Result<()> {
     Ok(vm.claim()?.release(None)?)
+}
+
+/// What a process said at its end: what it logged while it ran, lines that begin
+/// with a time, is left out.
+fn last_words(log: &str) -> String {
+    let words = log.lines().filter(|line| !is_logged(line));
+    words.collect::<Vec<_>>().join("\n")
+}
+
+/// Whether a line begins with a time such as 2026-01-31T09:26:53.589793Z.
+fn is_logged(line: &str) -> bool {
+    // Colours, if there are some.
+    let line = line.strip_prefix("\x1b[2m").unwrap_or(line).as_bytes();
+    let pattern = b"dddd-dd-ddTdd:dd:dd";
+    line.len() > pattern.len()
+        && line.iter().zip(pattern).all(|(byte, wanted)| match wanted {
+            b'd' => byte.is_ascii_digit(),
+            wanted => byte == wanted,
+        })
 }
 
 /// Sorts `base.9` before `base.10`.
@@ -330,6 +350,25 @@ mod tests {
         let claim = vm.claim().unwrap();
         assert_eq!(vm.ending(), None);
         claim.release(None).unwrap();
+    }
+
+    #[test]
+    fn what_was_logged_is_no_cause_of_an_end() {
+        let (_dir, runtime) = runtime();
+        let vm = runtime.vm("a").unwrap();
+        let claim = vm.claim().unwrap();
+        // As tracing-subscriber writes them, with colours and without.
+        let plain = "2026-01-31T09:26:53.589793Z  WARN the guest's tap is gone error=x\n";
+        let coloured = "\x1b[2m2026-01-31T09:26:53.589793Z\x1b[0m \x1b[33m WARN\x1b[0m gone\n";
+        fs::write(vm.log(), [plain, coloured].concat()).unwrap();
+        drop(claim);
+        assert_eq!(vm.ending().as_deref(), Some(KILLED));
+        let said = [plain, "error: memory\n", coloured, "2026 was a year\n"].concat();
+        fs::write(vm.log(), said).unwrap();
+        assert_eq!(
+            vm.ending().as_deref(),
+            Some("error: memory\n2026 was a year")
+        );
     }
 
     #[test]
