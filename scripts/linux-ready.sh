@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by what runs stock Linux guests on the machines of scripts/bed.sh, with $what
 # being its name. Sets
 #
