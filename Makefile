@@ -26,10 +26,11 @@ demo: build ## Do the main job on memory of a real guest, and measure it; then r
 test: setup ## Run all checks and tests; ends with the numbers
 	@scripts/test.sh
 
-bench: setup ## Measure on the guest's images
+bench: setup ## Measure on the guest's images, machines and Linux guests
 	@$(with_cargo) cargo build --release --locked --workspace; \
 	images="$$(scripts/guest-images.sh)"; \
 	SNAPSTORE_IMAGES="$$images" cargo run --release --locked -p snapstore-tests --bin bench
+	@scripts/linux-bench.sh
 
 check: setup ## Run formatter, linter and documentation only
 	@scripts/test.sh --checks-only

@@ -19,46 +19,16 @@ limit="${LINUX_TESTS_TIMEOUT:-1500}"
 groups=("$@")
 [ ${#groups[@]} -gt 0 ] || groups=(core machines more smoke61)
 
-skip() { echo "SKIPPED linux guests: $*"; exit 0; }
-
-where="$(scripts/bed.sh where)"
+what="linux guests"
+. scripts/linux-ready.sh
 if [ "$where" = native ]; then
-    [ "$(id -u)" = 0 ] || skip "mounting and /dev/kvm need root here"
     export PROOF_CLONES="${PROOF_CLONES:-10}" PROOF_DEPTH="${PROOF_DEPTH:-20}" PROOF_COMMITS="${PROOF_COMMITS:-60}"
     export PROOF_FULL=1 PROOF_PERIOD="${PROOF_PERIOD:-1}" PROOF_FILL="${PROOF_FILL:-64}"
-else
-    # The first-level machine has Debian 12's C library.
-    libc="$(getconf GNU_LIBC_VERSION | sed 's/.* //')"
-    printf '%s\n' "$libc" 2.36 | sort -CV || skip "the program built here needs glibc $libc, the bed has 2.36"
-fi
-[ "$(uname -m)" = x86_64 ] || skip "this is $(uname -m)"
-
-work="$(mktemp -d)"
-pids=()
-cleanup() {
-    local pid
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-    wait
-    rm -rf "$work"
-}
-trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-
-# Installs QEMU where it is missing, as `run` would; prepares the bed.
-if ! timeout 900 scripts/bed.sh prepare >"$work/prepare" 2>&1; then
-    cat "$work/prepare" >&2
-    skip "the bed cannot be prepared: $(tail -n 1 "$work/prepare")"
-fi
-bed="$(tail -n 1 "$work/prepare")"
-if [ "$where" = emulated ] && ! timeout 300 scripts/bed.sh run --timeout 200 -- true >"$work/try" 2>&1; then
-    cat "$work/try" >&2
-    skip "the bed's machine does not run: $(tail -n 1 "$work/try")"
 fi
 
 cargo build --quiet --locked -p snapstore
 mkdir "$work/in"
-scripts/handover.sh "$bed" "$work/in" "${CARGO_TARGET_DIR:-target}/debug/snapstore" tests/bed/proof.py
+scripts/handover.sh "$bed" "$work/in" "${CARGO_TARGET_DIR:-target}/debug/snapstore" tests/bed/{lab,proof}.py
 # A kernel with a driver for the VM generation identifier.
 [ ! -f "$bed/6.12/vmlinuz" ] || cp "$bed/6.12/vmlinuz" "$work/in/vmlinuz-6.12"
 

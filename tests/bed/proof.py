@@ -2,7 +2,7 @@
 """Stock Debian guests under the monitor, committed while they run and restored.
 
 Runs where scripts/bed.sh puts it, as root, with /dev/kvm and /dev/fuse; scripts/linux-tests.sh
-starts it. Its directory holds `snapstore` and `initrd`, which carries the guest agent.
+starts it. Its directory holds lab.py, `snapstore`, and `initrd`, which carries the guest agent.
 
     proof.py GROUP...      runs groups of checks; each prints `test linux::NAME ... ok|FAILED`
 
@@ -22,18 +22,16 @@ import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
 
-
-def number(name, default):
-    return int(os.environ.get(name) or default)
-
+from lab import (
+    CMDLINE, DISK, ENV, HERE, INITRD, KERNEL, SNAPSTORE, WORK, Wrong,
+    boot, commit, equal, expect, guest, laboratory, note, number, python, restore, snap, stop,
+)
 
 CLONES = number("PROOF_CLONES", 10)
 DEPTH = number("PROOF_DEPTH", 20)
@@ -41,23 +39,7 @@ COMMITS = number("PROOF_COMMITS", 12)
 PERIOD = number("PROOF_PERIOD", 1)
 FILL = number("PROOF_FILL", 8)
 LABEL = "linux" + os.environ.get("PROOF_LABEL", "")
-
 NATIVE = bool(os.environ.get("PROOF_FULL"))
-HERE = os.path.abspath(os.environ["BED_IN"])
-GUEST = os.environ["BED_GUEST"]
-SNAPSTORE = f"{HERE}/snapstore"
-KERNEL = f"{GUEST}/vmlinuz"
-INITRD = f"{HERE}/initrd"
-CMDLINE = "console=ttyS0 panic=1 quiet"
-if HERE == "/in":
-    # QEMU's SVM does not intercept XSETBV: KVM never learns of the guest's XCR0, CPUID does not follow it,
-    # and Linux says "XSAVE consistency problem" and goes on without XSAVE. Here it does without from the start.
-    CMDLINE += " noxsave"
-# Sockets have short names, so not where TMPDIR may be.
-WORK = tempfile.mkdtemp(prefix="proof.", dir="/tmp")
-DISK = f"{WORK}/root.img"
-ENV = dict(os.environ, SNAPSTORE_DIR=f"{WORK}/store", SNAPSTORE_RUNTIME_DIR=f"{WORK}/run")
-BEGIN = time.monotonic()
 
 # What a guest's kernel never says when all is well.
 ALARM = re.compile(
@@ -70,66 +52,6 @@ ALARM = re.compile(
 EMULATED_CLOCK = re.compile(
     r"TSCs unsynchronized|clocksource: .*watchdog.* marking unstable|Marking TSC unstable due to clocksource watchdog"
 )
-
-
-class Wrong(Exception):
-    """A check failed."""
-
-
-def expect(condition, message):
-    if not condition:
-        raise Wrong(message)
-
-
-def equal(found, wanted, what):
-    expect(found == wanted, f"{what}: {found!r} instead of {wanted!r}")
-
-
-def note(text):
-    print(f"    [{time.monotonic() - BEGIN:6.1f}] {text}", flush=True)
-
-
-# --- The host's side ---------------------------------------------------------
-
-
-def snap(*arguments, timeout=200, code=0, stdin=None):
-    """Runs snapstore; returns what it printed."""
-    done = subprocess.run(
-        [SNAPSTORE, *arguments], env=ENV, timeout=timeout, capture_output=True, input=stdin,
-        **({} if stdin is not None else {"stdin": subprocess.DEVNULL}),
-    )
-    out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    if code is not None and done.returncode != code:
-        raise Wrong(f"snapstore {' '.join(a[:60] for a in arguments)}: exit code {done.returncode} "
-                    f"instead of {code}\n{out[-800:]}{err[-800:]}")
-    return out
-
-
-def guest(machine, *command, wait=20, code=0, timeout=200):
-    return snap("exec", machine, "--wait", str(wait), "--", *command, code=code, timeout=timeout)
-
-
-def python(machine, source, *arguments, **options):
-    return guest(machine, "python3", "-c", source, *arguments, **options)
-
-
-def boot(machine, *options, mem="256M", wait=120, cmdline=CMDLINE):
-    snap("run", machine, "--kernel", KERNEL, "--initrd", INITRD, "--cmdline", cmdline,
-         "--mem", mem, "--disk", DISK, "-d", *options)
-    guest(machine, "true", wait=wait)
-
-
-def commit(tag, machine, *options):
-    out = snap("commit", tag, "--vm", machine, *options, timeout=400)
-    note("; ".join(line.strip() for line in out.splitlines() if "stood still" in line or "stored" in line))
-
-
-def restore(tag, name=None, *options):
-    snap("restore", tag, "-d", *(["--name", name] if name else []), *options)
-
-
-def stop(*machines):
-    snap("stop", *machines)
 
 
 # --- The guest's side --------------------------------------------------------
@@ -682,6 +604,8 @@ def vm_generation(kernel):
         says(clone, forked)
     expect(forked not in snap("console", "gen", "--print"), "the machine that was saved takes itself for another")
     stop("--all")
+
+
 # In the guest: whoever connects sends a length and so many bytes, gets their MD5, and as many
 # bytes with theirs.
 SERVE_NETWORK = '''
@@ -922,15 +846,10 @@ def smoke():
 
 
 def main():
-    try:
-        subprocess.run(["cp", "--sparse=always", f"{GUEST}/root.img", DISK], check=True)
-        snap("init")
+    with laboratory():
         for group in sys.argv[1:]:
             {"core": core, "machines": machines, "more": more, "smoke": smoke}[group]()
             note(f"{group} is done")
-    finally:
-        subprocess.run([SNAPSTORE, "stop", "--all"], env=ENV, timeout=60, stdin=subprocess.DEVNULL)
-        shutil.rmtree(WORK, ignore_errors=True)
     return 1 if results["FAILED"] or not results["ok"] else 0
 
 

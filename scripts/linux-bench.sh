@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Measures stock Debian guests under the monitor: tests/bed/bench.py, on the machines of
+# scripts/bed.sh. Prints its table, or `SKIPPED linux benchmarks: REASON`.
+#
+#   scripts/linux-bench.sh [--markdown]
+#
+# Emulated, only ratios mean something, and those only while nothing else runs; it takes
+# seven minutes on two cores. BENCH_ROUNDS sets how many turns each side takes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/toolchain.sh
+what="linux benchmarks"
+. scripts/linux-ready.sh
+
+rounds=3
+[ "$where" = emulated ] || rounds=5
+cargo build --quiet --release --locked -p snapstore
+mkdir "$work/in"
+scripts/handover.sh "$bed" "$work/in" "${CARGO_TARGET_DIR:-target}/release/snapstore" tests/bed/{lab,bench}.py
+scripts/bed.sh run --timeout "${LINUX_BENCH_TIMEOUT:-1800}" --in "$work/in" -- \
+    env "BENCH_ROUNDS=${BENCH_ROUNDS:-$rounds}" python3 ./bench.py "$@" &
+pids=($!)
+wait "${pids[0]}"
