@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Measures stock Debian guests under the monitor: tests/bed/bench.py, on the machines of
-# scripts/bed.sh. Prints its table, or `SKIPPED linux benchmarks: REASON`.
+# scripts/bed.sh. Prints its tables, or `SKIPPED linux benchmarks: REASON`.
 #
 #   scripts/linux-bench.sh [--markdown]
 #
-# Emulated, only ratios mean something, and those only while nothing else runs; it takes
-# seven minutes on two cores. BENCH_ROUNDS sets how many turns each side takes.
+# Emulated, only ratios mean something, those of times only while nothing else runs; it
+# takes about a quarter of an hour. BENCH_ROUNDS sets how many turns each side takes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/toolchain.sh

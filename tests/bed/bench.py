@@ -4,7 +4,7 @@
 Runs where scripts/bed.sh puts it, as root, with /dev/kvm and /dev/fuse; scripts/linux-bench.sh
 starts it. Its directory holds lab.py, `snapstore`, and `initrd`, which carries the guest agent.
 
-    bench.py [--markdown]      prints a table
+    bench.py [--markdown]      prints two tables
 
 How much is done comes from the environment:
 
@@ -201,14 +201,15 @@ class Table:
     """As that of the benchmarks in tests/src/bench. Ratios are those of each round's figures; what
     was measured once is compared with the other's median."""
 
-    def __init__(self):
+    def __init__(self, found):
+        self.found = found
         self.rows = []
 
-    def add(self, what, figures, against, baseline, unit):
+    def add(self, what, unit, of, figure, against, to, its_figure=None):
+        figures, baseline = self.found[of, figure], self.found[to, its_figure or figure]
         if len(figures) == 1:
             baseline = [statistics.median(baseline)]
-        ratios = [a / b for a, b in zip(figures, baseline, strict=True)]
-        low, middle, high = spread(ratios)
+        low, middle, high = spread([a / b for a, b in zip(figures, baseline, strict=True)])
         ratio = f"{middle:.3f}" if low == high else f"{digits(middle)} ({digits(low)}..{digits(high)})"
         self.rows.append((what, unit(figures), against, unit(baseline), ratio))
 
@@ -248,12 +249,9 @@ def megabytes(figures):
     return shown(figures, lambda n: f"{n / 1e6:.1f}", "MB")
 
 
-def compare(found):
-    table = Table()
-
-    def add(what, unit, of, figure, against, to, its_figure=None):
-        table.add(what, found[of, figure], against, found[to, its_figure or figure], unit)
-
+def answers(found):
+    table = Table(found)
+    add = table.add
     add("a restored guest's first answer", seconds, "d0", "answer", "a booted guest's", "boot")
     add("of it, the command", seconds, "d0", "command", "the whole", "d0", "answer")
     for depth in DEPTHS[1:]:
@@ -263,10 +261,16 @@ def compare(found):
         what = f"memory read for it, {size} of RAM"
         add(what, pages, tag, "memory.bin", "all of it", tag, "memory.bin all")
         add(what, pages, tag, "memory.bin", "its pages that are not zero", tag, "memory.bin not zero")
-    add("the same, depth 0, one page a read", pages, "single", "memory.bin", "four pages a read", "d0")
     for depth in DEPTHS[1:]:
         add(f"memory read for it, depth {depth}", pages, f"d{depth}", "memory.bin", "depth 0", "d0")
     add("disk read for it", pages, "d0", "disk0.img", "its pages that are not zero", "d0", "disk0.img not zero")
+    return table
+
+
+def clones(found):
+    table = Table(found)
+    add = table.add
+    add("memory read for a first answer, one page a read", pages, "single", "memory.bin", "four pages a read", "d0")
     add(f"memory read for {CLONES} clones' answers", pages, "clones", "memory.bin", "for one's", "d0")
     found["ten", "PSS"] = [CLONES * pss for pss in found["d0", "PSS"]]
     add(f"PSS of {CLONES} clones", megabytes, "clones", "PSS", f"{CLONES} times that of one", "ten")
@@ -274,16 +278,21 @@ def compare(found):
     return table
 
 
+def show(name, table):
+    """At once, so that an interruption leaves what is known."""
+    print(name + (" (emulated: of times, only ratios mean something)" if EMULATED else ""))
+    print(table.markdown() if "--markdown" in sys.argv[1:] else table.text(), end="\n\n", flush=True)
+
+
 def main():
     with laboratory():
         make_snapshots()
         tags = [*(f"d{depth}" for depth in DEPTHS), LARGE]
         found = take_turns({"boot": booted} | {tag: lambda tag=tag: restored(tag) for tag in tags})
-        for subject, measure in (("clones", cloned), ("single", restored_page_by_page)):
+        show("linux-answers", answers(found))
+        for subject, measure in (("single", restored_page_by_page), ("clones", cloned)):
             found |= {(subject, figure): [value] for figure, value in measure().items()}
-    print("linux-guests" + (" (emulated: of times, only ratios mean something)" if EMULATED else ""))
-    table = compare(found)
-    print(table.markdown() if "--markdown" in sys.argv[1:] else table.text(), flush=True)
+        show("linux-clones", clones(found))
 
 
 main()
