@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 . scripts/toolchain.sh
 
 # Seconds for one group.
-limit="${LINUX_TESTS_TIMEOUT:-1500}"
+limit="${LINUX_TESTS_TIMEOUT:-2400}"
 groups=("$@")
 [ ${#groups[@]} -gt 0 ] || groups=(core machines more smoke61)
 

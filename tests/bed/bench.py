@@ -40,8 +40,6 @@ DEPTHS = (0, 3, 20)
 CLONES = number("BENCH_CLONES", 10)
 # The memory of the chain's guest, and of one with a snapshot of its own.
 SMALL, LARGE = "256M", "1G"
-# An emulated CPU may take minutes for a first commit where it shares its host's.
-PATIENCE = 900
 PAGE_BYTES = 4096
 
 
@@ -170,13 +168,13 @@ def make_snapshots():
     """A chain of commits of a machine that does a little between them, and one
     of a larger machine."""
     boot("chain", mem=SMALL)
-    commit("d0", "chain", timeout=PATIENCE)
+    commit("d0", "chain")
     for depth in range(1, DEPTHS[-1] + 1):
         guest("chain", "sh", "-c", f"echo {depth} >>/root/steps; head -c 65536 /dev/urandom >/tmp/step; sync")
         commit(f"d{depth}", "chain")
     stop("chain")
     boot("large", mem=LARGE)
-    commit(LARGE, "large", timeout=PATIENCE)
+    commit(LARGE, "large")
     stop("large")
 
 

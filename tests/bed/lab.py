@@ -15,6 +15,8 @@ HERE = os.path.abspath(os.environ["BED_IN"])
 GUEST = os.environ["BED_GUEST"]
 # The first-level machine of scripts/bed.sh has its files here.
 EMULATED = HERE == "/in"
+# By this much longer is waited: an emulated CPU may have to share its host's with others.
+PATIENCE = 4 if EMULATED else 1
 SNAPSTORE = f"{HERE}/snapstore"
 KERNEL = f"{GUEST}/vmlinuz"
 INITRD = f"{HERE}/initrd"
@@ -67,7 +69,7 @@ def laboratory():
 def snap(*arguments, timeout=200, code=0, stdin=None):
     """Runs snapstore; returns what it printed."""
     done = subprocess.run(
-        [SNAPSTORE, *arguments], env=ENV, timeout=timeout, capture_output=True, input=stdin,
+        [SNAPSTORE, *arguments], env=ENV, timeout=timeout * PATIENCE, capture_output=True, input=stdin,
         **({} if stdin is not None else {"stdin": subprocess.DEVNULL}),
     )
     out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
@@ -78,7 +80,7 @@ def snap(*arguments, timeout=200, code=0, stdin=None):
 
 
 def guest(machine, *command, wait=20, code=0, timeout=200):
-    return snap("exec", machine, "--wait", str(wait), "--", *command, code=code, timeout=timeout)
+    return snap("exec", machine, "--wait", str(wait * PATIENCE), "--", *command, code=code, timeout=timeout)
 
 
 def python(machine, source, *arguments, **options):
@@ -96,8 +98,8 @@ def boot(machine, *options, wait=120, **settings):
     guest(machine, "true", wait=wait)
 
 
-def commit(tag, machine, *options, timeout=400):
-    out = snap("commit", tag, "--vm", machine, *options, timeout=timeout)
+def commit(tag, machine, *options):
+    out = snap("commit", tag, "--vm", machine, *options)
     note("; ".join(line.strip() for line in out.splitlines() if "stood still" in line or "stored" in line))
 
 
