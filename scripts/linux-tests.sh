@@ -8,8 +8,8 @@
 #                                          all of these)
 #
 # The program is the one that the tests run, target/debug/snapstore. Emulated, groups run side by
-# side, each in a first-level machine of one CPU: fifteen to twenty minutes on two cores. Natively some
-# numbers are larger (see proof.py, whose PROOF_ variables can be set here, too).
+# side, each in a first-level machine of one CPU: about fifteen minutes on two cores. Natively the numbers
+# are larger (see proof.py, whose PROOF_ variables can be set here, too).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/toolchain.sh
