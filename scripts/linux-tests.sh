@@ -15,9 +15,9 @@ cd "$(dirname "$0")/.."
 . scripts/toolchain.sh
 
 # Seconds for one group.
-limit="${LINUX_TESTS_TIMEOUT:-2400}"
+limit="${LINUX_TESTS_TIMEOUT:-2700}"
 groups=("$@")
-[ ${#groups[@]} -gt 0 ] || groups=(core machines more smoke61)
+[ ${#groups[@]} -gt 0 ] || groups=(more core machines smoke61)
 
 what="linux guests"
 . scripts/linux-ready.sh
