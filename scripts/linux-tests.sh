@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 
 # Seconds after which no check begins any more. What is left then is SKIPPED: where an
 # emulated CPU is slow, all checks may take hours.
-budget="${LINUX_TESTS_SECONDS:-1800}"
+budget="${LINUX_TESTS_SECONDS:-1200}"
 # Seconds that a check may take beyond that.
 last=900
 groups=("$@")
