@@ -21,6 +21,6 @@ echo
 echo "=== A stock Debian guest, $about ==="
 mkdir "$work/in"
 scripts/handover.sh "$bed" "$work/in" "${CARGO_TARGET_DIR:-target}/release/snapstore" scripts/story.sh
-scripts/bed.sh run --in "$work/in" --timeout "${LINUX_DEMO_TIMEOUT:-900}" -- bash ./story.sh &
+scripts/bed.sh run --in "$work/in" --timeout "${LINUX_DEMO_TIMEOUT:-1800}" -- bash ./story.sh &
 pids=($!)
 wait "${pids[0]}"
