@@ -18,6 +18,7 @@ every step takes seconds; natively scripts/linux-tests.sh sets the larger number
     PROOF_LABEL     put after "linux" in the names of checks
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -42,6 +43,8 @@ FILL = number("PROOF_FILL", 8)
 SECONDS = number("PROOF_SECONDS", 86_400)
 LABEL = "linux" + os.environ.get("PROOF_LABEL", "")
 NATIVE = bool(os.environ.get("PROOF_FULL"))
+# Three layers lie in a tmpfs, which takes half of the guest's memory at most.
+MEMORY = f"{208 + 6 * FILL}M"
 
 # What a guest's kernel never says when all is well.
 ALARM = re.compile(
@@ -163,6 +166,7 @@ def add_layer(machine, layer):
     python(machine, ADD_LAYER, str(layer), token(layer), str(FILL), MODULE.format(layer=layer, token=token(layer)))
 
 
+@functools.cache
 def wanted_after(layers):
     """What a probe finds after so many layers, worked out without a guest."""
     big, files = {}, {}
@@ -276,7 +280,7 @@ def check(name, function, *arguments):
 
 
 def boots_debian():
-    boot("deb")
+    boot("deb", mem=MEMORY)
     expect("Debian" in guest("deb", "sh", "-c", "uname -v"), "not Debian's kernel")
     equal(guest("deb", "sh", "-c", "exit 7", code=7), "", "exit code passed on")
     found = probe("deb")
@@ -336,7 +340,7 @@ def disks_are_sound():
 
 
 def flat_equals_layers():
-    boot("flat")
+    boot("flat", mem=MEMORY)
     for layer in (1, 2, 3):
         add_layer("flat", layer)
     commit("flat", "flat")
