@@ -6,7 +6,8 @@
 # program runs on the host itself instead, and a line says so.
 #
 #   scripts/bed.sh prepare
-#       makes the machines in ~/.cache/snapstore/bed once (needs Debian's mirror)
+#       installs what is missing, and makes the machines in ~/.cache/snapstore/bed once
+#       (needs Debian's mirror); 77 if this machine lacks something for it
 #   scripts/bed.sh run [OPTION]... -- COMMAND [ARGUMENT]...
 #       runs COMMAND there as root; its output, errors and exit status become those
 #       of the script
@@ -16,7 +17,7 @@
 #   --in DIR         shown to COMMAND, read-only, as its working directory; symbolic
 #                    links stay links
 #   --out DIR        receives what COMMAND left in $BED_OUT, at most 4 GiB
-#   --timeout N      seconds from the start of all until it is ended (default 600)
+#   --timeout N      seconds from when all is prepared until it is ended (default 600)
 #   --cpus N         of the first-level machine (default 1; each keeps one of the host's
 #                    busy, and more than the host has to spare make it slow)
 #   --mem N          its memory in MiB (default 2048)
@@ -35,6 +36,7 @@
 #       vmlinux      the ELF kernel in it, with a PVH entry point
 #       initrd.gz    busybox and the modules for virtio-mmio, -blk, -rng, -net, vsock
 #                    and ext4; goes on to /dev/vda if there is one
+#       busybox      a static one, for initrds of one's own
 #       root.img     ext4 disk: bash, coreutils, Python, util-linux, e2fsprogs
 #
 # A guest says "guest ready" on ttyS0 and gives a root shell there (prompt "guest# ").
@@ -43,7 +45,8 @@
 #
 # The first-level machine has the C library of Debian 12. Its disk is fresh for every
 # run, with about 6 GiB free; kernel modules such as dm-flakey can be loaded with
-# modprobe. Results beyond COMMAND's own: 124 out of time, 125 the bed failed. If the
+# modprobe. Results beyond COMMAND's own: 77 something is lacking, 124 out of time,
+# 125 the bed failed. If the
 # machine does not boot or hangs (an emulated CPU that is never woken again), which
 # its heartbeat tells, all is done once more; when COMMAND fails, never.
 #
@@ -74,12 +77,23 @@ native_usable() {
     grep -qE '^flags.* (vmx|svm)( |$)' /proc/cpuinfo && (exec 3<>/dev/kvm) 2>/dev/null
 }
 
+find_where() { if native_usable; then echo native; else echo emulated; fi; }
+
+# What is called where it would run: native or emulated.
+need_programs() {
+    if [ "$1" = native ]; then
+        debian_need python3=python3 ip=iproute2 modprobe=kmod mke2fs=e2fsprogs
+    else
+        debian_need qemu-system-x86_64=qemu-system-x86 cpio=cpio mke2fs=e2fsprogs
+    fi
+}
+
 where=auto in="" out="" timeout=600 cpus=1 mem=2048 kernel="" console=""
 verb="${1:-}"
 [ $# = 0 ] || shift
 case "$verb" in
-    prepare) prepare; echo "$bed"; exit 0 ;;
-    where) if native_usable; then echo native; else echo emulated; fi; exit 0 ;;
+    prepare) need_programs "$(find_where)"; prepare; echo "$bed"; exit 0 ;;
+    where) find_where; exit 0 ;;
     run) ;;
     -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' bed.sh; exit 0 ;;
     *) usage "what to do: prepare, run or where" ;;
@@ -101,10 +115,10 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 [ $# -gt 0 ] || usage "no command"
-deadline=$((SECONDS + timeout))
-if [ "$where" = auto ]; then where="$(native_usable && echo native || echo emulated)"; fi
-if [ "$where" = emulated ]; then debian_need qemu-system-x86_64=qemu-system-x86 cpio=cpio mke2fs=e2fsprogs; fi
+if [ "$where" = auto ]; then where="$(find_where)"; fi
+need_programs "$where"
 prepare
+deadline=$((SECONDS + timeout))
 
 mkdir -p "$bed/runs"
 # What a run that was killed outright left behind.

@@ -3,7 +3,8 @@
 #
 # Packages are resolved by apt against an empty system in a directory of its own
 # and unpacked without running their scripts, which needs no root and no chroot.
-# The sourcing script defines say and die.
+# The sourcing script defines say and die. What this machine lacks, and nobody's
+# fault, ends it with the exit code 77: rights, packages, a mirror within reach.
 #
 # DEBIAN_MIRROR names another mirror than deb.debian.org.
 # shellcheck shell=bash
@@ -12,24 +13,27 @@ debian_mirror="${DEBIAN_MIRROR:-http://deb.debian.org/debian}"
 debian_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 PATH="$PATH:/usr/sbin:/sbin"
 
+lacking() { echo "error: $*" >&2; exit 77; }
+
 # Installs what is missing on the host; each argument is PROGRAM=PACKAGE, or
 # /FILE=PACKAGE.
 debian_need() {
-    [ "$(uname -m)" = x86_64 ] || die "the guest's disk is prepared with its own x86-64 programs; this is $(uname -m)"
+    [ "$(uname -m)" = x86_64 ] || lacking "the guest's disk is prepared with its own x86-64 programs; this is $(uname -m)"
     local tool need missing=()
     for tool in apt-get dpkg-deb; do
-        command -v "$tool" >/dev/null || die "$tool is missing: guests are made from Debian packages, on Debian or a derivative"
+        command -v "$tool" >/dev/null || lacking "$tool is missing: guests are made from Debian packages, on Debian or a derivative"
     done
     for need in "$@"; do
         # A path with a slash is looked up as it is.
         [ -f "${need%%=*}" ] || command -v "${need%%=*}" >/dev/null || missing+=("${need#*=}")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
-    local install=(apt-get install -y --no-install-recommends "${missing[@]}")
-    [ "$(id -u)" = 0 ] || die "missing packages; run: sudo ${install[*]}"
+    # Another installation that is under way is waited for.
+    local install=(apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}")
+    [ "$(id -u)" = 0 ] || lacking "missing packages; run: sudo apt-get update && sudo ${install[*]}"
     say "installing ${missing[*]}"
     { apt-get update && DEBIAN_FRONTEND=noninteractive "${install[@]}"; } >&2 ||
-        die "cannot install what the guests need; it takes: ${install[*]}"
+        lacking "cannot install what the guests need; it takes: ${install[*]}"
 }
 
 # Starts an empty system in the directory $1 that knows the suite $2, and makes
@@ -81,7 +85,7 @@ debian_download_kernel() {
     local package
     package="$(apt-cache "${apt[@]}" depends --important linux-image-cloud-amd64 |
         sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1)"
-    [ -n "$package" ] || die "$debian_mirror offers no linux-image-cloud-amd64"
+    [ -n "$package" ] || lacking "$debian_mirror offers no linux-image-cloud-amd64"
     version="${package#linux-image-}"
     (cd "$archives" && apt-get "${apt[@]}" -qq download "$package" >&2)
 }

@@ -36,9 +36,16 @@ if ! have_cargo; then
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
-    install=(apt-get install -y --no-install-recommends "${missing[@]}")
+    # Another installation that is under way is waited for.
+    install=(apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}")
     have apt-get || die "missing: ${missing[*]} (the names of Debian's packages; there is no apt-get here)"
-    [ "$(id -u)" = 0 ] || die "missing packages; run: sudo apt-get update && sudo ${install[*]}"
+    if [ "$(id -u)" != 0 ]; then
+        # Those that guests need, too, so that nobody is asked twice.
+        for need in qemu-system-x86_64=qemu-system-x86 mke2fs=e2fsprogs cpio=cpio lz4=lz4 xz=xz-utils; do
+            PATH="$PATH:/usr/sbin:/sbin" have "${need%%=*}" || install+=("${need#*=}")
+        done
+        die "missing packages; run: sudo apt-get update && sudo ${install[*]}"
+    fi
     say "installing ${missing[*]}"
     { apt-get -q update && DEBIAN_FRONTEND=noninteractive "${install[@]}"; } >&2 ||
         die "could not install what is missing; it takes: ${install[*]}"

@@ -72,7 +72,9 @@ read -r cargo_passed cargo_failed < <(
     grep -oE 'test result: [A-Za-z]+\. [0-9]+ passed; [0-9]+ failed' "$log" |
         awk '{ passed += $4; failed += $6 } END { print passed + 0, failed + 0 }'
 ) || true
-cargo_skipped="$(grep -cE '(^|\.\.\. )SKIPPED ' "$log" || true)"
+# A test may say more than once that it is skipped.
+skips="$(grep -oE '(^|\.\.\. )SKIPPED .*' "$log" | sed 's/^\.\.\. //' | sort -u || true)"
+cargo_skipped="$(grep -c . <<<"$skips" || true)"
 # A test file that does not compile, or a test process that died, has no result.
 if [ "$status" != 0 ] && [ "$cargo_failed" = 0 ]; then cargo_failed=1; fi
 passed=$((passed + cargo_passed - cargo_skipped))
@@ -80,7 +82,7 @@ failed=$((failed + cargo_failed))
 skipped=$((skipped + cargo_skipped))
 if [ "$cargo_skipped" != 0 ]; then
     say skipped
-    grep -oE '(^|\.\.\. )SKIPPED .*' "$log" | sed 's/^\.\.\. //'
+    echo "$skips"
 fi
 if [ "$cargo_failed" != 0 ]; then
     say failed

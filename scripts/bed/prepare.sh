@@ -21,9 +21,9 @@ guest_modules=(
 fetch_kernel() {
     debian_open "$1.apt" "$2" || return 1
     debian_download_kernel || return 1
-    debian_unpack "$1"
+    debian_unpack "$1" || return 1
     # The first level need not spend its emulated CPU on this, and busybox cannot.
-    find "$1/usr/lib/modules" -name '*.ko.xz' -exec xz -d {} +
+    find "$1/usr/lib/modules" -name '*.ko.xz' -exec xz -d {} + || return 1
     in_tree "$tree" depmod /usr/bin/kmod -b "$1" "$version"
 }
 
@@ -71,8 +71,8 @@ make_bed() {
     rm -rf "$work"
     mkdir -p "$new"/{guest,6.1}
     say "downloading Debian packages from $debian_mirror"
-    debian_open "$work/apt" bookworm || die "cannot reach $debian_mirror"
-    debian_download "${packages[@]}"
+    debian_open "$work/apt" bookworm || lacking "cannot reach $debian_mirror"
+    debian_download "${packages[@]}" || lacking "cannot download from $debian_mirror"
     debian_unpack "$tree"
     debian_configure "$tree" guest
     # Perl only serves to install packages.
@@ -80,12 +80,13 @@ make_bed() {
     for path in sbin/poweroff sbin/reboot sbin/halt bin/which; do ln -sf ../bin/busybox "$tree/usr/$path"; done
     debian_compile_python "$tree"
 
-    fetch_kernel "$work/6.1" bookworm
+    fetch_kernel "$work/6.1" bookworm || die "cannot get a kernel from $debian_mirror"
     cp "$work/6.1/boot/vmlinuz-$version" "$new/6.1/vmlinuz"
     make_initrd "$new/6.1/initrd.gz" bed/machine-init "$work/6.1" "$version" "${machine_modules[@]}"
 
     say "making the guests' kernel, initrd and disk"
     cp "$new/6.1/vmlinuz" "$new/guest/vmlinuz"
+    cp "$tree/usr/bin/busybox" "$new/guest/busybox"
     extract_vmlinux "$new/guest/vmlinuz" "$new/guest/vmlinux"
     make_initrd "$new/guest/initrd.gz" bed/guest-init "$work/6.1" "$version" "${guest_modules[@]}"
     install -m 755 bed/guest-init "$tree/usr/sbin/init"
@@ -117,16 +118,23 @@ make_bed() {
     rm -rf "$work"
 }
 
-# Makes the bed unless it is there already, made from the same things.
+# Whether the bed is made from the same things. One that could not have Linux 6.12 is
+# made again after an hour.
+is_current() {
+    [ "$(cat "$bed/key" 2>/dev/null)" = "$1" ] &&
+        { [ -d "$bed/6.12" ] || [ -z "$(find "$bed/key" -mmin +60)" ]; }
+}
+
+# Makes the bed unless it is there already.
 prepare() {
     local key
     key="$(echo "$debian_mirror ${packages[*]}" | cat - bed/* debian.sh | sha256sum | cut -d' ' -f1)"
-    [ "$(cat "$bed/key" 2>/dev/null)" != "$key" ] || return 0
+    ! is_current "$key" || return 0
     debian_need mke2fs=e2fsprogs cpio=cpio lz4=lz4 xz=xz-utils "$debian_keyring=debian-archive-keyring"
     mkdir -p "$bed"
     (
         flock -n 9 || { say "waiting for another preparation in $bed"; flock 9; }
-        [ "$(cat "$bed/key" 2>/dev/null)" != "$key" ] || exit 0
+        ! is_current "$key" || exit 0
         trap 'rm -rf "$bed/work"' EXIT
         trap 'exit 130' INT
         trap 'exit 143' TERM HUP

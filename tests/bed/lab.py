@@ -87,8 +87,8 @@ def python(machine, source, *arguments, **options):
     return guest(machine, "python3", "-c", source, *arguments, **options)
 
 
-def run(machine, *options, mem="256M", cmdline=CMDLINE):
-    snap("run", machine, "--kernel", KERNEL, "--initrd", INITRD, "--cmdline", cmdline,
+def run(machine, *options, mem="256M", cmdline=CMDLINE, kernel=KERNEL):
+    snap("run", machine, "--kernel", kernel, "--initrd", INITRD, "--cmdline", cmdline,
          "--mem", mem, "--disk", DISK, "-d", *options)
 
 

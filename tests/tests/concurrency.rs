@@ -248,14 +248,16 @@ struct Mount {
 
 impl Mount {
     fn of(cli: &Cli, tag: &str, dir: &Path) -> Result<Option<Self>> {
-        fs::create_dir(dir)?;
-        let shown = dir.display().to_string();
-        let output = cli.run(&["mount", tag, &shown])?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            skipped("the mount beside commits and collections", said.trim());
+        if let Err(error) = fs::File::open("/dev/fuse") {
+            skipped(
+                "the mount beside commits and collections",
+                &format!("/dev/fuse: {error}"),
+            );
             return Ok(None);
         }
+        fs::create_dir(dir)?;
+        let shown = dir.display().to_string();
+        cli.ok(&["mount", tag, &shown])?;
         Ok(Some(Self {
             cli: cli.clone(),
             dir: dir.to_owned(),

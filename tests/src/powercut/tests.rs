@@ -32,7 +32,9 @@ impl Rig {
         match unavailable() {
             None => Some(Self::mount(Disk::new())),
             Some(reason) => {
-                println!("SKIPPED {reason}");
+                // A test's thread has its name.
+                let test = std::thread::current();
+                println!("SKIPPED {}: {reason}", test.name().unwrap_or("powercut"));
                 None
             }
         }

@@ -197,7 +197,10 @@ mod tests {
                 );
                 true
             }
-            other => other.is_err(),
+            other => {
+                other.unwrap();
+                false
+            }
         }
     }
 
