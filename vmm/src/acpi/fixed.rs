@@ -70,14 +70,10 @@ pub(super) fn madt(cpus: u32) -> Sdt {
         ProcessorLocalApic::new(id, id, EnabledStatus::Enabled).to_aml_bytes(&mut entries);
     }
     IoApic::new(0, IO_APIC, 0).to_aml_bytes(&mut entries);
-    entries.extend(TIMER_OVERRIDE);
     entries.extend(LINT1_IS_NMI);
     madt.append_slice(&entries);
     madt
 }
 
-/// Interrupt source override: the timer, ISA interrupt 0, is at pin 2 of KVM's I/O
-/// APIC; polarity and trigger are those of the bus.
-const TIMER_OVERRIDE: [u8; 10] = [2, 10, 0, 0, 2, 0, 0, 0, 0, 0];
 /// Local APIC NMI: of every processor, at its pin LINT1.
 const LINT1_IS_NMI: [u8; 6] = [4, 6, 0xff, 0, 0, 1];

@@ -153,14 +153,11 @@ impl Machine {
                 room = Some(CopyRoom::new(self.memory())?);
             }
         }
-        let was_running = self.is_running();
         let began = Instant::now();
-        self.close_gate()?;
+        let was_open = self.close_gate()?;
         let stopped = Instant::now();
         let frozen = self.freeze_paused(&mut control, room);
-        if was_running {
-            self.open_gate()?;
-        }
+        self.reopen_gate(was_open)?;
         let pause = began.elapsed();
         let (memory, disks, state, changed, mut timings) = frozen?;
         let number = control.freezes;
@@ -187,6 +184,9 @@ impl Machine {
         let began = Instant::now();
         let state = self.save_paused()?;
         let saved = Instant::now();
+        // Before anything is taken: what a freeze that fails has taken is not of the
+        // one before it.
+        control.freezes += 1;
         if let Some(tracker) = &mut control.tracker {
             let written = tracker.take()?;
             control.uncommitted = ranges::union(&control.uncommitted, &written);
@@ -211,7 +211,6 @@ impl Machine {
             Some(copy) => Kept::Copied(copy),
             None => Kept::Forked(Frozen::fork(self.memory().host_slots())?),
         };
-        control.freezes += 1;
         let changed = match &memory {
             Kept::Copied(copy) => Some(copy.pages().to_vec()),
             Kept::Forked(_) => control
@@ -250,14 +249,19 @@ impl Machine {
     }
 }
 
+/// The kernel is asked for one piece at a time, in about a microsecond.
+const MANY_PIECES: u64 = 2048;
+
 /// The pages of a list that are not only read, if they are no more than may be copied.
 fn few_pages(
     tracker: &mut Tracker,
     listed: &[Range<u64>],
     limit_bytes: u64,
 ) -> Result<Option<Vec<Range<u64>>>> {
-    // What was only read is listed, too; looking through much of it takes too long.
-    if ranges::total_bytes(listed) > 4 * limit_bytes {
+    // What was only read is listed, too; looking through much of it takes too long, as
+    // does asking for each of many pieces.
+    let pieces = u64::try_from(listed.len()).unwrap_or(u64::MAX);
+    if ranges::total_bytes(listed) > 4 * limit_bytes || pieces > MANY_PIECES {
         return Ok(None);
     }
     let pages = tracker.private_of(listed)?;

@@ -87,6 +87,8 @@ struct State {
     is_ready: bool,
     /// Whether it is to stop when it says so.
     stops_at_ready: bool,
+    /// Whether it has stopped for that, and nobody has let it go on since.
+    stands_at_ready: bool,
 }
 
 /// The gate before the guest.
@@ -106,6 +108,7 @@ impl Gate {
                 ending: None,
                 is_ready: false,
                 stops_at_ready: false,
+                stands_at_ready: false,
             }),
             changed: Condvar::new(),
             kicks,
@@ -139,6 +142,7 @@ impl Gate {
     /// Lets the vCPUs run. Returns whether the machine has not ended.
     pub fn open(&self) -> bool {
         let mut state = self.lock();
+        state.stands_at_ready = false;
         if state.wanted == Wanted::Pause {
             state.wanted = Wanted::Run;
         }
@@ -147,17 +151,18 @@ impl Gate {
     }
 
     /// Closes the gate and waits until every vCPU is out of the guest. Returns
-    /// whether they are paused, and not at their end.
-    pub fn close(&self) -> bool {
+    /// whether it was open, or nothing if they are at their end.
+    pub fn close(&self) -> Option<bool> {
         let mut state = self.lock();
-        if state.wanted == Wanted::Run {
+        let was_open = state.wanted == Wanted::Run;
+        if was_open {
             state.wanted = Wanted::Pause;
         }
         self.kick_all(&state);
         while state.waiting.contains(&false) {
             state = self.wait(state);
         }
-        state.wanted == Wanted::Pause
+        (state.wanted == Wanted::Pause).then_some(was_open)
     }
 
     /// Ends the machine; the first reason counts.
@@ -173,9 +178,13 @@ impl Gate {
     pub fn guest_is_ready(&self) {
         let mut state = self.lock();
         let first = !std::mem::replace(&mut state.is_ready, true);
-        if first && state.stops_at_ready && state.wanted == Wanted::Run {
-            state.wanted = Wanted::Pause;
-            self.kick_all(&state);
+        if first && state.stops_at_ready {
+            // Also during a pause that is under way: its end must not let the guest run.
+            state.stands_at_ready = true;
+            if state.wanted == Wanted::Run {
+                state.wanted = Wanted::Pause;
+                self.kick_all(&state);
+            }
         }
         self.changed.notify_all();
     }
@@ -183,6 +192,18 @@ impl Gate {
     /// From here on the guest stops when it says that it is ready.
     pub fn stop_at_ready(&self) {
         self.lock().stops_at_ready = true;
+    }
+
+    /// From here on it does not. Returns whether it stands there already.
+    pub fn pass_ready(&self) -> bool {
+        let mut state = self.lock();
+        state.stops_at_ready = false;
+        state.stands_at_ready
+    }
+
+    /// Whether the guest has stopped because it is ready, and nobody has let it go on.
+    pub fn stands_at_ready(&self) -> bool {
+        self.lock().stands_at_ready
     }
 
     /// Waits until the guest has said that it is ready. Returns whether it did,

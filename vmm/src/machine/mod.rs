@@ -244,21 +244,44 @@ impl Machine {
     /// The machine has ended.
     pub fn pause(&self) -> Result<()> {
         let _control = self.control();
-        self.close_gate()
+        self.close_gate().map(drop)
     }
 
-    fn close_gate(&self) -> Result<()> {
-        if self.shared.gate.close() {
+    /// Returns whether the guest ran.
+    fn close_gate(&self) -> Result<bool> {
+        if let Some(was_open) = self.shared.gate.close() {
             self.shared.devices.quiesce();
-            return Ok(());
+            return Ok(was_open);
         }
         Err(Error::Ended(self.shared.gate.wait_for_end()))
+    }
+
+    /// After a pause that the guest's owner did not ask for: the guest goes on as it
+    /// was, but for one that stands still because it is ready.
+    fn reopen_gate(&self, was_open: bool) -> Result<()> {
+        if was_open && !self.shared.gate.stands_at_ready() {
+            return self.open_gate();
+        }
+        Ok(())
     }
 
     /// From here on the guest is paused when it first says that it is ready, by a
     /// byte to port 0x620, at that instruction.
     pub fn stop_at_ready(&self) {
         self.shared.gate.stop_at_ready();
+    }
+
+    /// Nobody waits for the guest to be ready any more: it will not be paused then,
+    /// and goes on if it was.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn pass_ready(&self) -> Result<()> {
+        let _control = self.control();
+        if self.shared.gate.pass_ready() {
+            return self.open_gate();
+        }
+        Ok(())
     }
 
     /// Waits until the guest has said that it is ready.
@@ -287,10 +310,9 @@ impl Machine {
             return false;
         }
         let _control = self.control();
-        let was_running = self.is_running();
-        if self.close_gate().is_err() {
+        let Ok(was_open) = self.close_gate() else {
             return false;
-        }
+        };
         let halted = self.shared.vcpus.iter().all(|vcpu| {
             let vcpu = lock(vcpu);
             match vcpu.get_mp_state().map(|state| state.mp_state) {
@@ -302,7 +324,7 @@ impl Machine {
             }
         });
         // If this fails the machine has ended, which its owner will see.
-        let _ = was_running.then(|| self.open_gate());
+        let _ = self.reopen_gate(was_open);
         halted
     }
 
@@ -326,9 +348,14 @@ impl Machine {
     /// The state of a paused machine, besides its memory.
     ///
     /// # Errors
-    /// It is not paused, or KVM refuses.
+    /// It is not paused, or has ended, or KVM refuses.
     pub fn save(&self) -> Result<MachineState> {
         let _control = self.control();
+        if self.shared.gate.is_open() {
+            return Err(Error::NotPaused);
+        }
+        // One that stopped by itself may have vCPUs on their way out of the guest.
+        self.close_gate()?;
         self.save_paused()
     }
 

@@ -45,6 +45,9 @@ pub struct VcpuState {
     pub events: kvm_vcpu_events,
 }
 
+/// IA32_APIC_BASE: of one vCPU of a machine.
+const BOOTSTRAP_PROCESSOR: u64 = 1 << 8;
+
 impl VcpuState {
     /// Reads the state of a vCPU whose `KVM_RUN` was last left by an interrupted
     /// call, so that no exit is half done.
@@ -119,6 +122,9 @@ impl VcpuState {
         // local APIC's timer is in deadline mode, and forgets it when the mode
         // changes.
         vcpu.set_lapic(&self.lapic).kvm("take the local APIC")?;
+        if self.sregs.apic_base & BOOTSTRAP_PROCESSOR != 0 {
+            msrs::leave_tsc(vcpu, &self.msrs)?;
+        }
         msrs::restore(vcpu, &self.msrs, self.armed_deadline())?;
         // Last: KVM_SET_REGS drops pending exceptions, KVM_SET_SREGS pending
         // interrupts.

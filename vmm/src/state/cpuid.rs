@@ -19,6 +19,13 @@ const HTT: u32 = 1 << 28;
 /// Leaf 7.0, edx: AMX-BF16, AMX-TILE, AMX-INT8. Leaf 7.1, eax: AMX-FP16.
 const AMX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
 const AMX_FP16: u32 = 1 << 21;
+/// Leaf 7.1, edx.
+const AMX_COMPLEX: u32 = 1 << 8;
+/// Leaf 7.0, ecx and edx; leaf 0xd.1, ecx: the states of shadow stacks and of
+/// indirect branch tracking.
+const SHSTK: u32 = 1 << 7;
+const IBT: u32 = 1 << 20;
+const XSS_CET: u32 = 1 << 11 | 1 << 12;
 /// Leaf 0xd.0, eax: the tile data of AMX.
 const XCR0_TILE_DATA: u32 = 1 << 18;
 /// Leaf 0x80000001, ecx.
@@ -30,8 +37,9 @@ const PERFCTR_CORE: u32 = 1 << 23;
 /// The CPUID of vCPU `cpu` of `cpus`, out of what KVM supports.
 ///
 /// Left out on purpose: nested virtualisation (VMX, SVM) and performance
-/// counters, whose state is not saved, and AMX where this process has no
-/// permission for its state.
+/// counters, whose state is not saved; shadow stacks and indirect branch tracking
+/// (CET), whose stack pointer is not; and AMX where this process has no permission
+/// for its state.
 ///
 /// # Errors
 /// [`Error::Cpus`] unless `cpu < cpus <= MAX_CPUS`, and [`StateError::TooMany`]
@@ -94,8 +102,18 @@ pub(super) fn offer_tsc_deadline(supported: &mut [kvm_cpuid_entry2]) {
 fn leave_out(entry: &mut kvm_cpuid_entry2, has_tiles: bool) {
     match (entry.function, entry.index) {
         (1, _) => entry.ecx &= !(VMX | PDCM),
-        (7, 0) if !has_tiles => entry.edx &= !AMX,
-        (7, 1) if !has_tiles => entry.eax &= !AMX_FP16,
+        (7, 0) => {
+            entry.ecx &= !SHSTK;
+            entry.edx &= !IBT;
+            if !has_tiles {
+                entry.edx &= !AMX;
+            }
+        }
+        (7, 1) if !has_tiles => {
+            entry.eax &= !AMX_FP16;
+            entry.edx &= !AMX_COMPLEX;
+        }
+        (0xd, 1) => entry.ecx &= !XSS_CET,
         (0x8000_0001, _) => entry.ecx &= !(SVM | PERFCTR_CORE),
         // Performance counters of Intel and AMD; SVM.
         (0xa | 0x8000_0022 | 0x8000_000a, _) => {
@@ -212,12 +230,14 @@ mod tests {
             leaf(4, 0, [0x0400_0121, 1, 2, 3]),
             leaf(4, 3, [0x0400_4163, 1, 2, 3]),
             leaf(4, 4, [0, 0, 0, 0]),
-            leaf(7, 0, [1, 0, 0, AMX | 1 << 26]),
+            leaf(7, 0, [1, 0, SHSTK | 1, AMX | IBT | 1 << 26]),
             leaf(0xa, 0, [8, 8, 8, 8]),
             leaf(0xb, 0, [9, 9, 9, 9]),
             leaf(0xd, 0, [0xe7, 0, 0, 0]),
             leaf(0x15, 0, [2, 216, 0, 0]),
             leaf(0x8000_0008, 0, [0x3930, 0, 0, 0]),
+            leaf(7, 1, [AMX_FP16 | 1, 0, 0, AMX_COMPLEX | 1]),
+            leaf(0xd, 1, [1, 0, XSS_CET | 1 << 8, 0]),
         ]
     }
 
@@ -265,6 +285,9 @@ mod tests {
         let cpuid = guest_cpuid(&intel(), 0, 1).unwrap();
         assert_eq!(find(&cpuid, 1, 0).ecx, HYPERVISOR | TSC_DEADLINE);
         assert_eq!(find(&cpuid, 7, 0).edx, 1 << 26, "no AMX without its state");
+        assert_eq!(find(&cpuid, 7, 0).ecx, 1);
+        assert_eq!((find(&cpuid, 7, 1).eax, find(&cpuid, 7, 1).edx), (1, 1));
+        assert_eq!(find(&cpuid, 0xd, 1).ecx, 1 << 8);
         let counters = find(&cpuid, 0xa, 0);
         assert_eq!(
             (counters.eax, counters.ebx, counters.ecx, counters.edx),
@@ -274,6 +297,7 @@ mod tests {
         with_tiles[8].eax |= XCR0_TILE_DATA;
         let cpuid = guest_cpuid(&with_tiles, 0, 1).unwrap();
         assert_eq!(find(&cpuid, 7, 0).edx, AMX | 1 << 26);
+        assert_eq!(find(&cpuid, 7, 1).edx, AMX_COMPLEX | 1);
     }
 
     #[test]

@@ -126,6 +126,12 @@ pub(super) const FEATURE_WORDS: &[FeatureWord] = &[
          FSRC - - - - FRED LKGS WRMSRNS NMI_SRC AMX-FP16 HRESET AVX-IFMA - - LAM MSRLIST",
     ),
     word(
+        (7, 1, Register::Edx),
+        0,
+        "- - - - AVX-VNNI-INT8 AVX-NE-CONVERT - - AMX-COMPLEX - AVX-VNNI-INT16 - - - PREFETCHITI \
+         - - UIRET_UIF CET_SSS AVX10",
+    ),
+    word(
         (7, 2, Register::Edx),
         0,
         "PSFD IPRED_CTRL RRSBA_CTRL DDPD_U BHI_CTRL MCDT_NO",
@@ -167,6 +173,12 @@ pub(super) const FEATURE_WORDS: &[FeatureWord] = &[
         0,
         "CLZERO - XSAVEERPTR - RDPRU - - - - WBNOINVD - - AMD_IBPB - AMD_IBRS AMD_STIBP - \
          AMD_STIBP_ALWAYS_ON - - - - - - AMD_SSBD VIRT_SSBD AMD_SSB_NO - AMD_PSFD",
+    ),
+    word(
+        (0x8000_0021, 0, Register::Eax),
+        0,
+        "NO_NESTED_DATA_BP FSGS_NON_SERIALIZING LFENCE_SERIALIZING SMM_PGCFG_LOCK - - \
+         NULL_SEL_CLEARS_BASE UPPER_ADDRESS_IGNORE AUTOMATIC_IBRS NO_SMM_CTL_MSR",
     ),
     word(
         (0x4000_0001, 0, Register::Eax),
@@ -211,6 +223,9 @@ mod tests {
             (7, 0, "edx", 31, "SSBD"),
             (7, 1, "eax", 5, "AVX512-BF16"),
             (7, 1, "eax", 26, "LAM"),
+            (7, 1, "edx", 8, "AMX-COMPLEX"),
+            (7, 1, "edx", 19, "AVX10"),
+            (0x8000_0021, 0, "eax", 8, "AUTOMATIC_IBRS"),
             (0xd, 0, "eax", 9, "XCR0:PKRU"),
             (0xd, 0, "eax", 18, "XCR0:TILEDATA"),
             (0xd, 1, "eax", 4, "XFD"),

@@ -12,6 +12,9 @@ use crate::error::KvmContext;
 pub(super) const IA32_TSC: u32 = 0x10;
 pub(super) const IA32_TSC_DEADLINE: u32 = 0x6e0;
 const KVM_ASYNC_PF_EN: u32 = 0x4b56_4d02;
+/// KVM shows the host's value to the monitor whatever the guest is offered, and some
+/// kernels take no other one. Guests are not told of it (PDCM).
+const IA32_PERF_CAPABILITIES: u32 = 0x345;
 
 /// What is saved besides `KVM_GET_MSR_INDEX_LIST`, if KVM answers for it. The
 /// names are those of the Intel manual (volume 4) and of the kernel's
@@ -34,6 +37,10 @@ const EXTRA: &[RangeInclusive<u32>] = &[
     0x4b56_4d08..=0x4b56_4d08, // KVM: migration control
 ];
 
+/// IA32_PERF_CAPABILITIES is not saved: no guest is offered it (PDCM). KVM gives it
+/// the host's value all the same, and some kernels refuse to set it.
+const LEFT_OUT: [u32; 1] = [0x345];
+
 /// Those that KVM acts upon when they are set, in the order in which it needs
 /// them, after all others.
 const DEFERRED: [u32; 2] = [
@@ -48,6 +55,8 @@ const DEFERRED: [u32; 2] = [
 pub(super) fn indices(listed: &[u32]) -> Vec<u32> {
     let extra = EXTRA.iter().cloned().flatten();
     let mut indices: Vec<u32> = listed.iter().copied().chain(extra).collect();
+    indices.retain(|index| !LEFT_OUT.contains(index));
+    indices.retain(|&index| index != IA32_PERF_CAPABILITIES);
     indices.sort_unstable();
     indices.dedup();
     indices.truncate(MAX_MSRS);
@@ -70,6 +79,25 @@ pub(super) fn save(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>>
         left = &left[(read + usize::from(read < chunk.len()))..];
     }
     Ok(saved)
+}
+
+/// Sets the TSC far from the one that is to be restored next.
+///
+/// Up to Linux 6.7, KVM takes a TSC that is within a second of the running one for an
+/// attempt to synchronise vCPUs, and keeps its own: a new vCPU's runs from 0, and
+/// a guest that was saved in its first second would lose that time. For the first
+/// vCPU only; the others are to be synchronised with it.
+pub(super) fn leave_tsc(vcpu: &VcpuFd, saved: &[kvm_msr_entry]) -> Result<()> {
+    const FAR: u64 = 1 << 40;
+    if let Some(tsc) = value(saved, IA32_TSC) {
+        let far = kvm_msr_entry {
+            index: IA32_TSC,
+            data: tsc.wrapping_add(FAR),
+            ..Default::default()
+        };
+        vcpu.set_msrs(&list([far].into_iter())).kvm("set the TSC")?;
+    }
+    Ok(())
 }
 
 /// Writes the MSRs, the deferred ones last.
@@ -102,10 +130,11 @@ pub(super) fn restore(
 }
 
 /// Some MSRs can be read and not written, or not by every kernel. That is no
-/// harm if the value is there already.
+/// harm if the value is there already, nor if it is zero where nobody knows the
+/// MSR: KVM answers so for some of those that it lists and the guest does not have.
 fn accept_refusal(vcpu: &VcpuFd, refused: &kvm_msr_entry) -> Result<()> {
     let has = save(vcpu, &[refused.index])?;
-    if has.first().is_some_and(|has| has.data == refused.data) {
+    if has.first().map_or(0, |has| has.data) == refused.data {
         return Ok(());
     }
     Err(StateError::MsrRefused {
@@ -157,11 +186,12 @@ mod tests {
 
     #[test]
     fn each_msr_is_saved_once_and_all_fit() {
-        let indices = indices(&[0x10, 0x6e0, 0x174, 0x10]);
+        let indices = indices(&[0x10, 0x6e0, 0x174, IA32_PERF_CAPABILITIES, 0x10]);
         let mut unique = indices.clone();
         unique.dedup();
         assert_eq!(unique, indices);
         assert!(indices.contains(&0x174) && indices.contains(&KVM_ASYNC_PF_EN));
+        assert!(!indices.contains(&IA32_PERF_CAPABILITIES));
         assert_eq!(
             super::indices(&(0..5000).collect::<Vec<_>>()).len(),
             MAX_MSRS
