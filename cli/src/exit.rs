@@ -4,11 +4,14 @@ use std::io;
 use std::process::ExitCode;
 
 use snapstore_store::ErrorClass;
+use snapstore_vmm::agent::{self, AgentError};
 
 pub const FAILED: u8 = 1;
 pub const NOT_FOUND: u8 = 3;
 pub const DAMAGED: u8 = 4;
 pub const BUSY: u8 = 5;
+/// Of `exec`, as of a shell: there is no such command.
+pub const NO_COMMAND: u8 = 127;
 
 /// A thing that does not exist, with what to say of it.
 #[derive(Debug)]
@@ -41,10 +44,11 @@ message_is_field!(NotFound: 0, Busy: 0, Elsewhere: message);
 /// Prints the error and returns its exit code. A reader that went away
 /// (`snapstore tags | head -1`) is no failure.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    let reader_gone = error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
-    if reader_gone {
+    let output = match error.downcast_ref::<AgentError>() {
+        Some(AgentError::Local(error)) => Some(error),
+        _ => error.downcast_ref::<io::Error>(),
+    };
+    if output.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
     eprintln!("error: {}", message(error));
@@ -80,6 +84,12 @@ pub fn code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<snapstore_store::Error>() {
         return store_code(error);
     }
+    if let Some(AgentError::Refused { kind, .. }) = error.downcast_ref::<AgentError>() {
+        return match kind {
+            agent::ErrorKind::Busy => BUSY,
+            _ => FAILED,
+        };
+    }
     match error.downcast_ref::<snapstore_fuse::Error>() {
         Some(snapstore_fuse::Error::Store(error)) => store_code(error),
         Some(snapstore_fuse::Error::NotMounted { .. }) => NOT_FOUND,
@@ -104,6 +114,7 @@ fn vmm_code(error: &snapstore_vmm::Error) -> u8 {
     match error {
         snapstore_vmm::Error::NoMachine { .. } | snapstore_vmm::Error::NoTap { .. } => NOT_FOUND,
         snapstore_vmm::Error::TapBusy { .. }
+        | snapstore_vmm::Error::DiskBusy { .. }
         | snapstore_vmm::Error::Refused {
             kind: ErrorKind::Busy,
             ..

@@ -5,7 +5,9 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-const GUESTS: [&str; 7] = ["table", "touch", "ports", "mmio", "triple", "halt", "spin"];
+const GUESTS: [&str; 8] = [
+    "table", "touch", "ports", "mmio", "triple", "halt", "spin", "ready",
+];
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");

@@ -66,5 +66,5 @@ pub fn console(args: &ConsoleArgs) -> anyhow::Result<ExitCode> {
         terminal::print_kept(&vm)?;
         return Ok(ExitCode::SUCCESS);
     }
-    terminal::attach(&vm, Attach::AsVisitor)
+    Ok(terminal::attach(&vm, Attach::AsVisitor)?.exit_code())
 }

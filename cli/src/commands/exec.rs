@@ -3,18 +3,22 @@
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use serde_json::json;
-use snapstore_vmm::agent::{AGENT_PORT, AgentClient, Exec, Exit, Stream};
+use snapstore_vmm::agent::{self, AGENT_PORT, AgentClient, AgentError, Exec, Exit, Stream};
+use snapstore_vmm::control::{Client, RunState};
 
 use crate::args::ExecArgs;
 use crate::context::Context;
-use crate::exit;
-use crate::vms::runtime::Runtime;
+use crate::exit::{self, Elsewhere};
+use crate::vms::runtime::{Runtime, VmDir};
 
 pub fn run(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCode> {
-    let vm = Runtime::open()?.running(&args.name)?;
-    let agent = AgentClient::connect(&vm.vsock(), AGENT_PORT, args.wait)?;
+    let runtime = Runtime::open()?;
+    let vm = runtime.running(&args.name)?;
+    let agent = connect(&runtime, &vm, args.wait)?;
     let exec = Exec {
         command: args.command.clone(),
         timeout_seconds: args.timeout,
@@ -39,7 +43,8 @@ pub fn run(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCode> {
             }
             Stream::Stderr => io::stderr().write_all(bytes),
         }
-    })?;
+    });
+    let ended = ended.or_else(|error| Err(explained(error, &runtime, args)?))?;
     let value = json!({
         "exit_code": ended.code,
         "signal": ended.signal,
@@ -52,6 +57,62 @@ pub fn run(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCode> {
         eprintln!("error: the command was killed: its time was over");
     }
     Ok(ExitCode::from(code(&ended)))
+}
+
+/// The agent of a guest that may still boot, or have to notice that it was restored.
+fn connect(runtime: &Runtime, vm: &VmDir, wait: Duration) -> anyhow::Result<AgentClient> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let error = match AgentClient::connect(&vm.vsock(), AGENT_PORT, left.min(LOOK_AGAIN)) {
+            Ok(agent) => return Ok(agent),
+            Err(error) => error,
+        };
+        // One that has ended answers nobody any more.
+        runtime.running(&vm.name)?;
+        if left > LOOK_AGAIN {
+            continue;
+        }
+        let status = Client::connect(&vm.socket()).and_then(|mut client| client.status());
+        if status.is_ok_and(|status| status.state == RunState::Paused) {
+            bail!(
+                "{0} is paused, so its guest answers nobody; `snapstore resume {0}` lets it run",
+                vm.name
+            );
+        }
+        return Err(error.into());
+    }
+}
+
+/// How often it is looked whether a machine is still there that does not answer.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// What a command that could not be run to its end came to, with its name. An error is
+/// that of a machine that has ended.
+fn explained(
+    error: AgentError,
+    runtime: &Runtime,
+    args: &ExecArgs,
+) -> anyhow::Result<anyhow::Error> {
+    match error {
+        AgentError::Refused {
+            kind: agent::ErrorKind::NotFound,
+            message,
+        } => Ok(Elsewhere {
+            message: format!(
+                "{} has no command {}: {message}",
+                args.name,
+                args.command.first().map_or("", String::as_str)
+            ),
+            exit_code: exit::NO_COMMAND,
+        }
+        .into()),
+        AgentError::Connection(_) => {
+            runtime.running(&args.name)?;
+            Ok(error.into())
+        }
+        error => Ok(error.into()),
+    }
 }
 
 /// As a shell would give it.

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use snapstore_store::Error;
 use snapstore_vmm::control::Origin;
 
@@ -41,6 +41,15 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             start: args.start.clone(),
         };
         return restore::run(context, &restore);
+    }
+    if args.commit_when.is_some()
+        && let Some(disk) = disks.iter().find(|disk| disk.access == DiskAccess::InPlace)
+    {
+        bail!(
+            "{} is written in place (:direct), and a machine with such a disk cannot be committed; \
+             leave out :direct or --commit-when",
+            disk.path.display()
+        );
     }
     if let Some(tag) = &args.tag {
         // Now rather than when the guest has booted.

@@ -11,6 +11,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -48,7 +49,9 @@ pub struct Claim {
 impl Runtime {
     /// The runtime directory of this user, made if it is not there.
     pub fn open() -> anyhow::Result<Self> {
-        let dir = runtime_dir();
+        let dir = std::path::absolute(runtime_dir()).context(
+            "cannot find the directory for machines; name one with SNAPSTORE_RUNTIME_DIR",
+        )?;
         for part in [&dir, &dir.join("vms"), &dir.join("mounts")] {
             make_private(part)?;
         }
@@ -190,15 +193,29 @@ impl VmDir {
                 other => other.context("cannot lock a machine's name")?,
             }
             if is_same(&lock, &self.lock_path()) {
-                for left in ["control.sock", "vsock.sock", "log", "ending"] {
-                    remove_if_there(&self.dir.join(left))?;
-                }
+                self.remove_sockets()
+                    .and_then(|()| remove_if_there(&self.log()))
+                    .and_then(|()| remove_if_there(&self.dir.join("ending")))
+                    .with_context(|| format!("cannot clear {}", self.dir.display()))?;
                 return Ok(Claim {
                     vm: self.clone(),
                     _lock: lock,
                 });
             }
         }
+    }
+
+    /// The control socket, that of the vsock device, and those that programs of the
+    /// host have put beside it for its guest, `vsock.sock_PORT`.
+    fn remove_sockets(&self) -> io::Result<()> {
+        remove_if_there(&self.socket())?;
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if entry.file_name().as_bytes().starts_with(b"vsock.sock") {
+                remove_if_there(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     fn lock_path(&self) -> PathBuf {
@@ -211,8 +228,7 @@ impl Claim {
     /// The lock goes last: whoever has it finds the rest as it will stay.
     pub fn release(self, ending: Option<&str>) -> io::Result<()> {
         let dir = &self.vm.dir;
-        remove_if_there(&self.vm.socket())?;
-        remove_if_there(&self.vm.vsock())?;
+        self.vm.remove_sockets()?;
         match ending {
             Some(reason) => fs::write(dir.join("ending"), reason),
             None => {
@@ -227,7 +243,9 @@ impl Claim {
 
 /// Removes what a machine that has ended left; one that runs is left alone.
 pub fn forget(vm: &VmDir) -> anyhow::Result<()> {
-    Ok(vm.claim()?.release(None)?)
+    vm.claim()?
+        .release(None)
+        .with_context(|| format!("cannot remove {}", vm.dir.display()))
 }
 
 /// What a process said at its end: what it logged while it ran, lines that begin
@@ -275,14 +293,14 @@ fn runtime_dir() -> PathBuf {
     if let Some(dir) = from("SNAPSTORE_RUNTIME_DIR") {
         return PathBuf::from(dir);
     }
-    if let Some(dir) = from("XDG_RUNTIME_DIR") {
-        return PathBuf::from(dir).join("snapstore");
-    }
     let user = rustix::process::geteuid();
+    // Not that of a session: root's would go with its last login, under machines that run.
     if user.is_root() {
-        PathBuf::from("/run/snapstore")
-    } else {
-        std::env::temp_dir().join(format!("snapstore-{}", user.as_raw()))
+        return PathBuf::from("/run/snapstore");
+    }
+    match from("XDG_RUNTIME_DIR") {
+        Some(dir) => PathBuf::from(dir).join("snapstore"),
+        None => std::env::temp_dir().join(format!("snapstore-{}", user.as_raw())),
     }
 }
 
@@ -350,6 +368,18 @@ mod tests {
         let claim = vm.claim().unwrap();
         assert_eq!(vm.ending(), None);
         claim.release(None).unwrap();
+    }
+
+    #[test]
+    fn sockets_beside_that_of_the_guest_go_with_the_machine() {
+        let (_dir, runtime) = runtime();
+        let vm = runtime.vm("a").unwrap();
+        let claim = vm.claim().unwrap();
+        for name in ["vsock.sock", "vsock.sock_1234"] {
+            fs::write(vm.dir.join(name), "").unwrap();
+        }
+        claim.release(None).unwrap();
+        assert!(!vm.dir.exists());
     }
 
     #[test]

@@ -17,11 +17,11 @@ use snapstore_vmm::control::{Client, Request, RunState, Status};
 use crate::args::StartArgs;
 use crate::commands::commit_vm::{Wanted, commit};
 use crate::context::{Context, own_program};
-use crate::exit::{self, Elsewhere};
+use crate::exit::{self, Busy, Elsewhere};
 use crate::format::{millis, size};
 use crate::vms::host::{self, Announcement, Spec};
 use crate::vms::runtime::{Runtime, VmDir, forget};
-use crate::vms::terminal;
+use crate::vms::terminal::{self, Left};
 
 /// Requests to machines that are under way at the same time.
 const MAX_THREADS: usize = 64;
@@ -54,14 +54,43 @@ pub fn start(
         when_ready.map(|(store, wanted)| commit_when_ready(store, &vms[0], wanted, !args.detach));
     if args.detach {
         if let Some(ready) = ready {
-            ready.join().expect("it does not panic")?;
+            let committed = ready.join().expect("it does not panic");
+            committed.map_err(|error| still_there(error, &vms[0]))?;
         }
         return report(context, &vms, started, later);
     }
     let [vm] = vms.as_slice() else {
-        unreachable!("clap asks for --detach with several machines");
+        unreachable!("several machines are only restored with --detach");
     };
-    terminal::attach(vm, terminal::Attach::AsOwner { run: later })
+    let left = terminal::attach(vm, terminal::Attach::AsOwner { run: later })?;
+    let Some(ready) = ready else {
+        return Ok(left.exit_code());
+    };
+    if matches!(left, Left::ByUser) && !ready.is_finished() {
+        eprintln!("error: it is not committed when it is ready: this command had to wait for that");
+        return Ok(ExitCode::from(exit::FAILED));
+    }
+    // Why it failed has been said.
+    match ready.join().expect("it does not panic") {
+        Ok(()) => Ok(left.exit_code()),
+        Err(_) => Ok(ExitCode::from(exit::FAILED)),
+    }
+}
+
+/// An error of a machine that was started, and goes on.
+fn still_there(error: anyhow::Error, vm: &VmDir) -> anyhow::Error {
+    if !vm.is_running() {
+        return error;
+    }
+    Elsewhere {
+        message: format!(
+            "{}; {1} still runs: `snapstore stop {1}` ends it",
+            exit::message(&error),
+            vm.name
+        ),
+        exit_code: exit::code(&error),
+    }
+    .into()
 }
 
 /// Commits the machine in a thread once its guest is ready, and lets it go on.
@@ -73,8 +102,10 @@ fn commit_when_ready(
 ) -> JoinHandle<anyhow::Result<()>> {
     let vm = vm.clone();
     std::thread::spawn(move || {
+        // The guest stands still as long as this client is there.
+        let mut client = None;
         let committed = Client::connect(&vm.socket())
-            .and_then(|mut client| client.order(&Request::WaitReady))
+            .and_then(|connected| client.insert(connected).order(&Request::WaitReady))
             .map_err(anyhow::Error::from)
             .and_then(|()| commit(&store, &vm, &wanted));
         // An attached user's command goes on; else the command itself fails.
@@ -86,8 +117,7 @@ fn commit_when_ready(
             );
         }
         // Whatever became of the commit, the guest goes on.
-        let resumed =
-            Client::connect(&vm.socket()).and_then(|mut client| client.order(&Request::Resume));
+        let resumed = client.map_or(Ok(()), |mut client| client.order(&Request::Resume));
         // What failed first tells why.
         committed?;
         Ok(resumed?)
@@ -119,7 +149,10 @@ fn launch(runtime: &Runtime, spec: &Spec, kept: &[BorrowedFd<'_>]) -> anyhow::Re
         Err(error) => error,
     };
     for started in announced.iter().filter(|by| by.outcome.is_ok()) {
-        end(&runtime.vm(&started.name)?)?;
+        // What failed first is told.
+        if let Err(error) = runtime.vm(&started.name).and_then(|vm| end(&vm)) {
+            tracing::warn!(%error, name = started.name, "a machine that was started stays");
+        }
     }
     Err(error)
 }
@@ -131,7 +164,7 @@ fn all_started(spec: &Spec, announced: &[Announcement]) -> anyhow::Result<Vec<St
         let Some(announcement) = announced.iter().find(|by| by.name == *name) else {
             anyhow::bail!(
                 "the process of the machine {name} ended before it answered; \
-                 the system's log may say why (memory?)"
+                 `snapstore ps` tells what it said, or the system's log (memory?)"
             );
         };
         match &announcement.outcome {
@@ -206,15 +239,22 @@ pub fn end(vm: &VmDir) -> anyhow::Result<()> {
         return forget(vm);
     }
     let deadline = Instant::now() + PATIENCE;
-    match order_end(vm) {
-        Ok(process) => wait_until_gone(vm, process.as_ref())?,
-        // It ended by itself just now.
-        Err(snapstore_vmm::Error::NoMachine { .. } | snapstore_vmm::Error::File { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
+    let mut ordered = false;
     while vm.is_running() {
+        if !ordered {
+            match order_end(vm) {
+                Ok(process) => {
+                    wait_until_gone(vm, process.as_ref())?;
+                    ordered = true;
+                }
+                // It ended by itself just now, or is still starting.
+                Err(snapstore_vmm::Error::NoMachine { .. } | snapstore_vmm::Error::File { .. }) => {
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         if Instant::now() > deadline {
-            return Err(stays(vm));
+            return Err(if ordered { stays(vm) } else { starts(vm) });
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -259,6 +299,10 @@ fn stays(vm: &VmDir) -> anyhow::Error {
     anyhow::anyhow!("{} has ended, but its process does not go away", vm.name)
 }
 
+fn starts(vm: &VmDir) -> anyhow::Error {
+    Busy(format!("{} is still starting; try again", vm.name)).into()
+}
+
 /// How long a process may take to give back what it has.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -268,7 +312,12 @@ fn describe_all(started: &[Status]) -> String {
     let [first, .., last] = started else {
         return started.iter().map(describe).collect();
     };
-    if started.len() < MANY {
+    let first_number = started.iter().find_map(|status| number_of(&status.name));
+    let in_a_row = started
+        .iter()
+        .zip(first_number.unwrap_or(1)..)
+        .all(|(status, number)| number_of(&status.name) == Some(number));
+    if started.len() < MANY || !in_a_row {
         return started.iter().map(describe).collect::<Vec<_>>().join("\n");
     }
     format!(
@@ -278,6 +327,11 @@ fn describe_all(started: &[Status]) -> String {
         last.name,
         size(first.memory_bytes),
     )
+}
+
+/// What a name ends in after its last dot.
+fn number_of(name: &str) -> Option<u64> {
+    name.rsplit_once('.')?.1.parse().ok()
 }
 
 fn describe(status: &Status) -> String {
@@ -302,8 +356,15 @@ fn describe(status: &Status) -> String {
 
 /// Names for `count` machines called after `base`: itself if one is wanted and
 /// it is free, else the first free ones of `base.1`, `base.2` and so on.
-pub fn free_names(runtime: &Runtime, base: &str, count: usize) -> anyhow::Result<Vec<String>> {
-    if count == 1 && !runtime.vm(base)?.is_running() {
+///
+/// For a name that its user chose for one machine, there is no other.
+pub fn free_names(
+    runtime: &Runtime,
+    base: &str,
+    is_chosen: bool,
+    count: usize,
+) -> anyhow::Result<Vec<String>> {
+    if count == 1 && (is_chosen || !runtime.vm(base)?.is_running()) {
         return Ok(vec![base.to_owned()]);
     }
     let mut names = Vec::new();

@@ -3,6 +3,7 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,9 +31,28 @@ pub enum Attach {
     AsVisitor,
 }
 
+/// How a user has left a machine's serial line.
+pub enum Left {
+    /// The machine runs on.
+    ByUser,
+    /// It has ended.
+    WithMachine(Ending),
+}
+
+impl Left {
+    /// The exit code that it stands for.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::ByUser => ExitCode::SUCCESS,
+            Self::WithMachine(ending) => exit_code(ending),
+        }
+    }
+}
+
 /// Connects standard input and output to the machine's serial line until the
-/// machine ends or the user leaves.
-pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<ExitCode> {
+/// machine ends or the user leaves. Without anybody to see its output, a machine
+/// that was started here is ended.
+pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<Left> {
     let mut waiter = Client::connect(&vm.socket())?;
     let (line, early) = Client::connect(&vm.socket())?.console(true)?;
     // Asked now: the answer waits here even if the machine's process does not.
@@ -56,7 +76,10 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<ExitCode> {
             "\nLeft {0} running; `snapstore console {0}` comes back, `snapstore stop {0}` ends it.",
             vm.name
         );
-        return Ok(ExitCode::SUCCESS);
+        return Ok(Left::ByUser);
+    }
+    if let (Err(_), Attach::AsOwner { .. }) = (&shown, role) {
+        stop(&vm.socket());
     }
     shown?;
     let answer = waiter.join().expect("the waiter does not panic");
@@ -68,7 +91,7 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<ExitCode> {
     } else {
         eprintln!("error: {}: {ending}", vm.name);
     }
-    Ok(exit_code(&ending))
+    Ok(Left::WithMachine(ending))
 }
 
 /// What the machine kept of its output, and nothing more.
@@ -135,11 +158,15 @@ fn stop_on_signal(vm: &VmDir) -> anyhow::Result<()> {
     let socket = vm.socket();
     std::thread::spawn(move || {
         for _ in signals.forever() {
-            // If it cannot be reached it has ended.
-            let _ = Client::connect(&socket).and_then(|mut client| client.ending(&Request::Stop));
+            stop(&socket);
         }
     });
     Ok(())
+}
+
+fn stop(socket: &Path) {
+    // If it cannot be reached it has ended.
+    let _ = Client::connect(socket).and_then(|mut client| client.ending(&Request::Stop));
 }
 
 /// A terminal that hands over every key as it is; as it was once dropped.

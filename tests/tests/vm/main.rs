@@ -14,4 +14,5 @@ mod many;
 mod mounts;
 mod negative;
 mod pausing;
+mod ready;
 mod restored;

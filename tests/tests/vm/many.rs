@@ -75,6 +75,11 @@ fn names_that_run_are_passed_over() -> Result<()> {
     lab.stop("base.2")?;
     ensure!(lab.restore("base", &["-n", "2"])? == ["base.2", "base.4"]);
     ensure!(lab.restore("base", &["-n", "2", "--name", "w"])? == ["w.1", "w.2"]);
+    // But a name that was asked for is that one, or none.
+    let said = lab
+        .cli
+        .fails(5, &["restore", "base", "--detach", "--name", "w.1"])?;
+    ensure!(said.contains("w.1"), "{said}");
     lab.finish()
 }
 

@@ -59,13 +59,17 @@ pub const HALT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/halt.bin"));
 /// vCPUs.
 pub const SPIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/spin.bin"));
 
+/// Prints `waiting`, and at the character `r` says that it is ready (port 0x620), prints
+/// `after` and halts with interrupts off. Another character resets.
+pub const READY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ready.bin"));
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn images_are_small_and_begin_with_code() {
-        for image in [TABLE, TOUCH, PORTS, MMIO, TRIPLE, HALT, SPIN] {
+        for image in [TABLE, TOUCH, PORTS, MMIO, TRIPLE, HALT, SPIN, READY] {
             assert_eq!(image[..2], [0xfa, 0xfc], "cli; cld");
             assert!(image.len() < 8192, "{} bytes", image.len());
         }

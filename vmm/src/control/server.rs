@@ -49,6 +49,8 @@ pub struct Vm {
     identity: Identity,
     began: Instant,
     clients: AtomicUsize,
+    /// Those that have asked to be told when the guest is ready.
+    ready_clients: AtomicUsize,
     record: Mutex<Record>,
 }
 
@@ -83,6 +85,7 @@ impl Vm {
             identity,
             began,
             clients: AtomicUsize::new(0),
+            ready_clients: AtomicUsize::new(0),
             record: Mutex::new(record),
         })
     }
@@ -192,6 +195,8 @@ struct Client<'a> {
     connection: Option<Connection>,
     /// What this client froze and has not yet committed.
     freeze: Option<Freeze>,
+    /// Whether it has asked to be told when the guest is ready.
+    waits_for_ready: bool,
 }
 
 impl<'a> Client<'a> {
@@ -200,6 +205,7 @@ impl<'a> Client<'a> {
             vm,
             connection: Some(Connection::new(stream)),
             freeze: None,
+            waits_for_ready: false,
         }
     }
 
@@ -229,6 +235,7 @@ impl<'a> Client<'a> {
             }
         }
         self.thaw();
+        self.leave_ready();
     }
 
     fn refuse(&mut self, error: &io::Error) {
@@ -252,12 +259,28 @@ impl<'a> Client<'a> {
                 Ok(self.ended())
             }
             Request::Wait => Ok(self.ended()),
-            Request::WaitReady => self.vm.machine.wait_until_ready().map(|()| Reply::Done),
+            Request::WaitReady => self.wait_ready().map(|()| Reply::Done),
             Request::Freeze => return self.freeze(),
             Request::Committed(report) => Ok(self.committed(report)),
             Request::Console { .. } => unreachable!("taken by the caller"),
         };
         (answer.unwrap_or_else(|error| failure(&error)), Vec::new())
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        if !std::mem::replace(&mut self.waits_for_ready, true) {
+            self.vm.ready_clients.fetch_add(1, Ordering::AcqRel);
+        }
+        self.vm.machine.wait_until_ready()
+    }
+
+    /// With the last client that wanted the guest to stand still when it is ready, the
+    /// guest goes on: nobody else would let it.
+    fn leave_ready(&self) {
+        if self.waits_for_ready && self.vm.ready_clients.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // A machine that has ended needs nothing.
+            let _ = self.vm.machine.pass_ready();
+        }
     }
 
     fn ended(&self) -> Reply {

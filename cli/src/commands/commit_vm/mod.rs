@@ -90,17 +90,18 @@ pub fn commit(store: &Store, vm: &VmDir, wanted: &Wanted) -> anyhow::Result<Done
 
 /// A machine can only be committed to the store that holds what it was made from.
 fn check_origin(store: &Store, name: &str, request: &CommitRequest) -> anyhow::Result<()> {
-    if let ParentChoice::Pinned(id) = request.parent
-        && store.manifest(id).is_err()
-    {
-        bail!(NotFound(format!(
+    let ParentChoice::Pinned(id) = request.parent else {
+        return Ok(());
+    };
+    match store.manifest(id) {
+        Err(snapstore_store::Error::NotFound { .. }) => bail!(NotFound(format!(
             "{} does not hold snapshot {}, which {name} was made from; \
              name the store that does with --store",
             store.path().display(),
             id.short()
-        )));
+        ))),
+        found => Ok(found.map(drop)?),
     }
-    Ok(())
 }
 
 fn request(wanted: &Wanted, frozen: &FrozenMachine) -> anyhow::Result<CommitRequest> {
