@@ -21,12 +21,12 @@ if [ "${LINUX_TESTS_UNTIL:-$until}" -lt "$until" ]; then until="$LINUX_TESTS_UNT
 # Seconds that a check may take beyond that; as PROOF_GRACE in proof.py.
 grace=400
 groups=("$@")
-[ ${#groups[@]} -gt 0 ] || groups=(more core machines smoke61)
+[ ${#groups[@]} -gt 0 ] || groups=(core more machines smoke61)
 
 what="linux guests"
 . scripts/linux-ready.sh
 if [ "$where" = native ]; then
-    export PROOF_CLONES="${PROOF_CLONES:-10}" PROOF_DEPTH="${PROOF_DEPTH:-20}" PROOF_COMMITS="${PROOF_COMMITS:-60}"
+    export PROOF_COMMITS="${PROOF_COMMITS:-60}"
     export PROOF_FULL=1 PROOF_PERIOD="${PROOF_PERIOD:-1}" PROOF_FILL="${PROOF_FILL:-64}"
 fi
 

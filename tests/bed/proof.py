@@ -9,9 +9,9 @@ starts it. Its directory holds lab.py, `snapstore`, and `initrd`, which carries 
 How much is done comes from the environment. The defaults are for an emulated CPU, where
 every step takes seconds; natively scripts/linux-tests.sh sets the larger numbers:
 
-    PROOF_CLONES    machines restored from each head           2    natively 10
-    PROOF_DEPTH     length of the chain of restores            5             20
-    PROOF_COMMITS   commits of a machine under load            5             60
+    PROOF_CLONES    machines restored from each head          10
+    PROOF_DEPTH     length of the chain of restores           20
+    PROOF_COMMITS   commits of a machine under load           12    natively 60
     PROOF_PERIOD    seconds from one such commit to the next   0              1
     PROOF_FILL      MiB that each layer writes to memory       8             64
     PROOF_UNTIL     the moment (seconds since 1970) after which no check begins any more, for slow hosts:
@@ -39,9 +39,9 @@ from lab import (
     boot, commit, equal, expect, guest, laboratory, note, number, python, restore, snap, stop,
 )
 
-CLONES = number("PROOF_CLONES", 2)
-DEPTH = number("PROOF_DEPTH", 5)
-COMMITS = number("PROOF_COMMITS", 5)
+CLONES = number("PROOF_CLONES", 10)
+DEPTH = number("PROOF_DEPTH", 20)
+COMMITS = number("PROOF_COMMITS", 12)
 PERIOD = number("PROOF_PERIOD", 0)
 FILL = number("PROOF_FILL", 8)
 UNTIL = number("PROOF_UNTIL", int(time.time()) + 86_400)
