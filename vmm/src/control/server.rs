@@ -373,10 +373,9 @@ impl<'a> Client<'a> {
     }
 
     fn committed(&mut self, report: CommitReport) -> Reply {
-        let Some(freeze) = &self.freeze else {
+        let Some(freeze) = self.freeze.take() else {
             return invalid("this connection has frozen nothing");
         };
-        self.vm.machine.committed(freeze);
         let fd = self.connection.as_mut().and_then(Connection::take_fd);
         {
             let mut record = self.vm.record();
@@ -386,8 +385,11 @@ impl<'a> Client<'a> {
             };
             record.last_commit = Some(report);
             record.pin = fd;
+            // Before the copy goes, so that whoever sees that it is gone can commit: at
+            // worst that lists again what this one has committed.
+            record.committer = None;
         }
-        self.thaw();
+        self.vm.machine.committed(freeze);
         Reply::Done
     }
 

@@ -37,21 +37,26 @@ pub(super) struct SerialPort {
 
 struct Inner {
     port: Serial<IrqLine, NoEvents, Printer>,
-    /// Input beyond the port's own buffer.
+    /// What the port's own buffer could hold, in bytes.
+    capacity: usize,
+    /// Input that is not in the port yet.
     pending: VecDeque<u8>,
 }
 
 impl Inner {
-    /// Moves input into the port's buffer as far as there is room.
+    /// Gives the port one byte of input, if it has none: it interrupts the guest when a
+    /// byte comes, not for those that a driver which reads so many at a time has left.
     fn fill(&mut self) {
-        let room = self.port.fifo_capacity().min(self.pending.len());
-        if room == 0 {
+        if self.port.fifo_capacity() < self.capacity {
             return;
         }
-        let bytes: Vec<u8> = self.pending.drain(..room).collect();
-        if let Err(error) = self.port.enqueue_raw_bytes(&bytes) {
+        if let Some(&byte) = self.pending.front() {
             // In loopback mode the port takes no input from outside.
-            tracing::debug!(?error, "serial input dropped");
+            match self.port.enqueue_raw_bytes(&[byte]) {
+                Ok(0) => {}
+                Ok(_) => drop(self.pending.pop_front()),
+                Err(error) => tracing::debug!(?error, "serial input waits"),
+            }
         }
     }
 }
@@ -59,7 +64,8 @@ impl Inner {
 impl SerialPort {
     pub fn new(vm: &Arc<VmFd>, console: &Arc<Console>) -> Self {
         let port = Serial::new(IrqLine::new(vm, IRQ), Printer(console.clone()));
-        Self::with(port, VecDeque::new())
+        let capacity = port.fifo_capacity();
+        Self::with(port, capacity, VecDeque::new())
     }
 
     pub fn from_state(vm: &Arc<VmFd>, console: &Arc<Console>, state: &SerialState) -> Result<Self> {
@@ -78,15 +84,25 @@ impl SerialPort {
         let printer = Printer(console.clone());
         let port = Serial::from_state(&registers, IrqLine::new(vm, IRQ), NoEvents, printer)
             .map_err(|_| Error::SerialState)?;
+        let capacity = port.fifo_capacity() + state.in_buffer.len();
         Ok(Self::with(
             port,
+            capacity,
             state.pending_input.iter().copied().collect(),
         ))
     }
 
-    fn with(port: Serial<IrqLine, NoEvents, Printer>, pending: VecDeque<u8>) -> Self {
+    fn with(
+        port: Serial<IrqLine, NoEvents, Printer>,
+        capacity: usize,
+        pending: VecDeque<u8>,
+    ) -> Self {
         Self {
-            inner: Mutex::new(Inner { port, pending }),
+            inner: Mutex::new(Inner {
+                port,
+                capacity,
+                pending,
+            }),
         }
     }
 
@@ -134,6 +150,8 @@ impl SerialPort {
                 tracing::debug!(?error, "serial output");
             }
         }
+        // It may have left loopback mode.
+        inner.fill();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

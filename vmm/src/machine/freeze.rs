@@ -232,13 +232,17 @@ impl Machine {
     /// the machine was frozen again since; then they stay listed, which costs the
     /// next commit time but loses nothing. What it listed of disks is not listed
     /// again in either case.
-    pub fn committed(&self, freeze: &Freeze) {
+    pub fn committed(&self, freeze: Freeze) {
+        let disks: Vec<u64> = freeze.disks.iter().map(FrozenDisk::number).collect();
+        let number = freeze.number;
+        // So that the disks' maps can be merged where they are.
+        drop(freeze);
         let mut control = self.control();
-        if control.freezes == freeze.number {
+        if control.freezes == number {
             control.uncommitted.clear();
         }
-        for (disk, frozen) in self.disks().iter().zip(&freeze.disks) {
-            disk.committed(frozen);
+        for (disk, number) in self.disks().iter().zip(disks) {
+            disk.committed(number);
         }
     }
 

@@ -65,6 +65,12 @@ impl FrozenDisk {
         self.size_bytes
     }
 
+    /// Which of the disk's freezes this is.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// The file under the overlay.
     #[must_use]
     pub fn base(&self) -> &File {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Blocks of one table.
-const TABLE_BLOCKS: u64 = 512;
+pub(super) const TABLE_BLOCKS: u64 = 512;
 
 /// A place for one block in the overlay's file, by its number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -24,11 +24,18 @@ pub(super) enum Place {
 /// Blocks and their places, in tables of 2 KiB for 2 MiB of disk.
 #[derive(Clone, Default)]
 pub(super) struct Map {
-    tables: BTreeMap<u64, Box<Table>>,
+    tables: BTreeMap<u64, Table>,
+}
+
+#[derive(Clone)]
+enum Table {
+    /// All of its blocks are: what a guest discards is often large.
+    Zeros,
+    Mixed(Box<Entries>),
 }
 
 /// [`NOTHING`], [`ZEROS`], or a slot's number plus [`FIRST_SLOT`].
-type Table = [u32; TABLE_BLOCKS as usize];
+type Entries = [u32; TABLE_BLOCKS as usize];
 const NOTHING: u32 = 0;
 const ZEROS: u32 = 1;
 const FIRST_SLOT: u32 = 2;
@@ -54,10 +61,41 @@ fn position(block: u64) -> (u64, usize) {
     (block / TABLE_BLOCKS, entry)
 }
 
+impl Table {
+    fn entry(&self, entry: usize) -> u32 {
+        match self {
+            Self::Zeros => ZEROS,
+            Self::Mixed(entries) => entries[entry],
+        }
+    }
+
+    /// Its entries, to be changed one by one.
+    fn entries(&mut self) -> &mut Entries {
+        if let Self::Zeros = self {
+            *self = Self::Mixed(Box::new([ZEROS; TABLE_BLOCKS as usize]));
+        }
+        match self {
+            Self::Mixed(entries) => entries,
+            Self::Zeros => unreachable!("it was just changed"),
+        }
+    }
+
+    fn slots(&self) -> impl Iterator<Item = Slot> {
+        let entries: &[u32] = match self {
+            Self::Zeros => &[],
+            Self::Mixed(entries) => &entries[..],
+        };
+        entries.iter().filter_map(|entry| match decode(*entry) {
+            Some(Place::Slot(slot)) => Some(slot),
+            _ => None,
+        })
+    }
+}
+
 impl Map {
     pub fn get(&self, block: u64) -> Option<Place> {
         let (table, entry) = position(block);
-        decode(self.tables.get(&table)?[entry])
+        decode(self.tables.get(&table)?.entry(entry))
     }
 
     /// Sets a block's place; returns the one it had.
@@ -66,8 +104,23 @@ impl Map {
         let table = self
             .tables
             .entry(table)
-            .or_insert_with(|| Box::new([NOTHING; TABLE_BLOCKS as usize]));
-        decode(std::mem::replace(&mut table[entry], encode(place)))
+            .or_insert_with(|| Table::Mixed(Box::new([NOTHING; TABLE_BLOCKS as usize])));
+        if table.entry(entry) == encode(place) {
+            return Some(place);
+        }
+        decode(std::mem::replace(
+            &mut table.entries()[entry],
+            encode(place),
+        ))
+    }
+
+    /// Makes all blocks of a table zeros, the one that begins with `block`; the slots
+    /// that they had go to `replaced`.
+    pub fn zero_table(&mut self, block: u64, replaced: &mut Vec<Slot>) {
+        let (table, _) = position(block);
+        if let Some(before) = self.tables.insert(table, Table::Zeros) {
+            replaced.extend(before.slots());
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -77,10 +130,11 @@ impl Map {
     /// All blocks with their places, ascending.
     pub fn iter(&self) -> impl Iterator<Item = (u64, Place)> {
         self.tables.iter().flat_map(|(number, table)| {
+            let entries = 0..TABLE_BLOCKS as usize;
             let blocks = number * TABLE_BLOCKS..;
             blocks
-                .zip(table.iter())
-                .filter_map(|(block, entry)| Some((block, decode(*entry)?)))
+                .zip(entries)
+                .filter_map(|(block, entry)| Some((block, decode(table.entry(entry))?)))
         })
     }
 
@@ -91,7 +145,15 @@ impl Map {
                 self.tables.insert(*number, table.clone());
                 continue;
             };
-            for (entry, new) in own.iter_mut().zip(table.iter()) {
+            let new = match table {
+                Table::Mixed(new) => new,
+                Table::Zeros => {
+                    replaced.extend(own.slots());
+                    *own = Table::Zeros;
+                    continue;
+                }
+            };
+            for (entry, new) in own.entries().iter_mut().zip(new.iter()) {
                 if *new == NOTHING {
                     continue;
                 }
@@ -106,6 +168,36 @@ impl Map {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_of_zeros_is_as_many_blocks_of_zeros() {
+        let mut map = Map::default();
+        map.set(512, Place::Slot(Slot(1)));
+        map.set(1024, Place::Slot(Slot(2)));
+        let mut replaced = Vec::new();
+        map.zero_table(512, &mut replaced);
+        assert_eq!(replaced, [Slot(1)]);
+        assert_eq!(map.get(1023), Some(Place::Zeros));
+        assert_eq!(map.iter().count(), 513);
+        // And one of them can be something else again.
+        assert_eq!(map.set(600, Place::Zeros), Some(Place::Zeros));
+        assert_eq!(map.set(600, Place::Slot(Slot(3))), Some(Place::Zeros));
+        assert_eq!(map.get(601), Some(Place::Zeros));
+
+        let mut older = Map::default();
+        older.zero_table(0, &mut replaced);
+        older.set(700, Place::Slot(Slot(4)));
+        let mut newer = Map::default();
+        newer.set(5, Place::Slot(Slot(5)));
+        newer.zero_table(512, &mut replaced);
+        replaced.clear();
+        older.absorb(&newer, &mut replaced);
+        assert_eq!(replaced, [Slot(4)]);
+        assert_eq!(older.get(5), Some(Place::Slot(Slot(5))));
+        assert_eq!(older.get(6), Some(Place::Zeros));
+        assert_eq!(older.get(700), Some(Place::Zeros));
+        assert_eq!(older.iter().count(), 1024);
+    }
 
     #[test]
     fn a_newer_map_replaces_what_it_names() {

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::error::{Error, Result};
 pub use frozen::{Content, Extent, FrozenDisk};
@@ -123,7 +124,7 @@ impl Disk {
         };
         match flock(&base, lock) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Errno::WOULDBLOCK) => {
                 return Err(Error::DiskBusy {
                     name: name.to_owned(),
                 });
@@ -245,11 +246,13 @@ impl Disk {
         })
     }
 
-    /// A commit of this freeze is durable: what it listed as changed is listed no
-    /// more. A freeze for which this is never said leaves all to the next.
-    pub fn committed(&self, frozen: &FrozenDisk) {
+    /// A commit of the freeze of this number ([`FrozenDisk::number`]) is durable: what
+    /// it listed as changed is listed no more. A freeze for which this is never said
+    /// leaves all to the next. While the frozen disk lives, this copies the map of all
+    /// that was ever written.
+    pub fn committed(&self, number: u64) {
         if let Access::Overlay(overlay) = &self.0.access {
-            lock(overlay).committed(frozen.number);
+            lock(overlay).committed(number);
         }
     }
 }
@@ -259,10 +262,10 @@ const ZEROS: &[u8] = &[0; 64 << 10];
 
 fn zero_in_place(file: &File, offset: u64, length: u64) -> io::Result<()> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    match fallocate(file, flags, offset, length) {
+    match retry_on_intr(|| fallocate(file, flags, offset, length)) {
         Ok(()) => return Ok(()),
-        // A filesystem or a device that cannot.
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+        // A filesystem or a device that cannot, or not so small a part.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
         Err(error) => return Err(error.into()),
     }
     let end = offset + length;

@@ -19,7 +19,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Weak};
 
 use super::frozen::FrozenOverlay;
-use super::map::{Map, Place, Slot};
+use super::map::{Map, Place, Slot, TABLE_BLOCKS};
 use super::reader::{self, checked_end, piece};
 use super::slots::Slots;
 use super::{DISK_BLOCK_BYTES, Under};
@@ -27,6 +27,8 @@ use super::{DISK_BLOCK_BYTES, Under};
 /// Frozen maps beyond which the oldest are merged: commits that fail again and
 /// again must not slow reading down.
 const FROZEN_MAPS: usize = 8;
+/// What a table of a map is about.
+const TABLE_BYTES: u64 = TABLE_BLOCKS * DISK_BLOCK_BYTES;
 
 pub(super) struct Overlay {
     file: Arc<File>,
@@ -118,9 +120,14 @@ impl Overlay {
         let mut at = offset;
         let mut done = Ok(());
         while at < end && done.is_ok() {
+            if at.is_multiple_of(TABLE_BYTES) && end - at >= TABLE_BYTES {
+                // No freeze knows of a slot in the current map.
+                self.current.zero_table(at / DISK_BLOCK_BYTES, &mut freed);
+                at += TABLE_BYTES;
+                continue;
+            }
             let (block, length) = piece(at, end);
             if length == under.block_bytes(block) {
-                // No freeze knows of a slot in the current map.
                 if let Some(Place::Slot(slot)) = self.current.set(block, Place::Zeros) {
                     freed.push(slot);
                 }

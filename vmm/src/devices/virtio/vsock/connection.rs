@@ -287,7 +287,9 @@ impl Connection {
             events |= EventFlags::OUT;
         }
         match self.phase {
-            Phase::Requested => Some(EventFlags::RDHUP),
+            // The end of both directions, which is reported without being asked for:
+            // whoever only sends may have said all before the guest answers.
+            Phase::Requested => Some(EventFlags::empty()),
             Phase::Lingering => (!events.is_empty()).then_some(events),
             Phase::Closing(_) => None,
             Phase::Open if self.readable && self.readable_matters() => {
