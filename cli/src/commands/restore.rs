@@ -40,6 +40,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         nets,
         origin: origin(id, &args.snapshot),
         run: !args.start.paused,
+        run_on_word: false,
         stop_at_ready: false,
     };
     let pin = pin.into_fd();

@@ -80,6 +80,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
         },
         origin: Origin::default(),
         run: !args.start.paused,
+        run_on_word: false,
         stop_at_ready: when_ready.is_some(),
     };
     start(context, &runtime, &args.start, spec, &[], when_ready)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use rustix::io::retry_on_intr;
 use serde::{Deserialize, Serialize};
 use snapstore_vmm::agent::{AGENT_PORT, AgentClient, AgentError};
 use snapstore_vmm::control::{Identity, Origin, RunState, Status, Vm};
@@ -35,6 +36,10 @@ pub struct Spec {
     pub origin: Origin,
     /// Whether they begin to run at once.
     pub run: bool,
+    /// Whether they begin to run at a byte for each on standard input, and end with it if
+    /// none comes: whoever starts them may be killed meanwhile.
+    #[serde(default)]
+    pub run_on_word: bool,
     /// Whether they pause when their guests say that they are ready.
     pub stop_at_ready: bool,
 }
@@ -56,7 +61,8 @@ pub struct Failure {
 
 /// `snapstore vm-host`
 pub fn run() -> anyhow::Result<ExitCode> {
-    let spec: Spec = serde_json::from_reader(io::stdin()).context("what to start is not valid")?;
+    let line = io::stdin().lines().next().transpose()?.unwrap_or_default();
+    let spec: Spec = serde_json::from_str(&line).context("what to start is not valid")?;
     snapstore_vmm::fork_each(spec.names.len(), |number| machine_process(&spec, number))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -138,10 +144,31 @@ fn start_claimed(
     }
     announce(&claim.vm.name, Ok(status))?;
     detach_output()?;
+    if spec.run_on_word {
+        run_on_word(&vm)?;
+    }
     if matches!(spec.what, What::Restore { .. }) {
         refresh_guest(&vm, claim.vm.vsock())?;
     }
     Ok((vm, listener))
+}
+
+/// Lets the machine run when who started it says so, and ends it if they are gone.
+fn run_on_word(vm: &Arc<Vm>) -> anyhow::Result<()> {
+    let vm = vm.clone();
+    std::thread::Builder::new()
+        .name("start".to_owned())
+        .spawn(move || {
+            // Not through a buffer, which would take the words for other machines, too.
+            let mut word = [0];
+            match retry_on_intr(|| rustix::io::read(rustix::stdio::stdin(), &mut word)) {
+                // It may have ended meanwhile, which its owner will see.
+                Ok(1..) => drop(vm.machine().resume()),
+                Ok(0) | Err(_) => vm.machine().stop(),
+            }
+        })
+        .context("cannot start a thread")?;
+    Ok(())
 }
 
 fn live(vm: &Arc<Vm>, listener: UnixListener, claim: Claim) -> u8 {
@@ -193,8 +220,6 @@ fn stop_on_signal(vm: &Arc<Vm>) -> anyhow::Result<()> {
 
 /// How long a restored guest's agent may take to answer.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
-/// How often a paused machine is looked at.
-const PAUSED_POLL: Duration = Duration::from_millis(200);
 
 /// Gives a restored guest fresh entropy, the time and the addresses of its network
 /// interfaces, through its agent, once it runs. A guest without an agent, or a machine without the device, is left as
@@ -211,8 +236,8 @@ fn refresh_guest(vm: &Arc<Vm>, vsock: PathBuf) -> anyhow::Result<()> {
     std::thread::Builder::new()
         .name("refresh".to_owned())
         .spawn(move || {
-            while !vm.machine().is_running() && vm.machine().ending().is_none() {
-                std::thread::sleep(PAUSED_POLL);
+            if !vm.machine().wait_until_running() {
+                return;
             }
             let refreshed = AgentClient::connect(&vsock, AGENT_PORT, AGENT_PATIENCE)
                 .and_then(|mut agent| agent.after_restore(&macs));

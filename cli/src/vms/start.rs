@@ -1,8 +1,8 @@
 //! Starting machines: names, processes, and what their user sees of it.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -45,11 +45,12 @@ pub fn start(
     // attached, once its user can see what it does.
     let later = spec.run && (vms.len() > 1 || !args.detach);
     spec.run &= !later;
+    spec.run_on_word = later;
     // Opened before anything runs: what is wrong with it is said now.
     let when_ready = when_ready
         .map(|wanted| Ok::<_, anyhow::Error>((context.open_or_create_default()?, wanted)))
         .transpose()?;
-    let started = launch(runtime, &spec, kept)?;
+    let (started, word) = launch(runtime, &spec, kept)?;
     let ready =
         when_ready.map(|(store, wanted)| commit_when_ready(store, &vms[0], wanted, !args.detach));
     if args.detach {
@@ -57,12 +58,13 @@ pub fn start(
             let committed = ready.join().expect("it does not panic");
             committed.map_err(|error| still_there(error, &vms[0]))?;
         }
-        return report(context, &vms, started, later);
+        return report(context, started, later.then_some(word));
     }
     let [vm] = vms.as_slice() else {
         unreachable!("several machines are only restored with --detach");
     };
-    let left = terminal::attach(vm, terminal::Attach::AsOwner { run: later })?;
+    let word = later.then_some(word);
+    let left = terminal::attach(vm, terminal::Attach::AsOwner { word })?;
     let Some(ready) = ready else {
         return Ok(left.exit_code());
     };
@@ -124,7 +126,23 @@ fn commit_when_ready(
     })
 }
 
-fn launch(runtime: &Runtime, spec: &Spec, kept: &[BorrowedFd<'_>]) -> anyhow::Result<Vec<Status>> {
+/// What lets machines run that wait for it. Without it they end.
+pub struct Word(ChildStdin);
+
+impl Word {
+    /// To so many machines.
+    pub fn give(mut self, machines: usize) -> anyhow::Result<()> {
+        self.0
+            .write_all(&vec![b'g'; machines])
+            .context("the machines have ended before they could run")
+    }
+}
+
+fn launch(
+    runtime: &Runtime,
+    spec: &Spec,
+    kept: &[BorrowedFd<'_>],
+) -> anyhow::Result<(Vec<Status>, Word)> {
     for fd in kept {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())
             .context("cannot hand a descriptor to the machines")?;
@@ -140,14 +158,18 @@ fn launch(runtime: &Runtime, spec: &Spec, kept: &[BorrowedFd<'_>]) -> anyhow::Re
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the machines' processes")?;
-    let input = host.stdin.take().context("no pipe to the new process")?;
-    serde_json::to_writer(input, spec)?;
+    let mut input = host.stdin.take().context("no pipe to the new process")?;
+    let mut line = serde_json::to_vec(spec)?;
+    line.push(b'\n');
+    input.write_all(&line)?;
+    let word = Word(input);
     let announced = announcements(&mut host, spec)?;
     host.wait()?;
     let error = match all_started(spec, &announced) {
-        Ok(started) => return Ok(started),
+        Ok(started) => return Ok((started, word)),
         Err(error) => error,
     };
+    drop(word);
     for started in announced.iter().filter(|by| by.outcome.is_ok()) {
         // What failed first is told.
         if let Err(error) = runtime.vm(&started.name).and_then(|vm| end(&vm)) {
@@ -191,17 +213,14 @@ fn announcements(host: &mut Child, spec: &Spec) -> anyhow::Result<Vec<Announceme
     Ok(announced)
 }
 
-/// What was started, for those who do not attach; lets it run `later`.
+/// What was started, for those who do not attach; lets it run if it waits for that.
 fn report(
     context: &Context,
-    vms: &[VmDir],
     mut started: Vec<Status>,
-    later: bool,
+    word: Option<Word>,
 ) -> anyhow::Result<ExitCode> {
-    if later {
-        for_each(vms, |vm| {
-            Ok(Client::connect(&vm.socket())?.order(&Request::Resume)?)
-        })?;
+    if let Some(word) = word {
+        word.give(started.len())?;
         for status in &mut started {
             status.state = RunState::Running;
         }

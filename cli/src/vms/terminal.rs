@@ -14,18 +14,17 @@ use snapstore_vmm::Ending;
 use snapstore_vmm::control::{Client, Request};
 
 use crate::vms::runtime::{KILLED, VmDir};
-use crate::vms::start::exit_code;
+use crate::vms::start::{Word, exit_code};
 
 /// Ctrl-]: leaves the serial line, as in telnet.
 const ESCAPE: u8 = 0x1d;
 
 /// Why the terminal is attached.
-#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Attach {
     /// The machine was started here: signals to this process end it.
     AsOwner {
-        /// Whether it is to run from now on.
-        run: bool,
+        /// What lets it run from now on, if it is to.
+        word: Option<Word>,
     },
     /// Only to look.
     AsVisitor,
@@ -57,11 +56,10 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<Left> {
     let (line, early) = Client::connect(&vm.socket())?.console(true)?;
     // Asked now: the answer waits here even if the machine's process does not.
     let waiter = std::thread::spawn(move || waiter.ending(&Request::Wait));
-    if let Attach::AsOwner { run } = role {
+    let is_owner = matches!(role, Attach::AsOwner { .. });
+    if let Attach::AsOwner { word } = role {
         stop_on_signal(vm)?;
-        if run {
-            Client::connect(&vm.socket())?.order(&Request::Resume)?;
-        }
+        word.map_or(Ok(()), |word| word.give(1))?;
     }
     let raw = RawTerminal::enter();
     if raw.is_some() {
@@ -78,7 +76,7 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<Left> {
         );
         return Ok(Left::ByUser);
     }
-    if let (Err(_), Attach::AsOwner { .. }) = (&shown, role) {
+    if shown.is_err() && is_owner {
         stop(&vm.socket());
     }
     shown?;

@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt as _;
 
 use anyhow::{Result, bail, ensure};
 use rustix::process::Signal;
-use snapstore_guests::{TABLE, TOUCH, TouchCommand, page_sum};
+use snapstore_guests::{SPIN, TABLE, TOUCH, TouchCommand, page_sum};
 use snapstore_tests::stopping::Running;
 use snapstore_tests::vm::{Lab, eventually, kill, signal};
 
@@ -257,5 +257,42 @@ fn a_frozen_copy_that_is_killed_fails_its_commit_only() -> Result<()> {
     };
     lab.type_in("other", &read.encode())?;
     lab.wait_for_text("other", &format!("r{:08x}\n", page_sum(40_000, 512, 5)))?;
+    lab.finish()
+}
+
+/// Machines that begin together run together, or not at all.
+#[test]
+fn a_starter_that_is_killed_leaves_no_machine_that_stands_still() -> Result<()> {
+    let test = "a_starter_that_is_killed_leaves_no_machine_that_stands_still";
+    let Some(lab) = Lab::with_mounts(test)? else {
+        return Ok(());
+    };
+    lab.run("web", SPIN, &[])?;
+    lab.commit("base", "web")?;
+    lab.stop("web")?;
+    let mut ran = 0;
+    for round in 0..25 {
+        let mut starter = lab
+            .cli
+            .command(&["restore", "base", "-n", "3", "--detach"])?
+            .stdout(std::process::Stdio::null())
+            .spawn()?;
+        std::thread::sleep(std::time::Duration::from_millis(round * 4));
+        starter.kill()?;
+        starter.wait()?;
+        let some = eventually("all run, or none is there", || {
+            let (machines, processes) = (lab.machines()?, lab.processes()?);
+            let all_run = machines.iter().all(|vm| vm["state"] == "running");
+            Ok(match (machines.len(), processes.len()) {
+                // With the mount's server.
+                (3, 4) if all_run => Some(true),
+                (0, 0) => Some(false),
+                _ => None,
+            })
+        })?;
+        ran += usize::from(some);
+        lab.cli.ok(&["stop", "--all"])?;
+    }
+    ensure!(ran > 0, "none was started in time");
     lab.finish()
 }

@@ -216,6 +216,15 @@ impl Gate {
         state.ending.is_none()
     }
 
+    /// Waits until the vCPUs are let run. Returns whether they are, and not at their end.
+    pub fn wait_until_open(&self) -> bool {
+        let mut state = self.lock();
+        while state.wanted == Wanted::Pause {
+            state = self.wait(state);
+        }
+        state.wanted == Wanted::Run
+    }
+
     /// Waits for the end.
     pub fn wait_for_end(&self) -> Ending {
         let mut state = self.lock();

@@ -295,6 +295,12 @@ impl Machine {
         Err(Error::Ended(self.shared.gate.wait_for_end()))
     }
 
+    /// Waits until the guest may run. Returns whether it may, and the machine has not ended.
+    #[must_use]
+    pub fn wait_until_running(&self) -> bool {
+        self.shared.gate.wait_until_open()
+    }
+
     /// Whether the guest may run.
     #[must_use]
     pub fn is_running(&self) -> bool {

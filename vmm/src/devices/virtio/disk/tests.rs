@@ -163,6 +163,35 @@ proptest! {
 }
 
 #[test]
+fn much_that_is_discarded_is_zeros() {
+    const MIB: u64 = 1 << 20;
+    let base = file_of(&vec![0xaa; 9 * MIB as usize]);
+    let disk = overlay(&base);
+    disk.write_at(3 * MIB, &[1; 8192]).unwrap();
+    disk.zero(MIB + 512, 7 * MIB).unwrap();
+    disk.write_at(5 * MIB, &[2; 4096]).unwrap();
+    let byte = |at| {
+        let mut byte = [0];
+        disk.read_at(at, &mut byte).unwrap();
+        byte[0]
+    };
+    let end = 8 * MIB + 512;
+    assert_eq!(
+        [0, MIB + 511, MIB + 512, 3 * MIB, 5 * MIB, 5 * MIB + 4096].map(byte),
+        [0xaa, 0xaa, 0, 0, 2, 0]
+    );
+    assert_eq!([end - 1, end, 9 * MIB - 1].map(byte), [0, 0xaa, 0xaa]);
+    // And a commit is told so.
+    let frozen = disk.freeze().unwrap();
+    let zeros = frozen.changed().into_iter();
+    let zeros = zeros.filter(|extent| extent.content == Content::Zeros);
+    assert_eq!(
+        zeros.map(|extent| extent.length).sum::<u64>(),
+        7 * MIB - 4096 - 4096
+    );
+}
+
+#[test]
 fn commits_that_always_fail_lose_nothing_and_stay_few_maps() {
     let base_bytes = bytes_of(2);
     let base = file_of(&base_bytes);
