@@ -16,8 +16,10 @@ use crate::server::SOURCE_PREFIX;
 pub struct Mountpoint {
     /// Where it is mounted.
     pub dir: PathBuf,
-    /// The store it shows.
+    /// The store it shows, as its server says.
     pub store: PathBuf,
+    /// The user whose server it is.
+    pub user: u32,
 }
 
 impl Mountpoint {
@@ -45,9 +47,12 @@ fn parse_line(line: &str) -> Option<Mountpoint> {
         return None;
     }
     let source = unescape(filesystem.next()?);
+    let mut options = filesystem.next()?.split(',');
+    let user = options.find_map(|option| option.strip_prefix("user_id=")?.parse().ok())?;
     Some(Mountpoint {
         dir: unescape(mount.split(' ').nth(4)?).into(),
         store: source.strip_prefix(SOURCE_PREFIX)?.into(),
+        user,
     })
 }
 
@@ -184,12 +189,13 @@ mod tests {
 
     #[test]
     fn mountinfo_lines_are_told_apart() {
-        let ours = "36 25 0:40 / /mnt/a\\040b ro,nosuid - fuse snapstore:/srv/store ro,user_id=0";
+        let ours = "36 25 0:40 / /mnt/a\\040b ro,nosuid - fuse snapstore:/srv/store ro,user_id=1000,group_id=0";
         assert_eq!(
             parse_line(ours),
             Some(Mountpoint {
                 dir: "/mnt/a b".into(),
-                store: "/srv/store".into()
+                store: "/srv/store".into(),
+                user: 1000,
             })
         );
         let other = "36 25 0:40 / /mnt ro shared:1 - fuse.sshfs host: ro";
