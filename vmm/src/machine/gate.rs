@@ -87,7 +87,7 @@ struct State {
     is_ready: bool,
     /// Whether it is to stop when it says so.
     stops_at_ready: bool,
-    /// Whether it has stopped for that, and nobody has let it go on since.
+    /// Whether it has stopped for that, and nobody has paused it or let it go on since.
     stands_at_ready: bool,
 }
 
@@ -201,7 +201,13 @@ impl Gate {
         state.stands_at_ready
     }
 
-    /// Whether the guest has stopped because it is ready, and nobody has let it go on.
+    /// A guest that stands at ready is paused from here on, as its owner wants.
+    pub fn stay_closed(&self) {
+        self.lock().stands_at_ready = false;
+    }
+
+    /// Whether the guest has stopped because it is ready, and nobody has paused it or
+    /// let it go on since.
     pub fn stands_at_ready(&self) -> bool {
         self.lock().stands_at_ready
     }
@@ -267,5 +273,64 @@ impl Gate {
         self.changed
             .wait(state)
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An open gate of no vCPUs, whose guest is to stop when it is ready.
+    fn open_gate() -> Gate {
+        let gate = Gate::new(Vec::new());
+        gate.stop_at_ready();
+        assert!(gate.open());
+        gate
+    }
+
+    #[test]
+    fn closing_tells_whether_it_was_open() {
+        let gate = open_gate();
+        assert_eq!(gate.close(), Some(true));
+        assert_eq!(gate.close(), Some(false));
+        gate.end(Ending::Stopped);
+        assert_eq!(gate.close(), None);
+        assert!(!gate.open());
+    }
+
+    #[test]
+    fn a_guest_that_is_ready_stands_until_it_is_let_go() {
+        let gate = open_gate();
+        gate.guest_is_ready();
+        assert!(gate.stands_at_ready() && !gate.is_open());
+        assert_eq!(gate.close(), Some(false));
+        assert!(gate.open() && !gate.stands_at_ready());
+        gate.guest_is_ready();
+        assert!(gate.is_open(), "only the first time counts");
+    }
+
+    #[test]
+    fn a_guest_that_is_ready_while_the_gate_closes_stands_there() {
+        let gate = open_gate();
+        assert_eq!(gate.close(), Some(true));
+        gate.guest_is_ready();
+        assert!(gate.stands_at_ready());
+    }
+
+    #[test]
+    fn a_guest_that_may_pass_does_not_stop() {
+        let gate = open_gate();
+        assert!(!gate.pass_ready(), "it does not stand there yet");
+        gate.guest_is_ready();
+        assert!(gate.is_open() && !gate.stands_at_ready());
+    }
+
+    #[test]
+    fn a_guest_paused_at_ready_does_not_go_on_by_itself() {
+        let gate = open_gate();
+        gate.guest_is_ready();
+        gate.stay_closed();
+        assert!(!gate.pass_ready());
+        assert!(!gate.is_open());
     }
 }

@@ -244,7 +244,9 @@ impl Machine {
     /// The machine has ended.
     pub fn pause(&self) -> Result<()> {
         let _control = self.control();
-        self.close_gate().map(drop)
+        self.close_gate()?;
+        self.shared.gate.stay_closed();
+        Ok(())
     }
 
     /// Returns whether the guest ran.
@@ -272,7 +274,7 @@ impl Machine {
     }
 
     /// Nobody waits for the guest to be ready any more: it will not be paused then,
-    /// and goes on if it was.
+    /// and goes on if it was, unless someone has paused it besides.
     ///
     /// # Errors
     /// The machine has ended.
