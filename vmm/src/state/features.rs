@@ -178,7 +178,9 @@ pub(super) const FEATURE_WORDS: &[FeatureWord] = &[
         (0x8000_0021, 0, Register::Eax),
         0,
         "NO_NESTED_DATA_BP FSGS_NON_SERIALIZING LFENCE_SERIALIZING SMM_PGCFG_LOCK - - \
-         NULL_SEL_CLEARS_BASE UPPER_ADDRESS_IGNORE AUTOMATIC_IBRS NO_SMM_CTL_MSR",
+         NULL_SEL_CLEARS_BASE UPPER_ADDRESS_IGNORE AUTOMATIC_IBRS NO_SMM_CTL_MSR AMD_FSRS AMD_FSRC \
+         - PREFETCH_CTL_MSR - - - CPUID_USER_DIS - - PREFETCHI - - - - - - SBPB IBPB_BRTYPE \
+         SRSO_NO SRSO_USER_KERNEL_NO SRSO_MSR_FIX",
     ),
     word(
         (0x4000_0001, 0, Register::Eax),
@@ -226,6 +228,9 @@ mod tests {
             (7, 1, "edx", 8, "AMX-COMPLEX"),
             (7, 1, "edx", 19, "AVX10"),
             (0x8000_0021, 0, "eax", 8, "AUTOMATIC_IBRS"),
+            (0x8000_0021, 0, "eax", 17, "CPUID_USER_DIS"),
+            (0x8000_0021, 0, "eax", 27, "SBPB"),
+            (0x8000_0021, 0, "eax", 31, "SRSO_MSR_FIX"),
             (0xd, 0, "eax", 9, "XCR0:PKRU"),
             (0xd, 0, "eax", 18, "XCR0:TILEDATA"),
             (0xd, 1, "eax", 4, "XFD"),

@@ -37,10 +37,6 @@ const EXTRA: &[RangeInclusive<u32>] = &[
     0x4b56_4d08..=0x4b56_4d08, // KVM: migration control
 ];
 
-/// IA32_PERF_CAPABILITIES is not saved: no guest is offered it (PDCM). KVM gives it
-/// the host's value all the same, and some kernels refuse to set it.
-const LEFT_OUT: [u32; 1] = [0x345];
-
 /// Those that KVM acts upon when they are set, in the order in which it needs
 /// them, after all others.
 const DEFERRED: [u32; 2] = [
@@ -55,7 +51,6 @@ const DEFERRED: [u32; 2] = [
 pub(super) fn indices(listed: &[u32]) -> Vec<u32> {
     let extra = EXTRA.iter().cloned().flatten();
     let mut indices: Vec<u32> = listed.iter().copied().chain(extra).collect();
-    indices.retain(|index| !LEFT_OUT.contains(index));
     indices.retain(|&index| index != IA32_PERF_CAPABILITIES);
     indices.sort_unstable();
     indices.dedup();
