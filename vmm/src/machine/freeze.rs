@@ -184,13 +184,7 @@ impl Machine {
         let began = Instant::now();
         let state = self.save_paused()?;
         let saved = Instant::now();
-        // Before anything is taken: what a freeze that fails has taken is not of the
-        // one before it.
-        control.freezes += 1;
-        if let Some(tracker) = &mut control.tracker {
-            let written = tracker.take()?;
-            control.uncommitted = ranges::union(&control.uncommitted, &written);
-        }
+        control.take_written()?;
         let disks = self.shared.devices.freeze_disks()?;
         let few = match (&mut control.tracker, &room) {
             (Some(tracker), Some(room)) => {
@@ -238,9 +232,7 @@ impl Machine {
         // So that the disks' maps can be merged where they are.
         drop(freeze);
         let mut control = self.control();
-        if control.freezes == number {
-            control.uncommitted.clear();
-        }
+        control.forget(number);
         for (disk, number) in self.disks().iter().zip(disks) {
             disk.committed(number);
         }
@@ -250,6 +242,27 @@ impl Machine {
     #[must_use]
     pub fn disks(&self) -> Vec<Disk> {
         self.shared.devices.disks()
+    }
+}
+
+impl Control {
+    /// Counts a freeze, and adds what was written to what no commit has.
+    fn take_written(&mut self) -> Result<()> {
+        // Before anything is taken: what a freeze that fails has taken is not of the
+        // one before it.
+        self.freezes += 1;
+        if let Some(tracker) = &mut self.tracker {
+            let written = tracker.take()?;
+            self.uncommitted = ranges::union(&self.uncommitted, &written);
+        }
+        Ok(())
+    }
+
+    /// What was taken until this freeze is in a commit, if it is the last one.
+    fn forget(&mut self, freeze: u64) {
+        if self.freezes == freeze {
+            self.uncommitted.clear();
+        }
     }
 }
 
@@ -270,4 +283,78 @@ fn few_pages(
     }
     let pages = tracker.private_of(listed)?;
     Ok((ranges::total_bytes(&pages) <= limit_bytes).then_some(pages))
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes as _, GuestAddress};
+
+    use super::*;
+    use crate::memory::{GuestMemory, MemoryLayout};
+
+    const PAGE: u64 = 4096;
+
+    fn memory() -> GuestMemory {
+        GuestMemory::anonymous(MemoryLayout::new(16 << 20).unwrap()).unwrap()
+    }
+
+    fn tracker(memory: &GuestMemory) -> Option<Tracker> {
+        let tracker = Tracker::new(&memory.host_slots()).unwrap();
+        if tracker.is_none() {
+            // A test's thread has its name.
+            let test = std::thread::current();
+            println!(
+                "SKIPPED {}: this kernel cannot track writes",
+                test.name().unwrap_or("vmm")
+            );
+        }
+        tracker
+    }
+
+    #[test]
+    fn a_commit_does_not_forget_what_a_later_freeze_that_failed_has_taken() {
+        let memory = memory();
+        let Some(tracker) = tracker(&memory) else {
+            return;
+        };
+        let mut control = Control {
+            tracker: Some(tracker),
+            uncommitted: Vec::new(),
+            freezes: 0,
+        };
+        control.take_written().unwrap();
+        let first = control.freezes;
+        let written = 5 * PAGE..6 * PAGE;
+        memory
+            .ram()
+            .write_obj(1_u8, GuestAddress(written.start))
+            .unwrap();
+        // This one ends here.
+        control.take_written().unwrap();
+        control.forget(first);
+        assert_eq!(control.uncommitted, [written]);
+        control.take_written().unwrap();
+        control.forget(control.freezes);
+        assert!(control.uncommitted.is_empty());
+    }
+
+    #[test]
+    fn many_pieces_are_not_looked_at() {
+        let memory = memory();
+        let Some(mut tracker) = tracker(&memory) else {
+            return;
+        };
+        let pieces = |count| -> Vec<_> {
+            let starts = (0..count).map(|piece| piece * 2 * PAGE);
+            starts.map(|start| start..start + PAGE).collect()
+        };
+        let limit = 16 << 20;
+        let few = few_pages(&mut tracker, &pieces(1024), limit).unwrap();
+        assert_eq!(few, Some(Vec::new()), "nothing was written");
+        let many = pieces(MANY_PIECES + 1);
+        assert_eq!(few_pages(&mut tracker, &many, limit).unwrap(), None);
+        let long = 0..4 * limit + PAGE;
+        let looked = few_pages(&mut tracker, std::slice::from_ref(&long), limit);
+        assert_eq!(looked.unwrap(), None);
+    }
 }
