@@ -276,6 +276,46 @@ fn an_msr_that_kvm_does_not_take_is_named() {
 }
 
 #[test]
+fn an_msr_that_kvm_does_not_know_may_be_zero() {
+    let Some(one) = Machine::new(1) else { return };
+    let mut saved = one.save();
+    saved.vcpus[0].msrs.push(kvm_msr_entry {
+        index: 0x1234_5678,
+        data: 0,
+        ..Default::default()
+    });
+    Machine::bare(1).unwrap().restore(&saved).unwrap();
+}
+
+#[test]
+fn a_guest_of_less_than_a_second_keeps_its_tsc() {
+    let Some(one) = Machine::new(2) else { return };
+    let far = 1 << 60;
+    set_msr(&one.vcpus[0], TSC, far);
+    let mut saved = one.save();
+    if msr(&saved.vcpus[0], TSC).unwrap() < far {
+        println!(
+            "SKIPPED a_guest_of_less_than_a_second_keeps_its_tsc: this KVM keeps the host's TSC"
+        );
+        return;
+    }
+    let early = u64::from(saved.vcpus[0].tsc_khz) * 900;
+    for vcpu in &mut saved.vcpus {
+        for msr in vcpu.msrs.iter_mut().filter(|msr| msr.index == TSC) {
+            msr.data = early;
+        }
+    }
+    let two = Machine::bare(2).unwrap();
+    two.restore(&saved).unwrap();
+    for vcpu in &two.save().vcpus {
+        let is = msr(vcpu, TSC).unwrap();
+        assert!(is >= early, "the TSC went back from {early} to {is}");
+        let seconds = (is - early) / 1000 / u64::from(vcpu.tsc_khz.max(1));
+        assert!(seconds < 60, "the TSC jumped by {seconds} s");
+    }
+}
+
+#[test]
 fn a_guest_without_kvmclock_can_be_told_that_it_was_stopped() {
     let Some(one) = Machine::new(1) else { return };
     announce_stop(&one.vcpus[0]).unwrap();
