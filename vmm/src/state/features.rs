@@ -174,9 +174,11 @@ pub(super) const FEATURE_WORDS: &[FeatureWord] = &[
         "CLZERO - XSAVEERPTR - RDPRU - - - - WBNOINVD - - AMD_IBPB - AMD_IBRS AMD_STIBP - \
          AMD_STIBP_ALWAYS_ON - - - - - - AMD_SSBD VIRT_SSBD AMD_SSB_NO - AMD_PSFD",
     ),
+    // Ignored: what newer kernels tell of every CPU that has it, and older ones do not
+    // (2, 6, 9).
     word(
         (0x8000_0021, 0, Register::Eax),
-        0,
+        1 << 2 | 1 << 6 | 1 << 9,
         "NO_NESTED_DATA_BP FSGS_NON_SERIALIZING LFENCE_SERIALIZING SMM_PGCFG_LOCK - - \
          NULL_SEL_CLEARS_BASE UPPER_ADDRESS_IGNORE AUTOMATIC_IBRS NO_SMM_CTL_MSR AMD_FSRS AMD_FSRC \
          - PREFETCH_CTL_MSR - - - CPUID_USER_DIS - - PREFETCHI - - - - - - SBPB IBPB_BRTYPE \
