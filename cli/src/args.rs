@@ -322,7 +322,7 @@ Examples:
   snapstore exec base.1 -i -- sh -c 'cat > /tmp/file' < file
 
 The guest has to run snapstore-agent (docs/AGENT.md). The exit code is that of the
-command, 128 and the signal's number if a signal ended it.")]
+command, 128 and the signal's number if a signal ended it, 127 if there is no such command.")]
 pub struct ExecArgs {
     /// The machine
     pub name: String,

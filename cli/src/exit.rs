@@ -7,11 +7,16 @@ use snapstore_store::ErrorClass;
 use snapstore_vmm::agent::{self, AgentError};
 
 pub const FAILED: u8 = 1;
+pub const USAGE: u8 = 2;
 pub const NOT_FOUND: u8 = 3;
 pub const DAMAGED: u8 = 4;
 pub const BUSY: u8 = 5;
 /// Of `exec`, as of a shell: there is no such command.
 pub const NO_COMMAND: u8 = 127;
+
+/// What cannot be meant, with what to say of it.
+#[derive(Debug)]
+pub struct Usage(pub String);
 
 /// A thing that does not exist, with what to say of it.
 #[derive(Debug)]
@@ -39,7 +44,7 @@ macro_rules! message_is_field {
     )*};
 }
 
-message_is_field!(NotFound: 0, Busy: 0, Elsewhere: message);
+message_is_field!(Usage: 0, NotFound: 0, Busy: 0, Elsewhere: message);
 
 /// Prints the error and returns its exit code. A reader that went away
 /// (`snapstore tags | head -1`) is no failure.
@@ -69,6 +74,9 @@ pub fn message(error: &anyhow::Error) -> String {
 }
 
 pub fn code(error: &anyhow::Error) -> u8 {
+    if error.is::<Usage>() {
+        return USAGE;
+    }
     if error.is::<NotFound>() {
         return NOT_FOUND;
     }

@@ -14,6 +14,7 @@ use snapstore_store::{
 use crate::args::CommitArgs;
 use crate::commands::commit_vm;
 use crate::context::Context;
+use crate::exit::Usage;
 use crate::format::{count, size};
 use crate::progress::{Bar, Unit};
 
@@ -23,9 +24,11 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
     }
     let request = request(args)?;
     if request.inputs.is_empty() {
-        bail!(
-            "there is nothing to commit; name a file with --memory, --disk or --vmstate, or a machine with --vm"
-        );
+        bail!(Usage(
+            "there is nothing to commit; name a file with --memory, --disk or --vmstate, \
+             or a machine with --vm"
+                .to_owned()
+        ));
     }
     let store = context.open_or_create_default()?;
     let committed = store.commit(&request, &Bar::new(Unit::Bytes))?;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use serde_json::json;
-use snapstore_vmm::control::{Client, Request};
+use snapstore_vmm::control::Request;
 
 use crate::args::{ConsoleArgs, StopArgs, VmArgs};
 use crate::context::Context;
@@ -26,7 +26,7 @@ fn order(
     state: &str,
 ) -> anyhow::Result<ExitCode> {
     let vm = Runtime::open()?.running(name)?;
-    Client::connect(&vm.socket())?.order(request)?;
+    vm.connect()?.order(request)?;
     context.answer(&json!({"name": name, "state": state}), || {
         format!("{name} is {state}.")
     })?;

@@ -3,12 +3,12 @@
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::bail;
 use serde_json::json;
 use snapstore_vmm::agent::{self, AGENT_PORT, AgentClient, AgentError, Exec, Exit, Stream};
-use snapstore_vmm::control::{Client, RunState};
+use snapstore_vmm::control::RunState;
 
 use crate::args::ExecArgs;
 use crate::context::Context;
@@ -61,31 +61,22 @@ pub fn run(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCode> {
 
 /// The agent of a guest that may still boot, or have to notice that it was restored.
 fn connect(runtime: &Runtime, vm: &VmDir, wait: Duration) -> anyhow::Result<AgentClient> {
-    let deadline = Instant::now() + wait;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let error = match AgentClient::connect(&vm.vsock(), AGENT_PORT, left.min(LOOK_AGAIN)) {
-            Ok(agent) => return Ok(agent),
-            Err(error) => error,
-        };
-        // One that has ended answers nobody any more.
-        runtime.running(&vm.name)?;
-        if left > LOOK_AGAIN {
-            continue;
-        }
-        let status = Client::connect(&vm.socket()).and_then(|mut client| client.status());
-        if status.is_ok_and(|status| status.state == RunState::Paused) {
-            bail!(
-                "{0} is paused, so its guest answers nobody; `snapstore resume {0}` lets it run",
-                vm.name
-            );
-        }
-        return Err(error.into());
+    let connected = AgentClient::connect_while(&vm.vsock(), AGENT_PORT, wait, || vm.is_running());
+    let error = match connected {
+        Ok(agent) => return Ok(agent),
+        Err(error) => error,
+    };
+    // One that has ended answers nobody any more.
+    runtime.running(&vm.name)?;
+    let status = vm.connect()?.status();
+    if status.is_ok_and(|status| status.state == RunState::Paused) {
+        bail!(
+            "{0} is paused, so its guest answers nobody; `snapstore resume {0}` lets it run",
+            vm.name
+        );
     }
+    Err(error.into())
 }
-
-/// How often it is looked whether a machine is still there that does not answer.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// What a command that could not be run to its end came to, with its name. An error is
 /// that of a machine that has ended.
@@ -100,7 +91,7 @@ fn explained(
             message,
         } => Ok(Elsewhere {
             message: format!(
-                "{} has no command {}: {message}",
+                "{} has no command {}: {message}; name one of its PATH, or give its whole path",
                 args.name,
                 args.command.first().map_or("", String::as_str)
             ),

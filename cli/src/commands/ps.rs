@@ -9,7 +9,6 @@ use snapstore_vmm::control::{Client, RunState, Seconds, Status};
 
 use crate::args::PsArgs;
 use crate::context::Context;
-use crate::exit::NotFound;
 use crate::format::{duration, millis, size, table};
 use crate::vms::runtime::{KILLED, Runtime, VmDir};
 use crate::vms::start::for_each;
@@ -33,7 +32,7 @@ pub fn run(context: &Context, args: &PsArgs) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::open()?;
     if let Some(name) = &args.name {
         let vm = runtime.running(name)?;
-        let entry = look(&vm).ok_or_else(|| NotFound(format!("the machine {name} is ending")))?;
+        let entry = look(&vm).ok_or_else(|| vm.is_starting())?;
         context.answer(&entry, || describe(&entry))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -88,7 +87,9 @@ fn list(entries: &[Entry]) -> String {
 
 fn row(entry: &Entry) -> Vec<String> {
     let Some(status) = &entry.status else {
-        let reason = entry.ending.clone().unwrap_or_default();
+        let ending = entry.ending.as_deref().unwrap_or_default();
+        // A process may have said much; at the end, why it ended.
+        let reason = ending.lines().last().unwrap_or_default().to_owned();
         let name = entry.name.clone().unwrap_or_default();
         let mut row = vec![name, "dead".to_owned(), reason];
         row.resize(8, String::new());

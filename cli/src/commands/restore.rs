@@ -10,6 +10,7 @@ use snapstore_vmm::control::Origin;
 
 use crate::args::RestoreArgs;
 use crate::context::Context;
+use crate::exit::Usage;
 use crate::vms::build::What;
 use crate::vms::host::Spec;
 use crate::vms::mounts;
@@ -19,7 +20,9 @@ use crate::vms::start::{borrowed, free_names, start};
 
 pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     if args.count > 1 && !args.start.detach {
-        bail!("only one machine can be attached; use --detach with -n");
+        bail!(Usage(
+            "only one machine can be attached; use --detach with -n".to_owned()
+        ));
     }
     let began = Instant::now();
     let store = context.open()?;

@@ -13,6 +13,7 @@ use crate::args::{RestoreArgs, RunArgs};
 use crate::commands::commit_vm::Wanted;
 use crate::commands::restore;
 use crate::context::Context;
+use crate::exit::Usage;
 use crate::vms::build::{DiskAccess, DiskSpec, What};
 use crate::vms::host::Spec;
 use crate::vms::networks;
@@ -45,11 +46,11 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
     if args.commit_when.is_some()
         && let Some(disk) = disks.iter().find(|disk| disk.access == DiskAccess::InPlace)
     {
-        bail!(
+        bail!(Usage(format!(
             "{} is written in place (:direct), and a machine with such a disk cannot be committed; \
              leave out :direct or --commit-when",
             disk.path.display()
-        );
+        )));
     }
     if let Some(tag) = &args.tag {
         // Now rather than when the guest has booted.

@@ -17,8 +17,9 @@ use snapstore_vmm::control::Seconds;
 use snapstore_vmm::memory::{GuestMemory, MemoryLayout};
 use snapstore_vmm::state::{MAX_STATE_BYTES, MachineState, VirtioDeviceState};
 use snapstore_vmm::virtio::{Block, Disk, Entropy, VirtioDevice, Vsock};
-use snapstore_vmm::{Console, Kernel, Machine};
+use snapstore_vmm::{Console, Error, Kernel, Machine};
 
+use crate::exit::Usage;
 use crate::vms::networks::{self, NetSpec};
 use crate::vms::runtime::VmDir;
 
@@ -80,13 +81,17 @@ pub fn build(
                 Kernel::Flat(_) if !nets.is_empty() => {
                     bail!("a flat program has no network; leave --net out")
                 }
+                Kernel::Flat(_) if !disks.is_empty() => {
+                    bail!("a flat program has no disks; leave --disk out")
+                }
                 Kernel::Flat(_) => Devices::new(),
                 Kernel::Linux { .. } => linux_devices(disks, nets, vm)?,
             };
             stages.end("open");
-            let memory = GuestMemory::anonymous(MemoryLayout::new(*memory_bytes)?)?;
+            let layout = MemoryLayout::new(*memory_bytes).map_err(usage)?;
+            let memory = GuestMemory::anonymous(layout)?;
             stages.end("map");
-            Machine::boot(memory, *cpus, &kernel, console, devices)?
+            Machine::boot(memory, *cpus, &kernel, console, devices).map_err(usage)?
         }
         What::Restore { dir } => {
             let state = read_state(&dir.join("vmstate"))?;
@@ -99,6 +104,14 @@ pub fn build(
         }
     };
     Ok((machine, stages.done))
+}
+
+/// A machine of a size that cannot be is no failure of ours.
+fn usage(error: Error) -> anyhow::Error {
+    match error {
+        Error::Cpus { .. } | Error::MemorySize { .. } => Usage(error.to_string()).into(),
+        error => error.into(),
+    }
 }
 
 struct Stages {

@@ -144,8 +144,8 @@ fn start_claimed(
     }
     announce(&claim.vm.name, Ok(status))?;
     detach_output()?;
-    if spec.run_on_word {
-        run_on_word(&vm)?;
+    if spec.run_on_word || spec.stop_at_ready {
+        heed_starter(&vm, spec)?;
     }
     if matches!(spec.what, What::Restore { .. }) {
         refresh_guest(&vm, claim.vm.vsock())?;
@@ -153,22 +153,34 @@ fn start_claimed(
     Ok((vm, listener))
 }
 
-/// Lets the machine run when who started it says so, and ends it if they are gone.
-fn run_on_word(vm: &Arc<Vm>) -> anyhow::Result<()> {
+/// Lets the machine run when who started it says so, and ends it if they are gone. Once
+/// they are, nobody lets a guest go on that stops when it is ready.
+fn heed_starter(vm: &Arc<Vm>, spec: &Spec) -> anyhow::Result<()> {
     let vm = vm.clone();
+    let (run_on_word, stop_at_ready) = (spec.run_on_word, spec.stop_at_ready);
     std::thread::Builder::new()
         .name("start".to_owned())
         .spawn(move || {
-            // Not through a buffer, which would take the words for other machines, too.
-            let mut word = [0];
-            match retry_on_intr(|| rustix::io::read(rustix::stdio::stdin(), &mut word)) {
+            match run_on_word.then(has_word) {
                 // It may have ended meanwhile, which its owner will see.
-                Ok(1..) => drop(vm.machine().resume()),
-                Ok(0) | Err(_) => vm.machine().stop(),
+                Some(true) => drop(vm.machine().resume()),
+                Some(false) => vm.machine().stop(),
+                None => {}
+            }
+            if stop_at_ready {
+                while has_word() {}
+                vm.pass_ready_unless_awaited();
             }
         })
         .context("cannot start a thread")?;
     Ok(())
+}
+
+/// Whether the starter has said a word, once it has or is gone.
+fn has_word() -> bool {
+    // Not through a buffer, which would take the words for other machines, too.
+    let mut word = [0];
+    retry_on_intr(|| rustix::io::read(rustix::stdio::stdin(), &mut word)).is_ok_and(|got| got > 0)
 }
 
 fn live(vm: &Arc<Vm>, listener: UnixListener, claim: Claim) -> u8 {

@@ -19,8 +19,13 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use snapstore_vmm::Error;
+use snapstore_vmm::control::Client;
 
-use crate::exit::{Busy, NotFound};
+use crate::exit::{Busy, NotFound, Usage};
+
+/// The environment's variable that names the runtime directory.
+pub const RUNTIME_DIR: &str = "SNAPSTORE_RUNTIME_DIR";
 
 /// The longest path of a UNIX socket, in bytes (unix(7), with its final zero).
 const SOCKET_PATH_BYTES: usize = 107;
@@ -66,21 +71,21 @@ impl Runtime {
     /// The directory of a machine of this name, there or not.
     pub fn vm(&self, name: &str) -> anyhow::Result<VmDir> {
         snapstore_store::check_tag(name).map_err(|_| {
-            anyhow::anyhow!(
+            Usage(format!(
                 "{name:?} cannot name a machine; use 1 to 128 of the characters \
                  A-Z a-z 0-9 . _ + - @ : =, beginning with a letter or digit"
-            )
+            ))
         })?;
         let vm = VmDir {
             name: name.to_owned(),
             dir: self.dir.join("vms").join(name),
         };
         if vm.socket().as_os_str().len() > SOCKET_PATH_BYTES {
-            bail!(
+            bail!(Usage(format!(
                 "{} is too long for a socket's path; choose a shorter name, or a shorter \
                  directory with SNAPSTORE_RUNTIME_DIR",
                 vm.socket().display()
-            );
+            )));
         }
         Ok(vm)
     }
@@ -108,11 +113,12 @@ impl Runtime {
         if vm.is_running() {
             return Ok(vm);
         }
-        let hint = match vm.ending() {
-            Some(ending) => format!("the machine {name} has ended: {ending}"),
-            None => format!("no machine is named {name}; `snapstore ps` lists those that run"),
-        };
-        Err(NotFound(hint).into())
+        Err(vm.not_running())
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.dir
     }
 }
 
@@ -130,6 +136,35 @@ impl VmDir {
     /// Its process's standard error.
     pub fn log(&self) -> PathBuf {
         self.dir.join("log")
+    }
+
+    /// A connection to the machine.
+    pub fn connect(&self) -> anyhow::Result<Client> {
+        match Client::connect(&self.socket()) {
+            // It has its name before its socket, and loses it after.
+            Err(Error::NoMachine { .. }) if self.is_running() => Err(self.is_starting()),
+            Err(Error::NoMachine { .. }) => Err(self.not_running()),
+            other => Ok(other?),
+        }
+    }
+
+    /// What to say of a machine that has its name, and no socket.
+    pub fn is_starting(&self) -> anyhow::Error {
+        Busy(format!(
+            "{} is still starting, or just ending; try again",
+            self.name
+        ))
+        .into()
+    }
+
+    /// What to say of a machine that does not run.
+    fn not_running(&self) -> anyhow::Error {
+        let name = &self.name;
+        NotFound(match self.ending() {
+            Some(ending) => format!("the machine {name} has ended: {ending}"),
+            None => format!("no machine is named {name}; `snapstore ps` lists those that run"),
+        })
+        .into()
     }
 
     /// Whether its process lives.
@@ -290,7 +325,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 fn runtime_dir() -> PathBuf {
     let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    if let Some(dir) = from("SNAPSTORE_RUNTIME_DIR") {
+    if let Some(dir) = from(RUNTIME_DIR) {
         return PathBuf::from(dir);
     }
     let user = rustix::process::geteuid();

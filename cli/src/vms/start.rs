@@ -17,10 +17,10 @@ use snapstore_vmm::control::{Client, Request, RunState, Status};
 use crate::args::StartArgs;
 use crate::commands::commit_vm::{Wanted, commit};
 use crate::context::{Context, own_program};
-use crate::exit::{self, Busy, Elsewhere};
+use crate::exit::{self, Elsewhere};
 use crate::format::{millis, size};
 use crate::vms::host::{self, Announcement, Spec};
-use crate::vms::runtime::{Runtime, VmDir, forget};
+use crate::vms::runtime::{RUNTIME_DIR, Runtime, VmDir, forget};
 use crate::vms::terminal::{self, Left};
 
 /// Requests to machines that are under way at the same time.
@@ -58,13 +58,13 @@ pub fn start(
             let committed = ready.join().expect("it does not panic");
             committed.map_err(|error| still_there(error, &vms[0]))?;
         }
-        return report(context, started, later.then_some(word));
+        return report(context, started, word, later);
     }
     let [vm] = vms.as_slice() else {
         unreachable!("several machines are only restored with --detach");
     };
-    let word = later.then_some(word);
-    let left = terminal::attach(vm, terminal::Attach::AsOwner { word })?;
+    let run = later;
+    let left = terminal::attach(vm, terminal::Attach::AsOwner { word, run })?;
     let Some(ready) = ready else {
         return Ok(left.exit_code());
     };
@@ -126,12 +126,13 @@ fn commit_when_ready(
     })
 }
 
-/// What lets machines run that wait for it. Without it they end.
+/// What lets machines run that wait for it; without it they end. As long as it is
+/// there, a guest may stop when it is ready.
 pub struct Word(ChildStdin);
 
 impl Word {
     /// To so many machines.
-    pub fn give(mut self, machines: usize) -> anyhow::Result<()> {
+    pub fn give(&mut self, machines: usize) -> anyhow::Result<()> {
         self.0
             .write_all(&vec![b'g'; machines])
             .context("the machines have ended before they could run")
@@ -154,6 +155,9 @@ fn launch(
         .env("MALLOC_ARENA_MAX", "1")
         .env("MALLOC_TRIM_THRESHOLD_", "0")
         .env("MALLOC_TOP_PAD_", "0")
+        // No directory of the user's stays in use by a machine; all its paths are absolute.
+        .env(RUNTIME_DIR, runtime.path())
+        .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -217,9 +221,10 @@ fn announcements(host: &mut Child, spec: &Spec) -> anyhow::Result<Vec<Announceme
 fn report(
     context: &Context,
     mut started: Vec<Status>,
-    word: Option<Word>,
+    mut word: Word,
+    later: bool,
 ) -> anyhow::Result<ExitCode> {
-    if let Some(word) = word {
+    if later {
         word.give(started.len())?;
         for status in &mut started {
             status.state = RunState::Running;
@@ -273,7 +278,7 @@ pub fn end(vm: &VmDir) -> anyhow::Result<()> {
             }
         }
         if Instant::now() > deadline {
-            return Err(if ordered { stays(vm) } else { starts(vm) });
+            return Err(if ordered { stays(vm) } else { vm.is_starting() });
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -316,10 +321,6 @@ fn wait_until_gone(vm: &VmDir, process: Option<&OwnedFd>) -> anyhow::Result<()> 
 
 fn stays(vm: &VmDir) -> anyhow::Error {
     anyhow::anyhow!("{} has ended, but its process does not go away", vm.name)
-}
-
-fn starts(vm: &VmDir) -> anyhow::Error {
-    Busy(format!("{} is still starting; try again", vm.name)).into()
 }
 
 /// How long a process may take to give back what it has.

@@ -13,6 +13,7 @@ use rustix::termios::{OptionalActions, Termios};
 use snapstore_vmm::Ending;
 use snapstore_vmm::control::{Client, Request};
 
+use crate::exit;
 use crate::vms::runtime::{KILLED, VmDir};
 use crate::vms::start::{Word, exit_code};
 
@@ -23,8 +24,10 @@ const ESCAPE: u8 = 0x1d;
 pub enum Attach {
     /// The machine was started here: signals to this process end it.
     AsOwner {
-        /// What lets it run from now on, if it is to.
-        word: Option<Word>,
+        /// What lets it run from now on.
+        word: Word,
+        /// Whether it is to.
+        run: bool,
     },
     /// Only to look.
     AsVisitor,
@@ -52,14 +55,19 @@ impl Left {
 /// machine ends or the user leaves. Without anybody to see its output, a machine
 /// that was started here is ended.
 pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<Left> {
-    let mut waiter = Client::connect(&vm.socket())?;
-    let (line, early) = Client::connect(&vm.socket())?.console(true)?;
+    let mut waiter = vm.connect()?;
+    let (line, early) = vm.connect()?.console(true)?;
     // Asked now: the answer waits here even if the machine's process does not.
     let waiter = std::thread::spawn(move || waiter.ending(&Request::Wait));
     let is_owner = matches!(role, Attach::AsOwner { .. });
-    if let Attach::AsOwner { word } = role {
+    // Kept until this has come to its end: without it nobody waits for the guest.
+    let mut _kept = None;
+    if let Attach::AsOwner { mut word, run } = role {
         stop_on_signal(vm)?;
-        word.map_or(Ok(()), |word| word.give(1))?;
+        if run {
+            word.give(1)?;
+        }
+        _kept = Some(word);
     }
     let raw = RawTerminal::enter();
     if raw.is_some() {
@@ -76,29 +84,35 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<Left> {
         );
         return Ok(Left::ByUser);
     }
-    if shown.is_err() && is_owner {
-        stop(&vm.socket());
+    match shown {
+        Err(error) if is_owner => {
+            stop(&vm.socket());
+            let why = exit::message(&error);
+            say(&format!("{}: its output cannot be shown: {why}", vm.name));
+        }
+        shown => shown?,
     }
-    shown?;
     let answer = waiter.join().expect("the waiter does not panic");
     let ending = answer.unwrap_or_else(|_| Ending::Failed {
         reason: vm.ending().unwrap_or_else(|| KILLED.to_owned()),
     });
     if ending.is_orderly() {
-        eprintln!("{}: {ending}", vm.name);
+        say(&format!("{}: {ending}", vm.name));
     } else {
-        eprintln!("error: {}: {ending}", vm.name);
+        say(&format!("error: {}: {ending}", vm.name));
     }
     Ok(Left::WithMachine(ending))
 }
 
+/// Tells the user, if there is still one.
+fn say(what: &str) {
+    let _ = writeln!(io::stderr(), "{what}");
+}
+
 /// What the machine kept of its output, and nothing more.
 pub fn print_kept(vm: &VmDir) -> anyhow::Result<()> {
-    let kept = Client::connect(&vm.socket())?
-        .status()?
-        .console_bytes
-        .min(KEPT_BYTES);
-    let (line, early) = Client::connect(&vm.socket())?.console(true)?;
+    let kept = vm.connect()?.status()?.console_bytes.min(KEPT_BYTES);
+    let (line, early) = vm.connect()?.console(true)?;
     let mut out = io::stdout().lock();
     out.write_all(&early)?;
     let rest = kept.saturating_sub(early.len() as u64);

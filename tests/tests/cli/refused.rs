@@ -64,7 +64,7 @@ fn what_is_not_a_regular_file() -> anyhow::Result<()> {
 #[test]
 fn nothing_to_commit() -> anyhow::Result<()> {
     let fixture = with_base()?;
-    fixture.refused(1, "nothing to commit", &["commit", "new"])
+    fixture.refused(2, "nothing to commit", &["commit", "new"])
 }
 
 #[test]

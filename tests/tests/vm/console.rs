@@ -103,6 +103,14 @@ fn signals_to_the_attached_command_end_the_machine() -> Result<()> {
         ensure!(output.status.code() == Some(0), "{sent:?}: {output:?}");
         lab.assert_nothing_left()?;
     }
+    // As does output that nobody takes.
+    let mut child = attach(&lab, "web", TABLE)?;
+    read_until(&mut child, " ok\n")?;
+    drop(child.stdout.take());
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(said.contains("its output cannot be shown"), "{output:?}");
+    lab.assert_nothing_left()?;
     // A visitor's signals are its own.
     lab.run("web", TABLE, &[])?;
     lab.wait_for_steps("web", 1)?;
@@ -145,7 +153,7 @@ fn an_attached_restore_goes_on_and_ends_in_order() -> Result<()> {
     // Nothing between the restored moment and the attaching is missed.
     let steps = steps(&(said + &String::from_utf8_lossy(&output.stdout)))?;
     ensure!(steps[0] == at || steps[0] == at + 1, "{at}: {steps:?}");
-    lab.cli.fails(1, &["restore", "base", "-n", "2"])?;
+    lab.cli.fails(2, &["restore", "base", "-n", "2"])?;
     lab.assert_nothing_left()?;
     lab.finish()
 }

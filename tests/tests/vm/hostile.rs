@@ -159,24 +159,28 @@ fn what_cannot_be_booted_is_refused() -> Result<()> {
     let large = lab.file("large", &vec![0x90; 16 << 20])?;
     let nowhere = lab.path("nowhere").display().to_string();
     let dir = lab.path("").display().to_string();
-    for (kernel, mem, cpus, word) in [
-        (&empty, "16M", "1", "empty"),
-        (&large, "16M", "1", "large"),
-        (&nowhere, "16M", "1", "nowhere"),
-        (&dir, "16M", "1", "read"),
-        (&good, "0", "1", "memory"),
-        (&good, "4095", "1", "memory"),
-        (&good, "16383K", "0", "memory"),
-        (&good, "16M", "0", "vCPU"),
-        (&good, "16M", "65", "vCPU"),
-        (&good, "16M", "4294967295", "vCPU"),
-        (&good, "1000T", "1", "memory"),
+    for (kernel, mem, cpus, code, word) in [
+        (&empty, "16M", "1", 1, "empty"),
+        (&large, "16M", "1", 1, "large"),
+        (&nowhere, "16M", "1", 1, "nowhere"),
+        (&dir, "16M", "1", 1, "read"),
+        (&good, "0", "1", 2, "memory"),
+        (&good, "4095", "1", 2, "memory"),
+        (&good, "16383K", "0", 2, "memory"),
+        (&good, "16M", "0", 2, "vCPU"),
+        (&good, "16M", "65", 2, "vCPU"),
+        (&good, "16M", "4294967295", 2, "vCPU"),
+        (&good, "1000T", "1", 2, "memory"),
     ] {
         let more = ["--kernel", kernel, "--mem", mem, "--cpus", cpus, "--detach"];
-        let said = lab.cli.fails(1, &[&["run", "vm"], &more[..]].concat())?;
+        let said = lab.cli.fails(code, &[&["run", "vm"], &more[..]].concat())?;
         ensure!(said.matches("error:").count() == 1, "{more:?}: {said}");
         ensure!(said.contains(word), "{more:?}: {said}");
         ensure!(lab.machines()?.is_empty(), "{more:?} left a machine");
     }
+    // A flat program has no devices.
+    let more = ["--kernel", &good, "--disk", &large, "--detach"];
+    let said = lab.cli.fails(1, &[&["run", "vm"], &more[..]].concat())?;
+    ensure!(said.contains("--disk"), "{said}");
     lab.assert_nothing_left()
 }

@@ -1,5 +1,8 @@
 //! Pausing and resuming.
 
+use std::os::unix::fs::DirBuilderExt as _;
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use snapstore_guests::TABLE;
 use snapstore_tests::vm::Lab;
@@ -87,6 +90,49 @@ fn many_pauses_do_no_harm() -> Result<()> {
 }
 
 #[test]
+fn a_machine_that_has_only_its_name_yet_is_busy() -> Result<()> {
+    let Some(lab) = Lab::new("a_machine_that_has_only_its_name_yet_is_busy")? else {
+        return Ok(());
+    };
+    lab.cli.ok(&["ps"])?;
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(lab.vm_dir("web"))?;
+    let lock = std::fs::File::create(lab.vm_dir("web").join("lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    for command in [&["pause", "web"][..], &["console", "web"], &["ps", "web"]] {
+        let said = lab.cli.fails(5, command)?;
+        ensure!(said.contains("web is still starting"), "{said}");
+    }
+    lab.cli.fails(5, &["commit", "tag", "--vm", "web"])?;
+    // Ending it takes until it can be told, or has gone by itself.
+    let mut stop = lab.cli.command(&["stop", "web"])?.spawn()?;
+    std::thread::sleep(Duration::from_millis(100));
+    ensure!(stop.try_wait()?.is_none(), "it did not wait");
+    drop(lock);
+    ensure!(stop.wait()?.success());
+    lab.assert_nothing_left()
+}
+
+#[test]
+fn machines_keep_no_directory_of_their_starter() -> Result<()> {
+    let Some(lab) = Lab::new("machines_keep_no_directory_of_their_starter")? else {
+        return Ok(());
+    };
+    let kernel = lab.file("kernel", TABLE)?;
+    let cli = lab.cli.clone().with_env("SNAPSTORE_RUNTIME_DIR", "run");
+    let arguments = [
+        "run", "web", "--kernel", &kernel, "--mem", "16M", "--detach",
+    ];
+    let mut command = cli.command(&arguments)?;
+    ensure!(command.current_dir(lab.path("")).output()?.status.success());
+    let cwd = std::fs::read_link(format!("/proc/{}/cwd", lab.pid("web")?))?;
+    ensure!(cwd == std::path::Path::new("/"), "{}", cwd.display());
+    lab.stop("web")?;
+    lab.assert_nothing_left()
+}
+
+#[test]
 fn what_does_not_run_is_not_found() -> Result<()> {
     let Some(lab) = Lab::new("what_does_not_run_is_not_found")? else {
         return Ok(());
@@ -98,7 +144,7 @@ fn what_does_not_run_is_not_found() -> Result<()> {
     lab.cli.fails(3, &["commit", "tag", "--vm", "nobody"])?;
     lab.cli.fails(3, &["restore", "nothing", "--detach"])?;
     for name in ["../up", "a/b", "", ".hidden"] {
-        lab.cli.fails(1, &["pause", name])?;
+        lab.cli.fails(2, &["pause", name])?;
     }
     lab.finish()
 }

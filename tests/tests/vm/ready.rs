@@ -1,13 +1,14 @@
 //! Commits at the instruction at which a guest says that it is ready.
 
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use snapstore_guests::READY;
 use snapstore_tests::vm::{Lab, eventually};
 
-/// A command that starts a machine named `r`, to be committed as `t`, and waits.
-fn start(lab: &Lab, more: &[&str]) -> Result<Child> {
+/// A command that starts a machine named `r`, to be committed as `t`.
+fn command(lab: &Lab, more: &[&str]) -> Result<Command> {
     let kernel = lab.file("kernel", READY)?;
     let arguments = [
         &["run", "r", "--kernel", &kernel, "--mem", "16M"],
@@ -19,7 +20,12 @@ fn start(lab: &Lab, more: &[&str]) -> Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let child = command.spawn()?;
+    Ok(command)
+}
+
+/// Such a command, whose machine waits.
+fn start(lab: &Lab, more: &[&str]) -> Result<Child> {
+    let child = command(lab, more)?.spawn()?;
     eventually("the machine waits", || {
         let said = lab.cli.run(&["console", "r", "--print"])?.stdout;
         Ok(String::from_utf8_lossy(&said)
@@ -65,6 +71,41 @@ fn a_guest_that_nobody_waits_for_goes_on_when_it_is_ready() -> Result<()> {
     lab.finish()
 }
 
+/// Whenever it is killed, the guest runs on, or there is none.
+#[test]
+fn a_starter_that_is_killed_early_holds_no_guest_up() -> Result<()> {
+    let Some(lab) = Lab::new("a_starter_that_is_killed_early_holds_no_guest_up")? else {
+        return Ok(());
+    };
+    let mut ran = 0;
+    for round in 0..20 {
+        let mut starter = command(&lab, &["--detach"])?.spawn()?;
+        eventually("it is there", || {
+            Ok(lab.vm_dir("r").join("control.sock").exists().then_some(()))
+        })?;
+        std::thread::sleep(Duration::from_millis(round));
+        starter.kill()?;
+        starter.wait()?;
+        let waits = eventually("it waits, or is gone", || {
+            let said = lab.cli.run(&["console", "r", "--print"])?;
+            Ok(match said.status.code() {
+                Some(3) => Some(false),
+                _ => String::from_utf8_lossy(&said.stdout)
+                    .contains("waiting")
+                    .then_some(true),
+            })
+        })?;
+        if waits {
+            ran += 1;
+            lab.type_in("r", b"r")?;
+            lab.wait_for_text("r", "after")?;
+            lab.stop("r")?;
+        }
+    }
+    ensure!(ran > 0, "none was started in time");
+    lab.finish()
+}
+
 #[test]
 fn a_guest_that_ends_before_it_is_ready_is_a_failure() -> Result<()> {
     let Some(lab) = Lab::new("a_guest_that_ends_before_it_is_ready_is_a_failure")? else {
@@ -92,7 +133,7 @@ fn a_machine_that_cannot_be_committed_is_not_booted_for_it() -> Result<()> {
     let (kernel, disk) = (lab.file("kernel", READY)?, lab.file("disk", &[0; 4096])?);
     let disk = format!("{disk}:direct");
     let said = lab.cli.fails(
-        1,
+        2,
         &[
             "run",
             "r",

@@ -86,12 +86,25 @@ impl AgentClient {
     /// # Errors
     /// [`AgentError::NoAgent`].
     pub fn connect(vsock: &Path, port: u32, patience: Duration) -> Result<Self> {
+        Self::connect_while(vsock, port, patience, || true)
+    }
+
+    /// As [`AgentClient::connect`], as long as it `makes_sense`.
+    ///
+    /// # Errors
+    /// [`AgentError::NoAgent`].
+    pub fn connect_while(
+        vsock: &Path,
+        port: u32,
+        patience: Duration,
+        makes_sense: impl Fn() -> bool,
+    ) -> Result<Self> {
         let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match attempt(vsock, port, left.max(RETRY)) {
                 Ok(stream) => return Ok(Self { stream }),
-                Err(_) if left > RETRY => std::thread::sleep(RETRY),
+                Err(_) if left > RETRY && makes_sense() => std::thread::sleep(RETRY),
                 Err(source) => {
                     return Err(AgentError::NoAgent {
                         path: vsock.to_owned(),
@@ -101,15 +114,6 @@ impl AgentClient {
                 }
             }
         }
-    }
-
-    /// Waits at most this long for the answer to a request; not for a command.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<()> {
-        let set = self.stream.set_read_timeout(timeout);
-        set.map_err(AgentError::Connection)
     }
 
     /// Whether the agent answers.

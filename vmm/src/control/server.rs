@@ -170,6 +170,14 @@ impl Vm {
         }
     }
 
+    /// Lets the guest go on past its readiness unless a client waits for that.
+    pub fn pass_ready_unless_awaited(&self) {
+        if self.ready_clients.load(Ordering::Acquire) == 0 {
+            // A machine that has ended needs nothing.
+            let _ = self.machine.pass_ready();
+        }
+    }
+
     fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -277,9 +285,9 @@ impl<'a> Client<'a> {
     /// With the last client that wanted the guest to stand still when it is ready, the
     /// guest goes on: nobody else would let it.
     fn leave_ready(&self) {
-        if self.waits_for_ready && self.vm.ready_clients.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // A machine that has ended needs nothing.
-            let _ = self.vm.machine.pass_ready();
+        if self.waits_for_ready {
+            self.vm.ready_clients.fetch_sub(1, Ordering::AcqRel);
+            self.vm.pass_ready_unless_awaited();
         }
     }
 

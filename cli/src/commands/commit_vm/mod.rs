@@ -18,7 +18,7 @@ use snapstore_store::{
     CommitRequest, Committed, Extent, ImageRole, Input, InputData, InputKind, ParentChoice,
     SnapshotId, Store,
 };
-use snapstore_vmm::control::{Client, CommitReport, FrozenMachine, Seconds};
+use snapstore_vmm::control::{CommitReport, FrozenMachine, Seconds};
 
 use crate::args::CommitArgs;
 use crate::commands::commit::{describe, labels, parent_name};
@@ -60,7 +60,7 @@ pub fn commit(store: &Store, vm: &VmDir, wanted: &Wanted) -> anyhow::Result<Done
     let began = Instant::now();
     // Before the machine is disturbed.
     store.check_tag_free(&wanted.tag, wanted.replace)?;
-    let frozen = Client::connect(&vm.socket())?.freeze()?;
+    let frozen = vm.connect()?.freeze()?;
     let request = request(wanted, &frozen)?;
     let read_bytes = frozen.written().iter().map(|r| r.end - r.start).sum();
     check_origin(store, &vm.name, &request)?;
