@@ -8,7 +8,7 @@
 #                                          all of these)
 #
 # The program is the one that the tests run, target/debug/snapstore. Emulated, groups run side by
-# side, each in a first-level machine of one CPU: about fifteen minutes on two cores. Natively the numbers
+# side, each in a first-level machine of one CPU: about twenty minutes on two cores. Natively the numbers
 # are larger (see proof.py, whose PROOF_ variables can be set here, too).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 
 # Seconds after which no check begins any more, and when that is at the latest (since 1970). What
 # is left then is SKIPPED: where an emulated CPU is slow, all checks may take hours.
-until=$(($(date +%s) + ${LINUX_TESTS_SECONDS:-1200}))
+until=$(($(date +%s) + ${LINUX_TESTS_SECONDS:-1800}))
 if [ "${LINUX_TESTS_UNTIL:-$until}" -lt "$until" ]; then until="$LINUX_TESTS_UNTIL"; fi
 # Seconds that a check may take beyond that; as PROOF_GRACE in proof.py.
 grace=400
