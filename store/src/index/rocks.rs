@@ -1,9 +1,8 @@
-//! The index: chunk key -> location, in RocksDB.
+//! The index in RocksDB.
 //!
-//! It is a cache of the pack footers. Losing it loses nothing: `repair` writes
-//! it anew. Entries are written without a write-ahead log and flushed as one
-//! sorted file, so that a reader never has a log to replay and durability is
-//! one step. RocksDB's own block checksums are checked on every read.
+//! Entries are written without a write-ahead log and flushed as one sorted
+//! file, so that a reader never has a log to replay and durability is one
+//! step. RocksDB's own block checksums are checked on every read.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -13,6 +12,7 @@ use rocksdb::{
     MemtableFactory, Options, ReadOptions, WaitForCompactOptions, WriteBatch, WriteOptions,
 };
 
+use super::damaged;
 use crate::durable;
 use crate::error::{Damage, Error, Result};
 use crate::id::{ChunkKey, ChunkKind};
@@ -253,14 +253,6 @@ fn parse_key(key: &[u8]) -> Option<ChunkKey> {
 
 fn parse_location(value: &[u8]) -> Option<Location> {
     Some(Location::from_bytes(value.try_into().ok()?))
-}
-
-fn damaged(path: &Path, reason: &str) -> Error {
-    Damage::Index {
-        path: path.to_owned(),
-        reason: reason.to_owned(),
-    }
-    .into()
 }
 
 fn failed(path: &Path, error: &rocksdb::Error) -> Error {
