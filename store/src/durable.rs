@@ -5,43 +5,119 @@
 //! readable in one place per operation, and gives tests a seam: in builds with
 //! debug assertions, `SNAPSTORE_KILL_AT_STEP=N` ends the process with SIGKILL
 //! just before its N-th durable step, and `SNAPSTORE_STOP_AT_STEP=N` stops it
-//! there with SIGSTOP until it is continued. There is deliberately no way to
-//! skip a step.
+//! there with SIGSTOP until it is continued. The simulator is told of every step
+//! too (`sim`), and of some that make nothing durable. There is deliberately no
+//! way to skip a step.
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use crate::error::{IoContext as _, Result};
+use crate::sim::{self, StepKind};
 
 /// Flushes a file's data and length to the disk.
 pub(crate) fn sync_file(file: &File, path: &Path) -> Result<()> {
     step("sync file", path);
-    file.sync_all().context("flush", path)
+    sim::before(StepKind::SyncFile, path).context("flush", path)?;
+    file.sync_all().context("flush", path)?;
+    sim::synced_file(path);
+    Ok(())
 }
 
 /// Makes the creations, renames and removals inside `dir` durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     step("sync directory", dir);
-    File::open(dir)
+    sim::before(StepKind::SyncDir, dir)
+        .and_then(|()| File::open(dir))
         .and_then(|handle| handle.sync_all())
-        .context("flush directory", dir)
+        .context("flush directory", dir)?;
+    sim::synced_dir(dir);
+    Ok(())
 }
 
 /// Renames `from` to `to`, replacing what is there. Durable after [`sync_dir`].
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     step("rename", to);
-    fs::rename(from, to).context("rename", from)
+    sim::before(StepKind::Rename, to)
+        .and_then(|()| fs::rename(from, to))
+        .context("rename", from)?;
+    sim::changed(from);
+    sim::changed(to);
+    Ok(())
 }
 
 /// Removes a file. Durable after [`sync_dir`]. A file that is already gone is
 /// no error: removal is retried after a crash.
 pub(crate) fn unlink(path: &Path) -> Result<()> {
     step("unlink", path);
+    sim::before(StepKind::Unlink, path).context("remove", path)?;
     match fs::remove_file(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other.context("remove", path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => other.context("remove", path)?,
     }
+    sim::changed(path);
+    Ok(())
+}
+
+/// Removes a file that nobody needs, if it can: a later collection removes what
+/// is left.
+pub(crate) fn discard(path: &Path) {
+    if sim::before(StepKind::Discard, path).is_ok() {
+        let _ = fs::remove_file(path);
+        sim::changed(path);
+    }
+}
+
+/// Opens a file that `options` may create.
+pub(crate) fn create(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    sim::before(StepKind::Create, path)?;
+    let file = options.open(path)?;
+    sim::changed(path);
+    Ok(file)
+}
+
+/// Appends to a file.
+pub(crate) fn write_all(mut file: &File, path: &Path, bytes: &[u8]) -> Result<()> {
+    sim::before(StepKind::Write, path)
+        .and_then(|()| file.write_all(bytes))
+        .context("write", path)
+}
+
+/// Writes at a place in a file.
+pub(crate) fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
+    sim::before(StepKind::Write, path)
+        .and_then(|()| file.write_all_at(bytes, offset))
+        .context("write", path)
+}
+
+/// Reads a part of a pack.
+#[allow(dead_code)]
+pub(crate) fn read_at(file: &File, path: &Path, out: &mut [u8], offset: u64) -> Result<()> {
+    sim::before(StepKind::ReadPack, path)
+        .and_then(|()| file.read_exact_at(out, offset))
+        .context("read", path)
+}
+
+/// Makes a directory and those above it. Durable after [`sync_dir`].
+pub(crate) fn make_dir(path: &Path) -> Result<()> {
+    sim::before(StepKind::MakeDir, path)
+        .and_then(|()| fs::create_dir_all(path))
+        .context("create", path)?;
+    sim::changed(path);
+    Ok(())
+}
+
+/// Removes a directory and all in it, if it is there.
+pub(crate) fn remove_dir(path: &Path) -> Result<()> {
+    sim::before(StepKind::RemoveDir, path).context("remove", path)?;
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => other.context("remove", path)?,
+    }
+    sim::changed(path);
+    Ok(())
 }
 
 /// Marks a step that another library makes durable (RocksDB's flush), so that
@@ -65,8 +141,10 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     temporary_name.push(name);
     temporary_name.push(".new");
     let temporary = dir.join(temporary_name);
-    let mut file = File::create(&temporary).context("create", &temporary)?;
-    file.write_all(bytes).context("write", &temporary)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    let file = create(&temporary, &options).context("create", &temporary)?;
+    write_all(&file, &temporary, bytes)?;
     sync_file(&file, &temporary)?;
     rename(&temporary, path)?;
     sync_dir(dir)

@@ -21,15 +21,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
+use crate::durable;
 use crate::error::{IoContext as _, Result};
 use crate::gc::state::Epoch;
 use crate::id::SnapshotId;
 use crate::layout::Layout;
 use crate::lock::{self, Lock, LockKind};
 use crate::sealed_file::Format;
+use crate::sim::{self, StepKind};
 
 const FORMAT: Format = Format {
     magic: *b"SNAPLEAS",
@@ -126,8 +127,8 @@ impl Lease {
     fn write(&self, claim: &Claim) -> Result<()> {
         let path = &self.name.path;
         let bytes = FORMAT.encode(path, &encode(claim));
-        self.file
-            .write_all_at(&bytes, 0)
+        durable::write_at(&self.file, path, &bytes, 0)?;
+        sim::before(StepKind::Write, path)
             .and_then(|()| self.file.set_len(bytes.len() as u64))
             .context("write", path)
     }
@@ -137,7 +138,7 @@ impl Drop for Name {
     fn drop(&mut self) {
         if !self.kept {
             // If this fails the next collection removes the file.
-            let _ = fs::remove_file(&self.path);
+            durable::discard(&self.path);
         }
     }
 }
@@ -158,6 +159,7 @@ pub(crate) fn viewed(layout: &Layout, id: SnapshotId, allocate: &Lock) -> Result
 
 fn live_under(layout: &Layout, _allocate: &Lock) -> Result<Vec<LiveLease>> {
     let dir = layout.leases();
+    sim::before(StepKind::List, &dir).context("list", &dir)?;
     let mut leases = Vec::new();
     for entry in fs::read_dir(&dir).context("list", &dir)? {
         let path = entry.context("list", &dir)?.path();
@@ -166,7 +168,7 @@ fn live_under(layout: &Layout, _allocate: &Lock) -> Result<Vec<LiveLease>> {
             other => other.context("open", &path)?,
         };
         if lock::try_exclusive(&file, &path)? {
-            let _ = fs::remove_file(&path);
+            durable::discard(&path);
             continue;
         }
         let claim = FORMAT
@@ -192,12 +194,9 @@ fn create_unique(layout: &Layout) -> Result<(File, PathBuf)> {
     let mut serial = 0;
     loop {
         let path = layout.leases().join(format!("{pid}-{serial}"));
-        let created = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path);
-        match created {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true);
+        match durable::create(&path, &options) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => serial += 1,
             other => return Ok((other.context("create", &path)?, path)),
         }
@@ -232,6 +231,8 @@ fn decode(payload: &[u8]) -> Option<Claim> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
 
     fn layout() -> (tempfile::TempDir, Layout) {

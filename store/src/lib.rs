@@ -50,6 +50,10 @@ mod pin;
 mod progress;
 mod repair;
 mod sealed_file;
+#[cfg(feature = "sim")]
+pub mod sim;
+#[cfg(not(feature = "sim"))]
+mod sim;
 mod stats;
 mod store;
 mod tags;

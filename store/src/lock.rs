@@ -9,7 +9,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, IoContext as _, Result};
 use crate::layout::Layout;
+use crate::sim::{self, StepKind};
 
 /// How long an operation waits for a lock unless told otherwise.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -45,6 +46,7 @@ impl LockKind {
 #[derive(Debug)]
 pub(crate) struct Lock {
     file: File,
+    path: PathBuf,
 }
 
 impl Drop for Lock {
@@ -52,12 +54,14 @@ impl Drop for Lock {
         // Not left to the closing of the file: a child that another thread has
         // forked meanwhile has a duplicate, which would keep the lock.
         let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+        sim::released(&self.path);
     }
 }
 
 /// Waits for the lock; [`Error::Busy`] names the holder after `timeout`.
 pub(crate) fn acquire(layout: &Layout, kind: LockKind, timeout: Duration) -> Result<Lock> {
     let path = layout.locks().join(kind.file_name());
+    sim::before(StepKind::Lock, &path).context("lock", &path)?;
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -69,6 +73,9 @@ pub(crate) fn acquire(layout: &Layout, kind: LockKind, timeout: Duration) -> Res
     let mut pause = FIRST_PAUSE;
     let mut said = false;
     while !try_exclusive(&file, &path)? {
+        if sim::wait_for(&path).context("lock", &path)? {
+            continue;
+        }
         let waited = started.elapsed();
         if waited >= timeout {
             return Err(Error::Busy {
@@ -89,7 +96,8 @@ pub(crate) fn acquire(layout: &Layout, kind: LockKind, timeout: Duration) -> Res
     }
     // Only for the message above: a failure to note the holder is harmless.
     let _ = note_holder(&mut file);
-    Ok(Lock { file })
+    sim::locked(&path);
+    Ok(Lock { file, path })
 }
 
 /// Takes an exclusive flock if nobody has one.

@@ -74,7 +74,7 @@ impl Store {
         for dir in layout.directories() {
             if !dir.is_dir() {
                 missing_tags_dir |= dir == layout.tags();
-                fs::create_dir_all(&dir).context("create", &dir)?;
+                durable::make_dir(&dir)?;
                 durable::sync_dir(layout.root())?;
             }
         }
@@ -101,7 +101,7 @@ impl Store {
         let fresh = self.layout.with_fresh_index();
         let old_path = self.layout.root().join("index.old");
         for stale in [&fresh.index(), &old_path] {
-            remove_dir(stale)?;
+            durable::remove_dir(stale)?;
         }
         let bad = self.fill_index(&fresh, report, progress)?;
         self.salvage(&fresh, &bad)?;
@@ -113,7 +113,7 @@ impl Store {
         // Only now: until the new index is in place, the old one may still lead
         // to these packs.
         self.set_aside(&bad)?;
-        remove_dir(&old_path)?;
+        durable::remove_dir(&old_path)?;
         self.chunks.refresh_index()?;
         Ok(())
     }
@@ -205,7 +205,7 @@ impl Store {
             return Ok(());
         }
         let dir = self.layout.damaged();
-        fs::create_dir_all(&dir).context("create", &dir)?;
+        durable::make_dir(&dir)?;
         for number in bad.keys() {
             let to = dir.join(format!("{number}.pack"));
             durable::rename(&self.layout.pack(*number), &to)?;
@@ -366,11 +366,4 @@ fn page_size_of_packs(layout: &Layout) -> Result<Option<PageSize>> {
         }
     }
     Ok(None)
-}
-
-fn remove_dir(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other.context("remove", path),
-    }
 }

@@ -18,6 +18,7 @@ use std::path::Path;
 
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::sim::{self, StepKind};
 
 const HEADER_LEN: usize = 16;
 const HASH_LEN: usize = 32;
@@ -50,6 +51,7 @@ impl Format {
 
     /// The payload of the sealed file at `path`; `None` if there is no such file.
     pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        sim::before(StepKind::ReadFile, path).context("read", path)?;
         let file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.context("open", path)?,

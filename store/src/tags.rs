@@ -13,6 +13,7 @@ use crate::id::SnapshotId;
 use crate::layout::Layout;
 use crate::name::check_tag;
 use crate::sealed_file::Format;
+use crate::sim::{self, StepKind};
 
 const FORMAT: Format = Format {
     magic: *b"SNAPTAG1",
@@ -47,6 +48,7 @@ pub(crate) fn all(layout: &Layout) -> Result<BTreeMap<String, SnapshotId>> {
 /// All tags in any order, damaged ones with their error.
 pub(crate) fn each(layout: &Layout) -> Result<Vec<(String, Result<SnapshotId>)>> {
     let dir = layout.tags();
+    sim::before(StepKind::List, &dir).context("list", &dir)?;
     let mut tags = Vec::new();
     for entry in fs::read_dir(&dir).context("list", &dir)? {
         let name = entry.context("list", &dir)?.file_name();

@@ -11,6 +11,7 @@ use crate::pack::codec::{self, DELTA_HEAD_LEN, Encoding};
 use crate::pack::format::{self, ENTRY_LEN, Entry, Frame};
 use crate::pack::{EntryNumber, Location, PackNumber};
 use crate::page::PageSize;
+use crate::sim::{self, StepKind};
 
 /// A mapped pack whose header, footer and seal have been checked.
 #[derive(Debug)]
@@ -38,6 +39,7 @@ pub(crate) struct BaseRef {
 impl PackReader {
     /// Maps the sealed pack at `path`; `None` if there is no such file.
     pub fn open(path: PathBuf, number: PackNumber, page_size: PageSize) -> Result<Option<Self>> {
+        sim::before(StepKind::OpenPack, &path).context("open", &path)?;
         let file = match File::open(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.context("open", &path)?,

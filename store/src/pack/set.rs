@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::durable;
@@ -15,6 +14,7 @@ use crate::pack::PackNumber;
 use crate::pack::reader::PackReader;
 use crate::pack::writer::PackWriter;
 use crate::page::PageSize;
+use crate::sim::{self, StepKind};
 
 /// The packs of one store. Sealed packs are mapped when first needed.
 #[derive(Debug)]
@@ -86,11 +86,9 @@ impl PackSet {
         let allocate = lock::acquire(&self.layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
         let number = self.next_number()?;
         let path = self.layout.open_pack(number);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .context("create", &path)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        let file = durable::create(&path, &options).context("create", &path)?;
         // Locked before the allocate lock is released, so that a sweep never
         // sees a live writer's file unlocked.
         lock::try_exclusive(&file, &path)?;
@@ -143,18 +141,17 @@ impl PackSet {
         if let Some(last) = condemned.keys().next_back() {
             next = next.max(last.0 + 1);
         }
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&counter_path)
-            .and_then(|file| file.write_all_at(format!("{:010}\n", next + 1).as_bytes(), 0))
-            .context("write", &counter_path)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false);
+        let file = durable::create(&counter_path, &options).context("write", &counter_path)?;
+        let line = format!("{:010}\n", next + 1);
+        durable::write_at(&file, &counter_path, line.as_bytes(), 0)?;
         Ok(PackNumber(next))
     }
 
     fn numbers_with_extension(&self, extension: &str) -> Result<Vec<PackNumber>> {
         let dir = self.layout.packs();
+        sim::before(StepKind::List, &dir).context("list", &dir)?;
         let mut numbers = Vec::new();
         for entry in fs::read_dir(&dir).context("list", &dir)? {
             let name = entry.context("list", &dir)?.file_name();

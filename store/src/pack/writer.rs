@@ -5,7 +5,6 @@
 //! has little left to flush.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, SyncSender};
@@ -21,6 +20,7 @@ use crate::pack::format::{
 };
 use crate::pack::{EntryNumber, Location, PackNumber};
 use crate::page::PageSize;
+use crate::sim::{self, Fault};
 
 /// How many buffers may wait for the file.
 const QUEUE_LEN: usize = 4;
@@ -50,6 +50,9 @@ pub(crate) struct PackWriter {
     keys: Vec<ChunkKey>,
     queue: Option<SyncSender<Vec<u8>>>,
     thread: Option<JoinHandle<Result<File>>>,
+    /// Where a simulated writer writes to by itself, so that its steps have an
+    /// order.
+    simulated: Option<File>,
     sealed: bool,
 }
 
@@ -78,10 +81,15 @@ impl PackWriter {
         let header = format::header(number, page_size);
         let (queue, incoming) = mpsc::sync_channel::<Vec<u8>>(QUEUE_LEN);
         let path = open_path.clone();
-        let thread = std::thread::Builder::new()
-            .name("pack-writer".to_owned())
-            .spawn(move || write_all(file, &path, incoming))
-            .context("start a thread for", &open_path)?;
+        let (thread, simulated) = if sim::is_simulated() {
+            (None, Some(file))
+        } else {
+            let thread = std::thread::Builder::new()
+                .name("pack-writer".to_owned())
+                .spawn(move || write_all(file, &path, incoming))
+                .context("start a thread for", &open_path)?;
+            (Some(thread), None)
+        };
         let mut writer = Self {
             number,
             header,
@@ -92,7 +100,8 @@ impl PackWriter {
             footer: Vec::new(),
             keys: Vec::new(),
             queue: Some(queue),
-            thread: Some(thread),
+            thread,
+            simulated,
             sealed: false,
         };
         writer.send(header.to_vec())?;
@@ -147,7 +156,9 @@ impl PackWriter {
         let file_len = self.next_offset;
         let file = self.finish_thread()?;
         file.set_len(file_len).context("trim", &self.open_path)?;
-        durable::sync_file(&file, &self.open_path)?;
+        if !sim::on(Fault::PackNotSynced) {
+            durable::sync_file(&file, &self.open_path)?;
+        }
         durable::rename(&self.open_path, &self.sealed_path)?;
         self.sealed = true;
         durable::sync_dir(&self.packs_dir)?;
@@ -163,6 +174,9 @@ impl PackWriter {
 
     fn send(&mut self, bytes: Vec<u8>) -> Result<()> {
         self.next_offset += bytes.len() as u64;
+        if let Some(file) = &self.simulated {
+            return durable::write_all(file, &self.open_path, &bytes);
+        }
         let delivered = self
             .queue
             .as_ref()
@@ -176,6 +190,9 @@ impl PackWriter {
 
     fn finish_thread(&mut self) -> Result<File> {
         drop(self.queue.take());
+        if let Some(file) = self.simulated.take() {
+            return Ok(file);
+        }
         let thread = self.thread.take().expect("a pack is finished once");
         thread.join().expect("the writing thread does not panic")
     }
@@ -188,12 +205,12 @@ impl Drop for PackWriter {
             let _ = self.finish_thread();
         }
         if !self.sealed {
-            let _ = std::fs::remove_file(&self.open_path);
+            durable::discard(&self.open_path);
         }
     }
 }
 
-fn write_all(mut file: File, path: &Path, incoming: mpsc::Receiver<Vec<u8>>) -> Result<File> {
+fn write_all(file: File, path: &Path, incoming: mpsc::Receiver<Vec<u8>>) -> Result<File> {
     let mut written = 0;
     let mut reserved = 0;
     let mut flushed = 0;
@@ -203,7 +220,7 @@ fn write_all(mut file: File, path: &Path, incoming: mpsc::Receiver<Vec<u8>>) -> 
             reserve(&file, reserved, end - reserved + RESERVE_BYTES);
             reserved = end + RESERVE_BYTES;
         }
-        file.write_all(&bytes).context("write", path)?;
+        durable::write_all(&file, path, &bytes)?;
         written = end;
         if written - flushed >= FLUSH_EVERY_BYTES {
             file.sync_data().context("flush", path)?;
@@ -242,7 +259,7 @@ impl Drop for SealedPack {
     fn drop(&mut self) {
         if !*self.kept.get_mut() {
             // If this fails the next collection removes the file.
-            let _ = std::fs::remove_file(&self.path);
+            durable::discard(&self.path);
         }
     }
 }

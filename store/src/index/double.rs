@@ -1,0 +1,279 @@
+//! The index in the memory of one process, for the simulator.
+//!
+//! It promises what RocksDB promises and nothing more: a reader sees the
+//! entries that were flushed before it was opened; a writer sees its own at
+//! once; what was not flushed is lost when its process ends, all of it or all
+//! but the oldest batches, since a full memtable is flushed early; closing
+//! flushes; one writer at a time. Directories stand for indexes as they do for
+//! RocksDB, so that `repair` can swap them: the file `CURRENT` in each holds
+//! the number under which the entries are found here.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use super::damaged;
+use crate::error::{Error, IoContext as _, Result};
+use crate::id::{ChunkKey, ChunkKind};
+use crate::pack::Location;
+use crate::sim::{self, StepKind};
+
+type Entries = BTreeMap<ChunkKey, Location>;
+/// `None` removes the entry.
+type Batch = Vec<(ChunkKey, Option<Location>)>;
+
+/// One index.
+#[derive(Default)]
+struct Instance {
+    flushed: Arc<Entries>,
+    has_writer: bool,
+}
+
+static INSTANCES: LazyLock<Mutex<HashMap<u64, Instance>>> = LazyLock::new(Mutex::default);
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
+
+fn instances() -> MutexGuard<'static, HashMap<u64, Instance>> {
+    INSTANCES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Frees the entries of the indexes with these numbers.
+pub(crate) fn forget(numbers: impl IntoIterator<Item = u64>) {
+    let mut instances = instances();
+    for number in numbers {
+        instances.remove(&number);
+    }
+}
+
+/// A view of the index as it was when it was opened.
+pub(crate) struct IndexReader {
+    entries: Arc<Entries>,
+    path: PathBuf,
+}
+
+/// The index, open for changes. The holder has the publish lock.
+pub(crate) struct IndexWriter {
+    number: u64,
+    path: PathBuf,
+    state: Mutex<WriterState>,
+}
+
+#[derive(Default)]
+struct WriterState {
+    flushed: Arc<Entries>,
+    batches: Vec<Batch>,
+    /// RocksDB refuses to write any more after a flush that failed.
+    failed: bool,
+}
+
+impl IndexReader {
+    /// Opens the index as it is now, even while another process writes it.
+    pub fn open(path: &Path) -> Result<Self> {
+        before(StepKind::IndexOpen, path)?;
+        let number = number(path)?.ok_or_else(|| damaged(path, "it is missing"))?;
+        Ok(Self {
+            entries: flushed(number, path)?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Where the chunk with this key is.
+    pub fn get(&self, key: ChunkKey) -> Result<Option<Location>> {
+        before(StepKind::IndexGet, &self.path)?;
+        Ok(self.entries.get(&key).copied())
+    }
+
+    /// Where the chunks with these keys are, in the order of the keys.
+    pub fn get_many(&self, keys: &[ChunkKey]) -> Result<Vec<Option<Location>>> {
+        before(StepKind::IndexGet, &self.path)?;
+        Ok(keys
+            .iter()
+            .map(|key| self.entries.get(key).copied())
+            .collect())
+    }
+
+    /// All entries, sorted by kind and key.
+    pub fn entries(&self) -> impl Iterator<Item = Result<(ChunkKey, Location)>> + '_ {
+        self.entries.iter().map(|(key, at)| Ok((*key, *at)))
+    }
+
+    /// All entries of manifests.
+    pub fn manifests(&self) -> impl Iterator<Item = Result<(ChunkKey, Location)>> + '_ {
+        let first = ChunkKey {
+            kind: ChunkKind::Manifest,
+            prefix: [0; 16],
+        };
+        self.entries.range(first..).map(|(key, at)| Ok((*key, *at)))
+    }
+}
+
+impl IndexWriter {
+    /// Opens the index for changes, creating an empty one if there is none.
+    pub fn open_or_create(path: &Path) -> Result<Self> {
+        before(StepKind::IndexOpen, path)?;
+        if number(path)?.is_none() {
+            create(path)?;
+        }
+        Self::open_existing(path)
+    }
+
+    /// Opens an index that must exist.
+    pub fn open(path: &Path) -> Result<Self> {
+        before(StepKind::IndexOpen, path)?;
+        Self::open_existing(path)
+    }
+
+    fn open_existing(path: &Path) -> Result<Self> {
+        let number = number(path)?.ok_or_else(|| damaged(path, "it is missing"))?;
+        let flushed = flushed(number, path)?;
+        let mut instances = instances();
+        let instance = instances.entry(number).or_default();
+        if instance.has_writer {
+            return Err(Error::Index {
+                path: path.to_owned(),
+                message: "While lock file: LOCK: Resource temporarily unavailable".to_owned(),
+            });
+        }
+        instance.has_writer = true;
+        Ok(Self {
+            number,
+            path: path.to_owned(),
+            state: Mutex::new(WriterState {
+                flushed,
+                ..WriterState::default()
+            }),
+        })
+    }
+
+    /// Adds or replaces entries; durable after [`IndexWriter::flush`].
+    pub fn put(&self, entries: impl IntoIterator<Item = (ChunkKey, Location)>) -> Result<()> {
+        let batch = entries.into_iter().map(|(key, at)| (key, Some(at)));
+        self.write(batch.collect())
+    }
+
+    /// Removes those of `keys` that still map to a location `doomed` accepts.
+    pub fn remove_if(
+        &self,
+        keys: impl IntoIterator<Item = ChunkKey>,
+        doomed: impl Fn(Location) -> bool,
+    ) -> Result<()> {
+        let mut remove = Batch::new();
+        for key in keys {
+            if self.get(key)?.is_some_and(&doomed) {
+                remove.push((key, None));
+            }
+        }
+        self.write(remove)
+    }
+
+    /// Where the chunk with this key is.
+    pub fn get(&self, key: ChunkKey) -> Result<Option<Location>> {
+        before(StepKind::IndexGet, &self.path)?;
+        let state = self.state();
+        let written = state.batches.iter().rev().find_map(|batch| {
+            let found = batch.iter().rev().find(|(known, _)| *known == key);
+            found.map(|(_, at)| *at)
+        });
+        Ok(written.unwrap_or_else(|| state.flushed.get(&key).copied()))
+    }
+
+    /// Makes all changes durable.
+    pub fn flush(&self) -> Result<()> {
+        if let Err(error) = before(StepKind::IndexFlush, &self.path) {
+            self.state().failed = true;
+            return Err(error);
+        }
+        self.apply(usize::MAX);
+        Ok(())
+    }
+
+    fn write(&self, batch: Batch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        before(StepKind::IndexPut, &self.path)?;
+        self.state().batches.push(batch);
+        Ok(())
+    }
+
+    /// Flushes the oldest `count` batches.
+    fn apply(&self, count: usize) {
+        let mut state = self.state();
+        let count = count.min(state.batches.len());
+        let batches: Vec<_> = state.batches.drain(..count).collect();
+        let entries = Arc::make_mut(&mut state.flushed);
+        for (key, at) in batches.into_iter().flatten() {
+            match at {
+                Some(at) => entries.insert(key, at),
+                None => entries.remove(&key),
+            };
+        }
+        if let Some(instance) = instances().get_mut(&self.number) {
+            instance.flushed = state.flushed.clone();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, WriterState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for IndexWriter {
+    fn drop(&mut self) {
+        let (batches, failed) = {
+            let state = self.state();
+            (state.batches.len(), state.failed)
+        };
+        if batches > 0 {
+            let closed = !failed && !sim::is_dead();
+            let kept = if closed {
+                batches
+            } else {
+                sim::choose(batches + 1)
+            };
+            self.apply(kept);
+        }
+        if let Some(instance) = instances().get_mut(&self.number) {
+            instance.has_writer = false;
+        }
+    }
+}
+
+fn before(kind: StepKind, path: &Path) -> Result<()> {
+    sim::before(kind, path).context("use the index at", path)
+}
+
+/// The number of the index in this directory; `None` if there is none.
+fn number(path: &Path) -> Result<Option<u64>> {
+    let current = path.join("CURRENT");
+    match fs::read_to_string(&current) {
+        Ok(text) => match text.trim().parse() {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => Err(damaged(path, "CURRENT is malformed")),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context("read", &current),
+    }
+}
+
+fn flushed(number: u64, path: &Path) -> Result<Arc<Entries>> {
+    let instances = instances();
+    let found = instances.get(&number).map(|found| found.flushed.clone());
+    found.ok_or_else(|| damaged(path, "no index of this number is in memory"))
+}
+
+/// RocksDB flushes what it creates, but not the name of its directory.
+fn create(path: &Path) -> Result<()> {
+    let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
+    instances().insert(number, Instance::default());
+    sim::note_index(number);
+    fs::create_dir_all(path).context("create", path)?;
+    let current = path.join("CURRENT");
+    fs::write(&current, format!("{number}\n")).context("write", &current)?;
+    sim::changed(path);
+    sim::changed(&current);
+    sim::synced_file(&current);
+    sim::synced_dir(path);
+    Ok(())
+}
