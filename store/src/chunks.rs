@@ -1,34 +1,42 @@
 //! Reading chunks: from an id to bytes that have been checked against it.
 //!
-//! The way is: hint -> pack footer; if there is no hint or it is stale, index
-//! -> pack footer; if that fails too, a fresh view of the index, since the
-//! collector may have moved the chunk after this one was opened.
+//! **The rule for "readable"** stands here and nowhere else. A chunk may be
+//! stored in several places: two commits can store it at the same time, and the
+//! collector copies it. A reader looks at the place that the reference to it
+//! hints at, then where the index leads, then where a fresh view of the index
+//! leads, since the collector may have moved the chunk after this one was opened.
+//! A place counts if the footer entry there has the chunk's key, and if the chunk
+//! is stored standalone there, or as a delta whose base has a place of its own
+//! where it is stored standalone. The first place that counts and whose bytes
+//! match the id is what the reader returns.
+//!
+//! [`Chunks::read`] reads by this rule. [`Chunks::readable`] follows it without
+//! reading the bytes, for those who only need to know: `verify`, the collector,
+//! and commits that want to rely on what is there.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use quick_cache::sync::Cache;
 
-use crate::error::{Damage, Result};
+use crate::error::{Damage, Error, Result};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
 use crate::index::IndexReader;
 use crate::layout::Layout;
-use crate::pack::reader::{BaseRef, PackReader, payload_limit};
+use crate::pack::Location;
+use crate::pack::codec::{self, Encoding};
+use crate::pack::format::stored_check;
+use crate::pack::reader::{BaseRef, PackReader, Slot, base_in, payload_limit};
 use crate::pack::set::PackSet;
-use crate::pack::{EntryNumber, Location};
 use crate::page::PageSize;
+use crate::scratch::Scratch;
 use crate::tree::node::{self, Child, Node};
 use crate::tree::read::node_id;
 
 /// Decoded tree nodes kept, of about 20 KiB each: 20 MiB, the leaves of 2 GiB.
 const NODES_CACHED: usize = 1024;
-
-thread_local! {
-    /// Holds the base while a delta is decoded.
-    static BASE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    /// Holds a node's payload while it is decoded.
-    static NODE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
+/// Chunks remembered that are not where their references hint: 5 MiB.
+const MOVED_CACHED: usize = 1 << 17;
 
 /// The chunks of a store.
 pub(crate) struct Chunks {
@@ -37,6 +45,36 @@ pub(crate) struct Chunks {
     packs: PackSet,
     index: RwLock<Option<Arc<IndexReader>>>,
     nodes: Cache<[u8; 32], Arc<Node>>,
+    /// Where chunks are whose hints are stale. After a collection has moved them,
+    /// the index is asked once and not once a read.
+    moved: Cache<ChunkKey, Location>,
+}
+
+/// One place where a chunk is stored.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub pack: Arc<PackReader>,
+    pub slot: Slot,
+}
+
+impl Place {
+    pub fn location(&self) -> Location {
+        Location {
+            pack: self.pack.number(),
+            entry: self.slot.number,
+        }
+    }
+
+    /// Whether the chunk decodes here without another one.
+    pub fn is_standalone(&self) -> bool {
+        self.slot.entry.encoding.is_standalone()
+    }
+}
+
+/// A place that counts, and that of the base if the chunk is a delta there.
+pub(crate) struct Readable {
+    pub place: Place,
+    pub base: Option<Place>,
 }
 
 impl Chunks {
@@ -47,6 +85,7 @@ impl Chunks {
             page_size,
             index: RwLock::new(None),
             nodes: Cache::new(NODES_CACHED),
+            moved: Cache::new(MOVED_CACHED),
         }
     }
 
@@ -70,10 +109,21 @@ impl Chunks {
 
     /// The index as it is now.
     pub fn refresh_index(&self) -> Result<Arc<IndexReader>> {
+        self.packs.look_again();
         let fresh = Arc::new(IndexReader::open(&self.layout.index())?);
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         *index = Some(fresh.clone());
         Ok(fresh)
+    }
+
+    /// Lets go of files that have been deleted, so that their space is free: of
+    /// packs, and of the index's.
+    pub fn let_go_of_deleted(&self) {
+        self.packs.forget_deleted();
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        if index.as_ref().is_some_and(|index| index.is_outdated()) {
+            *index = None;
+        }
     }
 
     /// Reads a tree node.
@@ -83,11 +133,9 @@ impl Chunks {
         {
             return Ok(node);
         }
-        let node = NODE.with_borrow_mut(|payload| {
-            payload.resize(node::MAX_PAYLOAD_LEN, 0);
-            let len = self.read(node_id(child), child.hint, payload)?;
-            Ok::<_, crate::error::Error>(Node::decode(&payload[..len], level).map(Arc::new))
-        })?;
+        let mut payload = Scratch::zeroed(node::MAX_PAYLOAD_LEN);
+        let len = self.read(node_id(child), child.hint, &mut payload)?;
+        let node = Node::decode(&payload[..len], level).map(Arc::new);
         let node = node.ok_or_else(|| Damage::Missing {
             chunk: format!("{} of level {level}", node_id(child)),
         })?;
@@ -103,63 +151,73 @@ impl Chunks {
 
     /// Reads a chunk's payload into the beginning of `out` and checks it against
     /// `id`. Returns the payload's length.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if no place counts or their bytes do not match; another
+    /// error if that prevented a place from being looked at.
     pub fn read(&self, id: ChunkId, hint: Option<Location>, out: &mut [u8]) -> Result<usize> {
-        let mut first_error = None;
-        for attempt in self.places(id.key(), hint) {
-            match attempt.and_then(|(pack, entry)| self.read_at(&pack, entry, id, out)) {
+        let mut failure = Failure::default();
+        for place in self.places(id.key(), hint) {
+            let read = place.and_then(|place| {
+                let len = self.read_at(&place, id, out)?;
+                self.remember(id.key(), hint, place.location());
+                Ok(len)
+            });
+            match read {
                 Ok(len) => return Ok(len),
-                Err(error) => first_error = first_error.or(Some(error)),
+                Err(error) => failure.add(error),
             }
         }
-        Err(first_error.unwrap_or_else(|| missing(id)))
+        Err(failure.or_missing(id.key()))
     }
 
-    /// Where a chunk is stored, if it is.
-    pub fn find(
-        &self,
-        key: ChunkKey,
-        hint: Option<Location>,
-    ) -> Result<Option<(Arc<PackReader>, EntryNumber)>> {
-        self.places(key, hint).next().transpose()
+    /// The place that a reader would take, found without reading its bytes.
+    ///
+    /// # Errors
+    /// As [`Chunks::read`].
+    pub fn readable(&self, key: ChunkKey, hint: Option<Location>) -> Result<Readable> {
+        first_readable(self.places(key, hint), key, |base| {
+            self.places(base.id.key(), Some(base.hint))
+        })
     }
 
-    /// The standalone chunk that a delta against `child` should be made from:
-    /// the chunk itself, or its own base. Reads its payload into `out`.
-    pub fn read_base(
-        &self,
-        id: ChunkId,
-        hint: Option<Location>,
-        out: &mut [u8],
-    ) -> Result<Option<(BaseRef, usize)>> {
-        let Some((pack, entry)) = self.find(id.key(), hint)? else {
-            return Ok(None);
-        };
-        let of_chunk = BaseRef {
-            id,
-            hint: Location {
-                pack: pack.number(),
-                entry,
-            },
-        };
-        let base = pack
-            .stored(entry, id.key())
-            .and_then(|stored| stored.base())
-            .unwrap_or(of_chunk);
-        let len = self.read(base.id, Some(base.hint), out)?;
-        Ok(Some((base, len)))
+    /// The standalone chunk that a delta against `id` should be made from: the
+    /// chunk itself, or its own base.
+    ///
+    /// # Errors
+    /// As [`Chunks::read`].
+    pub fn base_id(&self, id: ChunkId, hint: Option<Location>) -> Result<ChunkId> {
+        let found = self.readable(id.key(), hint)?;
+        if found.base.is_none() {
+            return Ok(id);
+        }
+        let base = found.place.pack.base(&found.place.slot)?;
+        base.map(|base| base.id).ok_or_else(|| missing(id.key()))
     }
 
     /// The id of the manifest stored here; `None` if there is none.
     pub fn manifest_id_at(&self, key: ChunkKey, at: Location) -> Result<Option<SnapshotId>> {
-        let Some((pack, entry)) = self.at(key, Some(at))? else {
+        let Some(place) = self.at(key, at)? else {
             return Ok(None);
         };
+        let mut stored = Scratch::take();
         let mut bytes = vec![0; payload_limit(ChunkKind::Manifest, self.page_size)];
-        let decoded = pack
-            .stored(entry, key)
-            .and_then(|stored| stored.decode(&[], &mut bytes));
+        match place.pack.read(&place.slot, &mut stored) {
+            Err(Error::Damaged(_)) => return Ok(None),
+            other => other?,
+        }
+        let decoded = codec::decode(&stored, place.slot.entry.encoding, &[], &mut bytes);
         let id = decoded.map(|len| SnapshotId::of_manifest(&bytes[..len]));
         Ok(id.filter(|id| id.chunk().key() == key))
+    }
+
+    /// What the footer has at this place, if it is the chunk with this key.
+    pub fn at(&self, key: ChunkKey, at: Location) -> Result<Option<Place>> {
+        let Some(pack) = self.packs.get(at.pack)? else {
+            return Ok(None);
+        };
+        let slot = pack.slot_of(at.entry, key)?;
+        Ok(slot.map(|slot| Place { pack, slot }))
     }
 
     /// The places to look for a chunk, each only computed when asked for.
@@ -167,95 +225,227 @@ impl Chunks {
         &self,
         key: ChunkKey,
         hint: Option<Location>,
-    ) -> impl Iterator<Item = Result<(Arc<PackReader>, EntryNumber)>> + '_ {
-        let hinted = hint.and_then(move |at| self.at(key, Some(at)).transpose());
-        let in_index = std::iter::once_with(move || {
-            self.index()
-                .and_then(|index| index.get(key))
-                .and_then(|at| self.at(key, at))
-                .transpose()
-        })
-        .flatten();
-        let in_fresh_index = std::iter::once_with(move || {
-            self.refresh_index()
-                .and_then(|index| index.get(key))
-                .and_then(|at| self.at(key, at))
-                .transpose()
-        })
-        .flatten();
-        hinted.into_iter().chain(in_index).chain(in_fresh_index)
+    ) -> impl Iterator<Item = Result<Place>> + '_ {
+        let hinted = std::iter::once_with(move || hint.map(Ok));
+        let moved = std::iter::once_with(move || self.moved.get(&key).map(Ok));
+        let indexed =
+            std::iter::once_with(move || self.index().and_then(|index| index.get(key)).transpose());
+        let fresh = std::iter::once_with(move || {
+            let fresh = self.refresh_index();
+            fresh.and_then(|index| index.get(key)).transpose()
+        });
+        let candidates = hinted.chain(moved).chain(indexed).chain(fresh).flatten();
+        candidates.filter_map(move |at| at.and_then(|at| self.at(key, at)).transpose())
     }
 
-    fn at(
-        &self,
-        key: ChunkKey,
-        at: Option<Location>,
-    ) -> Result<Option<(Arc<PackReader>, EntryNumber)>> {
-        let Some(at) = at else { return Ok(None) };
-        let Some(pack) = self.packs.get(at.pack)? else {
-            return Ok(None);
-        };
-        let fits = pack.stored(at.entry, key).is_some();
-        Ok(fits.then_some((pack, at.entry)))
+    /// Saves the index lookup of a chunk that is not where it was hinted at.
+    fn remember(&self, key: ChunkKey, hint: Option<Location>, at: Location) {
+        if hint.is_some_and(|hint| hint != at) && self.moved.get(&key) != Some(at) {
+            self.moved.insert(key, at);
+        }
     }
 
-    fn read_at(
+    /// Reads the chunk `id` at one place, and checks it. See [`Chunks::read`].
+    pub fn read_at(&self, place: &Place, id: ChunkId, out: &mut [u8]) -> Result<usize> {
+        let mut stored = Scratch::take();
+        place.pack.read(&place.slot, &mut stored)?;
+        self.decode(place, &stored, |found| found == id, out)
+    }
+
+    /// Checks the stored bytes of a place against the footer's check, and its
+    /// payload against the key. Without the base of a delta nothing is known of
+    /// its payload: [`Damage::Missing`] names the base then.
+    pub fn check_at(&self, place: &Place) -> Result<()> {
+        let key = place.slot.entry.key;
+        self.check_stored(place, |found| found.key() == key)
+    }
+
+    /// The same for a chunk whose id is known.
+    pub fn check_id_at(&self, place: &Place, id: ChunkId) -> Result<()> {
+        self.check_stored(place, |found| found == id)
+    }
+
+    fn check_stored(&self, place: &Place, is_right: impl Fn(ChunkId) -> bool) -> Result<()> {
+        let entry = place.slot.entry;
+        let mut stored = Scratch::take();
+        place.pack.read(&place.slot, &mut stored)?;
+        if stored_check(&stored) != entry.check {
+            return Err(place
+                .pack
+                .damaged(entry, "its stored bytes do not match the footer"));
+        }
+        let mut payload = Scratch::zeroed(payload_limit(entry.key.kind, self.page_size));
+        self.decode(place, &stored, is_right, &mut payload)
+            .map(|_| ())
+    }
+
+    /// What decodes from these stored bytes, as the place's entry tells to.
+    pub fn id_at(&self, place: &Place, stored: &[u8]) -> Result<ChunkId> {
+        let kind = place.slot.entry.key.kind;
+        let mut payload = Scratch::zeroed(payload_limit(kind, self.page_size));
+        let seen = Cell::new(None);
+        self.decode(
+            place,
+            stored,
+            |found| {
+                seen.set(Some(found));
+                true
+            },
+            &mut payload,
+        )?;
+        seen.get().ok_or_else(|| missing(place.slot.entry.key))
+    }
+
+    /// Decodes what is stored at a place, and asks whether that `is_right`.
+    fn decode(
         &self,
-        pack: &PackReader,
-        entry: EntryNumber,
-        id: ChunkId,
+        place: &Place,
+        stored: &[u8],
+        is_right: impl Fn(ChunkId) -> bool,
         out: &mut [u8],
     ) -> Result<usize> {
-        let stored = pack.stored(entry, id.key()).ok_or_else(|| missing(id))?;
-        let decoded = match stored.base() {
-            None => stored.decode(&[], out),
-            Some(base) => BASE.with_borrow_mut(|buffer| {
-                buffer.resize(payload_limit(id.kind(), self.page_size), 0);
-                let len = self.decode_base(base, buffer)?;
-                Ok::<_, crate::error::Error>(stored.decode(&buffer[..len], out))
-            })?,
+        let entry = place.slot.entry;
+        let undecodable = || place.pack.damaged(entry, "it does not decode");
+        let decode = |base: &[u8], out: &mut [u8]| {
+            let len = codec::decode(stored, entry.encoding, base, out).ok_or_else(undecodable)?;
+            let id = payload_id(entry.key.kind, &out[..len], self.page_size);
+            if id.is_some_and(&is_right) {
+                return Ok(len);
+            }
+            Err(place.pack.damaged(entry, "its bytes do not match its id"))
         };
-        let len = decoded.ok_or_else(|| pack.damaged(stored.entry, "it does not decode"))?;
-        let valid = match id.kind() {
-            ChunkKind::Page => len == self.page_size.len() && id.kind().hash(&out[..len]) == id,
-            ChunkKind::Node => node::canonical_len(&out[..len])
-                .is_some_and(|canonical| id.kind().hash(&out[..canonical]) == id),
-            ChunkKind::Manifest => id.kind().hash(&out[..len]) == id,
-        };
-        if !valid {
-            return Err(pack.damaged(stored.entry, "its bytes do not match its id"));
+        match entry.encoding {
+            Encoding::Raw | Encoding::Zstd => return decode(&[], out),
+            Encoding::Unknown(encoding) => return Err(place.pack.newer(encoding)),
+            Encoding::Delta => {}
         }
-        Ok(len)
+        let base = base_in(entry, stored).ok_or_else(undecodable)?;
+        let mut failure = Failure::default();
+        for base_place in self.places(base.id.key(), Some(base.hint)) {
+            let read = base_place.and_then(|base_place| {
+                let payload = self.base_payload(&base_place)?;
+                let len = decode(&payload, out)?;
+                self.remember(base.id.key(), Some(base.hint), base_place.location());
+                Ok(len)
+            });
+            match read {
+                Ok(len) => return Ok(len),
+                Err(error) => failure.add(error),
+            }
+        }
+        Err(failure.or_missing(base.id.key()))
     }
 
     /// Decodes a delta's base without checking it: the delta's own id vouches
     /// for the result.
-    fn decode_base(&self, base: BaseRef, out: &mut [u8]) -> Result<usize> {
-        let mut first_error = None;
-        for place in self.places(base.id.key(), Some(base.hint)) {
-            let decoded = place.and_then(|(pack, entry)| {
-                let stored = pack
-                    .stored(entry, base.id.key())
-                    .ok_or_else(|| missing(base.id))?;
-                if stored.base().is_some() {
-                    return Err(pack.damaged(stored.entry, "a delta is based on a delta"));
-                }
-                stored
-                    .decode(&[], out)
-                    .ok_or_else(|| pack.damaged(stored.entry, "it does not decode"))
-            });
-            match decoded {
-                Ok(len) => return Ok(len),
-                Err(error) => first_error = first_error.or(Some(error)),
-            }
+    fn base_payload(&self, place: &Place) -> Result<Scratch> {
+        let entry = place.slot.entry;
+        if let Encoding::Unknown(encoding) = entry.encoding {
+            return Err(place.pack.newer(encoding));
         }
-        Err(first_error.unwrap_or_else(|| missing(base.id)))
+        if !place.is_standalone() {
+            return Err(place.pack.damaged(entry, "a delta is based on a delta"));
+        }
+        let mut stored = Scratch::take();
+        place.pack.read(&place.slot, &mut stored)?;
+        let mut payload = Scratch::zeroed(payload_limit(entry.key.kind, self.page_size));
+        let len = codec::decode(&stored, entry.encoding, &[], &mut payload)
+            .ok_or_else(|| place.pack.damaged(entry, "it does not decode"))?;
+        payload.truncate(len);
+        Ok(payload)
     }
 }
 
-fn missing(id: ChunkId) -> crate::error::Error {
+/// What a payload is; `None` if it cannot be a chunk of this kind.
+fn payload_id(kind: ChunkKind, payload: &[u8], page_size: PageSize) -> Option<ChunkId> {
+    let hashed = match kind {
+        ChunkKind::Page => (payload.len() == page_size.len()).then_some(payload.len())?,
+        ChunkKind::Node => node::canonical_len(payload)?,
+        ChunkKind::Manifest => payload.len(),
+    };
+    Some(kind.hash(&payload[..hashed]))
+}
+
+/// The first of `places` that counts.
+pub(crate) fn first_readable<P, B>(
+    places: P,
+    key: ChunkKey,
+    bases: impl Fn(BaseRef) -> B,
+) -> Result<Readable>
+where
+    P: Iterator<Item = Result<Place>>,
+    B: Iterator<Item = Result<Place>>,
+{
+    let mut failure = Failure::default();
+    for place in places {
+        let found = place.and_then(|place| match place.slot.entry.encoding {
+            Encoding::Raw | Encoding::Zstd => Ok(Readable { place, base: None }),
+            Encoding::Unknown(encoding) => Err(place.pack.newer(encoding)),
+            Encoding::Delta => {
+                let base = place.pack.base(&place.slot)?;
+                let base = base.ok_or_else(|| {
+                    place
+                        .pack
+                        .damaged(place.slot.entry, "its footer entry is damaged")
+                })?;
+                let base = first_standalone(bases(base), base.id.key())?;
+                Ok(Readable {
+                    place,
+                    base: Some(base),
+                })
+            }
+        });
+        match found {
+            Ok(found) => return Ok(found),
+            Err(error) => failure.add(error),
+        }
+    }
+    Err(failure.or_missing(key))
+}
+
+/// The first of `places` where the chunk is stored standalone.
+fn first_standalone(places: impl Iterator<Item = Result<Place>>, key: ChunkKey) -> Result<Place> {
+    let mut failure = Failure::default();
+    for place in places {
+        match place {
+            Ok(place) if place.is_standalone() => return Ok(place),
+            Ok(place) => match place.slot.entry.encoding {
+                Encoding::Unknown(encoding) => failure.add(place.pack.newer(encoding)),
+                _ => failure.add(
+                    place
+                        .pack
+                        .damaged(place.slot.entry, "a delta is based on a delta"),
+                ),
+            },
+            Err(error) => failure.add(error),
+        }
+    }
+    Err(failure.or_missing(key))
+}
+
+/// Why no place has served: damage only if nothing else stood in the way.
+#[derive(Default)]
+struct Failure(Option<Error>);
+
+impl Failure {
+    fn add(&mut self, error: Error) {
+        let replaces = match &self.0 {
+            None => true,
+            Some(first) => first.is_damage() && !error.is_damage(),
+        };
+        if replaces {
+            self.0 = Some(error);
+        }
+    }
+
+    fn or_missing(self, key: ChunkKey) -> Error {
+        self.0.unwrap_or_else(|| missing(key))
+    }
+}
+
+pub(crate) fn missing(key: ChunkKey) -> Error {
     Damage::Missing {
-        chunk: id.to_string(),
+        chunk: key.to_string(),
     }
     .into()
 }

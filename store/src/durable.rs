@@ -92,8 +92,7 @@ pub(crate) fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> R
         .context("write", path)
 }
 
-/// Reads a part of a pack.
-#[allow(dead_code)]
+/// Reads exactly `out.len()` bytes at `offset` of a pack.
 pub(crate) fn read_at(file: &File, path: &Path, out: &mut [u8], offset: u64) -> Result<()> {
     sim::before(StepKind::ReadPack, path)
         .and_then(|()| file.read_exact_at(out, offset))

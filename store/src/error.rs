@@ -201,6 +201,13 @@ pub enum Error {
         /// Who holds it, as far as is known.
         holder: String,
     },
+    /// A pack that a commit relies on was set aside or deleted before the commit
+    /// was acknowledged. Committing again finds what is there now.
+    #[error("the store was changed under this commit: {} is gone; commit again", path.display())]
+    Overtaken {
+        /// The pack file.
+        path: PathBuf,
+    },
     /// The index could not be opened, read or written.
     #[error("index {}: {message}; if this persists run `snapstore repair`", path.display())]
     Index {
@@ -212,7 +219,7 @@ pub enum Error {
 }
 
 /// A place in the store whose bytes are not what they should be.
-#[derive(thiserror::Error, Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(thiserror::Error, Debug, Clone, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Damage {
     /// A small checksummed file (store configuration, tag, collector state) fails its checksum.
@@ -268,6 +275,31 @@ impl Error {
         }
     }
 
+    /// Whether stored bytes are at fault, and nothing else.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged(_))
+    }
+
+    /// Whether there is no room left on the disk.
+    pub(crate) fn is_full_disk(&self) -> bool {
+        use rustix::io::Errno;
+        let Self::Io { source, .. } = self else {
+            return false;
+        };
+        let errno = Errno::from_io_error(source);
+        matches!(errno, Some(Errno::NOSPC | Errno::DQUOT))
+    }
+
+    /// Whether the process or the host has no descriptor left.
+    pub(crate) fn lacks_descriptors(&self) -> bool {
+        use rustix::io::Errno;
+        let Self::Io { source, .. } = self else {
+            return false;
+        };
+        let errno = Errno::from_io_error(source);
+        matches!(errno, Some(Errno::MFILE | Errno::NFILE))
+    }
+
     /// The kind of failure this is.
     #[must_use]
     pub fn class(&self) -> ErrorClass {
@@ -275,7 +307,7 @@ impl Error {
             Self::Io { .. } | Self::InputLost { .. } => ErrorClass::Io,
             Self::NoStore { .. } | Self::NotFound { .. } => ErrorClass::NotFound,
             Self::Damaged(_) | Self::Index { .. } => ErrorClass::Damaged,
-            Self::Busy { .. } => ErrorClass::Busy,
+            Self::Busy { .. } | Self::Overtaken { .. } => ErrorClass::Busy,
             Self::NotEmpty { .. }
             | Self::Unsupported { .. }
             | Self::PageSize { .. }
@@ -293,6 +325,22 @@ impl Error {
             | Self::TagExists { .. } => ErrorClass::Invalid,
         }
     }
+}
+
+/// Whether this is a disk that cannot read what it holds, or a file that has got
+/// shorter: a fault of the bytes, not of the request.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    const MEDIUM: [Errno; 6] = [
+        Errno::IO,
+        Errno::NODATA,
+        Errno::ILSEQ,
+        Errno::UCLEAN,
+        Errno::BADMSG,
+        Errno::REMOTEIO,
+    ];
+    error.kind() == io::ErrorKind::UnexpectedEof
+        || Errno::from_io_error(error).is_some_and(|errno| MEDIUM.contains(&errno))
 }
 
 /// Attaches a path to an I/O result.

@@ -157,7 +157,8 @@ pub(crate) fn viewed(layout: &Layout, id: SnapshotId, allocate: &Lock) -> Result
         .any(|lease| lease.claim.writing_since.is_none() && lease.claim.pins.contains(&id)))
 }
 
-fn live_under(layout: &Layout, _allocate: &Lock) -> Result<Vec<LiveLease>> {
+/// The same for who holds the allocate lock already.
+pub(crate) fn live_under(layout: &Layout, _allocate: &Lock) -> Result<Vec<LiveLease>> {
     let dir = layout.leases();
     sim::before(StepKind::List, &dir).context("list", &dir)?;
     let mut leases = Vec::new();

@@ -28,7 +28,7 @@
 //! The store knows nothing of filesystems or virtual machines. docs/FORMAT.md
 //! describes its files, docs/SEMANTICS.md what each operation promises.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod chunks;
 mod commit;
@@ -47,8 +47,11 @@ mod name;
 mod pack;
 mod page;
 mod pin;
+mod placement;
 mod progress;
 mod repair;
+mod salvage;
+mod scratch;
 mod sealed_file;
 #[cfg(feature = "sim")]
 pub mod sim;

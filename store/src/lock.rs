@@ -62,13 +62,45 @@ impl Drop for Lock {
 pub(crate) fn acquire(layout: &Layout, kind: LockKind, timeout: Duration) -> Result<Lock> {
     let path = layout.locks().join(kind.file_name());
     sim::before(StepKind::Lock, &path).context("lock", &path)?;
-    let mut file = OpenOptions::new()
+    let file = open_to_write(&path).context("open", &path)?;
+    wait_for(file, path, kind, timeout)
+}
+
+/// The same for an operation that changes nothing. Where the lock's file cannot
+/// be opened for writing, reading is enough; where there is no such file, nobody
+/// has ever changed the store.
+pub(crate) fn acquire_to_read(
+    layout: &Layout,
+    kind: LockKind,
+    timeout: Duration,
+) -> Result<Option<Lock>> {
+    let path = layout.locks().join(kind.file_name());
+    sim::before(StepKind::Lock, &path).context("lock", &path)?;
+    let file = match open_to_write(&path) {
+        Err(error) if is_read_only(&error) => match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.context("open", &path)?,
+        },
+        other => other.context("open", &path)?,
+    };
+    wait_for(file, path, kind, timeout).map(Some)
+}
+
+fn open_to_write(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(&path)
-        .context("open", &path)?;
+        .open(path)
+}
+
+fn is_read_only(error: &std::io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::ROFS | Errno::ACCESS | Errno::PERM))
+}
+
+fn wait_for(mut file: File, path: PathBuf, kind: LockKind, timeout: Duration) -> Result<Lock> {
     let started = Instant::now();
     let mut pause = FIRST_PAUSE;
     let mut said = false;

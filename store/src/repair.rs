@@ -5,17 +5,15 @@
 //! directory is gone, under the names they were first committed as. Chunks
 //! whose bytes are damaged are left out of the index, so that committing the
 //! same page again stores it anew. A pack that holds damage is set aside in
-//! `damaged/` after its whole chunks have been copied to a new pack; pack files
-//! themselves are never changed.
+//! `damaged/` after its whole chunks have been copied to a new pack (`salvage`);
+//! pack files themselves are never changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 
-use rayon::prelude::*;
-
-use crate::chunks::Chunks;
+use crate::chunks::{Chunks, Place};
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
 use crate::gc::mark::Reach;
@@ -26,15 +24,14 @@ use crate::layout::Layout;
 use crate::lease;
 use crate::lock::{self, LockKind};
 use crate::manifest;
-use crate::pack::codec::Encoding;
-use crate::pack::reader::PackReader;
-use crate::pack::writer::EncodedChunk;
-use crate::pack::{EntryNumber, Location, PackNumber, format};
+use crate::pack::writer::{EncodedChunk, PackWriter};
+use crate::pack::{PackNumber, format};
 use crate::page::PageSize;
 use crate::progress::Progress;
+use crate::salvage::{self, Wanted};
+use crate::scratch::Scratch;
 use crate::store::{CONFIG_FORMAT, Store};
 use crate::tags;
-use crate::verify::check_stored;
 
 /// What a repair did and what it could not do.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -84,19 +81,40 @@ impl Store {
         repair_config(&layout, &mut report)?;
         repair_collector(&layout, &mut report)?;
         let store = Self::open(path)?;
+        store.refuse_newer_packs()?;
         store.rebuild_index(&mut report, progress)?;
         store.repair_tags(missing_tags_dir, &mut report)?;
+        let mut reach = Reach::new(&store.chunks)?;
         for (tag, id) in tags::each(&layout)? {
             let Ok(id) = id else { continue };
-            if Reach::new(&store.chunks)?.add_snapshot(id).is_err() {
-                report.broken_snapshots.push(tag);
+            match reach.add_snapshot(id) {
+                Err(Error::Damaged(_)) => report.broken_snapshots.push(tag),
+                // What a newer version wrote is not broken.
+                Err(Error::Unsupported { .. }) => {}
+                other => other?,
             }
         }
         Ok(report)
     }
 
+    /// What a newer version wrote is not looked into, so nothing is moved or
+    /// rewritten beside it.
+    fn refuse_newer_packs(&self) -> Result<()> {
+        for number in self.chunks.packs().sealed()? {
+            match self.chunks.packs().get(number) {
+                Err(error @ Error::Unsupported { .. }) => return Err(error),
+                Err(Error::Damaged(_)) | Ok(_) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(())
+    }
+
     /// Writes a new index beside the old one, then swaps them. A crash between
     /// the two renames leaves no index, which the next repair puts right.
+    ///
+    /// A commit that began meanwhile finds out that a pack it relies on was set
+    /// aside when it gets the publish lock, which is held here.
     fn rebuild_index(&self, report: &mut RepairReport, progress: &dyn Progress) -> Result<()> {
         let fresh = self.layout.with_fresh_index();
         let old_path = self.layout.root().join("index.old");
@@ -104,7 +122,6 @@ impl Store {
             durable::remove_dir(stale)?;
         }
         let bad = self.fill_index(&fresh, report, progress)?;
-        self.salvage(&fresh, &bad)?;
         if self.layout.index().exists() {
             durable::rename(&self.layout.index(), &old_path)?;
         }
@@ -118,95 +135,112 @@ impl Store {
         Ok(())
     }
 
-    /// Enters all whole chunks into a new index. Returns the packs that hold
-    /// damage, with the entries that are damaged.
+    /// Enters all whole chunks into a new index, and copies those of packs that
+    /// hold damage. Returns these packs.
     fn fill_index(
         &self,
         fresh: &Layout,
         report: &mut RepairReport,
         progress: &dyn Progress,
-    ) -> Result<BTreeMap<PackNumber, BTreeSet<EntryNumber>>> {
+    ) -> Result<BTreeSet<PackNumber>> {
         let condemned = CollectorState::read(&self.layout)?.condemned;
-        let numbers = self.chunks.packs().sealed()?;
+        let mut numbers = self.chunks.packs().sealed()?;
         // A process killed while it sealed a pack may not have synced its name:
         // the index must not lead to what a power cut takes away.
         durable::sync_dir(&self.layout.packs())?;
-        // Condemned packs first, so that other copies of their chunks win.
-        let is_condemned = |number: &PackNumber| condemned.contains_key(number);
-        let (going, staying): (Vec<_>, Vec<_>) = numbers.into_iter().partition(is_condemned);
-        let numbers: Vec<_> = going.into_iter().chain(staying).collect();
-        let mut bad: BTreeMap<PackNumber, BTreeSet<EntryNumber>> = BTreeMap::new();
-        // Deltas second: their bases are looked up in the index of the first pass.
-        for deltas in [false, true] {
-            progress.begin("packs", numbers.len() as u64);
-            let chunks = if deltas {
-                Chunks::new(fresh.clone(), self.page_size())
-            } else {
-                Chunks::new(self.layout.clone(), self.page_size())
-            };
+        // Condemned packs last: other copies of their chunks win.
+        numbers.sort_by_key(|number| (condemned.contains_key(number), *number));
+        let mut bad = BTreeSet::new();
+        progress.begin("packs", 2 * numbers.len() as u64);
+        {
+            let chunks = Chunks::new(self.layout.clone(), self.page_size());
             let index = IndexWriter::open_or_create(&fresh.index())?;
-            for (done, number) in (1..).zip(&numbers) {
-                match chunks.packs().get(*number) {
-                    Ok(Some(pack)) => {
-                        let damaged = index_whole_chunks(&chunks, &pack, deltas, &index, report)?;
-                        if !damaged.is_empty() {
-                            bad.entry(*number).or_default().extend(damaged);
-                        }
-                    }
-                    Ok(None) => {}
-                    Err(Error::Damaged(damage)) if !deltas => {
-                        report.remaining.push(damage);
-                        bad.entry(*number).or_default();
-                    }
-                    Err(Error::Damaged(_)) => {}
-                    Err(other) => return Err(other),
-                }
+            // Condemned packs first: later copies of their chunks win.
+            for (done, number) in (1..).zip(numbers.iter().rev()) {
+                let whole = look_at(&chunks, *number, Wanted::Standalone, &mut bad, report)?;
+                report.indexed_chunks += whole.len() as u64;
+                index.put(
+                    whole
+                        .iter()
+                        .map(|place| (place.slot.entry.key, place.location())),
+                )?;
                 progress.advance(done);
             }
             index.flush()?;
         }
+        // Then the deltas, whose bases are looked up in what there is by now. A
+        // chunk that has a standalone copy needs none.
+        let chunks = Chunks::new(fresh.clone(), self.page_size());
+        let standalone = chunks.index()?;
+        let mut entered = HashSet::new();
+        let index = IndexWriter::open(&fresh.index())?;
+        for (done, number) in (numbers.len() as u64 + 1..).zip(&numbers) {
+            let whole = look_at(&chunks, *number, Wanted::Deltas, &mut bad, report)?;
+            let mut entries = Vec::new();
+            for place in whole {
+                let key = place.slot.entry.key;
+                if standalone.get(key)?.is_none() && entered.insert(key) {
+                    entries.push((key, place.location()));
+                }
+            }
+            report.indexed_chunks += entries.len() as u64;
+            index.put(entries)?;
+            progress.advance(done);
+        }
+        index.flush()?;
+        drop(index);
+        self.copy_out_of(&bad, fresh)?;
         Ok(bad)
     }
 
-    /// Copies the whole chunks of damaged packs into a new pack.
-    fn salvage(
-        &self,
-        fresh: &Layout,
-        bad: &BTreeMap<PackNumber, BTreeSet<EntryNumber>>,
-    ) -> Result<()> {
-        let index = IndexWriter::open(&fresh.index())?;
-        for (number, damaged) in bad {
-            let Ok(Some(pack)) = self.chunks.packs().get(*number) else {
+    /// Copies the whole chunks of damaged packs into new packs, and points the
+    /// new index at them where it leads to a damaged pack.
+    fn copy_out_of(&self, bad: &BTreeSet<PackNumber>, fresh: &Layout) -> Result<()> {
+        let chunks = Chunks::new(fresh.clone(), self.page_size());
+        for number in bad {
+            let Ok(Some(pack)) = chunks.packs().get(*number) else {
                 continue;
             };
-            let mut writer = self.chunks.packs().create()?;
-            for (position, entry) in pack.entries() {
-                if damaged.contains(&position) {
-                    continue;
+            let found = salvage::chunks_of(&chunks, &pack, Wanted::All)?;
+            let mut stored = Scratch::take();
+            let mut writer = None;
+            let index = chunks.refresh_index()?;
+            let mut leads_here = Vec::new();
+            for place in &found.whole {
+                let entry = place.slot.entry;
+                pack.read(&place.slot, &mut stored)?;
+                if writer.is_none() {
+                    writer = Some(self.chunks.packs().create()?);
                 }
-                let stored = pack.stored_bytes(position, entry);
+                let writer: &mut PackWriter = writer.as_mut().expect("just set");
                 let chunk = EncodedChunk {
                     key: entry.key,
                     encoding: entry.encoding,
-                    check: entry.check,
-                    len: stored.bytes.len(),
+                    check: format::stored_check(&stored),
+                    len: stored.len(),
                 };
-                writer.append(&[chunk], stored.bytes.to_vec())?;
+                writer.append(&[chunk], stored.to_vec())?;
+                leads_here.push(index.get(entry.key)? == Some(place.location()));
             }
+            let Some(writer) = writer else { continue };
             let sealed = writer.seal()?;
             sealed.keep();
-            index.put(sealed.locations())?;
+            let moved = sealed.chunks().zip(leads_here);
+            let entries = moved.filter_map(|(chunk, here)| here.then_some((chunk.key, chunk.at)));
+            let index = IndexWriter::open(&fresh.index())?;
+            index.put(entries)?;
+            index.flush()?;
         }
-        index.flush()
+        Ok(())
     }
 
-    fn set_aside(&self, bad: &BTreeMap<PackNumber, BTreeSet<EntryNumber>>) -> Result<()> {
+    fn set_aside(&self, bad: &BTreeSet<PackNumber>) -> Result<()> {
         if bad.is_empty() {
             return Ok(());
         }
         let dir = self.layout.damaged();
         durable::make_dir(&dir)?;
-        for number in bad.keys() {
+        for number in bad {
             let to = dir.join(format!("{number}.pack"));
             durable::rename(&self.layout.pack(*number), &to)?;
             self.chunks.packs().forget(*number);
@@ -246,17 +280,20 @@ impl Store {
     fn newest_by_first_tag(&self) -> Result<BTreeMap<String, SnapshotId>> {
         let mut newest: BTreeMap<String, (u64, SnapshotId)> = BTreeMap::new();
         let index = self.chunks.index()?;
+        let mut reach = Reach::new(&self.chunks)?;
         for entry in index.manifests() {
             let (key, at) = entry?;
             debug_assert_eq!(key.kind, ChunkKind::Manifest);
             let Some(id) = self.chunks.manifest_id_at(key, at)? else {
                 continue;
             };
-            let Ok(manifest) = manifest::read(&self.chunks, id) else {
-                continue;
+            let manifest = match manifest::read(&self.chunks, id) {
+                Err(Error::Damaged(_) | Error::Unsupported { .. }) => continue,
+                other => other?,
             };
-            if Reach::new(&self.chunks)?.add_snapshot(id).is_err() {
-                continue;
+            match reach.add_snapshot(id) {
+                Err(Error::Damaged(_) | Error::Unsupported { .. }) => continue,
+                other => other?,
             }
             let found = (manifest.created_unix_seconds, id);
             let best = newest.entry(manifest.first_tag).or_insert(found);
@@ -266,47 +303,31 @@ impl Store {
     }
 }
 
-/// Enters the whole chunks of a pack, only deltas or only the others. Returns
-/// the damaged ones.
-fn index_whole_chunks(
+/// The whole chunks of a pack. Notes it among `bad` if it holds damage.
+fn look_at(
     chunks: &Chunks,
-    pack: &PackReader,
-    deltas: bool,
-    index: &IndexWriter,
+    number: PackNumber,
+    wanted: Wanted,
+    bad: &mut BTreeSet<PackNumber>,
     report: &mut RepairReport,
-) -> Result<Vec<EntryNumber>> {
-    let entries: Vec<_> = pack
-        .entries()
-        .filter(|(_, entry)| (entry.encoding == Encoding::Delta) == deltas)
-        .collect();
-    let checked: Vec<_> = entries
-        .par_iter()
-        .map(|(number, entry)| {
-            let stored = pack.stored_bytes(*number, *entry);
-            check_stored(chunks, pack, stored)
-        })
-        .collect();
-    let mut whole = Vec::with_capacity(checked.len());
-    let mut damaged = Vec::new();
-    for ((number, entry), result) in entries.into_iter().zip(checked) {
-        match result {
-            Ok(()) => {
-                let at = Location {
-                    pack: pack.number(),
-                    entry: number,
-                };
-                whole.push((entry.key, at));
-            }
-            Err(Error::Damaged(damage)) => {
+) -> Result<Vec<Place>> {
+    let pack = match chunks.packs().get(number) {
+        Ok(Some(pack)) => pack,
+        Ok(None) => return Ok(Vec::new()),
+        Err(Error::Damaged(damage)) => {
+            if bad.insert(number) {
                 report.remaining.push(damage);
-                damaged.push(number);
             }
-            Err(other) => return Err(other),
+            return Ok(Vec::new());
         }
+        Err(other) => return Err(other),
+    };
+    let found = salvage::chunks_of(chunks, &pack, wanted)?;
+    if !found.damage.is_empty() {
+        bad.insert(number);
+        report.remaining.extend(found.damage);
     }
-    report.indexed_chunks += whole.len() as u64;
-    index.put(whole)?;
-    Ok(damaged)
+    Ok(found.whole)
 }
 
 /// A commit under way has opened the index that is about to be replaced.

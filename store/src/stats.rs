@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
+use crate::chunks::Place;
 use crate::error::{IoContext as _, Result};
 use crate::gc::mark::Places;
-use crate::id::ChunkId;
+use crate::id::{ChunkId, ChunkKind};
 use crate::pack::format::ENTRY_LEN;
 use crate::pack::{Location, PackNumber};
 use crate::store::Store;
@@ -175,30 +176,30 @@ impl Owners<'_> {
 
     /// Notes that `tag` needs a chunk and its base. Returns where the chunk is.
     fn own(&mut self, id: ChunkId, hint: Option<Location>, tag: u32) -> Result<Location> {
-        let place = self.places.find(id.key(), hint)?;
-        let at = place.location();
-        let Some(stored) = place.pack.stored(place.entry, id.key()) else {
-            return Ok(at);
-        };
-        let bytes = (stored.bytes.len() + ENTRY_LEN) as u64;
+        let found = self.places.find(id.key(), hint)?;
+        if let Some(base) = &found.base {
+            self.own_place(base, tag);
+        }
+        self.own_place(&found.place, tag);
+        Ok(found.place.location())
+    }
+
+    fn own_place(&mut self, place: &Place, tag: u32) {
+        let bytes = place.slot.stored_len() + ENTRY_LEN as u64;
         let signed = i64::try_from(bytes).expect("a chunk is small");
-        match self.needed_by.add(at, tag) {
-            SHARED => return Ok(at),
-            same if same == tag => return Ok(at),
+        match self.needed_by.add(place.location(), tag) {
+            SHARED => {}
+            same if same == tag => {}
             NOBODY => {
                 self.exclusive[tag as usize] += signed;
-                self.count(bytes, id);
+                self.count(bytes, place.slot.entry.key.kind);
             }
             other => self.exclusive[other as usize] -= signed,
         }
-        if let Some(base) = stored.base() {
-            self.own(base.id, Some(base.hint), tag)?;
-        }
-        Ok(at)
     }
 
-    fn count(&mut self, bytes: u64, id: ChunkId) {
-        if id.kind() == crate::id::ChunkKind::Page {
+    fn count(&mut self, bytes: u64, kind: ChunkKind) {
+        if kind == ChunkKind::Page {
             self.totals.distinct_pages += 1;
             self.totals.page_stored_bytes += bytes;
         } else {

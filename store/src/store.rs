@@ -278,12 +278,25 @@ impl Store {
         Ok(bytes)
     }
 
+    /// Lets go of files that were deleted while this store held them open, so that
+    /// their space is free: of packs that were collected, and of an older index.
+    /// For those who keep a store open for long; every few seconds is often enough.
+    pub fn let_go_of_deleted(&self) {
+        self.chunks.let_go_of_deleted();
+    }
+
     pub(crate) fn publish_lock(&self) -> Result<Lock> {
         lock::acquire(&self.layout, LockKind::Publish, self.lock_timeout)
     }
 
     pub(crate) fn collect_lock(&self) -> Result<Lock> {
         lock::acquire(&self.layout, LockKind::Collect, self.lock_timeout)
+    }
+
+    /// The collect lock for an operation that changes nothing: also on a
+    /// filesystem that is read-only here.
+    pub(crate) fn collect_lock_to_read(&self) -> Result<Option<Lock>> {
+        lock::acquire_to_read(&self.layout, LockKind::Collect, self.lock_timeout)
     }
 
     /// Whether a commit or a tag of this name would be refused at once. It is

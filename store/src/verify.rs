@@ -1,22 +1,29 @@
 //! Checking a store: naming what is damaged, and which snapshots it touches.
+//!
+//! What a snapshot needs is looked at as a reader would look at it, by the rule
+//! of [`crate::chunks`]: what the reader returns is whole, and what it does not
+//! return is a finding. Then the packs are looked at for their own sake: bytes
+//! that do not match are a finding even if no snapshot needs them. What is left of
+//! snapshots that were collected is none: a dead delta may have lost its base, and
+//! an entry of the index may lead to a pack that is gone.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rayon::prelude::*;
 
-use crate::chunks::Chunks;
+use crate::chunks::{Chunks, Place};
 use crate::error::{Damage, Error, Result};
-use crate::gc::mark::{Marks, Places};
+use crate::gc::mark::Marks;
 use crate::gc::state::CollectorState;
-use crate::id::ChunkKind;
+use crate::id::{ChunkId, SnapshotId};
 use crate::manifest;
-use crate::pack::format::Entry;
-use crate::pack::reader::{PackReader, Stored, payload_limit};
-use crate::pack::{EntryNumber, Location};
+use crate::pack::Location;
+use crate::pack::reader::PackReader;
 use crate::progress::Progress;
+use crate::scratch::Scratch;
 use crate::store::Store;
 use crate::tags;
-use crate::tree::node::{Child, canonical_len};
+use crate::tree::node::{Child, Node};
 use crate::tree::read::node_id;
 
 /// One damage, and the tags of the snapshots that need what is damaged.
@@ -39,8 +46,16 @@ pub struct VerifyReport {
     pub bytes_read: u64,
     /// Tagged snapshots whose references were all followed.
     pub snapshots: u64,
+    /// Entries of the index that lead to no chunk. They are harmless; `gc` and
+    /// `repair` remove them.
+    pub stale_index_entries: u64,
     /// What is damaged.
     pub findings: Vec<Finding>,
+    /// What only a newer version can read, and could not be looked at.
+    pub newer: Vec<String>,
+    /// The place of each damage among the findings.
+    #[serde(skip)]
+    known: HashMap<Damage, usize>,
 }
 
 impl Store {
@@ -52,99 +67,31 @@ impl Store {
     pub fn verify(&self, read_data: bool, progress: &dyn Progress) -> Result<VerifyReport> {
         // A collection moves and deletes packs: what it does must not look like
         // damage.
-        let _collect = self.collect_lock()?;
+        let _collect = self.collect_lock_to_read()?;
         let mut report = VerifyReport::default();
-        let mut damaged = Marks::default();
-        let mut chunk_findings: Vec<(Location, Damage)> = Vec::new();
         self.verify_state(&mut report)?;
-        let numbers = self.chunks.packs().sealed()?;
-        progress.begin("packs", numbers.len() as u64);
-        for (done, number) in (1..).zip(numbers) {
-            report.packs += 1;
-            match self.chunks.packs().get(number) {
-                Ok(Some(pack)) if read_data => {
-                    let found = self.verify_pack(&pack, &mut report);
-                    for (at, damage) in found {
-                        damaged.set(at);
-                        chunk_findings.push((at, damage));
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => report.add(error, Vec::new())?,
-            }
-            progress.advance(done);
-        }
+        let mut walker = Walker {
+            chunks: &self.chunks,
+            read_data,
+            whole: Marks::default(),
+            clean: HashSet::new(),
+            failed: HashMap::new(),
+            lost: Vec::new(),
+        };
+        self.verify_snapshots(&mut walker, &mut report, progress)?;
+        self.verify_packs(&walker, &mut report, progress)?;
         self.verify_index(&mut report)?;
-        self.verify_snapshots(&damaged, chunk_findings, &mut report, progress)?;
         Ok(report)
     }
 
     fn verify_state(&self, report: &mut VerifyReport) -> Result<()> {
         if let Err(error) = CollectorState::read(&self.layout) {
-            report.add(error, Vec::new())?;
+            report.add(error, &[])?;
         }
         for (name, id) in tags::each(&self.layout)? {
             if let Err(error) = id {
-                report.add(error, vec![name])?;
+                report.add(error, &[name])?;
             }
-        }
-        Ok(())
-    }
-
-    /// Reads every stored chunk of a pack.
-    fn verify_pack(&self, pack: &PackReader, report: &mut VerifyReport) -> Vec<(Location, Damage)> {
-        let entries: Vec<(EntryNumber, Entry)> = pack.entries().collect();
-        report.chunks_read += entries.len() as u64;
-        report.bytes_read += entries
-            .iter()
-            .map(|(number, entry)| pack.stored_bytes(*number, *entry).bytes.len() as u64)
-            .sum::<u64>();
-        entries
-            .par_iter()
-            .filter_map(|(number, entry)| {
-                let stored = pack.stored_bytes(*number, *entry);
-                match check_stored(&self.chunks, pack, stored) {
-                    Err(Error::Damaged(damage)) => {
-                        let at = Location {
-                            pack: pack.number(),
-                            entry: *number,
-                        };
-                        Some((at, damage))
-                    }
-                    _ => None,
-                }
-            })
-            .collect()
-    }
-
-    /// Every index entry leads to a chunk of its key.
-    fn verify_index(&self, report: &mut VerifyReport) -> Result<()> {
-        let index = match self.chunks.refresh_index() {
-            Ok(index) => index,
-            Err(error) => return report.add(error, Vec::new()),
-        };
-        let mut astray = 0_u64;
-        for entry in index.entries() {
-            match entry {
-                Ok((key, at)) => {
-                    let pack = self.chunks.packs().get(at.pack);
-                    let leads_there = match &pack {
-                        Ok(Some(pack)) => pack.stored(at.entry, key).is_some(),
-                        Ok(None) => false,
-                        // The pack has a finding of its own.
-                        Err(_) => true,
-                    };
-                    astray += u64::from(!leads_there);
-                }
-                Err(error) => return report.add(error, Vec::new()),
-            }
-        }
-        if astray > 0 {
-            let damage = Damage::Index {
-                path: self.layout.index(),
-                reason: format!("{astray} entries lead to chunks that are not there"),
-            };
-            report.add(damage.into(), Vec::new())?;
         }
         Ok(())
     }
@@ -152,192 +99,292 @@ impl Store {
     /// Follows every reference of every tagged snapshot.
     fn verify_snapshots(
         &self,
-        damaged: &Marks,
-        chunk_findings: Vec<(Location, Damage)>,
+        walker: &mut Walker<'_>,
         report: &mut VerifyReport,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let mut touched: Vec<(Location, Damage, Vec<String>)> = chunk_findings
-            .into_iter()
-            .map(|(at, damage)| (at, damage, Vec::new()))
-            .collect();
         let tags = tags::each(&self.layout)?;
+        if let Err(error) = self.chunks.refresh_index() {
+            let names: Vec<_> = tags.iter().map(|(name, _)| name.clone()).collect();
+            return report.add(error, &names);
+        }
         progress.begin("snapshots", tags.len() as u64);
-        let Ok(places) = Places::few(&self.chunks) else {
-            // Without an index nothing can be followed; that is reported already.
-            return touched
-                .into_iter()
-                .try_for_each(|(_, damage, tags)| report.add(damage.into(), tags));
-        };
-        let mut walker = Walker {
-            places,
-            damaged,
-            clean: HashSet::new(),
-            hit: HashSet::new(),
-            errors: Vec::new(),
-        };
         for (done, (tag, id)) in (1..).zip(tags) {
             let Ok(id) = id else { continue };
-            walker.hit.clear();
-            match manifest::read(&self.chunks, id) {
-                Ok(manifest) => {
-                    for image in &manifest.images {
-                        if let Some(root) = image.tree().root() {
-                            walker.walk(root, image.tree().shape().root_level());
-                        }
-                    }
-                }
-                Err(error) => walker.errors.push(error),
-            }
-            walker.check(id.chunk(), None);
-            for (at, _, tags) in &mut touched {
-                if walker.hit.contains(at) {
-                    tags.push(tag.clone());
-                }
-            }
-            for error in walker.errors.drain(..) {
-                report.add(error, vec![tag.clone()])?;
+            walker.snapshot(id)?;
+            for error in walker.lost.drain(..) {
+                report.add(error.into_error(), std::slice::from_ref(&tag))?;
             }
             report.snapshots += 1;
             progress.advance(done);
         }
-        for (_, damage, tags) in touched {
-            report.add(damage.into(), tags)?;
+        Ok(())
+    }
+
+    /// Checks footers, and with `read_data` the chunks that no snapshot has shown
+    /// to be whole.
+    fn verify_packs(
+        &self,
+        walker: &Walker<'_>,
+        report: &mut VerifyReport,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let numbers = self.chunks.packs().sealed()?;
+        progress.begin("packs", numbers.len() as u64);
+        for (done, number) in (1..).zip(numbers) {
+            report.packs += 1;
+            match self.chunks.packs().get(number) {
+                Ok(Some(pack)) => {
+                    if let Err(error) = pack.check() {
+                        report.add(error, &[])?;
+                    }
+                    if walker.read_data {
+                        self.verify_chunks(&pack, walker, report)?;
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => report.add(error, &[])?,
+            }
+            progress.advance(done);
         }
         Ok(())
+    }
+
+    fn verify_chunks(
+        &self,
+        pack: &std::sync::Arc<PackReader>,
+        walker: &Walker<'_>,
+        report: &mut VerifyReport,
+    ) -> Result<()> {
+        let mut places = Vec::new();
+        for slot in pack.scan() {
+            match slot {
+                Ok(slot) => {
+                    report.chunks_read += 1;
+                    report.bytes_read += slot.stored_len();
+                    places.push(Place {
+                        pack: pack.clone(),
+                        slot,
+                    });
+                }
+                // That of the whole footer is a finding already.
+                Err(Error::Damaged(_)) => break,
+                Err(other) => return Err(other),
+            }
+        }
+        let errors: Vec<Error> = places
+            .par_iter()
+            .filter(|place| !walker.whole.has(place.location()))
+            .filter_map(|place| self.chunks.check_at(place).err())
+            .collect();
+        for error in errors {
+            match error {
+                // The base of a chunk that nothing needs.
+                Error::Damaged(Damage::Missing { .. }) => {}
+                other => report.add(other, &[])?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the whole index, which RocksDB checks, and counts what leads nowhere.
+    fn verify_index(&self, report: &mut VerifyReport) -> Result<()> {
+        let index = match self.chunks.refresh_index() {
+            Ok(index) => index,
+            Err(error) => return report.add(error, &[]),
+        };
+        for entry in index.entries() {
+            match entry {
+                Ok((key, at)) => match self.chunks.at(key, at) {
+                    Ok(None) => report.stale_index_entries += 1,
+                    // A pack that cannot be read has a finding of its own.
+                    Ok(Some(_)) | Err(Error::Damaged(_) | Error::Unsupported { .. }) => {}
+                    Err(other) => return Err(other),
+                },
+                Err(error) => return report.add(error, &[]),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a chunk cannot be read. Kept, since other snapshots may need it too.
+#[derive(Clone)]
+enum Lost {
+    Damaged(Damage),
+    Newer {
+        path: std::path::PathBuf,
+        found: u32,
+        known: u32,
+    },
+}
+
+impl Lost {
+    fn of(error: Error) -> Result<Self> {
+        match error {
+            Error::Damaged(damage) => Ok(Self::Damaged(damage)),
+            Error::Unsupported { path, found, known } => Ok(Self::Newer { path, found, known }),
+            other => Err(other),
+        }
+    }
+
+    fn into_error(self) -> Error {
+        match self {
+            Self::Damaged(damage) => damage.into(),
+            Self::Newer { path, found, known } => Error::Unsupported { path, found, known },
+        }
     }
 }
 
 /// Follows the references of one snapshot after the other, skipping subtrees
 /// found whole before.
 struct Walker<'a> {
-    places: Places<'a>,
-    damaged: &'a Marks,
+    chunks: &'a Chunks,
+    read_data: bool,
+    /// The places of chunks whose bytes were found right.
+    whole: Marks,
     clean: HashSet<[u8; 32]>,
-    /// Damaged chunks that the present snapshot needs.
-    hit: HashSet<Location>,
-    errors: Vec<Error>,
+    /// Chunks that the reader does not return.
+    failed: HashMap<ChunkId, Lost>,
+    /// What the present snapshot lacks.
+    lost: Vec<Lost>,
 }
 
 impl Walker<'_> {
-    /// Returns whether all below is whole.
-    fn walk(&mut self, child: Child, level: u8) -> bool {
-        if self.clean.contains(&child.hash) {
-            return true;
-        }
-        let mut whole = self.check(node_id(child), child.hint);
-        match self.places.chunks().node(child, level) {
-            Ok(node) => {
-                for (_, below) in node.present() {
-                    whole &= if level == 0 {
-                        self.check(node.child_id(below), below.hint)
-                    } else {
-                        self.walk(below, level - 1)
-                    };
-                }
-            }
+    fn snapshot(&mut self, id: SnapshotId) -> Result<()> {
+        let manifest = match manifest::read(self.chunks, id) {
+            Ok(manifest) => manifest,
             Err(error) => {
-                // A damaged node is a finding of its own once its pack is read.
-                if whole {
-                    self.errors.push(error);
-                }
-                whole = false;
+                self.lost.push(Lost::of(error)?);
+                return Ok(());
+            }
+        };
+        for image in &manifest.images {
+            if let Some(root) = image.tree().root() {
+                self.walk(root, image.tree().shape().root_level())?;
             }
         }
+        Ok(())
+    }
+
+    /// Returns whether all below is whole.
+    fn walk(&mut self, child: Child, level: u8) -> Result<bool> {
+        if self.clean.contains(&child.hash) {
+            return Ok(true);
+        }
+        let id = node_id(child);
+        if let Some(lost) = self.failed.get(&id) {
+            self.lost.push(lost.clone());
+            return Ok(false);
+        }
+        let node = match self.chunks.node(child, level) {
+            Ok(node) => node,
+            Err(error) => {
+                self.fail(id, error)?;
+                return Ok(false);
+            }
+        };
+        let whole = if level == 0 {
+            self.pages(&node)?
+        } else {
+            let mut whole = true;
+            for (_, below) in node.present() {
+                whole &= self.walk(below, level - 1)?;
+            }
+            whole
+        };
         if whole {
             self.clean.insert(child.hash);
         }
-        whole
+        Ok(whole)
     }
 
-    /// Whether a chunk and its base are in the store and not known as damaged.
-    fn check(&mut self, id: crate::id::ChunkId, hint: Option<Location>) -> bool {
-        let place = match self.places.find(id.key(), hint) {
-            Ok(place) => place,
-            Err(error) => {
-                self.errors.push(error);
-                return false;
-            }
-        };
-        let mut whole = self.is_clean(place.location());
-        let base = place
-            .pack
-            .stored(place.entry, id.key())
-            .and_then(|stored| stored.base());
-        if let Some(base) = base {
-            match self.places.find(base.id.key(), Some(base.hint)) {
-                Ok(place) => whole &= self.is_clean(place.location()),
+    fn pages(&mut self, leaf: &Node) -> Result<bool> {
+        let pages: Vec<(ChunkId, Child)> = leaf
+            .present()
+            .map(|(_, page)| (leaf.child_id(page), page))
+            .collect();
+        let this: &Self = self;
+        let looked: Vec<(ChunkId, Result<Option<Location>>)> = pages
+            .into_par_iter()
+            .map(|(id, page)| (id, this.page(id, page)))
+            .collect();
+        let mut whole = true;
+        for (id, found) in looked {
+            match found {
+                Ok(Some(at)) => {
+                    self.whole.set(at);
+                }
+                Ok(None) => {}
                 Err(error) => {
-                    self.errors.push(error);
                     whole = false;
+                    self.fail(id, error)?;
                 }
             }
         }
-        whole
+        Ok(whole)
     }
 
-    fn is_clean(&mut self, at: Location) -> bool {
-        let damaged = self.damaged.has(at);
-        if damaged {
-            self.hit.insert(at);
+    /// Looks at a page as the reader would; returns the place if its bytes were
+    /// found right there for the first time.
+    fn page(&self, id: ChunkId, page: Child) -> Result<Option<Location>> {
+        if let Some(lost) = self.failed.get(&id) {
+            return Err(lost.clone().into_error());
         }
-        !damaged
+        let found = self.chunks.readable(id.key(), page.hint)?;
+        let at = found.place.location();
+        if !self.read_data || self.whole.has(at) {
+            return Ok(None);
+        }
+        if self.chunks.check_id_at(&found.place, id).is_ok() {
+            return Ok(Some(at));
+        }
+        // Another place, or another copy of the base, may serve the reader; what
+        // is wrong with this place is found when its pack is looked at.
+        let mut bytes = Scratch::zeroed(self.chunks.page_size().len());
+        self.chunks.read(id, page.hint, &mut bytes).map(|_| None)
+    }
+
+    fn fail(&mut self, id: ChunkId, error: Error) -> Result<()> {
+        let lost = Lost::of(error)?;
+        self.failed.insert(id, lost.clone());
+        self.lost.push(lost);
+        Ok(())
     }
 }
 
 impl VerifyReport {
-    /// Records damage; anything else is an error of the verification itself.
-    fn add(&mut self, error: Error, tags: Vec<String>) -> Result<()> {
+    /// Records damage, and what a newer version wrote; anything else is an error
+    /// of the verification itself.
+    fn add(&mut self, error: Error, tags: &[String]) -> Result<()> {
         let damage = match error {
             Error::Damaged(damage) => damage,
+            Error::Unsupported { .. } => {
+                let message = error.to_string();
+                if !self.newer.contains(&message) {
+                    self.newer.push(message);
+                }
+                return Ok(());
+            }
             Error::Index { path, message } => Damage::Index {
                 path,
                 reason: message,
             },
             other => return Err(other),
         };
-        let known = self
-            .findings
-            .iter_mut()
-            .find(|known| known.damage == damage);
-        match known {
-            Some(known) => known.snapshots.extend(tags),
-            None => self.findings.push(Finding {
+        let position = *self.known.entry(damage.clone()).or_insert_with(|| {
+            self.findings.push(Finding {
                 damage,
-                snapshots: tags,
-            }),
+                snapshots: Vec::new(),
+            });
+            self.findings.len() - 1
+        });
+        let finding = &mut self.findings[position];
+        for tag in tags {
+            if !finding.snapshots.contains(tag) {
+                finding.snapshots.push(tag.clone());
+            }
         }
         Ok(())
     }
-}
-
-/// Checks a chunk's stored bytes against the footer's check, and its payload
-/// against its key.
-pub(crate) fn check_stored(chunks: &Chunks, pack: &PackReader, stored: Stored<'_>) -> Result<()> {
-    let damaged = |reason| pack.damaged(stored.entry, reason);
-    if !stored.passes_check() {
-        return Err(damaged("its stored bytes do not match the footer"));
-    }
-    let kind = stored.entry.key.kind;
-    let limit = payload_limit(kind, chunks.page_size());
-    let mut base = Vec::new();
-    if let Some(reference) = stored.base() {
-        base.resize(limit, 0);
-        let len = chunks.read(reference.id, Some(reference.hint), &mut base)?;
-        base.truncate(len);
-    }
-    let mut payload = vec![0; limit];
-    let len = stored
-        .decode(&base, &mut payload)
-        .ok_or_else(|| damaged("it does not decode"))?;
-    let hashed = match kind {
-        ChunkKind::Node => {
-            canonical_len(&payload[..len]).ok_or_else(|| damaged("it is no tree node"))?
-        }
-        ChunkKind::Page | ChunkKind::Manifest => len,
-    };
-    if kind.hash(&payload[..hashed]).key() != stored.entry.key {
-        return Err(damaged("its bytes do not match its id"));
-    }
-    Ok(())
 }

@@ -68,5 +68,11 @@ fn describe(report: &GcReport, dry_run: bool) -> String {
             report.waiting_for.join(", ")
         );
     }
+    for damage in &report.not_copied {
+        out += &format!("Its pack stays as it is: {damage}\n");
+    }
+    if report.out_of_room {
+        out += "The disk is too full to repack the rest; run gc again when there is some room.\n";
+    }
     out
 }

@@ -14,11 +14,13 @@ pub fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let store = context.open()?;
     let report = store.verify(args.read_data, &Bar::new(Unit::Items))?;
     context.answer(&report, || describe(&report))?;
-    if report.findings.is_empty() {
-        Ok(ExitCode::SUCCESS)
+    Ok(if !report.findings.is_empty() {
+        ExitCode::from(exit::DAMAGED)
+    } else if !report.newer.is_empty() {
+        ExitCode::FAILURE
     } else {
-        Ok(ExitCode::from(exit::DAMAGED))
-    }
+        ExitCode::SUCCESS
+    })
 }
 
 fn describe(report: &VerifyReport) -> String {
@@ -42,6 +44,9 @@ fn describe(report: &VerifyReport) -> String {
             format!("needed by {}", finding.snapshots.join(", "))
         };
         out += &format!("DAMAGED: {} [{touched}]\n", finding.damage);
+    }
+    for newer in &report.newer {
+        out += &format!("NOT CHECKED: {newer}\n");
     }
     if report.findings.is_empty() {
         out += "Nothing is damaged.\n";

@@ -30,6 +30,10 @@ use pages::commit_image;
 use sink::Sink;
 use source::Source;
 
+/// How often a commit is made anew when a repair or a collection took away what
+/// it relied on.
+const ATTEMPTS: u32 = 3;
+
 /// Which snapshot a new one is made from.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum ParentChoice {
@@ -125,6 +129,20 @@ impl Store {
     pub fn commit(&self, request: &CommitRequest, progress: &dyn Progress) -> Result<Committed> {
         let span = tracing::debug_span!("commit", tag = %request.tag);
         let _entered = span.enter();
+        let mut attempts = ATTEMPTS;
+        loop {
+            attempts -= 1;
+            match self.try_commit(request, progress) {
+                Err(error @ Error::Overtaken { .. }) if attempts > 0 => {
+                    tracing::debug!(%error, "commits again");
+                    self.chunks.packs().reopen_all();
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn try_commit(&self, request: &CommitRequest, progress: &dyn Progress) -> Result<Committed> {
         let mut stages = Stages(Instant::now());
         let mut timings = CommitTimings::default();
         check_request(request)?;
@@ -195,9 +213,7 @@ impl Store {
         let _publish = self.publish_lock()?;
         // Again, under the lock: another commit may have taken the name.
         self.check_tag_free(&request.tag, request.replace)?;
-        if let Some(pack) = &sealed {
-            sink.index_pack(pack)?;
-        }
+        sink.publish_pack(sealed.as_ref())?;
         tracing::debug!("indexed");
         // A store whose creator was killed may not be durable itself.
         durable::sync_dir(self.layout.root())?;

@@ -248,11 +248,10 @@ impl LeafWork {
             return Ok(());
         }
         let id = self.node.id();
-        let unchanged = self
-            .parent
-            .as_ref()
-            .filter(|(parent, leaf)| node_id(*parent) == id && sink.pages_in_place(leaf));
-        if let Some((parent, _)) = unchanged {
+        if let Some((parent, leaf)) = &self.parent
+            && node_id(*parent) == id
+            && sink.pages_in_place(leaf)?
+        {
             self.result = Some(*parent);
             return Ok(());
         }
@@ -339,15 +338,19 @@ impl LeafWork {
                 .zip(bytes.chunks(page_len))
                 .map(|(page, bytes)| {
                     if is_zero(bytes) {
-                        return None;
+                        return Ok(None);
                     }
-                    let hash = *ChunkKind::Page.hash(bytes).as_bytes();
-                    let same = self
-                        .old_page(page)
-                        .filter(|old| old.hash == hash && sink.in_place(old.hint));
-                    Some(same.unwrap_or(Child { hash, hint: None }))
+                    let id = ChunkKind::Page.hash(bytes);
+                    let hash = *id.as_bytes();
+                    if let Some(old) = self.old_page(page)
+                        && old.hash == hash
+                        && sink.in_place(id, old.hint)?
+                    {
+                        return Ok(Some(old));
+                    }
+                    Ok(Some(Child { hash, hint: None }))
                 });
-            Ok(children.collect())
+            children.collect()
         })
     }
 

@@ -1,9 +1,9 @@
 //! Where a commit's new chunks go: deduplicated, into packs of its own.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::chunks::Chunks;
+use crate::chunks::{Chunks, Place};
 use crate::error::{Error, Result};
 use crate::gc::state::{CollectorState, Epoch};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
@@ -11,29 +11,34 @@ use crate::index::{IndexReader, IndexWriter};
 use crate::lease::{Claim, Lease};
 use crate::lock::Lock;
 use crate::pack::codec::{self, Base, Encoding};
-use crate::pack::reader::{delta_head, payload_limit};
+use crate::pack::reader::{BaseRef, delta_head, payload_limit};
 use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack};
 use crate::pack::{EntryNumber, Location, PackNumber, format};
+use crate::placement;
+use crate::scratch::Scratch;
 use crate::store::Store;
 use crate::tree::build::NodeSink;
 use crate::tree::node::{Child, Node};
 
 /// The new chunks of one commit.
 ///
-/// Deduplication trusts what the index held when the lease was taken, except
-/// chunks in packs condemned by then: those are written anew. Packs condemned
-/// later stay until the lease ends.
+/// Deduplication relies on a chunk that is stored only after it has looked
+/// ([`Sink::usable`]): the pack is there and its footer whole, the footer has the
+/// chunk, and neither its pack nor that of its base was condemned when the lease
+/// was taken. Packs condemned later stay until the lease ends. Whether the packs
+/// are still there is looked at once more before the commit is acknowledged, since
+/// `repair` may have set one aside.
 pub(crate) struct Sink<'a> {
     store: &'a Store,
     lease: Lease,
     claim: Claim,
     condemned: BTreeSet<PackNumber>,
-    /// The sealed packs there are. None of them goes while the lease lives.
-    packs: BTreeSet<PackNumber>,
     index: Arc<IndexReader>,
     writer: Option<PackWriter>,
     /// What this commit has put into the pack being written.
     claimed: HashMap<ChunkKey, Location>,
+    /// The packs, not of this commit, that hold what the new snapshot needs.
+    relied: RwLock<HashSet<PackNumber>>,
     pub added_chunks: u64,
     pub added_bytes: u64,
 }
@@ -62,11 +67,11 @@ impl<'a> Sink<'a> {
             lease,
             claim,
             condemned: state.condemned.into_keys().collect(),
-            packs: store.chunks.packs().sealed()?.into_iter().collect(),
             index: store.chunks.refresh_index()?,
             store,
             writer: None,
             claimed: HashMap::new(),
+            relied: RwLock::default(),
             added_chunks: 0,
             added_bytes: 0,
         })
@@ -101,32 +106,50 @@ impl<'a> Sink<'a> {
     /// Where each of these chunks is stored, for those a new snapshot may use.
     pub fn known(&self, keys: &[ChunkKey]) -> Result<Vec<Option<Location>>> {
         let found = self.index.get_many(keys)?;
-        Ok(found.into_iter().map(|at| self.usable(at)).collect())
+        keys.iter()
+            .zip(found)
+            .map(|(key, at)| match at {
+                Some(at) => Ok(self.usable(*key, at)?.map(|place| place.location())),
+                None => Ok(None),
+            })
+            .collect()
     }
 
     /// Where this leaf is stored, if it and all its pages may be used as they are.
     pub fn known_leaf(&self, id: ChunkId) -> Result<Option<Child>> {
-        let Some(at) = self.usable(self.index.get(id.key())?) else {
+        let Some(at) = self.known(&[id.key()])?[0] else {
             return Ok(None);
         };
         let child = Child {
             hash: *id.as_bytes(),
             hint: Some(at),
         };
-        let leaf = self.chunks().node(child, 0)?;
-        Ok(self.pages_in_place(&leaf).then_some(child))
+        let leaf = match self.chunks().node(child, 0) {
+            // Nothing new is built on what is damaged.
+            Err(Error::Damaged(_)) => return Ok(None),
+            other => other?,
+        };
+        Ok(self.pages_in_place(&leaf)?.then_some(child))
     }
 
     /// Whether the pages of a leaf are where its hints say. A leaf can outlive
     /// its pages: when no snapshot refers to it, or when repair has set a damaged
     /// pack aside.
-    pub fn pages_in_place(&self, leaf: &Node) -> bool {
-        leaf.present().all(|(_, page)| self.in_place(page.hint))
+    pub fn pages_in_place(&self, leaf: &Node) -> Result<bool> {
+        for (_, page) in leaf.present() {
+            if !self.in_place(leaf.child_id(page), page.hint)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
-    /// Whether a hint leads to a pack that a new snapshot may use.
-    pub fn in_place(&self, hint: Option<Location>) -> bool {
-        hint.is_some_and(|at| self.packs.contains(&at.pack) && !self.condemned.contains(&at.pack))
+    /// Whether a hint leads to a chunk that a new snapshot may use.
+    pub fn in_place(&self, id: ChunkId, hint: Option<Location>) -> Result<bool> {
+        match hint {
+            Some(at) => Ok(self.usable(id.key(), at)?.is_some()),
+            None => Ok(false),
+        }
     }
 
     /// Claims a place for a chunk that is not [`Sink::known`]. The chunks must
@@ -164,10 +187,9 @@ impl<'a> Sink<'a> {
         }
         if let Some(pack) = self.seal()? {
             let _publish = self.store.publish_lock()?;
-            self.index_pack(&pack)?;
+            self.publish_pack(Some(&pack))?;
         }
         self.index = self.store.chunks.refresh_index()?;
-        self.packs = self.chunks().packs().sealed()?.into_iter().collect();
         self.claimed.clear();
         Ok(())
     }
@@ -192,28 +214,111 @@ impl<'a> Sink<'a> {
         self.writer.take().map(PackWriter::seal).transpose()
     }
 
-    /// Enters a sealed pack's chunks into the index, durably. The caller holds
-    /// the publish lock.
-    ///
-    /// A chunk that another commit has entered meanwhile keeps its place: the
-    /// collector may have counted on it.
-    pub fn index_pack(&self, pack: &SealedPack) -> Result<()> {
-        let condemned = CollectorState::read(&self.store.layout)?.condemned;
-        let index = IndexWriter::open(&self.store.layout.index())?;
-        let mut entries = Vec::new();
-        for (key, at) in pack.locations() {
-            let now = index.get(key)?;
-            if now.is_none_or(|now| condemned.contains_key(&now.pack)) {
-                entries.push((key, at));
+    /// Makes sure that what this commit relies on is there and stays, and enters
+    /// a sealed pack's chunks into the index, durably. The caller holds the publish
+    /// lock.
+    pub fn publish_pack(&self, pack: Option<&SealedPack>) -> Result<()> {
+        let mut state = CollectorState::read(&self.store.layout)?;
+        let relied = self.relied.read().unwrap_or_else(PoisonError::into_inner);
+        let mut revived = false;
+        for number in relied.iter() {
+            if !self.chunks().packs().is_there(*number)? {
+                return Err(Error::Overtaken {
+                    path: self.store.layout.pack(*number),
+                });
             }
+            // A collection has condemned it since; it deletes under this lock,
+            // and only what it then finds condemned.
+            revived |= state.condemned.remove(number).is_some();
         }
-        pack.keep();
-        index.put(entries)?;
-        index.flush()
+        if revived {
+            state.write(&self.store.layout)?;
+        }
+        if let Some(pack) = pack {
+            let index = IndexWriter::open(&self.store.layout.index())?;
+            placement::enter_new(self.chunks(), &index, &state.condemned, pack)?;
+        }
+        Ok(())
     }
 
-    fn usable(&self, at: Option<Location>) -> Option<Location> {
-        at.filter(|at| !self.condemned.contains(&at.pack))
+    /// The standalone chunk that a delta against `id` may be made from, if there
+    /// is one: the chunk itself, or its base. Reads its payload into `out`.
+    ///
+    /// It is where the index leads: the invariant of bases (`placement`).
+    fn base_for(
+        &self,
+        id: ChunkId,
+        hint: Option<Location>,
+        out: &mut [u8],
+    ) -> Result<Option<(BaseRef, usize)>> {
+        let base = match self.chunks().base_id(id, hint) {
+            // Nothing new is built on what is damaged.
+            Err(Error::Damaged(_)) => return Ok(None),
+            other => other?,
+        };
+        let Some(at) = self.index.get(base.key())? else {
+            return Ok(None);
+        };
+        let place = self.usable(base.key(), at)?;
+        let Some(place) = place.filter(Place::is_standalone) else {
+            return Ok(None);
+        };
+        match self.chunks().read_at(&place, base, out) {
+            Err(Error::Damaged(_)) => Ok(None),
+            read => Ok(Some((BaseRef { id: base, hint: at }, read?))),
+        }
+    }
+
+    /// The chunk at a place, if a new snapshot may rely on it being there.
+    fn usable(&self, key: ChunkKey, at: Location) -> Result<Option<Place>> {
+        let Some(place) = self.sound_place(key, at)? else {
+            return Ok(None);
+        };
+        if place.slot.entry.encoding == Encoding::Delta {
+            let base = match place.pack.base(&place.slot) {
+                Ok(Some(base)) => base,
+                Ok(None) | Err(Error::Damaged(_)) => return Ok(None),
+                Err(other) => return Err(other),
+            };
+            let Some(base_at) = self.index.get(base.id.key())? else {
+                return Ok(None);
+            };
+            let base = self.sound_place(base.id.key(), base_at)?;
+            if !base.is_some_and(|base| base.is_standalone()) {
+                return Ok(None);
+            }
+            self.rely_on(base_at.pack);
+        }
+        self.rely_on(at.pack);
+        Ok(Some(place))
+    }
+
+    /// The chunk at a place, if its pack may be used and its footer is whole.
+    fn sound_place(&self, key: ChunkKey, at: Location) -> Result<Option<Place>> {
+        if self.condemned.contains(&at.pack) {
+            return Ok(None);
+        }
+        let found = self.chunks().at(key, at).and_then(|place| match place {
+            Some(place) if place.pack.is_sound()? => Ok(Some(place)),
+            _ => Ok(None),
+        });
+        match found {
+            Err(Error::Damaged(_)) => Ok(None),
+            Ok(Some(place)) if matches!(place.slot.entry.encoding, Encoding::Unknown(_)) => {
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
+    fn rely_on(&self, pack: PackNumber) {
+        let relied = self.relied.read().unwrap_or_else(PoisonError::into_inner);
+        if relied.contains(&pack) {
+            return;
+        }
+        drop(relied);
+        let mut relied = self.relied.write().unwrap_or_else(PoisonError::into_inner);
+        relied.insert(pack);
     }
 
     fn writer(&mut self) -> Result<&mut PackWriter> {
@@ -245,10 +350,6 @@ impl NodeSink for Sink<'_> {
 
 /// Encodes a chunk at the end of `run`, as a delta against `base` (a chunk of
 /// the same kind) or its base if that is worthwhile.
-///
-/// A parent that is pinned keeps the copies of its chunks that the index leads
-/// to, not those at its hints: these may be deltas against others, in packs that
-/// were condemned before this commit began. Such a base is not used.
 pub(crate) fn encode_into(
     sink: &Sink<'_>,
     id: ChunkId,
@@ -256,29 +357,17 @@ pub(crate) fn encode_into(
     base: Option<Child>,
     run: &mut EncodedRun,
 ) -> Result<()> {
-    let chunks = sink.chunks();
-    let mut buffer = Vec::new();
+    let mut buffer = Scratch::take();
     let mut found = None;
-    if let Some(base) = base.filter(|base| base.hash != *id.as_bytes()) {
-        buffer.resize(payload_limit(id.kind(), chunks.page_size()), 0);
+    let base = base.filter(|base| base.hash != *id.as_bytes() && id.kind() != ChunkKind::Manifest);
+    if let Some(base) = base {
+        buffer.resize(payload_limit(id.kind(), sink.chunks().page_size()), 0);
         let base_id = ChunkId::from_hash(id.kind(), base.hash);
-        found = match chunks.read_base(base_id, base.hint, &mut buffer) {
-            // Nothing new is built on what is damaged.
-            Err(Error::Damaged(_)) => None,
-            other => other?,
-        };
-    }
-    if let Some((base, _)) = &found {
-        let place = chunks.find(base.id.key(), Some(base.hint))?;
-        let at = place.map(|(pack, entry)| Location {
-            pack: pack.number(),
-            entry,
-        });
-        found = found.filter(|_| sink.in_place(at));
+        found = sink.base_for(base_id, base.hint, &mut buffer)?;
     }
     let base = found
         .as_ref()
-        .filter(|(base, _)| base.id != id && id.kind() != ChunkKind::Manifest)
+        .filter(|(base, _)| base.id != id)
         .map(|(base, len)| Base {
             head: delta_head(*base),
             payload: &buffer[..*len],

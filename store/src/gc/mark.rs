@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::chunks::Chunks;
-use crate::error::{Damage, Result};
+use crate::chunks::{Chunks, Place, Readable, first_readable};
+use crate::error::Result;
 use crate::id::{ChunkId, ChunkKey, SnapshotId};
 use crate::index::IndexReader;
 use crate::manifest;
-use crate::pack::reader::PackReader;
-use crate::pack::{EntryNumber, Location, PackNumber};
+use crate::pack::{Location, PackNumber};
 use crate::tree::node::Child;
 use crate::tree::read::node_id;
 
@@ -41,35 +40,20 @@ impl Marks {
             .is_some_and(|word| word >> (at.entry.0 % 64) & 1 == 1)
     }
 
+    /// Whether any entry of the pack is marked. Bits are only ever set.
     pub fn has_any(&self, pack: PackNumber) -> bool {
-        self.packs
-            .get(&pack)
-            .is_some_and(|words| words.iter().any(|word| *word != 0))
+        self.packs.contains_key(&pack)
     }
 }
 
-/// Finds the one place of a chunk that counts: where the index says it is. A
-/// hint that agrees saves the lookup.
+/// Finds the one place of a chunk that counts for the collector: where the index
+/// leads if that is readable, else where the reference hints. A hint that agrees
+/// with the index saves the lookup.
 pub(crate) struct Places<'a> {
     chunks: &'a Chunks,
     index: Arc<IndexReader>,
     /// The entries that the index points at, if they were collected.
     indexed: Option<Marks>,
-}
-
-/// A chunk's place.
-pub(crate) struct Place {
-    pub pack: Arc<PackReader>,
-    pub entry: EntryNumber,
-}
-
-impl Place {
-    pub fn location(&self) -> Location {
-        Location {
-            pack: self.pack.number(),
-            entry: self.entry,
-        }
-    }
 }
 
 impl<'a> Places<'a> {
@@ -100,33 +84,30 @@ impl<'a> Places<'a> {
         self.chunks
     }
 
-    /// Where the chunk is. A chunk that the index has lost is still found by its
-    /// hint.
-    pub fn find(&self, key: ChunkKey, hint: Option<Location>) -> Result<Place> {
-        let indexed = |at: &Location| self.indexed.as_ref().is_some_and(|marks| marks.has(*at));
-        if let Some(place) = hint.filter(indexed).and_then(|at| self.at(key, at)) {
-            return Ok(place);
-        }
-        self.index
-            .get(key)?
-            .and_then(|at| self.at(key, at))
-            .or_else(|| self.at(key, hint?))
-            .ok_or_else(|| {
-                Damage::Missing {
-                    chunk: key.to_string(),
-                }
-                .into()
-            })
+    /// Where the chunk is, and its base if it is a delta there, by the rule of
+    /// [`crate::chunks`].
+    pub fn find(&self, key: ChunkKey, hint: Option<Location>) -> Result<Readable> {
+        first_readable(self.places(key, hint), key, |base| {
+            self.places(base.id.key(), Some(base.hint))
+        })
     }
 
-    fn at(&self, key: ChunkKey, at: Location) -> Option<Place> {
-        // A damaged pack counts as missing here; `verify` names it.
-        let pack = self.chunks.packs().get(at.pack).ok().flatten()?;
-        pack.stored(at.entry, key)?;
-        Some(Place {
-            pack,
-            entry: at.entry,
-        })
+    /// Whether the index leads to this place.
+    fn leads_to(&self, key: ChunkKey, at: Location) -> Result<bool> {
+        let indexed = self.indexed.as_ref().is_some_and(|marks| marks.has(at));
+        Ok(indexed || self.index.get(key)? == Some(at))
+    }
+
+    fn places(
+        &self,
+        key: ChunkKey,
+        hint: Option<Location>,
+    ) -> impl Iterator<Item = Result<Place>> + '_ {
+        let indexed = |at: &Location| self.indexed.as_ref().is_some_and(|marks| marks.has(*at));
+        let agreed = hint.filter(indexed).map(Ok);
+        let by_index = std::iter::once_with(move || self.index.get(key).transpose()).flatten();
+        let places = agreed.into_iter().chain(by_index).chain(hint.map(Ok));
+        places.filter_map(move |at| at.and_then(|at| self.chunks.at(key, at)).transpose())
     }
 }
 
@@ -137,29 +118,38 @@ pub(crate) struct Reach<'a> {
     /// Nodes whose children are marked. A node may be marked without being here:
     /// as the base of another one, which needs the node and not its children.
     entered: Marks,
+    /// Chunks at places that the index does not lead to.
+    not_indexed: Vec<(ChunkKey, Location)>,
 }
 
 impl<'a> Reach<'a> {
     /// For checking a snapshot or two.
     pub fn new(chunks: &'a Chunks) -> Result<Self> {
-        Ok(Self {
-            places: Places::few(chunks)?,
-            marks: Marks::default(),
-            entered: Marks::default(),
-        })
+        Ok(Self::over(Places::few(chunks)?))
     }
 
     /// For marking the whole store.
     pub fn of_store(chunks: &'a Chunks) -> Result<Self> {
-        Ok(Self {
-            places: Places::all(chunks)?,
+        Ok(Self::over(Places::all(chunks)?))
+    }
+
+    fn over(places: Places<'a>) -> Self {
+        Self {
+            places,
             marks: Marks::default(),
             entered: Marks::default(),
-        })
+            not_indexed: Vec::new(),
+        }
     }
 
     pub fn marks(&self) -> &Marks {
         &self.marks
+    }
+
+    /// Chunks marked at places that the index does not lead to: what a reader
+    /// without a hint would miss.
+    pub fn not_indexed(&self) -> &[(ChunkKey, Location)] {
+        &self.not_indexed
     }
 
     /// Sees what was published since this began.
@@ -182,7 +172,7 @@ impl<'a> Reach<'a> {
 
     fn mark_tree(&mut self, child: Child, level: u8) -> Result<()> {
         let at = self.mark(node_id(child), child.hint)?;
-        if !self.entered.set(at) {
+        if self.entered.has(at) {
             return Ok(());
         }
         let node = self.places.chunks().node(child, level)?;
@@ -193,24 +183,29 @@ impl<'a> Reach<'a> {
                 self.mark_tree(below, level - 1)?;
             }
         }
+        // Only now: a subtree that lacks something is to fail each time.
+        self.entered.set(at);
         Ok(())
     }
 
     /// Marks a chunk and its base; returns where the chunk is.
+    ///
+    /// Both are marked every time: a chunk that is marked already may have been
+    /// marked as a base, for which it needs none itself.
     fn mark(&mut self, id: ChunkId, hint: Option<Location>) -> Result<Location> {
-        let place = self.places.find(id.key(), hint)?;
-        let at = place.location();
-        if !self.marks.set(at) {
-            return Ok(at);
+        let found = self.places.find(id.key(), hint)?;
+        if let Some(base) = &found.base {
+            self.set(base.slot.entry.key, base.location())?;
         }
-        let base = place
-            .pack
-            .stored(place.entry, id.key())
-            .and_then(|stored| stored.base());
-        if let Some(base) = base {
-            let place = self.places.find(base.id.key(), Some(base.hint))?;
-            self.marks.set(place.location());
-        }
+        let at = found.place.location();
+        self.set(id.key(), at)?;
         Ok(at)
+    }
+
+    fn set(&mut self, key: ChunkKey, at: Location) -> Result<()> {
+        if self.marks.set(at) && !self.places.leads_to(key, at)? {
+            self.not_indexed.push((key, at));
+        }
+        Ok(())
     }
 }

@@ -2,46 +2,54 @@
 //!
 //! Roots are tags and the pins of live leases. The collector
 //!
-//! 1. marks, without stopping anybody;
+//! 1. marks, without stopping anybody: of each chunk that a root needs the one
+//!    place that counts, see [`mark`];
 //! 2. plans: each pack is kept, repacked or deleted;
 //! 3. under the publish lock, marks roots added meanwhile, writes the packs to
 //!    go as *condemned* with the present epoch, and raises the epoch;
-//! 4. copies what is live in packs to be repacked, and points the index at the
+//! 4. deletes the packs without anything live (step 6), which makes room;
+//! 5. copies what is live in packs to be repacked, and points the index at the
 //!    copies;
-//! 5. under the publish lock, once no writer of that epoch or before lives,
-//!    marks roots added since, revives what they need, and deletes the rest:
-//!    index entries first, then files.
+//! 6. deletes condemned packs, a few at a time: under the publish lock, once no
+//!    writer of that epoch or before lives, marks roots added since, revives what
+//!    they need, and unlinks the rest.
 //!
 //! Why nothing is lost: a writer that began before step 3 holds a lease which
-//! stops step 5; what it publishes is a root when step 5 comes. A writer that
+//! stops step 6; what it publishes is a root when step 6 comes. A writer that
 //! began after step 3 does not reuse chunks of condemned packs, not even as bases
 //! of deltas, and pins its parent. A pack that a commit is just publishing is not
-//! judged, since entries of condemned packs may move to it after marking. There is deliberately no time-based rule: clocks decide nothing.
+//! judged, since the index does not lead to it yet. There is deliberately no
+//! time-based rule: clocks decide nothing.
+//!
+//! The publish lock is held for what came since the last look, for one batch of
+//! index entries ([`INDEX_BATCH`]) or for a few files ([`delete`]) at once, never
+//! for as long as the store is large.
 
+mod copy;
+mod delete;
 pub(crate) mod mark;
 pub(crate) mod plan;
 pub(crate) mod state;
 
 use std::collections::BTreeSet;
 
-use crate::commit::sink::EncodedRun;
-use crate::durable;
-use crate::error::Result;
+use crate::error::{Damage, Result};
 use crate::id::{ChunkKey, SnapshotId};
 use crate::index::IndexWriter;
-use crate::lease::{self, LiveLease};
-use crate::pack::reader::PackReader;
-use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack};
+use crate::lease;
 use crate::pack::{Location, PackNumber};
+use crate::placement;
 use crate::progress::Progress;
 use crate::store::Store;
-use crate::verify::check_stored;
-use mark::{Marks, Reach};
+use delete::Deletion;
+use mark::Reach;
 pub use plan::{Decision, GcPlan, PackPlan};
-use state::{CollectorState, Epoch};
+use state::CollectorState;
 
-/// Stored bytes that a repack hands to its writer at a time.
-const COPY_RUN_BYTES: usize = 4 << 20;
+/// Entries of the index that are changed under one hold of the publish lock.
+pub(crate) const INDEX_BATCH: usize = 8192;
+/// Entries of the index to packs that are gone which one collection cleans up.
+const MAX_ASTRAY: usize = 1 << 20;
 
 /// How to collect.
 #[derive(Clone, Copy, Debug)]
@@ -77,10 +85,18 @@ pub struct GcReport {
     pub waiting_for: Vec<String>,
     /// Unfinished packs of dead writers that were removed.
     pub swept_packs: u64,
+    /// Damaged chunks that a snapshot needs: their packs were not repacked.
+    pub not_copied: Vec<Damage>,
+    /// The disk had no room for the copies that a repack makes. What was dead as a
+    /// whole is deleted; another collection can do the rest.
+    pub out_of_room: bool,
 }
 
 impl Store {
     /// Frees what no tag and no live lease needs.
+    ///
+    /// On a full disk the packs without anything live are deleted first, for
+    /// which no room is needed if no commit is under way.
     ///
     /// # Errors
     /// If any root cannot be read whole, nothing is deleted and the damage is
@@ -88,7 +104,11 @@ impl Store {
     pub fn gc(&self, options: GcOptions, progress: &dyn Progress) -> Result<GcReport> {
         let span = tracing::debug_span!("gc");
         let _entered = span.enter();
-        let _collect = self.collect_lock()?;
+        let _collect = if options.dry_run {
+            self.collect_lock_to_read()?
+        } else {
+            Some(self.collect_lock()?)
+        };
         let mut report = GcReport::default();
         if !options.dry_run {
             report.swept_packs = self.chunks.packs().sweep()? as u64;
@@ -105,20 +125,35 @@ impl Store {
         mark_roots(&mut reach, &roots, &mut marked, progress)?;
         let packs = self.chunks.packs();
         report.plan = GcPlan::make(packs, &numbers, reach.marks(), options.keep_percent)?;
-        if options.dry_run || nothing_to_do(&report.plan, &before) {
+        if options.dry_run {
             return Ok(report);
         }
-        {
-            let _publish = self.publish_lock()?;
-            reach.refresh()?;
-            mark_roots(&mut reach, &self.roots()?, &mut marked, &crate::Silent)?;
-            report.plan = GcPlan::make(packs, &numbers, reach.marks(), options.keep_percent)?;
-            self.condemn(&report.plan)?;
+        if nothing_to_do(&report.plan, &before) {
+            self.clean_index(&numbers)?;
+            return Ok(report);
         }
-        let copied = self.copy_live(&report.plan, reach.marks())?;
-        drop(reach);
-        self.delete(&marked, &mut report)?;
+        // Most of what came meanwhile is marked before the lock is taken.
+        reach.refresh()?;
+        mark_roots(&mut reach, &self.roots()?, &mut marked, &crate::Silent)?;
+        self.condemn_planned(&mut reach, &mut marked, &mut report)?;
+        let numbers_of = |plan: &GcPlan, decision| -> BTreeSet<PackNumber> {
+            plan.with(decision).map(|pack| pack.number).collect()
+        };
+        let mut deletion = Deletion::new(self, &marked)?;
+        let dead = numbers_of(&report.plan, Decision::Delete);
+        deletion.delete(&dead, &mut report)?;
+        let copied = match self.copy_live(&mut report, reach.marks()) {
+            // What was deleted is free; there is no room for copies.
+            Err(error) if error.is_full_disk() && report.deleted_packs > 0 => {
+                report.out_of_room = true;
+                return Ok(report);
+            }
+            other => other?,
+        };
+        let repacked = numbers_of(&report.plan, Decision::Repack);
+        deletion.delete(&repacked, &mut report)?;
         report.freed_bytes -= copied.cast_signed();
+        self.clean_index(&numbers)?;
         Ok(report)
     }
 
@@ -131,6 +166,41 @@ impl Store {
             roots.extend(lease.claim.pins);
         }
         Ok(roots)
+    }
+
+    /// Marks what came since, and condemns what the plan does not keep.
+    fn condemn_planned(
+        &self,
+        reach: &mut Reach<'_>,
+        marked: &mut BTreeSet<SnapshotId>,
+        report: &mut GcReport,
+    ) -> Result<()> {
+        let _publish = self.publish_lock()?;
+        reach.refresh()?;
+        mark_roots(reach, &self.roots()?, marked, &crate::Silent)?;
+        report.plan.spare_marked(reach.marks());
+        let condemned = self
+            .index_found(reach)
+            .and_then(|()| self.condemn(&report.plan));
+        match condemned {
+            Err(error) if error.is_full_disk() => {
+                delete::make_room(self, marked, report)?;
+                self.index_found(reach)?;
+                self.condemn(&report.plan)
+            }
+            other => other,
+        }
+    }
+
+    /// Makes the index lead to what was only found by hints. After this step no
+    /// entry of a live chunk leads to a pack that is about to be deleted.
+    fn index_found(&self, reach: &Reach<'_>) -> Result<()> {
+        let found: &[(ChunkKey, Location)] = reach.not_indexed();
+        if found.is_empty() {
+            return Ok(());
+        }
+        let index = IndexWriter::open(&self.layout.index())?;
+        placement::enter_found(&self.chunks, &index, found)
     }
 
     /// Writes down which packs are to go, and raises the epoch. Packs condemned
@@ -157,156 +227,31 @@ impl Store {
         state.write(&self.layout)
     }
 
-    /// Copies the live chunks of packs to be repacked. Returns the bytes written.
-    fn copy_live(&self, plan: &GcPlan, live: &Marks) -> Result<u64> {
-        let mut writer = None;
-        let mut moved: Vec<(ChunkKey, Location)> = Vec::new();
-        let mut written = 0;
-        for pack in plan.with(Decision::Repack) {
-            let Some(pack) = self.chunks.packs().get(pack.number)? else {
-                continue;
-            };
-            self.copy_pack(&pack, live, &mut writer, &mut moved)?;
-            if writer.as_ref().is_some_and(PackWriter::is_full) {
-                written += self.finish_copy(writer.take(), &mut moved)?;
+    /// Removes entries of the index that lead to packs which are gone. They do no
+    /// harm but take space. `judged` are packs that were there.
+    fn clean_index(&self, judged: &[PackNumber]) -> Result<()> {
+        let packs = self.chunks.packs();
+        let there: BTreeSet<PackNumber> = packs.sealed()?.into_iter().collect();
+        let newest = judged.last().copied();
+        // A pack newer than those judged may just have been sealed.
+        let is_gone = |pack| Some(pack) <= newest && !there.contains(&pack);
+        let mut astray = Vec::new();
+        for entry in self.chunks.refresh_index()?.entries() {
+            let (key, at) = entry?;
+            if is_gone(at.pack) && astray.len() < MAX_ASTRAY {
+                astray.push(key);
             }
         }
-        written += self.finish_copy(writer.take(), &mut moved)?;
-        Ok(written)
-    }
-
-    fn copy_pack(
-        &self,
-        pack: &PackReader,
-        live: &Marks,
-        writer: &mut Option<PackWriter>,
-        moved: &mut Vec<(ChunkKey, Location)>,
-    ) -> Result<()> {
-        let mut run = EncodedRun::default();
-        for (number, entry) in pack.entries() {
-            let at = Location {
-                pack: pack.number(),
-                entry: number,
-            };
-            if !live.has(at) {
-                continue;
+        for keys in astray.chunks(INDEX_BATCH) {
+            let _publish = self.publish_lock()?;
+            let index = IndexWriter::open(&self.layout.index())?;
+            match placement::remove(&index, keys, is_gone) {
+                // There is no room for less.
+                Err(error) if error.is_full_disk() => return Ok(()),
+                other => other?,
             }
-            let stored = pack.stored_bytes(number, entry);
-            // Damage is not copied on: it would get a fresh checksum.
-            check_stored(&self.chunks, pack, stored)?;
-            run.chunks.push(EncodedChunk {
-                key: entry.key,
-                encoding: entry.encoding,
-                check: entry.check,
-                len: stored.bytes.len(),
-            });
-            run.bytes.extend_from_slice(stored.bytes);
-            moved.push((entry.key, at));
-            if run.bytes.len() >= COPY_RUN_BYTES {
-                let run = std::mem::take(&mut run);
-                self.writer(writer)?.append(&run.chunks, run.bytes)?;
-            }
-        }
-        if !run.chunks.is_empty() {
-            self.writer(writer)?.append(&run.chunks, run.bytes)?;
         }
         Ok(())
-    }
-
-    fn writer<'w>(&self, writer: &'w mut Option<PackWriter>) -> Result<&'w mut PackWriter> {
-        if writer.is_none() {
-            *writer = Some(self.chunks.packs().create()?);
-        }
-        Ok(writer.as_mut().expect("just set"))
-    }
-
-    /// Seals the copies, then points the index at them: the other way round a
-    /// crash could leave index entries that lead nowhere.
-    fn finish_copy(
-        &self,
-        writer: Option<PackWriter>,
-        moved: &mut Vec<(ChunkKey, Location)>,
-    ) -> Result<u64> {
-        let Some(writer) = writer else { return Ok(0) };
-        let sealed: SealedPack = writer.seal()?;
-        let _publish = self.publish_lock()?;
-        let index = IndexWriter::open(&self.layout.index())?;
-        let mut updates = Vec::with_capacity(moved.len());
-        for ((key, from), (_, to)) in moved.drain(..).zip(sealed.locations()) {
-            // Another commit may have stored the chunk elsewhere meanwhile.
-            if index.get(key)?.is_none_or(|now| now == from) {
-                updates.push((key, to));
-            }
-        }
-        sealed.keep();
-        index.put(updates)?;
-        index.flush()?;
-        Ok(sealed.file_len)
-    }
-
-    /// Deletes the condemned packs that nobody can need any more.
-    fn delete(&self, marked: &BTreeSet<SnapshotId>, report: &mut GcReport) -> Result<()> {
-        // Most of the marking is done before the lock is taken.
-        let roots = self.roots()?;
-        let mut since = Reach::new(&self.chunks)?;
-        let mut marked = marked.clone();
-        mark_roots(&mut since, &roots, &mut marked, &crate::Silent)?;
-        let _publish = self.publish_lock()?;
-        since.refresh()?;
-        let mut state = CollectorState::read(&self.layout)?;
-        // A process killed while it changed a tag may not have synced it: the
-        // tags that are read here must also be those after a power cut.
-        durable::sync_dir(&self.layout.tags())?;
-        // Read once: a lease that is being rewritten and cannot be parsed shows
-        // no pins, but then it blocks everything.
-        let leases: Vec<LiveLease> = lease::live(&self.layout)?;
-        let mut roots: BTreeSet<_> = self.tags()?.into_values().collect();
-        roots.extend(leases.iter().flat_map(|lease| &lease.claim.pins));
-        mark_roots(&mut since, &roots, &mut marked, &crate::Silent)?;
-        state
-            .condemned
-            .retain(|pack, _| !since.marks().has_any(*pack));
-        let mut doomed = BTreeSet::new();
-        for (pack, condemned_in) in &state.condemned {
-            let blockers = blocking(&leases, *condemned_in);
-            if blockers.is_empty() {
-                doomed.insert(*pack);
-            } else {
-                report.waiting_packs += 1;
-                report.waiting_for.extend(blockers);
-            }
-        }
-        report.waiting_for.sort();
-        report.waiting_for.dedup();
-        self.delete_packs(&doomed, report)?;
-        state.condemned.retain(|pack, _| !doomed.contains(pack));
-        state.write(&self.layout)
-    }
-
-    /// Order: index entries, files, directory. Were a file first, a crash could
-    /// leave index entries to a missing pack, and the next commit of the same
-    /// page would rely on it.
-    fn delete_packs(&self, doomed: &BTreeSet<PackNumber>, report: &mut GcReport) -> Result<()> {
-        if doomed.is_empty() {
-            return Ok(());
-        }
-        let index = IndexWriter::open(&self.layout.index())?;
-        for number in doomed {
-            let Some(pack) = self.chunks.packs().get(*number)? else {
-                continue;
-            };
-            let keys = pack.entries().map(|(_, entry)| entry.key);
-            index.remove_if(keys, |at| at.pack == *number)?;
-            report.deleted_packs += 1;
-            report.freed_bytes += pack.file_len().cast_signed();
-        }
-        index.flush()?;
-        drop(index);
-        for number in doomed {
-            durable::unlink(&self.layout.pack(*number))?;
-            self.chunks.packs().forget(*number);
-        }
-        durable::sync_dir(&self.layout.packs())
     }
 }
 
@@ -333,18 +278,4 @@ fn nothing_to_do(plan: &GcPlan, state: &CollectorState) -> bool {
             .packs
             .iter()
             .all(|pack| pack.decision == Decision::Keep)
-}
-
-/// The writers that may rely on a pack condemned in this epoch.
-fn blocking(leases: &[LiveLease], condemned_in: Epoch) -> Vec<String> {
-    leases
-        .iter()
-        .filter(|lease| {
-            lease
-                .claim
-                .writing_since
-                .is_some_and(|since| since <= condemned_in)
-        })
-        .map(|lease| lease.holder.clone())
-        .collect()
 }

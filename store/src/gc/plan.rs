@@ -1,5 +1,7 @@
 //! What a collection would do, pack by pack, before it does anything.
 
+use std::collections::BTreeMap;
+
 use crate::error::Result;
 use crate::gc::mark::Marks;
 use crate::pack::format::ENTRY_LEN;
@@ -7,13 +9,21 @@ use crate::pack::reader::PackReader;
 use crate::pack::set::PackSet;
 use crate::pack::{Location, PackNumber};
 
+/// Packs of this size and more are not merged.
+const MERGE_BELOW_BYTES: u64 = 32 << 20;
+/// A size class spans a factor of eight.
+const CLASS_BITS: u32 = 3;
+/// How many packs of a class are merged.
+const MERGE_PACKS: usize = 24;
+
 /// What happens to a pack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decision {
     /// It stays as it is.
     Keep,
-    /// What is live in it is copied to a new pack, then it is deleted.
+    /// What is live in it is copied to a new pack, then it is deleted: mostly it
+    /// is dead, or it is one of many small packs.
     Repack,
     /// Nothing in it is live: it is deleted.
     Delete,
@@ -25,6 +35,9 @@ pub struct PackPlan {
     /// The pack's number.
     #[serde(skip)]
     pub(crate) number: PackNumber,
+    /// Whether its chunks may be copied to another pack.
+    #[serde(skip)]
+    pub(crate) mergeable: bool,
     /// The pack's file name, without its extension.
     pub pack: String,
     /// The length of its file.
@@ -48,7 +61,9 @@ pub struct GcPlan {
 
 impl GcPlan {
     /// Decides for each of `numbers`: without live chunks it is deleted, below
-    /// `keep_percent` of live bytes it is repacked.
+    /// `keep_percent` of live bytes it is repacked, and so are small packs of
+    /// which there are many. A pack that holds what only a newer version can read
+    /// is kept.
     pub(crate) fn make(
         packs: &PackSet,
         numbers: &[PackNumber],
@@ -58,10 +73,20 @@ impl GcPlan {
         let mut plan = Self::default();
         for number in numbers {
             if let Some(pack) = packs.get(*number)? {
-                plan.packs.push(plan_pack(&pack, live, keep_percent));
+                plan.packs.push(plan_pack(&pack, live, keep_percent)?);
             }
         }
+        plan.merge_small();
         Ok(plan)
+    }
+
+    /// Keeps the packs that were to be deleted and have got live chunks since.
+    pub(crate) fn spare_marked(&mut self, live: &Marks) {
+        for pack in &mut self.packs {
+            if pack.decision == Decision::Delete && live.has_any(pack.number) {
+                pack.decision = Decision::Keep;
+            }
+        }
     }
 
     /// The packs with this decision.
@@ -80,36 +105,114 @@ impl GcPlan {
             .map(|plan| plan.file_bytes.saturating_sub(plan.live_bytes))
             .sum()
     }
+
+    /// Every commit makes a pack, so very many tiny commits would make very many
+    /// files. Packs of one size class are merged once there are enough of them;
+    /// the merged pack belongs to a higher class. So a byte is rewritten at most
+    /// once a class.
+    fn merge_small(&mut self) {
+        let mut classes: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (position, pack) in self.packs.iter().enumerate() {
+            if pack.decision == Decision::Keep
+                && pack.mergeable
+                && pack.file_bytes < MERGE_BELOW_BYTES
+            {
+                let class = pack.file_bytes.max(1).ilog2() / CLASS_BITS;
+                classes.entry(class).or_default().push(position);
+            }
+        }
+        for members in classes.into_values() {
+            if members.len() >= MERGE_PACKS {
+                for position in members {
+                    self.packs[position].decision = Decision::Repack;
+                }
+            }
+        }
+    }
 }
 
-fn plan_pack(pack: &PackReader, live: &Marks, keep_percent: u8) -> PackPlan {
+fn plan_pack(pack: &PackReader, live: &Marks, keep_percent: u8) -> Result<PackPlan> {
+    // What is deleted is decided by the footer alone: it has to be whole.
+    pack.check()?;
     let mut live_chunks = 0;
     let mut live_bytes = 0;
-    for (number, entry) in pack.entries() {
+    let mut scan = pack.scan();
+    for slot in scan.by_ref() {
+        let slot = slot?;
         let at = Location {
             pack: pack.number(),
-            entry: number,
+            entry: slot.number,
         };
         if live.has(at) {
             live_chunks += 1;
-            live_bytes += (pack.stored_bytes(number, entry).bytes.len() + ENTRY_LEN) as u64;
+            live_bytes += slot.stored_len() + ENTRY_LEN as u64;
         }
     }
     let file_bytes = pack.file_len();
-    let decision = if live_chunks == 0 {
+    let decision = if scan.has_unknown() {
+        Decision::Keep
+    } else if live_chunks == 0 {
         Decision::Delete
     } else if live_bytes * 100 < file_bytes * u64::from(keep_percent) {
         Decision::Repack
     } else {
         Decision::Keep
     };
-    PackPlan {
+    Ok(PackPlan {
         number: pack.number(),
+        mergeable: !scan.has_unknown(),
         pack: pack.number().to_string(),
         file_bytes,
-        chunks: pack.entry_count() as u64,
+        chunks: u64::from(pack.entry_count()),
         live_chunks,
         live_bytes,
         decision,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pack(number: u32, file_bytes: u64) -> PackPlan {
+        PackPlan {
+            number: PackNumber(number),
+            mergeable: true,
+            pack: number.to_string(),
+            file_bytes,
+            chunks: 1,
+            live_chunks: 1,
+            live_bytes: file_bytes,
+            decision: Decision::Keep,
+        }
+    }
+
+    fn decisions(mut plan: GcPlan) -> Vec<Decision> {
+        plan.merge_small();
+        plan.packs.iter().map(|pack| pack.decision).collect()
+    }
+
+    #[test]
+    fn many_packs_of_a_size_are_merged_and_few_or_large_ones_are_not() {
+        let few = (0..MERGE_PACKS as u32 - 1).map(|n| pack(n, 5000)).collect();
+        assert!(
+            decisions(GcPlan { packs: few })
+                .iter()
+                .all(|it| *it == Decision::Keep)
+        );
+        let many = (0..MERGE_PACKS as u32)
+            .map(|n| pack(n, 5000 + u64::from(n)))
+            .collect();
+        assert!(
+            decisions(GcPlan { packs: many })
+                .iter()
+                .all(|it| *it == Decision::Repack)
+        );
+        let large = (0..100).map(|n| pack(n, MERGE_BELOW_BYTES)).collect();
+        assert!(
+            decisions(GcPlan { packs: large })
+                .iter()
+                .all(|it| *it == Decision::Keep)
+        );
     }
 }

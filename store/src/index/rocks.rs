@@ -4,8 +4,10 @@
 //! file, so that a reader never has a log to replay and durability is one
 //! step. RocksDB's own block checksums are checked on every read.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::time::SystemTime;
 
 use rocksdb::{
     BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, IteratorMode, LogLevel,
@@ -31,6 +33,8 @@ const MERGE_ABOVE_FILES: u64 = 12;
 pub(crate) struct IndexReader {
     db: DB,
     path: PathBuf,
+    /// What `CURRENT` was: every writer makes it anew.
+    opened: Option<(u64, SystemTime)>,
 }
 
 /// The index, open for changes. The holder has the publish lock.
@@ -45,6 +49,7 @@ impl IndexReader {
         if !path.join("CURRENT").exists() {
             return Err(damaged(path, "it is missing"));
         }
+        let opened = current(path);
         // A writer may delete a merged file between our reading its name and
         // opening it; then the next attempt sees the new names.
         let mut attempt = 0;
@@ -54,6 +59,7 @@ impl IndexReader {
                     return Ok(Self {
                         db,
                         path: path.to_owned(),
+                        opened,
                     });
                 }
                 Err(error) if attempt >= OPEN_ATTEMPTS => return Err(failed(path, &error)),
@@ -61,6 +67,12 @@ impl IndexReader {
             }
             attempt += 1;
         }
+    }
+
+    /// Whether the index has been written since: this view may hold on to files
+    /// that are deleted.
+    pub fn is_outdated(&self) -> bool {
+        current(&self.path) != self.opened
     }
 
     /// Where the chunk with this key is.
@@ -143,7 +155,10 @@ impl IndexWriter {
         })
     }
 
-    /// Removes those of `keys` that still map to a location `doomed` accepts.
+    /// Removes those of `keys` that map to a location `doomed` accepts.
+    ///
+    /// All are looked up before the first is removed: a look-up among changes that
+    /// are not flushed sorts them all.
     pub fn remove_if(
         &self,
         keys: impl IntoIterator<Item = ChunkKey>,
@@ -214,6 +229,12 @@ impl IndexWriter {
     }
 }
 
+/// Identity of the file that RocksDB names its present state in.
+fn current(path: &Path) -> Option<(u64, SystemTime)> {
+    let found = std::fs::metadata(path.join("CURRENT")).ok()?;
+    Some((found.ino(), found.modified().ok()?))
+}
+
 fn options() -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
@@ -257,11 +278,22 @@ fn parse_location(value: &[u8]) -> Option<Location> {
 
 fn failed(path: &Path, error: &rocksdb::Error) -> Error {
     let message = error.to_string();
-    let full = std::io::Error::from(rustix::io::Errno::NOSPC);
+    // The system's own failures are no damage.
+    let causes = [
+        ("No space left on device", rustix::io::Errno::NOSPC),
+        ("Disk quota exceeded", rustix::io::Errno::DQUOT),
+        ("Too many open files in system", rustix::io::Errno::NFILE),
+        ("Too many open files", rustix::io::Errno::MFILE),
+        ("Cannot allocate memory", rustix::io::Errno::NOMEM),
+        ("Resource temporarily unavailable", rustix::io::Errno::AGAIN),
+        ("Read-only file system", rustix::io::Errno::ROFS),
+        ("Permission denied", rustix::io::Errno::ACCESS),
+    ];
+    let cause = causes.iter().find(|(text, _)| message.contains(text));
     match error.kind() {
-        // A full disk is no damage.
-        rocksdb::ErrorKind::IOError if message.contains("No space left on device") => {
-            Error::io("write", path, full)
+        rocksdb::ErrorKind::IOError if cause.is_some() => {
+            let (_, errno) = cause.expect("just seen");
+            Error::io("use the index", path, std::io::Error::from(*errno))
         }
         rocksdb::ErrorKind::Corruption => Damage::Index {
             path: path.to_owned(),

@@ -32,22 +32,39 @@ pub(crate) const DELTA_HEAD_LEN: usize = 40;
 /// (zstd's format document, "Dictionary Format").
 const DICTIONARY_MAGIC: [u8; 4] = [0x37, 0xa4, 0x30, 0xec];
 
+/// How a chunk is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
 pub(crate) enum Encoding {
-    Raw = 0,
-    Zstd = 1,
-    Delta = 2,
+    Raw,
+    Zstd,
+    Delta,
+    /// One that only a newer version knows.
+    Unknown(u8),
 }
 
 impl Encoding {
-    pub fn from_byte(byte: u8) -> Option<Self> {
+    pub fn from_byte(byte: u8) -> Self {
         match byte {
-            0 => Some(Self::Raw),
-            1 => Some(Self::Zstd),
-            2 => Some(Self::Delta),
-            _ => None,
+            0 => Self::Raw,
+            1 => Self::Zstd,
+            2 => Self::Delta,
+            other => Self::Unknown(other),
         }
+    }
+
+    pub fn to_byte(self) -> u8 {
+        match self {
+            Self::Raw => 0,
+            Self::Zstd => 1,
+            Self::Delta => 2,
+            Self::Unknown(byte) => byte,
+        }
+    }
+
+    /// Whether a chunk stored so decodes without another chunk. Only such a
+    /// chunk may be the base of a delta.
+    pub fn is_standalone(self) -> bool {
+        matches!(self, Self::Raw | Self::Zstd)
     }
 }
 
@@ -111,6 +128,31 @@ fn compress(
 /// valid or its payload is longer than `out`.
 pub(crate) fn decompress(frame: &[u8], dictionary: &[u8], out: &mut [u8]) -> Option<usize> {
     DECOMPRESS.with_borrow_mut(|context| context.decompress_using_dict(out, frame, dictionary).ok())
+}
+
+/// Decodes stored bytes into all or the beginning of `out`, with the base's
+/// payload for a delta. Returns the payload's length; `None` if the bytes do not
+/// decode.
+pub(crate) fn decode(
+    stored: &[u8],
+    encoding: Encoding,
+    base: &[u8],
+    out: &mut [u8],
+) -> Option<usize> {
+    match encoding {
+        Encoding::Raw => {
+            out.get_mut(..stored.len())?.copy_from_slice(stored);
+            Some(stored.len())
+        }
+        Encoding::Zstd => decompress(stored, &[], out),
+        Encoding::Delta => decompress(stored.get(DELTA_HEAD_LEN..)?, base, out),
+        Encoding::Unknown(_) => None,
+    }
+}
+
+/// The length of the zstd frame that `bytes` begin with.
+pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
+    zstd::zstd_safe::find_frame_compressed_size(bytes).ok()
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ use crate::page::PageSize;
 pub(crate) const HEADER_LEN: usize = 32;
 pub(crate) const ENTRY_LEN: usize = 24;
 pub(crate) const SEAL_LEN: usize = 64;
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 const HEADER_MAGIC: &[u8; 8] = b"SNAPPACK";
 const SEAL_MAGIC: &[u8; 8] = b"SNAPSEAL";
 
@@ -55,23 +55,29 @@ impl Entry {
         let mut bytes = [0; ENTRY_LEN];
         bytes[..16].copy_from_slice(&self.key.prefix);
         bytes[16..20].copy_from_slice(&self.offset.to_le_bytes());
-        bytes[20] = self.key.kind as u8 | (self.encoding as u8) << 4;
+        bytes[20] = self.key.kind as u8 | self.encoding.to_byte() << 4;
         bytes[21..].copy_from_slice(&self.check);
         bytes
     }
 
-    /// `None` if the kind or the encoding is unknown.
+    /// `None` if the kind is unknown. An unknown encoding is an entry like any
+    /// other: a newer version's chunk, which only decoding it refuses.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         Some(Self {
             key: ChunkKey {
                 kind: ChunkKind::from_byte(bytes[20] & 0xf)?,
                 prefix: bytes[..16].try_into().ok()?,
             },
-            offset: u32::from_le_bytes(bytes[16..20].try_into().ok()?),
-            encoding: Encoding::from_byte(bytes[20] >> 4)?,
+            offset: offset_in(bytes),
+            encoding: Encoding::from_byte(bytes[20] >> 4),
             check: bytes[21..24].try_into().ok()?,
         })
     }
+}
+
+/// The offset that the bytes of a footer entry name.
+pub(crate) fn offset_in(entry: &[u8]) -> u32 {
+    u32::from_le_bytes(array(&entry[16..20]))
 }
 
 /// The check bytes of a footer entry for these stored bytes.
@@ -89,6 +95,39 @@ pub(crate) fn header(number: PackNumber, page_size: PageSize) -> [u8; HEADER_LEN
     let hash = blake3::hash(&bytes[..24]);
     bytes[24..].copy_from_slice(&hash.as_bytes()[..8]);
     bytes
+}
+
+/// What a header says of its pack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Header {
+    /// It is what this version writes for this pack.
+    Right,
+    /// It is whole, and of a format that this version does not know.
+    Newer(u32),
+    /// It is whole, and of another pack or page size.
+    Foreign,
+    /// Its checksum is wrong.
+    Damaged,
+}
+
+pub(crate) fn check_header(
+    bytes: &[u8; HEADER_LEN],
+    number: PackNumber,
+    page_size: PageSize,
+) -> Header {
+    let hash = blake3::hash(&bytes[..24]);
+    if &bytes[..8] != HEADER_MAGIC || bytes[24..] != hash.as_bytes()[..8] {
+        return Header::Damaged;
+    }
+    let version = u32::from_le_bytes(array(&bytes[8..12]));
+    if version != VERSION {
+        return Header::Newer(version);
+    }
+    if *bytes == header(number, page_size) {
+        Header::Right
+    } else {
+        Header::Foreign
+    }
 }
 
 /// The page size a pack's header names, if the header is whole.
@@ -122,63 +161,80 @@ fn seal_hash(header: &[u8], footer: &[u8], seal_start: &[u8]) -> blake3::Hash {
     hasher.finalize()
 }
 
-/// What a sealed pack's frame says: where its footer is.
-#[derive(Debug)]
+/// Where a pack's footer is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Frame {
-    pub footer_offset: usize,
-    pub entry_count: usize,
+    pub footer_offset: u64,
+    pub entry_count: u32,
 }
 
-/// Checks header, footer and seal of a whole pack file.
-pub(crate) fn check_frame(
-    file: &[u8],
-    number: PackNumber,
-    page_size: PageSize,
-) -> Result<Frame, &'static str> {
-    if file.len() < HEADER_LEN + SEAL_LEN {
-        return Err("too short for a pack");
+impl Frame {
+    /// The places where the footer may be, by the seal of a file of this length:
+    /// one if the seal's two numbers agree, else one for each of them, since one
+    /// flipped bit leaves the other right.
+    pub fn candidates(seal: &[u8; SEAL_LEN], file_len: u64) -> Vec<Self> {
+        let offset = u64::from_le_bytes(array(&seal[..8]));
+        let count = u32::from_le_bytes(array(&seal[8..12]));
+        let Some(body) = file_len.checked_sub(SEAL_LEN as u64) else {
+            return Vec::new();
+        };
+        let by_count = body.checked_sub(u64::from(count) * ENTRY_LEN as u64);
+        let by_offset = body
+            .checked_sub(offset)
+            .filter(|len| len % ENTRY_LEN as u64 == 0);
+        let by_offset = by_offset.and_then(|len| u32::try_from(len / ENTRY_LEN as u64).ok());
+        let frames = [
+            by_count.map(|footer_offset| Self {
+                footer_offset,
+                entry_count: count,
+            }),
+            by_offset.map(|entry_count| Self {
+                footer_offset: offset,
+                entry_count,
+            }),
+        ];
+        let mut found: Vec<Self> = frames
+            .into_iter()
+            .flatten()
+            .filter(|frame| match frame.entry_count {
+                0 => frame.footer_offset == HEADER_LEN as u64,
+                _ => frame.footer_offset > HEADER_LEN as u64,
+            })
+            .collect();
+        found.dedup();
+        found
     }
-    let (body, seal) = file.split_at(file.len() - SEAL_LEN);
-    if &seal[56..] != SEAL_MAGIC {
-        return Err("it has no seal");
-    }
-    let footer_offset = usize::try_from(u64::from_le_bytes(array(&seal[..8])))
-        .map_err(|_| "its footer lies outside the file")?;
-    let entry_count = u32::from_le_bytes(array(&seal[8..12])) as usize;
-    let footer_len = entry_count * ENTRY_LEN;
-    if footer_offset < HEADER_LEN || footer_offset.checked_add(footer_len) != Some(body.len()) {
-        return Err("its seal does not fit its length");
-    }
-    let footer = &body[footer_offset..];
-    if seal_hash(&file[..HEADER_LEN], footer, &seal[..24]).as_bytes() != &seal[24..56] {
-        return Err("header, footer or seal has a wrong checksum");
-    }
-    if file[..HEADER_LEN] != header(number, page_size)
-        || seal[12..16] != number.0.to_le_bytes()
-        || seal[16..24] != [0; 8]
-    {
-        return Err("it belongs to another number, page size or format version");
-    }
-    check_entries(footer, footer_offset)?;
-    Ok(Frame {
-        footer_offset,
-        entry_count,
-    })
 }
 
-/// Every entry parses and the offsets rise from the header to the footer.
-fn check_entries(footer: &[u8], footer_offset: usize) -> Result<(), &'static str> {
-    let mut expected_at_least = HEADER_LEN;
-    for (position, bytes) in footer.chunks_exact(ENTRY_LEN).enumerate() {
-        let entry = Entry::from_bytes(bytes).ok_or("an entry has an unknown kind or encoding")?;
-        let offset = entry.offset as usize;
-        let misplaced = position == 0 && offset != HEADER_LEN;
-        if misplaced || offset < expected_at_least || offset >= footer_offset {
-            return Err("an entry lies outside the chunks");
-        }
-        expected_at_least = offset + 1;
+/// Whether a seal ends as one does.
+pub(crate) fn has_seal_magic(seal: &[u8; SEAL_LEN]) -> bool {
+    seal[56..] == *SEAL_MAGIC
+}
+
+/// Hashes header, footer and the seal's beginning, as the seal's checksum does.
+pub(crate) struct FrameHasher(blake3::Hasher);
+
+impl FrameHasher {
+    pub fn new(header: &[u8; HEADER_LEN]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(header);
+        Self(hasher)
     }
-    Ok(())
+
+    pub fn footer(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Whether `seal` is what was written for this header and footer.
+    pub fn fits(mut self, seal: &[u8; SEAL_LEN], number: PackNumber, frame: Frame) -> bool {
+        self.0.update(&seal[..24]);
+        seal[56..] == *SEAL_MAGIC
+            && seal[..8] == frame.footer_offset.to_le_bytes()
+            && seal[8..12] == frame.entry_count.to_le_bytes()
+            && seal[12..16] == number.0.to_le_bytes()
+            && seal[16..24] == [0; 8]
+            && self.0.finalize().as_bytes() == &seal[24..56]
+    }
 }
 
 fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
@@ -201,8 +257,62 @@ mod tests {
             check: [1, 2, 3],
         };
         assert_eq!(Entry::from_bytes(&entry.to_bytes()), Some(entry));
-        let mut unknown = entry.to_bytes();
-        unknown[20] = 0xf1;
-        assert_eq!(Entry::from_bytes(&unknown), None);
+    }
+
+    #[test]
+    fn an_unknown_encoding_is_kept_and_an_unknown_kind_is_none() {
+        let entry = Entry {
+            key: ChunkKey {
+                kind: ChunkKind::Page,
+                prefix: [7; 16],
+            },
+            offset: 32,
+            encoding: Encoding::Raw,
+            check: [1, 2, 3],
+        };
+        let mut bytes = entry.to_bytes();
+        bytes[20] = 0x90;
+        let unknown = Entry::from_bytes(&bytes).unwrap();
+        assert_eq!(unknown.encoding, Encoding::Unknown(9));
+        assert_eq!(unknown.to_bytes(), bytes);
+        bytes[20] = 0x1f;
+        assert_eq!(Entry::from_bytes(&bytes), None);
+    }
+
+    #[test]
+    fn a_seal_with_one_wrong_number_still_tells_where_the_footer_is() {
+        let frame = Frame {
+            footer_offset: 5000,
+            entry_count: 3,
+        };
+        let header = header(PackNumber(1), PageSize::default());
+        let footer = [1; 3 * ENTRY_LEN];
+        let whole = seal(&header, &footer, 5000, PackNumber(1));
+        let len = 5000 + 3 * ENTRY_LEN as u64 + SEAL_LEN as u64;
+        assert_eq!(Frame::candidates(&whole, len), [frame]);
+        for byte in [0, 8] {
+            let mut flipped = whole;
+            flipped[byte] ^= 4;
+            assert!(Frame::candidates(&flipped, len).contains(&frame), "{byte}");
+        }
+        let mut hasher = FrameHasher::new(&header);
+        hasher.footer(&footer);
+        assert!(hasher.fits(&whole, PackNumber(1), frame));
+    }
+
+    #[test]
+    fn headers_of_other_versions_and_packs_are_told_from_damage() {
+        let whole = header(PackNumber(1), PageSize::default());
+        let check =
+            |bytes: &[u8; HEADER_LEN]| check_header(bytes, PackNumber(1), PageSize::default());
+        assert_eq!(check(&whole), Header::Right);
+        let other = header(PackNumber(2), PageSize::default());
+        assert_eq!(check(&other), Header::Foreign);
+        let mut flipped = whole;
+        flipped[9] ^= 1;
+        assert_eq!(check(&flipped), Header::Damaged);
+        let hash = blake3::hash(&flipped[..24]);
+        flipped[24..].copy_from_slice(&hash.as_bytes()[..8]);
+        assert_eq!(check(&flipped), Header::Newer(257));
     }
 }

@@ -1,32 +1,69 @@
-//! One sealed pack, mapped into memory.
+//! One sealed pack, read by pread(2).
+//!
+//! Nothing of a pack is mapped: what the disk cannot read is an error of one
+//! chunk, never a signal, and a pack costs a descriptor only while it is in use.
+//! Opening reads the header and the seal. Footer entries are read in blocks when
+//! they are asked for. They only find chunks: what is decoded is checked against
+//! the full id. So a damaged footer entry costs its chunk and the one before it,
+//! and the rest of the pack stays readable. Whoever relies on a footer without
+//! reading the chunks (deduplication, the collector) asks [`PackReader::check`].
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
-use memmap2::Mmap;
+use quick_cache::sync::Cache;
 
-use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::durable;
+use crate::error::{Damage, Error, IoContext as _, Result, is_unreadable};
 use crate::id::{ChunkId, ChunkKey, ChunkKind};
-use crate::pack::codec::{self, DELTA_HEAD_LEN, Encoding};
-use crate::pack::format::{self, ENTRY_LEN, Entry, Frame};
+use crate::pack::codec::{DELTA_HEAD_LEN, Encoding};
+use crate::pack::format::{
+    self, ENTRY_LEN, Entry, Frame, FrameHasher, HEADER_LEN, Header, SEAL_LEN,
+};
 use crate::pack::{EntryNumber, Location, PackNumber};
 use crate::page::PageSize;
 use crate::sim::{self, StepKind};
 
-/// A mapped pack whose header, footer and seal have been checked.
+/// Footer entries per cached block: 3 KiB.
+const BLOCK_ENTRIES: u32 = 128;
+/// Footer entries that a scan reads at a time: 96 KiB.
+const SCAN_ENTRIES: u32 = 4096;
+/// No stored chunk is longer: a manifest of 1 MiB, and zstd's overhead.
+const MAX_STORED_LEN: u64 = 2 << 20;
+
+/// Blocks of footers, shared by the packs of a store.
+pub(crate) type FooterBlocks = Cache<(PackNumber, u32), Arc<[u8]>>;
+
+/// An open pack.
 #[derive(Debug)]
 pub(crate) struct PackReader {
     number: PackNumber,
     path: PathBuf,
-    map: Mmap,
+    file: File,
+    file_len: u64,
+    header: [u8; HEADER_LEN],
+    header_is_right: bool,
+    seal: [u8; SEAL_LEN],
     frame: Frame,
+    page_len: usize,
+    blocks: Arc<FooterBlocks>,
+    sound: OnceLock<bool>,
 }
 
-/// A chunk's stored bytes and what its footer says of them.
-#[derive(Clone, Copy)]
-pub(crate) struct Stored<'a> {
+/// A chunk's line in the footer, and where its stored bytes end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Slot {
+    pub number: EntryNumber,
     pub entry: Entry,
-    pub bytes: &'a [u8],
+    pub end: u64,
+}
+
+impl Slot {
+    /// The length of the stored bytes, as far as the footer can be trusted.
+    pub fn stored_len(&self) -> u64 {
+        self.end.saturating_sub(u64::from(self.entry.offset))
+    }
 }
 
 /// What a delta was made against.
@@ -37,72 +74,228 @@ pub(crate) struct BaseRef {
 }
 
 impl PackReader {
-    /// Maps the sealed pack at `path`; `None` if there is no such file.
-    pub fn open(path: PathBuf, number: PackNumber, page_size: PageSize) -> Result<Option<Self>> {
+    /// Opens the sealed pack at `path`; `None` if there is no such file.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a pack of a newer format; [`Damage::Pack`] if
+    /// its footer cannot be found; I/O errors.
+    pub fn open(
+        path: PathBuf,
+        number: PackNumber,
+        page_size: PageSize,
+        blocks: Arc<FooterBlocks>,
+    ) -> Result<Option<Self>> {
         sim::before(StepKind::OpenPack, &path).context("open", &path)?;
         let file = match File::open(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.context("open", &path)?,
         };
-        // SAFETY: a sealed pack is never written or truncated again by this
-        // program; only unlinking it is allowed, which leaves mappings intact.
-        #[allow(unsafe_code)]
-        let map = unsafe { Mmap::map(&file) }.context("map", &path)?;
-        match format::check_frame(&map, number, page_size) {
-            Ok(frame) => Ok(Some(Self {
-                number,
-                path,
-                map,
-                frame,
-            })),
-            Err(reason) => Err(Damage::Pack { path, reason }.into()),
+        let file_len = file.metadata().context("inspect", &path)?.len();
+        let damaged = |reason| {
+            Error::from(Damage::Pack {
+                path: path.clone(),
+                reason,
+            })
+        };
+        if file_len < (HEADER_LEN + SEAL_LEN) as u64 {
+            return Err(damaged("too short for a pack"));
         }
+        let mut header = [0; HEADER_LEN];
+        let mut seal = [0; SEAL_LEN];
+        let read = |buffer: &mut [u8], offset| {
+            durable::read_at(&file, &path, buffer, offset).map_err(|error| match error {
+                Error::Io { source, .. } if is_unreadable(&source) => {
+                    damaged("the disk cannot read its header or seal")
+                }
+                other => other,
+            })
+        };
+        read(&mut header, 0)?;
+        read(&mut seal, file_len - SEAL_LEN as u64)?;
+        let header_is_right = match format::check_header(&header, number, page_size) {
+            Header::Right => true,
+            Header::Damaged => false,
+            Header::Foreign => return Err(damaged("it belongs to another number or page size")),
+            Header::Newer(found) => {
+                return Err(Error::Unsupported {
+                    path,
+                    found,
+                    known: format::VERSION,
+                });
+            }
+        };
+        let mut pack = Self {
+            number,
+            frame: Frame {
+                footer_offset: 0,
+                entry_count: 0,
+            },
+            file,
+            file_len,
+            header,
+            header_is_right,
+            seal,
+            page_len: page_size.len(),
+            blocks,
+            sound: OnceLock::new(),
+            path,
+        };
+        pack.frame = pack.find_footer()?;
+        Ok(Some(pack))
+    }
+
+    /// Where the footer is. A seal with one flipped bit still tells.
+    fn find_footer(&self) -> Result<Frame> {
+        let candidates = Frame::candidates(&self.seal, self.file_len);
+        if let [only] = candidates[..]
+            && self.has_seal_magic()
+        {
+            return Ok(only);
+        }
+        for frame in candidates {
+            let mut first = [0; ENTRY_LEN];
+            durable::read_at(&self.file, &self.path, &mut first, frame.footer_offset)?;
+            if format::offset_in(&first) as usize == HEADER_LEN {
+                return Ok(frame);
+            }
+        }
+        Err(self.pack_damage("it has no whole seal"))
+    }
+
+    fn has_seal_magic(&self) -> bool {
+        format::has_seal_magic(&self.seal)
     }
 
     pub fn number(&self) -> PackNumber {
         self.number
     }
 
-    pub fn entry_count(&self) -> usize {
+    pub fn entry_count(&self) -> u32 {
         self.frame.entry_count
     }
 
     pub fn file_len(&self) -> u64 {
-        self.map.len() as u64
+        self.file_len
     }
 
-    /// The footer's line `entry`, if there is one.
-    pub fn entry(&self, entry: EntryNumber) -> Option<Entry> {
-        let position = usize::try_from(entry.0).ok()?;
-        if position >= self.frame.entry_count {
-            return None;
+    /// Whether the file has lost its name: it was deleted, or set aside.
+    pub fn is_deleted(&self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        self.file.metadata().is_ok_and(|found| found.nlink() == 0)
+    }
+
+    /// Checks header, footer and seal against the seal's checksum. Linear in the
+    /// number of entries.
+    pub fn check(&self) -> Result<()> {
+        if !self.header_is_right {
+            return Err(self.pack_damage("its header has a wrong checksum"));
         }
-        let at = self.frame.footer_offset + position * ENTRY_LEN;
-        Entry::from_bytes(&self.map[at..at + ENTRY_LEN])
-    }
-
-    /// All lines of the footer, in file order.
-    pub fn entries(&self) -> impl Iterator<Item = (EntryNumber, Entry)> + '_ {
-        let count = u32::try_from(self.frame.entry_count).expect("entries are counted in 32 bits");
-        (0..count).filter_map(|n| Some((EntryNumber(n), self.entry(EntryNumber(n))?)))
-    }
-
-    /// The stored bytes of `entry` if it holds the chunk with this key.
-    pub fn stored(&self, entry: EntryNumber, key: ChunkKey) -> Option<Stored<'_>> {
-        let found = self.entry(entry)?;
-        (found.key == key).then(|| self.stored_bytes(entry, found))
-    }
-
-    pub fn stored_bytes(&self, number: EntryNumber, entry: Entry) -> Stored<'_> {
-        let end = number
-            .0
-            .checked_add(1)
-            .and_then(|next| self.entry(EntryNumber(next)))
-            .map_or(self.frame.footer_offset, |next| next.offset as usize);
-        Stored {
-            entry,
-            bytes: &self.map[entry.offset as usize..end],
+        let mut hasher = FrameHasher::new(&self.header);
+        let mut from = 0;
+        while from < self.frame.entry_count {
+            let bytes = self.read_entries(from, SCAN_ENTRIES)?;
+            hasher.footer(&bytes);
+            from += SCAN_ENTRIES;
         }
+        if hasher.fits(&self.seal, self.number, self.frame) {
+            return Ok(());
+        }
+        Err(self.pack_damage("its footer or seal has a wrong checksum"))
+    }
+
+    /// Whether [`PackReader::check`] finds nothing; looked at once.
+    pub fn is_sound(&self) -> Result<bool> {
+        if let Some(sound) = self.sound.get() {
+            return Ok(*sound);
+        }
+        let sound = match self.check() {
+            Ok(()) => true,
+            Err(Error::Damaged(_)) => false,
+            Err(other) => return Err(other),
+        };
+        Ok(*self.sound.get_or_init(|| sound))
+    }
+
+    /// The chunk at `entry`; `None` if there is none, or of an unknown kind.
+    pub fn slot(&self, entry: EntryNumber) -> Result<Option<Slot>> {
+        if entry.0 >= self.frame.entry_count {
+            return Ok(None);
+        }
+        let block_number = entry.0 / BLOCK_ENTRIES;
+        let key = (self.number, block_number);
+        let block = match self.blocks.get(&key) {
+            Some(block) => block,
+            None => {
+                // One entry more: it says where the last one's bytes end.
+                let first = block_number * BLOCK_ENTRIES;
+                let block: Arc<[u8]> = self.read_entries(first, BLOCK_ENTRIES + 1)?.into();
+                self.blocks.insert(key, block.clone());
+                block
+            }
+        };
+        Ok(self.slot_in(&block, entry.0 % BLOCK_ENTRIES, entry))
+    }
+
+    /// The chunk at `entry` if it has this key.
+    pub fn slot_of(&self, entry: EntryNumber, key: ChunkKey) -> Result<Option<Slot>> {
+        Ok(self.slot(entry)?.filter(|slot| slot.entry.key == key))
+    }
+
+    /// All chunks, in file order.
+    pub fn scan(&self) -> Scan<'_> {
+        Scan {
+            pack: self,
+            bytes: Vec::new(),
+            first: 0,
+            next: 0,
+            has_unknown: false,
+        }
+    }
+
+    /// Reads the stored bytes of a chunk into `out`.
+    pub fn read(&self, slot: &Slot, out: &mut Vec<u8>) -> Result<()> {
+        let start = u64::from(slot.entry.offset);
+        let len = slot.stored_len();
+        let inside = start >= HEADER_LEN as u64 && slot.end <= self.frame.footer_offset;
+        if !inside || len == 0 || len > MAX_STORED_LEN {
+            return Err(self.damaged(slot.entry, "its footer entry is damaged"));
+        }
+        out.resize(usize::try_from(len).expect("checked above"), 0);
+        self.read_bytes(slot.entry, start, out)
+    }
+
+    /// Reads what a delta was made against; `None` for the other encodings.
+    pub fn base(&self, slot: &Slot) -> Result<Option<BaseRef>> {
+        if slot.entry.encoding != Encoding::Delta || slot.stored_len() < DELTA_HEAD_LEN as u64 {
+            return Ok(None);
+        }
+        let mut head = [0; DELTA_HEAD_LEN];
+        self.read_bytes(slot.entry, u64::from(slot.entry.offset), &mut head)?;
+        Ok(base_in(slot.entry, &head))
+    }
+
+    /// Reads `len` bytes from `offset` on, as far as the chunks go: for finding
+    /// chunks whose footer entries are damaged.
+    pub fn read_raw(&self, entry: Entry, offset: u64, len: u64, out: &mut Vec<u8>) -> Result<()> {
+        let end = (offset + len).min(self.frame.footer_offset);
+        let len = end.saturating_sub(offset).min(MAX_STORED_LEN);
+        out.resize(usize::try_from(len).expect("capped"), 0);
+        self.read_bytes(entry, offset, out)
+    }
+
+    /// The footer's bytes, which may be damaged.
+    pub fn raw_lines(&self) -> Result<Vec<u8>> {
+        self.read_entries(0, self.frame.entry_count)
+    }
+
+    /// The length of this pack's pages.
+    pub fn page_len(&self) -> usize {
+        self.page_len
+    }
+
+    /// Where the chunks end and the footer begins.
+    pub fn chunks_end(&self) -> u64 {
+        self.frame.footer_offset
     }
 
     /// An error that names this chunk in this pack.
@@ -115,39 +308,118 @@ impl PackReader {
         }
         .into()
     }
+
+    /// An error that says that this chunk is stored as only a newer version can
+    /// read it.
+    pub fn newer(&self, encoding: u8) -> Error {
+        Error::Unsupported {
+            path: self.path.clone(),
+            found: u32::from(encoding),
+            known: u32::from(Encoding::Delta.to_byte()),
+        }
+    }
+
+    fn read_bytes(&self, entry: Entry, offset: u64, out: &mut [u8]) -> Result<()> {
+        match durable::read_at(&self.file, &self.path, out, offset) {
+            Err(Error::Io { source, .. }) if is_unreadable(&source) => {
+                Err(self.damaged(entry, "the disk cannot read it"))
+            }
+            other => other,
+        }
+    }
+
+    fn read_entries(&self, first: u32, count: u32) -> Result<Vec<u8>> {
+        let count = count.min(self.frame.entry_count - first);
+        let mut bytes = vec![0; count as usize * ENTRY_LEN];
+        let offset = self.frame.footer_offset + u64::from(first) * ENTRY_LEN as u64;
+        match durable::read_at(&self.file, &self.path, &mut bytes, offset) {
+            Err(Error::Io { source, .. }) if is_unreadable(&source) => {
+                Err(self.pack_damage("the disk cannot read its footer"))
+            }
+            other => other.map(|()| bytes),
+        }
+    }
+
+    /// The entry `position` of a run of entries, which ends one entry later or
+    /// with the footer.
+    fn slot_in(&self, run: &[u8], position: u32, number: EntryNumber) -> Option<Slot> {
+        let at = position as usize * ENTRY_LEN;
+        let entry = Entry::from_bytes(run.get(at..at + ENTRY_LEN)?)?;
+        let next = run.get(at + ENTRY_LEN..at + 2 * ENTRY_LEN);
+        let end = next.map_or(self.frame.footer_offset, |next| {
+            u64::from(format::offset_in(next))
+        });
+        Some(Slot { number, entry, end })
+    }
+
+    fn pack_damage(&self, reason: &'static str) -> Error {
+        Damage::Pack {
+            path: self.path.clone(),
+            reason,
+        }
+        .into()
+    }
 }
 
-impl<'a> Stored<'a> {
-    /// What the delta was made against; `None` for the other encodings.
-    pub fn base(&self) -> Option<BaseRef> {
-        if self.entry.encoding != Encoding::Delta || self.bytes.len() < DELTA_HEAD_LEN {
-            return None;
-        }
-        let hash = self.bytes[..32].try_into().ok()?;
-        let hint = self.bytes[32..DELTA_HEAD_LEN].try_into().ok()?;
-        Some(BaseRef {
-            id: ChunkId::from_hash(self.entry.key.kind, hash),
-            hint: Location::from_bytes(hint),
-        })
-    }
+/// Goes through a footer. See [`PackReader::scan`].
+pub(crate) struct Scan<'a> {
+    pack: &'a PackReader,
+    bytes: Vec<u8>,
+    /// The number of the first entry in `bytes`.
+    first: u32,
+    next: u32,
+    has_unknown: bool,
+}
 
-    /// Decodes into all or the beginning of `out`, with the base's payload for a
-    /// delta. Returns the payload's length; `None` if the bytes do not decode.
-    pub fn decode(&self, base: &[u8], out: &mut [u8]) -> Option<usize> {
-        match self.entry.encoding {
-            Encoding::Raw => {
-                out.get_mut(..self.bytes.len())?.copy_from_slice(self.bytes);
-                Some(self.bytes.len())
+impl Scan<'_> {
+    /// Whether a chunk of a kind or an encoding that only a newer version knows
+    /// has been passed.
+    pub fn has_unknown(&self) -> bool {
+        self.has_unknown
+    }
+}
+
+impl Iterator for Scan<'_> {
+    type Item = Result<Slot>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.next < self.pack.frame.entry_count {
+            if self.next.is_multiple_of(SCAN_ENTRIES) {
+                self.first = self.next;
+                match self.pack.read_entries(self.first, SCAN_ENTRIES + 1) {
+                    Ok(bytes) => self.bytes = bytes,
+                    Err(error) => {
+                        self.next = self.pack.frame.entry_count;
+                        return Some(Err(error));
+                    }
+                }
             }
-            Encoding::Zstd => codec::decompress(self.bytes, &[], out),
-            Encoding::Delta => codec::decompress(self.bytes.get(DELTA_HEAD_LEN..)?, base, out),
+            let number = EntryNumber(self.next);
+            let slot = self
+                .pack
+                .slot_in(&self.bytes, self.next - self.first, number);
+            self.next += 1;
+            self.has_unknown |=
+                slot.is_none_or(|slot| matches!(slot.entry.encoding, Encoding::Unknown(_)));
+            if let Some(slot) = slot {
+                return Some(Ok(slot));
+            }
         }
+        None
     }
+}
 
-    /// Whether the stored bytes match the footer's check.
-    pub fn passes_check(&self) -> bool {
-        format::stored_check(self.bytes) == self.entry.check
+/// What a delta with these stored bytes was made against.
+pub(crate) fn base_in(entry: Entry, stored: &[u8]) -> Option<BaseRef> {
+    if entry.encoding != Encoding::Delta {
+        return None;
     }
+    let hash = stored.get(..32)?.try_into().ok()?;
+    let hint = stored.get(32..DELTA_HEAD_LEN)?.try_into().ok()?;
+    Some(BaseRef {
+        id: ChunkId::from_hash(entry.key.kind, hash),
+        hint: Location::from_bytes(hint),
+    })
 }
 
 /// The head of a delta against this base.

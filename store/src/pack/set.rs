@@ -1,9 +1,11 @@
 //! The packs of a store: opening sealed ones, starting new ones, sweeping
 //! what dead writers left.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::sync::{Arc, PoisonError, RwLock};
+
+use quick_cache::sync::Cache;
 
 use crate::durable;
 use crate::error::{Damage, IoContext as _, Result};
@@ -11,49 +13,110 @@ use crate::gc::state::CollectorState;
 use crate::layout::Layout;
 use crate::lock::{self, LockKind};
 use crate::pack::PackNumber;
-use crate::pack::reader::PackReader;
+use crate::pack::reader::{FooterBlocks, PackReader};
 use crate::pack::writer::PackWriter;
 use crate::page::PageSize;
 use crate::sim::{self, StepKind};
 
-/// The packs of one store. Sealed packs are mapped when first needed.
-#[derive(Debug)]
+/// Packs kept open at most, in a process that may have many descriptors.
+const MAX_OPEN: u64 = 512;
+/// Blocks of footers kept, of 3 KiB each: 12 MiB, for half a million chunks.
+const FOOTER_BLOCKS: usize = 4096;
+/// Numbers remembered as those of packs that are gone.
+const MAX_ABSENT: usize = 1 << 16;
+
+/// The packs of one store. Sealed packs are opened when first needed, and some
+/// of them kept open.
 pub(crate) struct PackSet {
     layout: Layout,
     page_size: PageSize,
-    open: RwLock<HashMap<PackNumber, Arc<PackReader>>>,
+    open: Cache<PackNumber, Arc<PackReader>>,
+    blocks: Arc<FooterBlocks>,
+    /// Packs that were not there when they were asked for. Numbers are never used
+    /// again, so stale hints to them need not ask the disk each time.
+    absent: RwLock<HashSet<PackNumber>>,
 }
 
 impl PackSet {
     pub fn new(layout: Layout, page_size: PageSize) -> Self {
+        // A quarter of the descriptors is for packs.
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let most = descriptors.map_or(MAX_OPEN, |limit| (limit / 4).clamp(8, MAX_OPEN));
         Self {
             layout,
             page_size,
-            open: RwLock::default(),
+            open: Cache::new(usize::try_from(most).expect("small")),
+            blocks: Arc::new(Cache::new(FOOTER_BLOCKS)),
+            absent: RwLock::default(),
         }
     }
 
     /// The sealed pack of this number; `None` if there is none.
     pub fn get(&self, number: PackNumber) -> Result<Option<Arc<PackReader>>> {
-        {
-            let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(pack) = open.get(&number) {
-                return Ok(Some(pack.clone()));
-            }
+        if let Some(pack) = self.open.get(&number) {
+            return Ok(Some(pack));
         }
-        let Some(pack) =
-            PackReader::open(self.layout.pack(number), number, self.page_size)?.map(Arc::new)
-        else {
+        let absent = self.absent.read().unwrap_or_else(PoisonError::into_inner);
+        if absent.contains(&number) {
+            return Ok(None);
+        }
+        drop(absent);
+        let open = || {
+            let path = self.layout.pack(number);
+            PackReader::open(path, number, self.page_size, self.blocks.clone())
+        };
+        let pack = match open() {
+            Err(error) if error.lacks_descriptors() => {
+                self.open.clear();
+                open()?
+            }
+            other => other?,
+        };
+        let Some(pack) = pack.map(Arc::new) else {
+            let mut absent = self.absent.write().unwrap_or_else(PoisonError::into_inner);
+            if absent.len() < MAX_ABSENT {
+                absent.insert(number);
+            }
             return Ok(None);
         };
-        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        Ok(Some(open.entry(number).or_insert(pack).clone()))
+        self.open.insert(number, pack.clone());
+        Ok(Some(pack))
+    }
+
+    /// Whether the sealed pack is in its place now, whatever is open.
+    pub fn is_there(&self, number: PackNumber) -> Result<bool> {
+        let path = self.layout.pack(number);
+        match fs::symlink_metadata(&path) {
+            Ok(found) => Ok(found.is_file()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error).context("inspect", &path),
+        }
     }
 
     /// Lets go of a pack that was deleted.
     pub fn forget(&self, number: PackNumber) {
-        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        open.remove(&number);
+        self.open.remove(&number);
+        self.blocks.retain(|(pack, _), _| *pack != number);
+    }
+
+    /// Lets go of all packs whose files are deleted, so that their space is free.
+    pub fn forget_deleted(&self) {
+        self.open.retain(|_, pack| !pack.is_deleted());
+    }
+
+    /// Lets go of all packs: what has been moved away is not found any more.
+    pub fn reopen_all(&self) {
+        self.open.clear();
+        self.look_again();
+    }
+
+    /// Looks at the disk again for packs that were not there. A number that was
+    /// missing may be there now: after a copy or a repair.
+    pub fn look_again(&self) {
+        self.absent
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     /// The numbers of all sealed packs, ascending.

@@ -38,6 +38,15 @@ pub(crate) struct EncodedChunk {
     pub len: usize,
 }
 
+/// A chunk of a sealed pack.
+#[derive(Clone, Copy)]
+pub(crate) struct StoredChunk {
+    pub key: ChunkKey,
+    pub at: Location,
+    /// Whether it decodes without another chunk.
+    pub standalone: bool,
+}
+
 /// A pack being written. Dropping it unsealed removes its file.
 pub(crate) struct PackWriter {
     number: PackNumber,
@@ -47,7 +56,7 @@ pub(crate) struct PackWriter {
     packs_dir: PathBuf,
     next_offset: u64,
     footer: Vec<u8>,
-    keys: Vec<ChunkKey>,
+    chunks: Vec<(ChunkKey, bool)>,
     queue: Option<SyncSender<Vec<u8>>>,
     thread: Option<JoinHandle<Result<File>>>,
     /// Where a simulated writer writes to by itself, so that its steps have an
@@ -65,7 +74,8 @@ pub(crate) struct SealedPack {
     path: PathBuf,
     kept: AtomicBool,
     pub number: PackNumber,
-    pub keys: Vec<ChunkKey>,
+    /// Keys, and whether they are stored standalone, in file order.
+    keys: Vec<(ChunkKey, bool)>,
     pub file_len: u64,
 }
 
@@ -98,7 +108,7 @@ impl PackWriter {
             packs_dir: layout.packs(),
             next_offset: 0,
             footer: Vec::new(),
-            keys: Vec::new(),
+            chunks: Vec::new(),
             queue: Some(queue),
             thread,
             simulated,
@@ -110,7 +120,7 @@ impl PackWriter {
 
     /// Whether the pack has reached its size limit.
     pub fn is_full(&self) -> bool {
-        self.next_offset >= PACK_SOFT_LIMIT_BYTES || self.keys.len() >= PACK_SOFT_LIMIT_ENTRIES
+        self.next_offset >= PACK_SOFT_LIMIT_BYTES || self.chunks.len() >= PACK_SOFT_LIMIT_ENTRIES
     }
 
     /// Where the next appended chunk will be.
@@ -118,7 +128,7 @@ impl PackWriter {
         Location {
             pack: self.number,
             entry: EntryNumber(
-                u32::try_from(self.keys.len()).expect("entries are counted in 32 bits"),
+                u32::try_from(self.chunks.len()).expect("entries are counted in 32 bits"),
             ),
         }
     }
@@ -134,7 +144,8 @@ impl PackWriter {
                 check: chunk.check,
             };
             self.footer.extend_from_slice(&entry.to_bytes());
-            self.keys.push(chunk.key);
+            self.chunks
+                .push((chunk.key, chunk.encoding.is_standalone()));
             offset += chunk.len as u64;
         }
         debug_assert_eq!(offset - self.next_offset, bytes.len() as u64);
@@ -167,7 +178,7 @@ impl PackWriter {
             path: self.sealed_path.clone(),
             kept: AtomicBool::new(false),
             number: self.number,
-            keys: std::mem::take(&mut self.keys),
+            keys: std::mem::take(&mut self.chunks),
             file_len,
         })
     }
@@ -243,15 +254,20 @@ impl SealedPack {
         self.kept.store(true, Ordering::Relaxed);
     }
 
-    /// Where each of the pack's chunks is.
-    pub fn locations(&self) -> impl Iterator<Item = (ChunkKey, Location)> + '_ {
-        self.keys.iter().zip(0..).map(|(key, entry)| {
-            let at = Location {
-                pack: self.number,
-                entry: EntryNumber(entry),
-            };
-            (*key, at)
-        })
+    /// The pack's chunks, in file order.
+    pub fn chunks(&self) -> impl Iterator<Item = StoredChunk> + '_ {
+        let entries = (0..).map(EntryNumber);
+        self.keys
+            .iter()
+            .zip(entries)
+            .map(|((key, standalone), entry)| StoredChunk {
+                key: *key,
+                at: Location {
+                    pack: self.number,
+                    entry,
+                },
+                standalone: *standalone,
+            })
     }
 }
 

@@ -1,0 +1,161 @@
+//! Copying what is live in packs that are to go.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::chunks::Place;
+use crate::commit::sink::EncodedRun;
+use crate::error::{Damage, Error, Result};
+use crate::gc::GcReport;
+use crate::gc::INDEX_BATCH;
+use crate::gc::mark::Marks;
+use crate::gc::plan::Decision;
+use crate::gc::state::CollectorState;
+use crate::index::IndexWriter;
+use crate::pack::reader::PackReader;
+use crate::pack::writer::{EncodedChunk, PackWriter};
+use crate::pack::{Location, PackNumber};
+use crate::placement::{self, Moved};
+use crate::scratch::Scratch;
+use crate::store::Store;
+
+/// Stored bytes that a repack hands to its writer at a time.
+const COPY_RUN_BYTES: usize = 4 << 20;
+
+/// Copies on their way into one new pack.
+#[derive(Default)]
+struct Copies {
+    writer: Option<PackWriter>,
+    moved: Vec<Moved>,
+}
+
+impl Store {
+    /// Copies the live chunks of packs to be repacked, and points the index at
+    /// the copies. A pack with a live chunk that is damaged stays: the plan then
+    /// keeps it. Returns the bytes written.
+    pub(super) fn copy_live(&self, report: &mut GcReport, live: &Marks) -> Result<u64> {
+        let mut copies = Copies::default();
+        let mut written = 0;
+        let mut spared = BTreeSet::new();
+        let numbers: Vec<PackNumber> = report
+            .plan
+            .with(Decision::Repack)
+            .map(|pack| pack.number)
+            .collect();
+        for number in numbers {
+            let Some(pack) = self.chunks.packs().get(number)? else {
+                continue;
+            };
+            if let Some(damage) = self.copy_pack(&pack, live, &mut copies)? {
+                report.not_copied.push(damage);
+                spared.insert(number);
+            }
+            if copies.writer.as_ref().is_some_and(PackWriter::is_full) {
+                written += self.finish_copies(&mut copies)?;
+            }
+        }
+        written += self.finish_copies(&mut copies)?;
+        self.spare(&spared, report)?;
+        Ok(written)
+    }
+
+    /// Copies the whole live chunks of a pack; returns the first damage among them.
+    fn copy_pack(
+        &self,
+        pack: &Arc<PackReader>,
+        live: &Marks,
+        copies: &mut Copies,
+    ) -> Result<Option<Damage>> {
+        let mut run = EncodedRun::default();
+        let mut damage = None;
+        let mut stored = Scratch::take();
+        for slot in pack.scan() {
+            let slot = slot?;
+            let from = Location {
+                pack: pack.number(),
+                entry: slot.number,
+            };
+            if !live.has(from) {
+                continue;
+            }
+            // Damage is not copied on: it would get a fresh checksum.
+            let place = Place {
+                pack: pack.clone(),
+                slot,
+            };
+            let checked = self.chunks.check_at(&place);
+            match checked.and_then(|()| pack.read(&slot, &mut stored)) {
+                Err(Error::Damaged(found)) => {
+                    damage.get_or_insert(found);
+                    continue;
+                }
+                other => other?,
+            }
+            let writer = self.writer(&mut copies.writer)?;
+            let mut to = writer.next_location();
+            to.entry.0 += u32::try_from(run.chunks.len()).expect("a run is short");
+            copies.moved.push(Moved {
+                key: slot.entry.key,
+                from,
+                to,
+            });
+            run.chunks.push(EncodedChunk {
+                key: slot.entry.key,
+                encoding: slot.entry.encoding,
+                check: slot.entry.check,
+                len: stored.len(),
+            });
+            run.bytes.extend_from_slice(&stored);
+            if run.bytes.len() >= COPY_RUN_BYTES {
+                let run = std::mem::take(&mut run);
+                writer.append(&run.chunks, run.bytes)?;
+            }
+        }
+        if !run.chunks.is_empty() {
+            let writer = self.writer(&mut copies.writer)?;
+            writer.append(&run.chunks, run.bytes)?;
+        }
+        Ok(damage)
+    }
+
+    fn writer<'w>(&self, writer: &'w mut Option<PackWriter>) -> Result<&'w mut PackWriter> {
+        if writer.is_none() {
+            *writer = Some(self.chunks.packs().create()?);
+        }
+        Ok(writer.as_mut().expect("just set"))
+    }
+
+    /// Seals the copies, then points the index at them, a batch at a time: the
+    /// other way round a crash could leave index entries that lead nowhere.
+    fn finish_copies(&self, copies: &mut Copies) -> Result<u64> {
+        let Some(writer) = copies.writer.take() else {
+            return Ok(0);
+        };
+        let sealed = writer.seal()?;
+        self.chunks.packs().look_again();
+        for moved in copies.moved.chunks(INDEX_BATCH) {
+            let _publish = self.publish_lock()?;
+            let index = IndexWriter::open(&self.layout.index())?;
+            sealed.keep();
+            placement::enter_copies(&self.chunks, &index, moved)?;
+        }
+        copies.moved.clear();
+        Ok(sealed.file_len)
+    }
+
+    /// Keeps packs that were condemned and could not be copied.
+    fn spare(&self, spared: &BTreeSet<PackNumber>, report: &mut GcReport) -> Result<()> {
+        if spared.is_empty() {
+            return Ok(());
+        }
+        for pack in &mut report.plan.packs {
+            if spared.contains(&pack.number) {
+                pack.decision = Decision::Keep;
+            }
+        }
+        let _publish = self.publish_lock()?;
+        let mut state = CollectorState::read(&self.layout)?;
+        state.condemned.retain(|pack, _| !spared.contains(pack));
+        state.write(&self.layout)
+    }
+}

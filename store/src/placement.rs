@@ -1,0 +1,151 @@
+//! Where the index leads: the only code that changes its entries.
+//!
+//! A chunk may be stored in several places, standalone in one and as a delta in
+//! another. The index leads to one of them. **The invariant of bases:**
+//!
+//! > A delta is made only against a chunk that the index leads to where it is
+//! > stored standalone, and an entry of the index that leads to a standalone copy
+//! > is never made to lead to a delta.
+//!
+//! So as long as a delta is needed, the index leads from its base to a standalone
+//! copy, wherever the collector has moved that. It is kept by three rules, one a
+//! function below:
+//!
+//! - [`enter_new`]: a commit's copy takes the place of none, of one that is gone,
+//!   of one that is condemned or unreadable; a delta never that of a standalone
+//!   copy. A second standalone copy waits: the collector may have counted on the
+//!   first.
+//! - [`enter_copies`]: the collector's copy takes the place of what it was copied
+//!   from, and of any delta, which may be of a commit that never ends well.
+//! - [`remove`]: an entry is removed only if its pack is gone.
+//!
+//! All run under the publish lock. An entry that leads nowhere is harmless:
+//! readers and commits look whether the chunk is there. docs/ARCHITECTURE.md has
+//! the argument why nothing is lost.
+
+use std::collections::BTreeMap;
+
+use crate::chunks::{Chunks, Place};
+use crate::error::{Error, Result};
+use crate::gc::state::Epoch;
+use crate::id::ChunkKey;
+use crate::index::IndexWriter;
+use crate::pack::writer::SealedPack;
+use crate::pack::{Location, PackNumber};
+
+/// A chunk that the collector has copied.
+#[derive(Clone, Copy)]
+pub(crate) struct Moved {
+    pub key: ChunkKey,
+    pub from: Location,
+    pub to: Location,
+}
+
+/// Enters the chunks of a commit's pack, durably.
+pub(crate) fn enter_new(
+    chunks: &Chunks,
+    index: &IndexWriter,
+    condemned: &BTreeMap<PackNumber, Epoch>,
+    pack: &SealedPack,
+) -> Result<()> {
+    let mut entries = Vec::new();
+    for chunk in pack.chunks() {
+        let now = index.get(chunk.key)?;
+        let replaces = match now {
+            None => true,
+            Some(now) => match present(chunks, chunk.key, now)? {
+                None => true,
+                Some(place) => {
+                    let going = condemned.contains_key(&now.pack);
+                    if place.is_standalone() {
+                        going && chunk.standalone
+                    } else {
+                        chunk.standalone || going || !has_base(chunks, index, &place)?
+                    }
+                }
+            },
+        };
+        if replaces {
+            entries.push((chunk.key, chunk.at));
+        }
+    }
+    pack.keep();
+    index.put(entries)?;
+    index.flush()
+}
+
+/// Points the index at copies that are durable, durably.
+pub(crate) fn enter_copies(chunks: &Chunks, index: &IndexWriter, moved: &[Moved]) -> Result<()> {
+    let mut entries = Vec::new();
+    for chunk in moved {
+        let replaces = match index.get(chunk.key)? {
+            None => true,
+            Some(now) if now == chunk.from => true,
+            Some(now) => {
+                present(chunks, chunk.key, now)?.is_none_or(|place| !place.is_standalone())
+            }
+        };
+        if replaces {
+            entries.push((chunk.key, chunk.to));
+        }
+    }
+    index.put(entries)?;
+    index.flush()
+}
+
+/// Points the index at places that a reader without a hint would miss, durably.
+pub(crate) fn enter_found(
+    chunks: &Chunks,
+    index: &IndexWriter,
+    found: &[(ChunkKey, Location)],
+) -> Result<()> {
+    let mut entries = Vec::new();
+    for (key, at) in found {
+        let Some(here) = present(chunks, *key, *at)? else {
+            continue;
+        };
+        let now = index.get(*key)?;
+        let now = now.map(|now| present(chunks, *key, now)).transpose()?;
+        let replaces = match now.flatten() {
+            None => true,
+            Some(now) => here.is_standalone() && !now.is_standalone(),
+        };
+        if replaces {
+            entries.push((*key, *at));
+        }
+    }
+    index.put(entries)?;
+    index.flush()
+}
+
+/// Removes those of `keys` whose entries lead to a pack that `is_gone`, durably.
+pub(crate) fn remove(
+    index: &IndexWriter,
+    keys: &[ChunkKey],
+    is_gone: impl Fn(PackNumber) -> bool,
+) -> Result<()> {
+    index.remove_if(keys.iter().copied(), |at| is_gone(at.pack))?;
+    index.flush()
+}
+
+/// The chunk at a place; `None` if it is not there, or cannot be read.
+fn present(chunks: &Chunks, key: ChunkKey, at: Location) -> Result<Option<Place>> {
+    match chunks.at(key, at) {
+        Err(Error::Damaged(_)) => Ok(None),
+        other => other,
+    }
+}
+
+/// Whether the index leads from a delta to a standalone copy of its base.
+fn has_base(chunks: &Chunks, index: &IndexWriter, delta: &Place) -> Result<bool> {
+    let base = match delta.pack.base(&delta.slot) {
+        Ok(Some(base)) => base,
+        Ok(None) | Err(Error::Damaged(_)) => return Ok(false),
+        Err(other) => return Err(other),
+    };
+    let key = base.id.key();
+    let Some(at) = index.get(key)? else {
+        return Ok(false);
+    };
+    Ok(present(chunks, key, at)?.is_some_and(|place| place.is_standalone()))
+}

@@ -1,0 +1,217 @@
+//! Finding the whole chunks of a pack, whatever else is damaged in it.
+//!
+//! A pack whose footer is whole says where its chunks are. In one with a damaged
+//! footer, lines can be wrong: in an offset, which also says where the chunk
+//! before ends; in a kind or an encoding; in a key. But chunks tell what they are.
+//! zstd frames know their length, raw pages have a page's, and a chunk that
+//! decodes has an id, which has to fit the key, or is the key where that is what
+//! was damaged.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::chunks::{Chunks, Place};
+use crate::error::{Damage, Error, Result};
+use crate::id::ChunkKind;
+use crate::pack::EntryNumber;
+use crate::pack::codec::{self, DELTA_HEAD_LEN, Encoding};
+use crate::pack::format::{self, ENTRY_LEN, Entry, HEADER_LEN};
+use crate::pack::reader::{PackReader, Slot};
+use crate::scratch::Scratch;
+
+/// Which chunks of a pack to look at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wanted {
+    Standalone,
+    Deltas,
+    All,
+}
+
+impl Wanted {
+    fn takes(self, encoding: Encoding) -> bool {
+        match self {
+            Self::Standalone => encoding.is_standalone(),
+            Self::Deltas => encoding == Encoding::Delta,
+            Self::All => true,
+        }
+    }
+}
+
+/// What was found in a pack.
+#[derive(Default)]
+pub(crate) struct Found {
+    /// Chunks that decode to what their keys say, with their true entries.
+    pub whole: Vec<Place>,
+    /// What is damaged. A delta whose base is nowhere is not.
+    pub damage: Vec<Damage>,
+}
+
+/// The wanted chunks of a pack. Bases of deltas are looked up in `chunks`.
+pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted) -> Result<Found> {
+    let mut found = Found::default();
+    let slots = match pack.check() {
+        Ok(()) => pack.scan().collect::<Result<Vec<_>>>()?,
+        Err(Error::Damaged(damage)) => {
+            found.damage.push(damage);
+            lines(pack, &mut found.damage)?
+        }
+        Err(other) => return Err(other),
+    };
+    let footer_is_whole = found.damage.is_empty();
+    let looked: Vec<Result<Option<Place>>> = slots
+        .into_par_iter()
+        .map(|slot| {
+            let place = Place {
+                pack: pack.clone(),
+                slot,
+            };
+            if !footer_is_whole {
+                let place = identify(chunks, place)?;
+                return Ok(place.filter(|it| wanted.takes(it.slot.entry.encoding)));
+            }
+            // What only a newer version can read is left as it is.
+            if !wanted.takes(slot.entry.encoding)
+                || matches!(slot.entry.encoding, Encoding::Unknown(_))
+            {
+                return Ok(None);
+            }
+            chunks.check_at(&place).map(|()| Some(place))
+        })
+        .collect();
+    for result in looked {
+        match result {
+            Ok(place) => found.whole.extend(place),
+            // The base of a delta is nowhere: what is stored here may be right.
+            Err(Error::Damaged(Damage::Missing { .. })) => {}
+            Err(Error::Damaged(damage)) => found.damage.push(damage),
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(found)
+}
+
+/// The lines of a footer that may be damaged, with offsets put right where the
+/// chunk before tells its length.
+fn lines(pack: &PackReader, damage: &mut Vec<Damage>) -> Result<Vec<Slot>> {
+    let raw = match pack.raw_lines() {
+        Err(Error::Damaged(unreadable)) => {
+            damage.push(unreadable);
+            return Ok(Vec::new());
+        }
+        other => other?,
+    };
+    let raw: Vec<&[u8]> = raw.chunks_exact(ENTRY_LEN).collect();
+    let mut slots = Vec::new();
+    let mut start = HEADER_LEN as u64;
+    for (position, line) in raw.iter().enumerate() {
+        let next = raw.get(position + 1);
+        let told = next.map_or(pack.chunks_end(), |next| u64::from(format::offset_in(next)));
+        let Some(entry) = guess(line, start) else {
+            start = told;
+            continue;
+        };
+        let number = EntryNumber(u32::try_from(position).expect("entries are counted in 32 bits"));
+        let mut slot = Slot {
+            number,
+            entry,
+            end: told,
+        };
+        if !fits(pack, &slot)?
+            && let Some(len) = own_len(pack, &slot)?
+        {
+            slot.end = start + len;
+            if !fits(pack, &slot)? {
+                slot.end = told;
+            }
+        }
+        start = slot.end;
+        slots.push(slot);
+    }
+    Ok(slots)
+}
+
+/// The entry of a line whose chunk begins at `start`. A kind that does not exist
+/// is taken for a page: [`identify`] tries the others.
+fn guess(line: &[u8], start: u64) -> Option<Entry> {
+    let mut line: [u8; ENTRY_LEN] = line.try_into().ok()?;
+    line[16..20].copy_from_slice(&u32::try_from(start).ok()?.to_le_bytes());
+    Entry::from_bytes(&line).or_else(|| {
+        line[20] &= 0xf0;
+        Entry::from_bytes(&line)
+    })
+}
+
+/// Whether the bytes between a slot's ends are what the footer's check is of.
+fn fits(pack: &PackReader, slot: &Slot) -> Result<bool> {
+    let mut stored = Scratch::take();
+    match pack.read(slot, &mut stored) {
+        Err(Error::Damaged(_)) => Ok(false),
+        other => other.map(|()| format::stored_check(&stored) == slot.entry.check),
+    }
+}
+
+/// How long a chunk says it is.
+fn own_len(pack: &PackReader, slot: &Slot) -> Result<Option<u64>> {
+    let start = u64::from(slot.entry.offset);
+    let mut bytes = Scratch::take();
+    match pack.read_raw(
+        slot.entry,
+        start,
+        2 * pack.page_len() as u64 + 4096,
+        &mut bytes,
+    ) {
+        Err(Error::Damaged(_)) => return Ok(None),
+        other => other?,
+    }
+    let frame = |skip: usize| {
+        let len = codec::frame_len(bytes.get(skip..)?)?;
+        Some((len + skip) as u64)
+    };
+    Ok(match slot.entry.encoding {
+        Encoding::Zstd => frame(0),
+        Encoding::Delta => frame(DELTA_HEAD_LEN),
+        Encoding::Raw => Some(pack.page_len() as u64),
+        Encoding::Unknown(_) => None,
+    })
+}
+
+/// The place with its true entry: `None` if nothing that is stored there decodes
+/// to a chunk.
+fn identify(chunks: &Chunks, place: Place) -> Result<Option<Place>> {
+    const KINDS: [ChunkKind; 3] = [ChunkKind::Page, ChunkKind::Node, ChunkKind::Manifest];
+    const ENCODINGS: [Encoding; 3] = [Encoding::Raw, Encoding::Zstd, Encoding::Delta];
+    let said = place.slot.entry;
+    match chunks.check_at(&place) {
+        Ok(()) => return Ok(Some(place)),
+        Err(Error::Damaged(_) | Error::Unsupported { .. }) => {}
+        Err(other) => return Err(other),
+    }
+    let mut stored = Scratch::take();
+    match place.pack.read(&place.slot, &mut stored) {
+        Err(Error::Damaged(_)) => return Ok(None),
+        other => other?,
+    }
+    let stored_is_right = format::stored_check(&stored) == said.check;
+    let others = KINDS
+        .into_iter()
+        .flat_map(|kind| ENCODINGS.map(|encoding| (kind, encoding)));
+    let own = (said.key.kind, said.encoding);
+    for (kind, encoding) in std::iter::once(own).chain(others) {
+        let mut tried = place.clone();
+        tried.slot.entry.key.kind = kind;
+        tried.slot.entry.encoding = encoding;
+        let id = match chunks.id_at(&tried, &stored) {
+            Err(Error::Damaged(_) | Error::Unsupported { .. }) => continue,
+            other => other?,
+        };
+        // One field was damaged: the key, or another one.
+        let key_fits = id.key().prefix == said.key.prefix;
+        let key_was_damaged = (kind, encoding) == own && stored_is_right;
+        if key_fits || key_was_damaged {
+            tried.slot.entry.key = id.key();
+            return Ok(Some(tried));
+        }
+    }
+    Ok(None)
+}
