@@ -113,7 +113,7 @@ fn store_code(error: &snapstore_store::Error) -> u8 {
         ErrorClass::NotFound => NOT_FOUND,
         ErrorClass::Damaged => DAMAGED,
         ErrorClass::Busy => BUSY,
-        ErrorClass::Invalid | ErrorClass::Io => FAILED,
+        ErrorClass::Invalid | ErrorClass::Newer | ErrorClass::Io => FAILED,
     }
 }
 

@@ -67,6 +67,7 @@ pub(crate) fn errno(error: &snapstore_store::Error) -> Errno {
         ErrorClass::NotFound => Errno::ENOENT,
         ErrorClass::Busy => Errno::EAGAIN,
         ErrorClass::Invalid => Errno::EINVAL,
+        ErrorClass::Newer => Errno::EOPNOTSUPP,
         ErrorClass::Damaged | ErrorClass::Io => Errno::EIO,
     }
 }

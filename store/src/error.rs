@@ -1,7 +1,7 @@
 //! What can go wrong in a store, one variant per kind of cause.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::id::SnapshotId;
 
@@ -19,6 +19,8 @@ pub enum ErrorClass {
     Damaged,
     /// Another process holds what is needed.
     Busy,
+    /// A newer version of this program wrote what was asked for.
+    Newer,
     /// The operating system refused.
     Io,
 }
@@ -49,15 +51,17 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// The store, or a file of it, was written by a newer version.
-    #[error("{} has format version {found}, this program reads version {known}; use a newer snapstore", path.display())]
-    Unsupported {
-        /// The file.
+    /// A newer version of this program wrote it. That is not damage, and nothing
+    /// moves, rewrites or deletes it.
+    #[error("{} has {what} {version}, made by a newer snapstore than this one ({}); use that version or a later one", path.display(), env!("CARGO_PKG_VERSION"))]
+    Newer {
+        /// The file, or the store for what may lie anywhere in it.
         path: PathBuf,
-        /// The version it names.
-        found: u32,
-        /// The version this program knows.
-        known: u32,
+        /// What has the unknown version, such as `format version`.
+        what: String,
+        /// The version it names, or another number that stands for one, such as
+        /// that of an encoding.
+        version: u32,
     },
     /// A page size other than 4, 16 or 64 KiB.
     #[error("a page of {bytes} bytes is not supported; use 4096, 16384 or 65536")]
@@ -267,6 +271,15 @@ pub enum Damage {
 }
 
 impl Error {
+    /// What a newer version wrote.
+    pub(crate) fn newer(path: &Path, what: impl Into<String>, version: u32) -> Self {
+        Self::Newer {
+            path: path.to_owned(),
+            what: what.into(),
+            version,
+        }
+    }
+
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Io {
             action,
@@ -308,8 +321,8 @@ impl Error {
             Self::NoStore { .. } | Self::NotFound { .. } => ErrorClass::NotFound,
             Self::Damaged(_) | Self::Index { .. } => ErrorClass::Damaged,
             Self::Busy { .. } | Self::Overtaken { .. } => ErrorClass::Busy,
+            Self::Newer { .. } => ErrorClass::Newer,
             Self::NotEmpty { .. }
-            | Self::Unsupported { .. }
             | Self::PageSize { .. }
             | Self::PartialPage { .. }
             | Self::ImageSize { .. }
@@ -345,11 +358,11 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
 
 /// Attaches a path to an I/O result.
 pub(crate) trait IoContext<T> {
-    fn context(self, action: &'static str, path: &std::path::Path) -> Result<T>;
+    fn context(self, action: &'static str, path: &Path) -> Result<T>;
 }
 
 impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
-    fn context(self, action: &'static str, path: &std::path::Path) -> Result<T> {
+    fn context(self, action: &'static str, path: &Path) -> Result<T> {
         self.map_err(|source| Error::io(action, path, source.into()))
     }
 }

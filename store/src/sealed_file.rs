@@ -10,7 +10,9 @@
 //!   16+n    32  BLAKE3 of the file's name and all bytes before this field
 //! ```
 //! The file's name is part of the checksum, so a tag that was copied over
-//! another one is found out. Numbers are little-endian.
+//! another one is found out. Numbers are little-endian. All versions have this
+//! frame: where the checksum matches, a version that is not known is a newer
+//! one's, not damage.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -83,12 +85,11 @@ impl Format {
             return Err(damaged("wrong magic number"));
         }
         let version = read_u32(body, 8);
+        if version > self.version {
+            return Err(Error::newer(path, "format version", version));
+        }
         if version != self.version {
-            return Err(Error::Unsupported {
-                path: path.to_owned(),
-                found: version,
-                known: self.version,
-            });
+            return Err(damaged("a format version that there never was"));
         }
         if read_u32(body, 12) as usize != body.len() - HEADER_LEN {
             return Err(damaged("wrong length"));
@@ -143,5 +144,21 @@ mod tests {
             assert!(FORMAT.decode(path, &good[..at]).is_err());
         }
         assert!(FORMAT.decode(Path::new("dir/other"), &good).is_err());
+    }
+    #[test]
+    fn a_version_that_is_not_known_is_newer_or_never_was() {
+        let path = Path::new("dir/file");
+        let version = |version| Format { version, ..FORMAT }.encode(path, b"payload");
+        let error = FORMAT.decode(path, &version(7)).unwrap_err();
+        assert!(matches!(error, Error::Newer { version: 7, .. }), "{error}");
+        let message = error.to_string();
+        assert!(message.contains("dir/file has format version 7, made by a newer"));
+        let error = FORMAT.decode(path, &version(0)).unwrap_err();
+        assert!(matches!(error, Error::Damaged(_)), "{error}");
+        // With a wrong checksum it is damage, whatever version it seems to have.
+        let mut bad = version(7);
+        bad[20] ^= 1;
+        let error = FORMAT.decode(path, &bad).unwrap_err();
+        assert!(matches!(error, Error::Damaged(_)), "{error}");
     }
 }
