@@ -1,0 +1,226 @@
+//! Stores of every format there was, byte for byte as the program of their time
+//! left them: they are read, verified, committed to, collected and repaired.
+//!
+//! `tests/fixtures/FORMAT/hashes.txt` says what they hold, a line an image: store,
+//! tag, image, length, BLAKE3. `make.py` beside it says what is odd about each.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+use snapstore_store::Store;
+use snapstore_tests::harness::{Cli, noise};
+use tempfile::TempDir;
+
+/// Stores whose snapshots can all be read as they are.
+const WHOLE: [&str; 5] = [
+    "chain",
+    "delta-on-delta",
+    "dead-delta",
+    "condemned",
+    "large-pages",
+];
+
+/// A copy of a store that an old program left.
+struct Fixture {
+    dir: TempDir,
+    cli: Cli,
+    images: Vec<Expected>,
+}
+
+/// What an image of a snapshot holds.
+struct Expected {
+    tag: String,
+    image: String,
+    size_bytes: u64,
+    blake3: String,
+}
+
+impl Fixture {
+    fn unpack(name: &str) -> anyhow::Result<Self> {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/store-v1");
+        let dir = tempfile::tempdir()?;
+        let status = Command::new("tar")
+            .arg("-xf")
+            .arg(fixtures.join(name).with_extension("tar"))
+            .arg("-C")
+            .arg(dir.path())
+            .status()
+            .context("tar(1)")?;
+        ensure!(status.success(), "tar ended with {status}");
+        let images = fs::read_to_string(fixtures.join("hashes.txt"))?
+            .lines()
+            .filter_map(|line| Expected::parse(line.strip_prefix(name)?.strip_prefix(' ')?))
+            .collect();
+        let cli = Cli::new(&dir.path().join("store"));
+        Ok(Self { dir, cli, images })
+    }
+
+    /// The images of these tags are as they were committed.
+    fn holds(&self, wanted: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+        let store = Store::open(self.cli.store())?;
+        for expected in self.images.iter().filter(|it| wanted(&it.tag)) {
+            expected
+                .is_in(&store)
+                .with_context(|| format!("{} of {}", expected.image, expected.tag))?;
+        }
+        Ok(())
+    }
+
+    fn holds_all(&self) -> anyhow::Result<()> {
+        ensure!(!self.images.is_empty(), "hashes.txt has no line of it");
+        self.holds(|_| true)
+    }
+
+    /// Commits something new, and something that is there already under a new name.
+    fn can_be_committed_to(&self) -> anyhow::Result<()> {
+        let path = self.dir.path().join("new");
+        let bytes = noise(5, 8 << 14);
+        fs::write(&path, &bytes)?;
+        let path = path.display().to_string();
+        self.cli.ok(&["commit", "new", "--memory", &path])?;
+        let store = Store::open(self.cli.store())?;
+        let first = &self.images[0];
+        let old = store.manifest(store.resolve(&first.tag)?)?;
+        let image = old.image(&first.image).context("the image")?;
+        let known = store.read_file_image(image, 1 << 30)?;
+        let path = self.dir.path().join("known");
+        fs::write(&path, known)?;
+        let path = path.display().to_string();
+        self.cli
+            .ok(&["commit", "known", "--memory", &path, "--parent", &first.tag])?;
+        let store = Store::open(self.cli.store())?;
+        Expected {
+            tag: "known".to_owned(),
+            image: "memory".to_owned(),
+            ..Expected::of("memory", &first.blake3, first.size_bytes)
+        }
+        .is_in(&store)?;
+        let hash = blake3::hash(&bytes).to_hex();
+        Expected {
+            tag: "new".to_owned(),
+            ..Expected::of("memory", &hash, bytes.len() as u64)
+        }
+        .is_in(&store)
+    }
+
+    fn is_undamaged(&self) -> anyhow::Result<()> {
+        let found = self.cli.ok(&["verify", "--read-data"])?;
+        ensure!(found.contains("Nothing is damaged"), "{found}");
+        Ok(())
+    }
+}
+
+impl Expected {
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split(' ');
+        Some(Self {
+            tag: words.next()?.to_owned(),
+            image: words.next()?.to_owned(),
+            size_bytes: words.next()?.parse().ok()?,
+            blake3: words.next()?.to_owned(),
+        })
+    }
+
+    fn of(image: &str, blake3: &str, size_bytes: u64) -> Self {
+        Self {
+            tag: String::new(),
+            image: image.to_owned(),
+            size_bytes,
+            blake3: blake3.to_owned(),
+        }
+    }
+
+    fn is_in(&self, store: &Store) -> anyhow::Result<()> {
+        let manifest = store.manifest(store.resolve(&self.tag)?)?;
+        let image = manifest.image(&self.image).context("no such image")?;
+        ensure!(image.size_bytes == self.size_bytes, "{image:?}");
+        let bytes = store.read_file_image(image, 1 << 30)?;
+        let hash = blake3::hash(&bytes).to_hex();
+        ensure!(*hash == *self.blake3, "it has other bytes: {hash}");
+        Ok(())
+    }
+}
+
+#[test]
+fn they_are_read_and_verified() -> anyhow::Result<()> {
+    for name in WHOLE {
+        let fixture = Fixture::unpack(name)?;
+        fixture.holds_all().context(name)?;
+        if name != "dead-delta" {
+            fixture.is_undamaged().context(name)?;
+        }
+        fixture.holds_all().context(name)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn they_are_committed_to_and_collected() -> anyhow::Result<()> {
+    for name in WHOLE {
+        let fixture = Fixture::unpack(name)?;
+        fixture.can_be_committed_to().context(name)?;
+        fixture.cli.ok(&["rm", "new"])?;
+        for _ in 0..2 {
+            fixture.cli.ok(&["gc"]).context(name)?;
+        }
+        if name != "delta-on-delta" {
+            fixture.holds_all().context(name)?;
+            fixture.cli.ok(&["rm", "known"])?;
+            fixture.can_be_committed_to().context(name)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn they_lose_tags_and_are_collected() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("chain")?;
+    fixture.cli.ok(&["rm", "base+1"])?;
+    fixture.cli.ok(&["gc", "--keep-percent", "100"])?;
+    fixture.cli.ok(&["gc", "--keep-percent", "100"])?;
+    fixture.holds(|tag| tag != "base+1")?;
+    fixture.is_undamaged()?;
+    let fixture = Fixture::unpack("condemned")?;
+    let packs = || -> anyhow::Result<usize> { Ok(list(&fixture.cli.store().join("packs"))?.len()) };
+    assert_eq!(packs()?, 4, "three packs and one that was never finished");
+    fixture.cli.ok(&["gc"])?;
+    fixture.cli.ok(&["gc"])?;
+    assert_eq!(packs()?, 1, "what was condemned is deleted");
+    fixture.holds_all()?;
+    fixture.is_undamaged()
+}
+
+#[test]
+fn they_are_repaired() -> anyhow::Result<()> {
+    for name in WHOLE {
+        let fixture = Fixture::unpack(name)?;
+        fs::remove_dir_all(fixture.cli.store().join("index"))?;
+        fixture.cli.ok(&["repair"]).context(name)?;
+        fixture.holds_all().context(name)?;
+        fixture.can_be_committed_to().context(name)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn labels_and_parents_are_read() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("chain")?;
+    let store = Store::open(fixture.cli.store())?;
+    let mut parent = None;
+    for (step, tag) in ["base", "base+1", "base+2"].into_iter().enumerate() {
+        let id = store.resolve(tag)?;
+        let manifest = store.manifest(id)?;
+        assert_eq!(manifest.parent, parent, "{tag}");
+        assert_eq!(manifest.first_tag, tag);
+        assert_eq!(manifest.labels["step"], step.to_string());
+        assert_eq!(manifest.labels["os"], "none");
+        parent = Some(id);
+    }
+    Ok(())
+}
+
+fn list(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect()
+}
