@@ -15,6 +15,7 @@
 //! and commits that want to rely on what is there.
 
 use std::cell::Cell;
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use quick_cache::sync::Cache;
@@ -91,6 +92,11 @@ impl Chunks {
 
     pub fn packs(&self) -> &PackSet {
         &self.packs
+    }
+
+    /// The store's directory.
+    pub fn path(&self) -> &Path {
+        self.layout.root()
     }
 
     pub fn page_size(&self) -> PageSize {

@@ -260,6 +260,16 @@ pub enum Damage {
         /// The chunk.
         chunk: String,
     },
+    /// A manifest that has the bytes of its id, which no snapstore writes.
+    #[error(
+        "the manifest of snapshot {snapshot} is damaged: {reason}; `snapstore rm` removes its tags"
+    )]
+    Manifest {
+        /// The beginning of the snapshot's id.
+        snapshot: String,
+        /// What does not fit.
+        reason: &'static str,
+    },
     /// The index is damaged or disagrees with the packs.
     #[error("index {} is damaged: {reason}; run `snapstore repair`", path.display())]
     Index {
