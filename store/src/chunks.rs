@@ -322,7 +322,9 @@ impl Chunks {
         };
         match entry.encoding {
             Encoding::Raw | Encoding::Zstd => return decode(&[], out),
-            Encoding::Unknown(encoding) => return Err(place.pack.newer(encoding)),
+            Encoding::Unknown(encoding) => {
+                return Err(place.pack.newer(place.slot.entry, encoding));
+            }
             Encoding::Delta => {}
         }
         let base = base_in(entry, stored).ok_or_else(undecodable)?;
@@ -347,7 +349,7 @@ impl Chunks {
     fn base_payload(&self, place: &Place) -> Result<Scratch> {
         let entry = place.slot.entry;
         if let Encoding::Unknown(encoding) = entry.encoding {
-            return Err(place.pack.newer(encoding));
+            return Err(place.pack.newer(place.slot.entry, encoding));
         }
         if !place.is_standalone() {
             return Err(place.pack.damaged(entry, "a delta is based on a delta"));
@@ -386,7 +388,7 @@ where
     for place in places {
         let found = place.and_then(|place| match place.slot.entry.encoding {
             Encoding::Raw | Encoding::Zstd => Ok(Readable { place, base: None }),
-            Encoding::Unknown(encoding) => Err(place.pack.newer(encoding)),
+            Encoding::Unknown(encoding) => Err(place.pack.newer(place.slot.entry, encoding)),
             Encoding::Delta => {
                 let base = place.pack.base(&place.slot)?;
                 let base = base.ok_or_else(|| {
@@ -416,7 +418,9 @@ fn first_standalone(places: impl Iterator<Item = Result<Place>>, key: ChunkKey) 
         match place {
             Ok(place) if place.is_standalone() => return Ok(place),
             Ok(place) => match place.slot.entry.encoding {
-                Encoding::Unknown(encoding) => failure.add(place.pack.newer(encoding)),
+                Encoding::Unknown(encoding) => {
+                    failure.add(place.pack.newer(place.slot.entry, encoding))
+                }
                 _ => failure.add(
                     place
                         .pack

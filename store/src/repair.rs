@@ -90,7 +90,7 @@ impl Store {
             match reach.add_snapshot(id) {
                 Err(Error::Damaged(_)) => report.broken_snapshots.push(tag),
                 // What a newer version wrote is not broken.
-                Err(Error::Unsupported { .. }) => {}
+                Err(Error::Newer { .. }) => {}
                 other => other?,
             }
         }
@@ -102,7 +102,7 @@ impl Store {
     fn refuse_newer_packs(&self) -> Result<()> {
         for number in self.chunks.packs().sealed()? {
             match self.chunks.packs().get(number) {
-                Err(error @ Error::Unsupported { .. }) => return Err(error),
+                Err(error @ Error::Newer { .. }) => return Err(error),
                 Err(Error::Damaged(_)) | Ok(_) => {}
                 Err(other) => return Err(other),
             }
@@ -288,11 +288,11 @@ impl Store {
                 continue;
             };
             let manifest = match manifest::read(&self.chunks, id) {
-                Err(Error::Damaged(_) | Error::Unsupported { .. }) => continue,
+                Err(Error::Damaged(_) | Error::Newer { .. }) => continue,
                 other => other?,
             };
             match reach.add_snapshot(id) {
-                Err(Error::Damaged(_) | Error::Unsupported { .. }) => continue,
+                Err(Error::Damaged(_) | Error::Newer { .. }) => continue,
                 other => other?,
             }
             let found = (manifest.created_unix_seconds, id);

@@ -184,7 +184,7 @@ fn identify(chunks: &Chunks, place: Place) -> Result<Option<Place>> {
     let said = place.slot.entry;
     match chunks.check_at(&place) {
         Ok(()) => return Ok(Some(place)),
-        Err(Error::Damaged(_) | Error::Unsupported { .. }) => {}
+        Err(Error::Damaged(_) | Error::Newer { .. }) => {}
         Err(other) => return Err(other),
     }
     let mut stored = Scratch::take();
@@ -202,7 +202,7 @@ fn identify(chunks: &Chunks, place: Place) -> Result<Option<Place>> {
         tried.slot.entry.key.kind = kind;
         tried.slot.entry.encoding = encoding;
         let id = match chunks.id_at(&tried, &stored) {
-            Err(Error::Damaged(_) | Error::Unsupported { .. }) => continue,
+            Err(Error::Damaged(_) | Error::Newer { .. }) => continue,
             other => other?,
         };
         // One field was damaged: the key, or another one.

@@ -8,6 +8,7 @@
 //! an entry of the index may lead to a pack that is gone.
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 
 use rayon::prelude::*;
 
@@ -198,7 +199,7 @@ impl Store {
                 Ok((key, at)) => match self.chunks.at(key, at) {
                     Ok(None) => report.stale_index_entries += 1,
                     // A pack that cannot be read has a finding of its own.
-                    Ok(Some(_)) | Err(Error::Damaged(_) | Error::Unsupported { .. }) => {}
+                    Ok(Some(_)) | Err(Error::Damaged(_) | Error::Newer { .. }) => {}
                     Err(other) => return Err(other),
                 },
                 Err(error) => return report.add(error, &[]),
@@ -213,9 +214,9 @@ impl Store {
 enum Lost {
     Damaged(Damage),
     Newer {
-        path: std::path::PathBuf,
-        found: u32,
-        known: u32,
+        path: PathBuf,
+        what: String,
+        version: u32,
     },
 }
 
@@ -223,7 +224,15 @@ impl Lost {
     fn of(error: Error) -> Result<Self> {
         match error {
             Error::Damaged(damage) => Ok(Self::Damaged(damage)),
-            Error::Unsupported { path, found, known } => Ok(Self::Newer { path, found, known }),
+            Error::Newer {
+                path,
+                what,
+                version,
+            } => Ok(Self::Newer {
+                path,
+                what,
+                version,
+            }),
             other => Err(other),
         }
     }
@@ -231,7 +240,15 @@ impl Lost {
     fn into_error(self) -> Error {
         match self {
             Self::Damaged(damage) => damage.into(),
-            Self::Newer { path, found, known } => Error::Unsupported { path, found, known },
+            Self::Newer {
+                path,
+                what,
+                version,
+            } => Error::Newer {
+                path,
+                what,
+                version,
+            },
         }
     }
 }
@@ -359,7 +376,7 @@ impl VerifyReport {
     fn add(&mut self, error: Error, tags: &[String]) -> Result<()> {
         let damage = match error {
             Error::Damaged(damage) => damage,
-            Error::Unsupported { .. } => {
+            Error::Newer { .. } => {
                 let message = error.to_string();
                 if !self.newer.contains(&message) {
                     self.newer.push(message);

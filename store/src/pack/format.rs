@@ -32,7 +32,7 @@ use crate::page::PageSize;
 pub(crate) const HEADER_LEN: usize = 32;
 pub(crate) const ENTRY_LEN: usize = 24;
 pub(crate) const SEAL_LEN: usize = 64;
-pub(crate) const VERSION: u32 = 1;
+const VERSION: u32 = 1;
 const HEADER_MAGIC: &[u8; 8] = b"SNAPPACK";
 const SEAL_MAGIC: &[u8; 8] = b"SNAPSEAL";
 

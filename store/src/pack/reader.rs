@@ -77,7 +77,7 @@ impl PackReader {
     /// Opens the sealed pack at `path`; `None` if there is no such file.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a pack of a newer format; [`Damage::Pack`] if
+    /// [`Error::Newer`] for a pack of a newer format; [`Damage::Pack`] if
     /// its footer cannot be found; I/O errors.
     pub fn open(
         path: PathBuf,
@@ -117,11 +117,7 @@ impl PackReader {
             Header::Damaged => false,
             Header::Foreign => return Err(damaged("it belongs to another number or page size")),
             Header::Newer(found) => {
-                return Err(Error::Unsupported {
-                    path,
-                    found,
-                    known: format::VERSION,
-                });
+                return Err(Error::newer(&path, "format version", found));
             }
         };
         let mut pack = Self {
@@ -311,12 +307,9 @@ impl PackReader {
 
     /// An error that says that this chunk is stored as only a newer version can
     /// read it.
-    pub fn newer(&self, encoding: u8) -> Error {
-        Error::Unsupported {
-            path: self.path.clone(),
-            found: u32::from(encoding),
-            known: u32::from(Encoding::Delta.to_byte()),
-        }
+    pub fn newer(&self, entry: Entry, encoding: u8) -> Error {
+        let what = format!("{} with encoding", entry.key);
+        Error::newer(&self.path, what, u32::from(encoding))
     }
 
     fn read_bytes(&self, entry: Entry, offset: u64, out: &mut [u8]) -> Result<()> {
