@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod background;
 mod commands;
 mod context;
 mod exit;
@@ -18,6 +19,9 @@ use args::{Cli, Command};
 use context::Context;
 
 fn main() -> ExitCode {
+    if let Err(error) = background::tidy() {
+        return exit::report(&error);
+    }
     // Parsing leaves a heap in pieces, and every machine's process would fill
     // those anew.
     if std::env::args_os().skip(1).eq([vms::host::COMMAND]) {

@@ -12,7 +12,8 @@ use snapstore_fuse::{MountOptions, What, mount, unmount};
 use snapstore_store::Store;
 
 use crate::args::MountArgs;
-use crate::context::{Context, own_program};
+use crate::background;
+use crate::context::Context;
 use crate::exit::Elsewhere;
 use crate::vms::mounts::lock_dir;
 
@@ -40,8 +41,7 @@ fn serve(context: &Context, args: &MountArgs, what: &What, dir: &Path) -> anyhow
         allow_other: args.allow_other,
     };
     if args.announce {
-        // A session of its own: the terminal's signals are not for a server.
-        rustix::process::setsid().context("cannot detach from the terminal")?;
+        background::detach()?;
     }
     let mounted = mount(context.open()?, what, dir, &options)?;
     unmount_on_signal(dir)?;
@@ -193,7 +193,7 @@ pub fn launch(store: &Store, args: &MountArgs, dir: &Path) -> anyhow::Result<Ser
 }
 
 fn server_command(store: &Store, args: &MountArgs, dir: &Path) -> anyhow::Result<Command> {
-    let mut command = Command::new(own_program()?);
+    let mut command = background::command()?;
     command
         .arg("--store")
         .arg(store.path())
@@ -207,7 +207,7 @@ fn server_command(store: &Store, args: &MountArgs, dir: &Path) -> anyhow::Result
         command.arg("--while-locked").arg(lock);
     }
     command.arg("--").args(&args.what[..args.what.len() - 1]);
-    command.arg(std::path::absolute(dir)?).current_dir("/");
+    command.arg(std::path::absolute(dir)?);
     Ok(command)
 }
 

@@ -17,6 +17,7 @@ use snapstore_vmm::agent::{AGENT_PORT, AgentClient, AgentError};
 use snapstore_vmm::control::{Identity, Origin, RunState, Status, Vm};
 use snapstore_vmm::{Console, Ending};
 
+use crate::background;
 use crate::exit;
 use crate::vms::build::{What, build};
 use crate::vms::networks::NetSpec;
@@ -90,8 +91,7 @@ fn start(
     number: usize,
     began: Instant,
 ) -> anyhow::Result<(Arc<Vm>, UnixListener, Claim)> {
-    // A session of its own: the terminal's signals are not for a machine.
-    rustix::process::setsid().context("cannot detach from the terminal")?;
+    background::detach()?;
     let claim = Runtime::open()?.vm(&spec.names[number])?.claim()?;
     let nets = spec.nets.get(number).map_or(&[][..], Vec::as_slice);
     let started = start_claimed(spec, nets, &claim, began);

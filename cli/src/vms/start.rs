@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdin, ExitCode, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,9 @@ use snapstore_store::Store;
 use snapstore_vmm::control::{Client, Request, RunState, Status};
 
 use crate::args::StartArgs;
+use crate::background;
 use crate::commands::commit_vm::{Wanted, commit};
-use crate::context::{Context, own_program};
+use crate::context::Context;
 use crate::exit::{self, Elsewhere};
 use crate::format::{millis, size};
 use crate::vms::host::{self, Announcement, Spec};
@@ -145,19 +146,16 @@ fn launch(
     kept: &[BorrowedFd<'_>],
 ) -> anyhow::Result<(Vec<Status>, Word)> {
     for fd in kept {
-        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())
-            .context("cannot hand a descriptor to the machines")?;
+        background::hand_on(*fd)?;
     }
-    let mut host = Command::new(own_program()?)
+    let mut host = background::command()?
         .arg(host::COMMAND)
         // Of a machine's process: one heap for all of its threads, and what its
         // start freed goes back to the system (mallopt(3)).
         .env("MALLOC_ARENA_MAX", "1")
         .env("MALLOC_TRIM_THRESHOLD_", "0")
         .env("MALLOC_TOP_PAD_", "0")
-        // No directory of the user's stays in use by a machine; all its paths are absolute.
         .env(RUNTIME_DIR, runtime.path())
-        .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -1,5 +1,6 @@
 //! Real mounts, served by the program, read by this process and by others.
 
+mod background;
 mod content;
 mod lifecycle;
 mod tags;

@@ -1,0 +1,71 @@
+//! Processes that outlive the command that started them, the servers of mounts
+//! and machines, keep nothing of whoever called that command: no descriptors,
+//! no environment but what is listed here, no terminal, directory, umask, or
+//! signals that are ignored or blocked.
+//!
+//! The command calls [`tidy`] when it begins, and starts such a process with
+//! [`command`]; the process calls [`detach`] before it does anything else. A
+//! descriptor is handed on with [`hand_on`].
+
+use std::os::fd::BorrowedFd;
+use std::process::Command;
+
+use anyhow::Context as _;
+use rustix::fs::Mode;
+use rustix::io::FdFlags;
+
+use crate::context::own_program;
+use crate::vms::runtime::RUNTIME_DIR;
+
+/// What is kept of the environment: where programs and libraries are found, what
+/// the runtime directory depends on, and what a developer asks for.
+const KEPT: &[&str] = &[
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "HOME",
+    "TMPDIR",
+    "XDG_RUNTIME_DIR",
+    RUNTIME_DIR,
+    "RUST_LOG",
+    "RUST_BACKTRACE",
+    // Of builds with debug assertions (store/src/durable.rs).
+    "SNAPSTORE_KILL_AT_STEP",
+    "SNAPSTORE_STOP_AT_STEP",
+];
+
+/// Files that this program makes in the background are their owner's to write.
+const UMASK: Mode = Mode::from_raw_mode(0o022);
+
+/// At the beginning of every command: none of the programs that it starts gets
+/// the caller's descriptors, and it learns how they end.
+pub fn tidy() -> anyhow::Result<()> {
+    snapstore_vmm::keep_descriptors_from_children()?;
+    snapstore_vmm::heed_children();
+    Ok(())
+}
+
+/// This program, to be started in the background with other arguments. Paths that
+/// it is given are absolute: no directory of the caller's stays in use.
+pub fn command() -> anyhow::Result<Command> {
+    let mut command = Command::new(own_program()?);
+    let kept = KEPT
+        .iter()
+        .filter_map(|name| Some((name, std::env::var_os(name)?)));
+    command.env_clear().envs(kept).current_dir("/");
+    Ok(command)
+}
+
+/// Leaves an inheritable descriptor to the programs that are started from now on.
+pub fn hand_on(fd: BorrowedFd<'_>) -> anyhow::Result<()> {
+    rustix::io::fcntl_setfd(fd, FdFlags::empty()).context("cannot hand on a descriptor")
+}
+
+/// In the process that was started: a session of its own, without a terminal, so
+/// that the caller's signals are not for it; nothing ignored or blocked; files are
+/// made as if nobody had called it.
+pub fn detach() -> anyhow::Result<()> {
+    rustix::process::setsid().context("cannot detach from the terminal")?;
+    snapstore_vmm::reset_signals()?;
+    rustix::process::umask(UMASK);
+    rustix::process::chdir("/").context("cannot leave the working directory")
+}
