@@ -7,6 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use snapstore_store::{PageSize, Store};
 
+use crate::exit;
+use crate::logging::say;
+
 pub struct Context {
     store: Option<PathBuf>,
     json: bool,
@@ -45,7 +48,7 @@ impl Context {
         let path = self.store_path()?;
         if self.store.is_none() && !path.join("config").exists() {
             let store = Store::create(&path, PageSize::default())?;
-            eprintln!("Created a store in {}.", path.display());
+            say!("Created a store in {}.", path.display());
             return Ok(self.configure(store));
         }
         self.open()
@@ -73,8 +76,8 @@ impl Context {
             answer.push('\n');
         }
         let mut out = io::stdout().lock();
-        out.write_all(answer.as_bytes())?;
-        Ok(out.flush()?)
+        let written = out.write_all(answer.as_bytes()).and_then(|()| out.flush());
+        exit::output(written)
     }
 }
 

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use snapstore_store::ErrorClass;
 use snapstore_vmm::agent::{self, AgentError};
 
+use crate::logging::say;
+
 pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 pub const NOT_FOUND: u8 = 3;
@@ -33,6 +35,17 @@ pub struct Elsewhere {
     pub exit_code: u8,
 }
 
+/// Standard output that could not be written, which is no failure if its reader
+/// went away.
+#[derive(thiserror::Error, Debug)]
+#[error("cannot write the answer to standard output: {0}")]
+pub struct Output(pub io::Error);
+
+/// Marks failures of standard output.
+pub fn output<T>(written: io::Result<T>) -> anyhow::Result<T> {
+    Ok(written.map_err(Output)?)
+}
+
 macro_rules! message_is_field {
     ($($error:ty: $field:tt),*) => {$(
         impl std::fmt::Display for $error {
@@ -51,13 +64,21 @@ message_is_field!(Usage: 0, NotFound: 0, Busy: 0, Elsewhere: message);
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let output = match error.downcast_ref::<AgentError>() {
         Some(AgentError::Local(error)) => Some(error),
-        _ => error.downcast_ref::<io::Error>(),
+        _ => error.downcast_ref::<Output>().map(|output| &output.0),
     };
     if output.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {}", message(error));
+    say!("error: {}", message(error));
     ExitCode::from(code(error))
+}
+
+/// What was asked for instead of a command (`--help`), or what was typed wrong.
+pub fn usage(answer: &clap::Error) -> ExitCode {
+    match answer.print() {
+        Err(error) if !answer.use_stderr() => report(&Output(error).into()),
+        _ => ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(USAGE)),
+    }
 }
 
 /// The error and its causes. Many of ours name their cause themselves: what the

@@ -4,10 +4,12 @@
 
 mod args;
 mod background;
+mod bounded_log;
 mod commands;
 mod context;
 mod exit;
 mod format;
+mod logging;
 mod progress;
 mod vms;
 
@@ -16,6 +18,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use args::{Cli, Command};
+use bounded_log::Sink;
 use context::Context;
 
 fn main() -> ExitCode {
@@ -25,15 +28,32 @@ fn main() -> ExitCode {
     // Parsing leaves a heap in pieces, and every machine's process would fill
     // those anew.
     if std::env::args_os().skip(1).eq([vms::host::COMMAND]) {
-        start_logging(0);
+        logging::to_file_at_stderr(0);
         return vms::host::run().unwrap_or_else(|error| exit::report(&error));
     }
-    let cli = Cli::parse();
-    start_logging(cli.verbose);
-    match run(cli) {
-        Ok(code) => code,
-        Err(error) => exit::report(&error),
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => return exit::usage(&answer),
+    };
+    let code = start_logging(&cli).and_then(|()| run(cli));
+    let code = code.unwrap_or_else(|error| exit::report(&error));
+    logging::finish();
+    code
+}
+
+/// A server of a mount lives long: its log is bounded, and nobody waits for it.
+fn start_logging(cli: &Cli) -> anyhow::Result<()> {
+    match &cli.command {
+        Command::Mount(args) if args.announce => {
+            background::detach()?;
+            let store = Context::new(cli.store.clone(), false, None).store_path()?;
+            let log = commands::mount::log_path(&store);
+            logging::to_bounded(cli.verbose, Sink::File(log));
+        }
+        Command::Mount(args) if args.foreground => logging::to_bounded(cli.verbose, Sink::Stderr),
+        _ => logging::to_stderr(cli.verbose),
     }
+    Ok(())
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -63,21 +83,4 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Stats => commands::stats::run(&context),
         Command::Demo(args) => commands::demo::run(&context, &args),
     }
-}
-
-/// Warnings by default, more with each `-v`; `RUST_LOG` overrides.
-fn start_logging(verbose: u8) {
-    let level = match verbose {
-        0 => "warn",
-        1 => "snapstore=info,snapstore_store=info,snapstore_fuse=info,snapstore_vmm=info,warn",
-        _ => "snapstore=debug,snapstore_store=debug,snapstore_fuse=debug,snapstore_vmm=debug,info",
-    };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .compact()
-        .init();
 }

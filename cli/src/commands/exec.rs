@@ -13,6 +13,7 @@ use snapstore_vmm::control::RunState;
 use crate::args::ExecArgs;
 use crate::context::Context;
 use crate::exit::{self, Elsewhere};
+use crate::logging::say;
 use crate::vms::runtime::{Runtime, VmDir};
 
 pub fn run(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCode> {
@@ -41,7 +42,11 @@ pub fn run(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCode> {
                 out.write_all(bytes)?;
                 out.flush()
             }
-            Stream::Stderr => io::stderr().write_all(bytes),
+            // As with other commands, what they have to say may be lost.
+            Stream::Stderr => {
+                let _ = io::stderr().write_all(bytes);
+                Ok(())
+            }
         }
     });
     let ended = ended.or_else(|error| Err(explained(error, &runtime, args)?))?;
@@ -54,7 +59,7 @@ pub fn run(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCode> {
     });
     context.answer(&value, String::new)?;
     if ended.timed_out {
-        eprintln!("error: the command was killed: its time was over");
+        say!("error: the command was killed: its time was over");
     }
     Ok(ExitCode::from(code(&ended)))
 }

@@ -40,9 +40,6 @@ fn serve(context: &Context, args: &MountArgs, what: &What, dir: &Path) -> anyhow
         read_ahead_bytes: u32::try_from(args.read_ahead).unwrap_or(u32::MAX),
         allow_other: args.allow_other,
     };
-    if args.announce {
-        background::detach()?;
-    }
     let mounted = mount(context.open()?, what, dir, &options)?;
     unmount_on_signal(dir)?;
     if let Some(lock) = &args.while_locked {
@@ -157,9 +154,14 @@ pub struct Server {
     pub log: PathBuf,
 }
 
+/// What the servers of a store's mounts have to say.
+pub fn log_path(store: &Path) -> PathBuf {
+    store.join("mounts.log")
+}
+
 /// Starts a server and waits until the mount is usable.
 pub fn launch(store: &Store, args: &MountArgs, dir: &Path) -> anyhow::Result<Server> {
-    let log_path = store.path().join("mounts.log");
+    let log_path = log_path(store.path());
     let log = OpenOptions::new()
         .create(true)
         .append(true)

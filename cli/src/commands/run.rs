@@ -14,6 +14,7 @@ use crate::commands::commit_vm::Wanted;
 use crate::commands::restore;
 use crate::context::Context;
 use crate::exit::Usage;
+use crate::logging::say;
 use crate::vms::build::{DiskAccess, DiskSpec, What};
 use crate::vms::host::Spec;
 use crate::vms::networks;
@@ -101,7 +102,7 @@ fn is_ready_made(context: &Context, tag: &str, configuration: &str) -> anyhow::R
         .map(String::as_str)
         == Some(configuration);
     if !same {
-        eprintln!("{tag} was not made from this configuration; booting.");
+        say!("{tag} was not made from this configuration; booting.");
     }
     Ok(same)
 }

@@ -19,6 +19,7 @@ use snapstore_vmm::{Console, Ending};
 
 use crate::background;
 use crate::exit;
+use crate::logging::say;
 use crate::vms::build::{What, build};
 use crate::vms::networks::NetSpec;
 use crate::vms::runtime::{Claim, Runtime};
@@ -189,10 +190,10 @@ fn live(vm: &Arc<Vm>, listener: UnixListener, claim: Claim) -> u8 {
     });
     let reason = (!ending.is_orderly()).then(|| ending.to_string());
     if let Some(reason) = &reason {
-        eprintln!("error: {reason}");
+        say!("error: {reason}");
     }
     if let Err(error) = claim.release(reason.as_deref()) {
-        eprintln!("warning: cannot clear the machine's directory: {error}");
+        say!("warning: cannot clear the machine's directory: {error}");
     }
     if ending.is_orderly() { 0 } else { exit::FAILED }
 }

@@ -20,6 +20,7 @@ use crate::commands::commit_vm::{Wanted, commit};
 use crate::context::Context;
 use crate::exit::{self, Elsewhere};
 use crate::format::{millis, size};
+use crate::logging::say;
 use crate::vms::host::{self, Announcement, Spec};
 use crate::vms::runtime::{RUNTIME_DIR, Runtime, VmDir, forget};
 use crate::vms::terminal::{self, Left};
@@ -70,7 +71,7 @@ pub fn start(
         return Ok(left.exit_code());
     };
     if matches!(left, Left::ByUser) && !ready.is_finished() {
-        eprintln!("error: it is not committed when it is ready: this command had to wait for that");
+        say!("error: it is not committed when it is ready: this command had to wait for that");
         return Ok(ExitCode::from(exit::FAILED));
     }
     // Why it failed has been said.
@@ -113,7 +114,7 @@ fn commit_when_ready(
             .and_then(|()| commit(&store, &vm, &wanted));
         // An attached user's command goes on; else the command itself fails.
         if attached && let Err(error) = &committed {
-            eprintln!(
+            say!(
                 "error: {} is not committed: {}",
                 wanted.tag,
                 exit::message(error)

@@ -71,17 +71,21 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<Left> {
     }
     let raw = RawTerminal::enter();
     if raw.is_some() {
-        eprint!("Attached to {}; Ctrl-] leaves it running.\r\n", vm.name);
+        let _ = write!(
+            io::stderr(),
+            "Attached to {}; Ctrl-] leaves it running.\r\n",
+            vm.name
+        );
     }
     let left = Arc::new(AtomicBool::new(false));
     forward_input(line.try_clone()?, left.clone());
     let shown = show(&line, &early);
     drop(raw);
     if left.load(Ordering::Acquire) {
-        eprintln!(
+        say(&format!(
             "\nLeft {0} running; `snapstore console {0}` comes back, `snapstore stop {0}` ends it.",
             vm.name
-        );
+        ));
         return Ok(Left::ByUser);
     }
     match shown {
@@ -113,11 +117,11 @@ fn say(what: &str) {
 pub fn print_kept(vm: &VmDir) -> anyhow::Result<()> {
     let kept = vm.connect()?.status()?.console_bytes.min(KEPT_BYTES);
     let (line, early) = vm.connect()?.console(true)?;
+    let mut text = early;
+    let rest = kept.saturating_sub(text.len() as u64);
+    line.take(rest).read_to_end(&mut text)?;
     let mut out = io::stdout().lock();
-    out.write_all(&early)?;
-    let rest = kept.saturating_sub(early.len() as u64);
-    io::copy(&mut line.take(rest), &mut out)?;
-    Ok(out.flush()?)
+    exit::output(out.write_all(&text).and_then(|()| out.flush()))
 }
 
 /// What a machine keeps of its output at least.
@@ -125,15 +129,13 @@ const KEPT_BYTES: u64 = 64 << 10;
 
 fn show(mut line: &UnixStream, early: &[u8]) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(early)?;
-    out.flush()?;
+    exit::output(out.write_all(early).and_then(|()| out.flush()))?;
     let mut bytes = [0; 4096];
     loop {
         match line.read(&mut bytes) {
             Ok(0) => return Ok(()),
             Ok(got) => {
-                out.write_all(&bytes[..got])?;
-                out.flush()?;
+                exit::output(out.write_all(&bytes[..got]).and_then(|()| out.flush()))?;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error).context("the serial line broke"),

@@ -4,6 +4,7 @@ mod answers;
 mod chains;
 mod hostile;
 mod refused;
+mod streams;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;

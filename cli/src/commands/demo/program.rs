@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use crate::context::own_program;
+use crate::{exit, logging};
 
 /// Something that took time.
 pub struct Step {
@@ -160,11 +161,11 @@ pub fn keep_stdout_free() {
 /// away.
 pub fn say(line: &str) -> anyhow::Result<()> {
     if STORY_ON_STDERR.load(Ordering::Relaxed) {
-        return Ok(writeln!(io::stderr(), "{line}")?);
+        logging::line(format_args!("{line}"));
+        return Ok(());
     }
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
-    Ok(out.flush()?)
+    exit::output(writeln!(out, "{line}").and_then(|()| out.flush()))
 }
 
 /// As one would type it in a shell.

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::logging::say;
+
 /// How long a server may take to let go of the store after the last unmount.
 const PATIENCE: Duration = Duration::from_millis(100);
 const ATTEMPTS: usize = 20;
@@ -81,7 +83,7 @@ impl Drop for Workspace {
             }
             std::thread::sleep(PATIENCE);
         }
-        eprintln!("warning: could not remove {}", self.dir.display());
+        say!("warning: could not remove {}", self.dir.display());
     }
 }
 
@@ -105,7 +107,7 @@ impl Drop for Mount {
     fn drop(&mut self) {
         match snapstore_fuse::unmount(&self.dir, true) {
             Ok(()) | Err(snapstore_fuse::Error::NotMounted { .. }) => {}
-            Err(error) => eprintln!("warning: {error}"),
+            Err(error) => say!("warning: {error}"),
         }
     }
 }
