@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -149,7 +150,7 @@ Examples:
 pub struct MountArgs {
     /// The snapshot to show (without it: every tag), and where
     #[arg(required = true, num_args = 1..=2, value_names = ["TAG", "DIR"])]
-    pub what: Vec<String>,
+    pub what: Vec<OsString>,
     /// Stay in the foreground and serve until unmounted
     #[arg(long)]
     pub foreground: bool,
@@ -172,7 +173,7 @@ pub struct MountArgs {
 
 impl MountArgs {
     /// A read-only mount with the defaults.
-    pub fn of(what: Vec<String>) -> Self {
+    pub fn of(what: Vec<OsString>) -> Self {
         Self {
             what,
             foreground: false,

@@ -43,6 +43,14 @@ impl Context {
         Ok(self.configure(Store::open(&self.store_path()?)?))
     }
 
+    /// Opens the store by the path that it is at, not by links that lead there: what
+    /// lives longer than this command does not depend on them.
+    pub fn open_resolved(&self) -> anyhow::Result<Store> {
+        let path = self.store_path()?;
+        let resolved = std::fs::canonicalize(&path).unwrap_or(path);
+        Ok(self.configure(Store::open(&resolved)?))
+    }
+
     /// Opens the store; the default one is created when it is first needed.
     pub fn open_or_create_default(&self) -> anyhow::Result<Store> {
         let path = self.store_path()?;

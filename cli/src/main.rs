@@ -10,6 +10,8 @@ mod context;
 mod exit;
 mod format;
 mod logging;
+mod look;
+mod mount_server;
 mod progress;
 mod vms;
 
@@ -30,6 +32,10 @@ fn main() -> ExitCode {
     if std::env::args_os().skip(1).eq([vms::host::COMMAND]) {
         logging::to_file_at_stderr(0);
         return vms::host::run().unwrap_or_else(|error| exit::report(&error));
+    }
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == look::COMMAND) {
+        return look::run(&arguments.collect::<Vec<_>>());
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -36,6 +36,32 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
+    /// The mount would hide the store that it shows, or lie in it.
+    #[error(
+        "{} holds the store {}, or lies in it: a mount there would wait for itself; choose another directory", path.display(), store.display()
+    )]
+    HidesStore {
+        /// The path.
+        path: PathBuf,
+        /// The store.
+        store: PathBuf,
+    },
+    /// The mount would hide something that is needed.
+    #[error("a mount on {} would hide {}; choose another directory", path.display(), hidden.display())]
+    Hides {
+        /// The path.
+        path: PathBuf,
+        /// What would be hidden.
+        hidden: PathBuf,
+    },
+    /// The setuid helper of libfuse cannot be started.
+    #[error(
+        "cannot start fusermount3, which users other than root need to mount: {source}; install it (the package fuse3)"
+    )]
+    NoHelper {
+        /// The operating system's error.
+        source: io::Error,
+    },
     /// No snapstore mount is at this path.
     #[error("{} is not a snapstore mount; `grep snapstore: /proc/mounts` lists them", path.display())]
     NotMounted {
@@ -68,6 +94,23 @@ pub(crate) fn errno(error: &snapstore_store::Error) -> Errno {
         ErrorClass::Busy => Errno::EAGAIN,
         ErrorClass::Invalid => Errno::EINVAL,
         ErrorClass::Newer => Errno::EOPNOTSUPP,
-        ErrorClass::Damaged | ErrorClass::Io => Errno::EIO,
+        ErrorClass::Damaged => Errno::EIO,
+        ErrorClass::Io => exhausted(error).unwrap_or(Errno::EIO),
     }
+}
+
+/// What is used up is told as what it is.
+fn exhausted(error: &snapstore_store::Error) -> Option<Errno> {
+    let snapstore_store::Error::Io { source, .. } = error else {
+        return None;
+    };
+    let errno = Errno::from_i32(source.raw_os_error()?);
+    let told = [
+        Errno::ENOSPC,
+        Errno::EDQUOT,
+        Errno::EMFILE,
+        Errno::ENFILE,
+        Errno::ENOMEM,
+    ];
+    told.contains(&errno).then_some(errno)
 }

@@ -5,19 +5,24 @@
 //! immutable, so the kernel may cache it for as long as it likes.
 //!
 //! `view` holds the tree of files and is tested without FUSE; `server` adapts
-//! it to the kernel; `mountpoint` looks at and undoes mounts. The server reads
+//! it to the kernel; `claim` finds out whether a directory can be mounted on, `attach` mounts,
+//! `helper` does so for users other than root, `mountpoint` looks at and undoes mounts. The server reads
 //! through the store's library and nothing else. It is meant to be a process of
 //! its own: one that faults on a mount it serves itself can deadlock (Linux,
 //! Documentation/filesystems/fuse.rst).
 
 #![forbid(unsafe_code)]
 
+mod attach;
+mod claim;
 mod error;
+mod helper;
 mod mountpoint;
 mod server;
 mod view;
 
+pub use claim::{Surroundings, prepare};
 pub use error::{Error, Result};
-pub use mountpoint::{Mountpoint, is_dead, prepare, unmount};
-pub use server::{MountOptions, Mounted, mount};
+pub use mountpoint::{Mountpoint, is_dead, unmount};
+pub use server::{MountOptions, Mounted, Undo, mount};
 pub use view::What;

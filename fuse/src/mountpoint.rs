@@ -1,15 +1,26 @@
-//! Looking at mount points, and undoing mounts, live or dead.
+//! Mounts of ours in the kernel's table, and undoing them, live or dead.
+//!
+//! A path says where to look, not what is there: what was looked at is held open
+//! (`O_PATH`), and it is that which is detached. Whatever has taken its place
+//! meanwhile stays.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
+use snapstore_store::{MountEntry, mount_id, mount_table};
 
 use crate::error::{Error, Result};
-use crate::server::SOURCE_PREFIX;
+use crate::helper;
+
+/// What the source of our mounts begins with; the store follows.
+pub(crate) const SOURCE_PREFIX: &str = "snapstore:";
 
 /// A snapstore mount in the kernel's table.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,161 +37,138 @@ impl Mountpoint {
     /// All snapstore mounts of this machine that this process can see.
     ///
     /// # Errors
-    /// If `/proc/self/mountinfo` cannot be read.
+    /// If the kernel's table cannot be read.
     pub fn all() -> Result<Vec<Self>> {
-        let path = Path::new("/proc/self/mountinfo");
-        let table = fs::read_to_string(path).map_err(|source| Error::Io {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(table.lines().filter_map(parse_line).collect())
+        Ok(table()?.iter().filter_map(Self::of).collect())
+    }
+
+    fn of(entry: &MountEntry) -> Option<Self> {
+        // Older servers mounted as `fuse`, without a subtype.
+        if entry.filesystem != "fuse.snapstore" && entry.filesystem != "fuse" {
+            return None;
+        }
+        let store = entry.source.as_bytes();
+        Some(Self {
+            dir: entry.dir.clone(),
+            store: OsStr::from_bytes(store.strip_prefix(SOURCE_PREFIX.as_bytes())?).into(),
+            user: entry.option("user_id")?.to_str()?.parse().ok()?,
+        })
     }
 }
 
-/// `ID PARENT MAJ:MIN ROOT DIR OPTIONS [FIELDS] - TYPE SOURCE SUPER` (proc(5)).
-fn parse_line(line: &str) -> Option<Mountpoint> {
-    let (mount, filesystem) = line.split_once(" - ")?;
-    let mut filesystem = filesystem.split(' ');
-    // `fuse` when root mounts, `fuse.snapstore` through fusermount3.
-    if !matches!(filesystem.next()?, "fuse" | "fuse.snapstore") {
-        return None;
+pub(crate) fn table() -> Result<Vec<MountEntry>> {
+    mount_table().map_err(|source| Error::Io {
+        action: "read",
+        path: "/proc/self/mountinfo".into(),
+        source,
+    })
+}
+
+/// A directory, held open without being asked for anything, and the mount that
+/// it is on.
+pub(crate) struct Seen {
+    pub fd: OwnedFd,
+    /// Absolute, without symbolic links.
+    pub path: PathBuf,
+    pub mount: u64,
+}
+
+impl Seen {
+    pub fn at(dir: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(dir, flags, Mode::empty())?;
+        let path = fs::read_link(through_proc(&fd))?;
+        let mount = mount_id(&fd)?;
+        Ok(Self { fd, path, mount })
     }
-    let source = unescape(filesystem.next()?);
-    let mut options = filesystem.next()?.split(',');
-    let user = options.find_map(|option| option.strip_prefix("user_id=")?.parse().ok())?;
-    Some(Mountpoint {
-        dir: unescape(mount.split(' ').nth(4)?).into(),
-        store: source.strip_prefix(SOURCE_PREFIX)?.into(),
-        user,
-    })
+
+    /// The table's line of the mount of which this is the root directory.
+    pub fn mounted_here(&self) -> Result<Option<MountEntry>> {
+        let entry = table()?.into_iter().find(|entry| entry.id == self.mount);
+        Ok(entry.filter(|entry| entry.dir == self.path))
+    }
+
+    /// Detaches the mount of which this is the root, and no other.
+    pub fn detach(&self) -> Result<()> {
+        match rustix::mount::unmount(through_proc(&self.fd), UnmountFlags::DETACH) {
+            // Somebody else was faster.
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Err(Errno::PERM) => helper::unmount(&self.path, true),
+            Err(errno) => Err(cannot("unmount", &self.path, errno.into())),
+        }
+    }
 }
 
-/// Undoes the octal escapes of mountinfo (space, tab, newline, backslash).
-fn unescape(field: &str) -> String {
-    [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ]
-    .iter()
-    .fold(field.to_owned(), |text, (escape, plain)| {
-        text.replace(escape, plain)
-    })
+/// What the kernel follows to the open file itself.
+fn through_proc(fd: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
-/// Whether `dir` is a FUSE mount whose server is gone.
+pub(crate) fn cannot(action: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Whether `dir` is a FUSE mount whose server is gone. It waits for a server that
+/// is there, however long that takes to answer.
 #[must_use]
 pub fn is_dead(dir: &Path) -> bool {
     // Not stat(2): the kernel answers that from its cache.
     rustix::fs::statvfs(dir).is_err_and(|errno| errno == Errno::NOTCONN)
 }
 
-/// Makes sure `dir` can be mounted on: clears away a mount of ours whose server
-/// is gone.
-///
-/// # Errors
-/// [`Error::NoFuse`], [`Error::NotADirectory`], [`Error::AlreadyMounted`].
-pub fn prepare(dir: &Path) -> Result<()> {
-    fs::File::open("/dev/fuse").map_err(|source| Error::NoFuse { source })?;
-    if is_dead(dir) {
-        tracing::warn!(dir = %dir.display(), "unmounting what a dead server left");
-        unmount(dir, true)?;
-    }
-    let metadata = fs::metadata(dir).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => Error::NotADirectory {
-            path: dir.to_owned(),
-        },
-        _ => Error::Io {
-            action: "inspect",
-            path: dir.to_owned(),
-            source,
-        },
-    })?;
-    if !metadata.is_dir() {
-        return Err(Error::NotADirectory {
-            path: dir.to_owned(),
-        });
-    }
-    if find(dir)?.is_some() {
-        return Err(Error::AlreadyMounted {
-            path: dir.to_owned(),
-        });
-    }
-    Ok(())
-}
-
 /// Unmounts a snapstore mount. With `lazy` it disappears at once and ends when
-/// its last user lets go of it; a mount whose server is gone always does.
+/// its last user lets go of it. One that is in use and, as `is_dead` says, has no
+/// server any more, always does.
 ///
 /// # Errors
 /// [`Error::NotMounted`], [`Error::InUse`].
-pub fn unmount(dir: &Path, lazy: bool) -> Result<()> {
-    let mounted = find(dir)?.ok_or_else(|| Error::NotMounted {
+pub fn unmount(dir: &Path, lazy: bool, is_dead: &dyn Fn(&Path) -> bool) -> Result<()> {
+    let not_mounted = || Error::NotMounted {
         path: dir.to_owned(),
-    })?;
-    let lazy = lazy || is_dead(dir);
-    let flags = if lazy {
-        UnmountFlags::DETACH | UnmountFlags::NOFOLLOW
-    } else {
-        UnmountFlags::NOFOLLOW
     };
-    match rustix::mount::unmount(&mounted.dir, flags) {
+    let seen = match Seen::at(dir) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(cannot("inspect", dir, error));
+        }
+        other => other.map_err(|_| not_mounted())?,
+    };
+    let mounted = seen.mounted_here()?;
+    if mounted.as_ref().and_then(Mountpoint::of).is_none() {
+        return Err(not_mounted());
+    }
+    if lazy {
+        return seen.detach();
+    }
+    // Held open it would be in use.
+    let path = seen.path.clone();
+    drop(seen);
+    let in_use = || Error::InUse {
+        path: dir.to_owned(),
+    };
+    let undone = match rustix::mount::unmount(&path, UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(()),
-        Err(Errno::BUSY) => Err(Error::InUse {
-            path: dir.to_owned(),
-        }),
-        Err(Errno::PERM) => unmount_as_user(&mounted.dir, lazy),
-        Err(errno) => Err(Error::Io {
-            action: "unmount",
-            path: dir.to_owned(),
-            source: errno.into(),
-        }),
+        Err(Errno::BUSY) => Err(in_use()),
+        Err(Errno::PERM) => helper::unmount(&path, false),
+        Err(errno) => Err(cannot("unmount", dir, errno.into())),
+    };
+    match undone {
+        Err(Error::InUse { .. }) if is_dead(&path) => match Seen::at(&path) {
+            Ok(again) if again.mounted_here()? == mounted => again.detach(),
+            _ => Ok(()),
+        },
+        Err(Error::InUse { .. }) => Err(in_use()),
+        other => other,
     }
 }
 
-/// Users other than root unmount through libfuse's setuid helper.
-fn unmount_as_user(dir: &Path, lazy: bool) -> Result<()> {
-    let mut command = Command::new("fusermount3");
-    command
-        .arg("-u")
-        .args(lazy.then_some("-z"))
-        .arg("--")
-        .arg(dir);
-    let failed = |source| Error::Io {
-        action: "unmount (fusermount3)",
-        path: dir.to_owned(),
-        source,
-    };
-    let output = command.output().map_err(failed)?;
-    let message = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() {
-        Ok(())
-    } else if message.contains("busy") {
-        Err(Error::InUse {
-            path: dir.to_owned(),
-        })
-    } else {
-        Err(failed(io::Error::other(message.trim().to_owned())))
-    }
-}
-
-/// The snapstore mount on top of `dir`. A dead mount cannot be resolved, so its
-/// parent directory is.
-fn find(dir: &Path) -> Result<Option<Mountpoint>> {
-    let resolved = fs::canonicalize(dir).ok().or_else(|| {
-        let absolute = std::path::absolute(dir).ok()?;
-        let parent = fs::canonicalize(absolute.parent()?).ok()?;
-        Some(parent.join(absolute.file_name()?))
-    });
-    let Some(resolved) = resolved else {
-        return Ok(None);
-    };
-    Ok(Mountpoint::all()?
-        .into_iter()
-        .rev()
-        .find(|mount| mount.dir == resolved))
+/// The snapstore mount of which this is the root directory.
+pub(crate) fn ours(seen: &Seen) -> Result<bool> {
+    let mounted = seen.mounted_here()?;
+    Ok(mounted.as_ref().and_then(Mountpoint::of).is_some())
 }
 
 #[cfg(test)]
@@ -188,24 +176,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mountinfo_lines_are_told_apart() {
-        let ours = "36 25 0:40 / /mnt/a\\040b ro,nosuid - fuse snapstore:/srv/store ro,user_id=1000,group_id=0";
-        assert_eq!(
-            parse_line(ours),
-            Some(Mountpoint {
-                dir: "/mnt/a b".into(),
-                store: "/srv/store".into(),
-                user: 1000,
-            })
-        );
-        let other = "36 25 0:40 / /mnt ro shared:1 - fuse.sshfs host: ro";
-        assert_eq!(parse_line(other), None);
-    }
-
-    #[test]
     fn what_is_not_mounted_cannot_be_unmounted() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let error = unmount(dir.path(), false).expect_err("nothing is mounted");
-        assert!(matches!(error, Error::NotMounted { .. }), "{error}");
+        for path in [dir.path(), &dir.path().join("nowhere"), Path::new("/proc")] {
+            let error = unmount(path, false, &is_dead).expect_err("nothing is mounted");
+            assert!(matches!(error, Error::NotMounted { .. }), "{error}");
+        }
     }
 }

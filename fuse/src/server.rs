@@ -4,16 +4,18 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags,
-    ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
-    SessionACL,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr,
+    ReplyData, ReplyDirectory, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request, SessionACL,
 };
 use snapstore_store::{Region, Store};
 
+use crate::attach::{Attached, attach};
+use crate::claim::{Claim, Surroundings};
 use crate::error::{Error, Result, errno};
 use crate::view::{Content, File, Node, ROOT, View, What};
 
@@ -21,8 +23,6 @@ use crate::view::{Content, File, Node, ROOT, View, What};
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Tags move: the kernel asks again for the directory of a tag.
 const TAG_TTL: Duration = Duration::ZERO;
-/// What the source of our mounts begins with in mountinfo; the store follows.
-pub(crate) const SOURCE_PREFIX: &str = "snapstore:";
 const BLOCK_BYTES: u32 = 4096;
 const NAME_MAX: u32 = 255;
 
@@ -56,17 +56,37 @@ impl Default for MountOptions {
 #[derive(Debug)]
 pub struct Mounted {
     session: BackgroundSession,
+    attached: Arc<Attached>,
     dir: PathBuf,
 }
 
+/// Undoes one mount.
+#[derive(Clone, Debug)]
+pub struct Undo {
+    attached: Arc<Attached>,
+}
+
 /// Mounts `what` of a store at `dir`. When this returns, the mount is usable.
+/// `others` are places that it must not hide, and `is_dead` tells whether the
+/// server of a mount is gone (see [`crate::is_dead`]).
 ///
 /// # Errors
 /// [`Error::NoFuse`] without `/dev/fuse`; [`Error::AlreadyMounted`];
-/// [`Error::Store`] if there is no such snapshot; I/O errors.
-pub fn mount(store: Store, what: &What, dir: &Path, options: &MountOptions) -> Result<Mounted> {
-    crate::mountpoint::prepare(dir)?;
-    let source = format!("{SOURCE_PREFIX}{}", store.path().display());
+/// [`Error::HidesStore`]; [`Error::Store`] if there is no such snapshot; I/O errors.
+pub fn mount(
+    store: Store,
+    what: &What,
+    dir: &Path,
+    options: &MountOptions,
+    others: Vec<PathBuf>,
+    is_dead: &dyn Fn(&Path) -> bool,
+) -> Result<Mounted> {
+    let path = store.path().to_owned();
+    let around = Surroundings {
+        store: path.clone(),
+        others,
+    };
+    let claim = Claim::new(dir, &around, is_dead)?;
     let server = Server {
         view: View::new(store, what)?,
         read_ahead_bytes: options.read_ahead_bytes,
@@ -76,33 +96,61 @@ pub fn mount(store: Store, what: &What, dir: &Path, options: &MountOptions) -> R
             rustix::process::getgid().as_raw(),
         ),
     };
-    let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(source),
-        MountOption::Subtype("snapstore".to_owned()),
-        MountOption::RO,
-        MountOption::NoSuid,
-        MountOption::NoDev,
-        MountOption::NoAtime,
-        MountOption::DefaultPermissions,
-    ];
-    config.n_threads = Some(options.threads);
-    if options.allow_other {
-        config.acl = SessionACL::All;
-    }
     let failed = |source| Error::Io {
-        action: "mount on",
+        action: "serve",
         path: dir.to_owned(),
         source,
     };
-    let session = fuser::Session::new(server, dir, &config).map_err(failed)?;
+    let serve = |connection| {
+        let mut config = Config::default();
+        config.n_threads = Some(options.threads);
+        let acl = if options.allow_other {
+            SessionACL::All
+        } else {
+            SessionACL::Owner
+        };
+        // fuser tells of threads that it cannot start only when it is done.
+        find_threads(options.threads + 1).map_err(failed)?;
+        let session = fuser::Session::from_fd(server, connection, acl, config);
+        session.and_then(fuser::Session::spawn).map_err(failed)
+    };
+    let (attached, session) = attach(claim, &path, options.allow_other, serve)?;
     Ok(Mounted {
-        session: session.spawn().map_err(failed)?,
+        session,
+        attached: Arc::new(attached),
         dir: dir.to_owned(),
     })
 }
 
+/// Whether so many threads can be started.
+fn find_threads(count: usize) -> io::Result<()> {
+    let (hold, held) = std::sync::mpsc::sync_channel::<()>(0);
+    let held = Arc::new(Mutex::new(held));
+    let started: io::Result<Vec<_>> = (0..count)
+        .map(|_| {
+            let held = held.clone();
+            std::thread::Builder::new().spawn(move || {
+                // Until nobody can send any more.
+                let _ = held.lock().map(|held| held.recv());
+            })
+        })
+        .collect();
+    drop(hold);
+    for thread in started? {
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
 impl Mounted {
+    /// What undoes this mount, from another thread.
+    #[must_use]
+    pub fn undo(&self) -> Undo {
+        Undo {
+            attached: self.attached.clone(),
+        }
+    }
+
     /// Serves until the file system is unmounted, by whomever.
     ///
     /// # Errors
@@ -114,6 +162,17 @@ impl Mounted {
             path: dir,
             source,
         })
+    }
+}
+
+impl Undo {
+    /// Undoes the mount if it is still there: it disappears at once, and ends when
+    /// its last user lets go of it. Any other mount at its path stays.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn detach(&self) -> Result<()> {
+        self.attached.detach()
     }
 }
 

@@ -12,7 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rustix::fs::FlockOperation;
@@ -21,13 +21,17 @@ use snapstore_fuse::Mountpoint;
 use snapstore_store::{SnapshotId, Store};
 
 use crate::args::MountArgs;
-use crate::commands::mount::launch;
+use crate::exit::Busy;
+use crate::look;
+use crate::mount_server::launch;
 use crate::vms::runtime::Runtime;
 
 /// How often a mount that is just ending is looked at again, and how long that
 /// may go on.
 const RETRY: Duration = Duration::from_millis(10);
 const RETRIES: usize = 500;
+/// How long another process may take to make or undo a mount.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A snapshot as files.
 pub struct MountedSnapshot {
@@ -98,18 +102,23 @@ fn start(
     lock_path: &Path,
 ) -> anyhow::Result<()> {
     let _starting = lock_dir(&runtime.mounts())?;
-    if shows(dir, id) {
+    if look::which_shows(&id.to_string(), &[vec![dir.to_owned()]])?.is_some() {
         return Ok(());
     }
     match fs::create_dir(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(error).with_context(|| format!("cannot create {}", dir.display()));
         }
-        _ => snapstore_fuse::prepare(dir)?,
+        _ => {}
+    }
+    if look::state(dir) == look::State::Silent {
+        // Its machines keep it; others get one that answers.
+        tracing::warn!(dir = %dir.display(), "the mount's server does not answer; another is started");
+        snapstore_fuse::unmount(dir, true, &look::is_dead)?;
     }
     let args = MountArgs {
         while_locked: Some(lock_path.to_owned()),
-        ..MountArgs::of(vec![id.to_string(), dir.display().to_string()])
+        ..MountArgs::of(vec![id.to_string().into(), dir.into()])
     };
     launch(store, &args, dir)?;
     Ok(())
@@ -118,9 +127,18 @@ fn start(
 /// Held, exclusively, while a mount is made or undone in this directory.
 pub fn lock_dir(mounts: &Path) -> anyhow::Result<File> {
     let dir = File::open(mounts).with_context(|| format!("cannot open {}", mounts.display()))?;
+    let deadline = Instant::now() + PATIENCE;
     loop {
-        match rustix::fs::flock(&dir, FlockOperation::LockExclusive) {
+        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(RETRY),
+            Err(Errno::WOULDBLOCK) => {
+                let message = format!(
+                    "another process makes or undoes a mount in {}, and does not come to an end",
+                    mounts.display()
+                );
+                return Err(Busy(message).into());
+            }
             other => {
                 other.context("cannot lock the mounts' directory")?;
                 return Ok(dir);
@@ -129,37 +147,32 @@ pub fn lock_dir(mounts: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// A mount of the user's own that shows the snapshot.
+/// A mount of the user's own that shows the snapshot. None of them is touched by
+/// this process: any may hang.
 fn find(store: &Store, id: SnapshotId, not_under: &Path) -> anyhow::Result<Option<PathBuf>> {
     let path = fs::canonicalize(store.path())?;
     let trusted = [0, rustix::process::geteuid().as_raw()];
-    for mount in Mountpoint::all()? {
+    let mounts = Mountpoint::all()?.into_iter().filter(|mount| {
         // Another user's server could show what it likes, or hang whoever looks.
-        if !trusted.contains(&mount.user) {
-            continue;
-        }
-        let same_store = fs::canonicalize(&mount.store).is_ok_and(|store| store == path);
-        if !same_store || mount.dir.starts_with(not_under) || snapstore_fuse::is_dead(&mount.dir) {
-            continue;
-        }
-        if shows(&mount.dir, id) {
-            return Ok(Some(mount.dir));
-        }
-        for (tag, tagged) in store.tags()? {
-            let dir = mount.dir.join(tag);
-            if tagged == id && shows(&dir, id) {
-                return Ok(Some(dir));
-            }
-        }
+        trusted.contains(&mount.user)
+            && mount.store == path
+            && !mount.dir.starts_with(not_under)
+            // Machines are told of it as text.
+            && mount.dir.to_str().is_some()
+    });
+    let mounts: Vec<_> = mounts.map(|mount| mount.dir).collect();
+    if mounts.is_empty() {
+        return Ok(None);
     }
-    Ok(None)
-}
-
-/// Whether the files in a directory are those of the snapshot.
-fn shows(dir: &Path, id: SnapshotId) -> bool {
-    let Ok(manifest) = fs::read(dir.join("manifest.json")) else {
-        return false;
-    };
-    serde_json::from_slice::<serde_json::Value>(&manifest)
-        .is_ok_and(|manifest| manifest["id"] == id.to_string())
+    let tags = store.tags()?;
+    let tags = tags.iter().filter(|(_, tagged)| **tagged == id);
+    let tags: Vec<_> = tags.map(|(tag, _)| tag).collect();
+    let lists: Vec<Vec<PathBuf>> = mounts
+        .into_iter()
+        .map(|dir| {
+            let of_tags = tags.iter().map(|tag| dir.join(tag)).collect::<Vec<_>>();
+            [vec![dir], of_tags].concat()
+        })
+        .collect();
+    look::which_shows(&id.to_string(), &lists)
 }

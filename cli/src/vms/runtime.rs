@@ -309,7 +309,8 @@ fn natural(name: &str) -> (&str, u64, &str) {
     (stem, number, name)
 }
 
-fn is_same(file: &File, path: &Path) -> bool {
+/// Whether a path still leads to this file.
+pub fn is_same(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::metadata(path)) {
         (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
         _ => false,
@@ -323,7 +324,8 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-fn runtime_dir() -> PathBuf {
+/// Where machines and their mounts are to be found.
+pub fn runtime_dir() -> PathBuf {
     let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(dir) = from(RUNTIME_DIR) {
         return PathBuf::from(dir);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use crate::logging::say;
+use crate::look;
 
 /// How long a server may take to let go of the store after the last unmount.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -105,7 +106,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        match snapstore_fuse::unmount(&self.dir, true) {
+        match snapstore_fuse::unmount(&self.dir, true, &look::is_dead) {
             Ok(()) | Err(snapstore_fuse::Error::NotMounted { .. }) => {}
             Err(error) => say!("warning: {error}"),
         }

@@ -1,0 +1,167 @@
+//! Looking at mounts whose servers may not answer.
+//!
+//! A process that waits for such a server may not even be killed. So a hidden
+//! command looks, and whoever started it waits for its answer no longer than
+//! [`PATIENCE`].
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::background;
+use crate::logging::say;
+
+/// The hidden command's name.
+pub const COMMAND: &str = "look-at-mount";
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+const DEAD: &str = "dead\n";
+const ALIVE: &str = "alive\n";
+
+/// What is known of a mount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// Its server answers.
+    Serves,
+    /// Its server is gone.
+    Dead,
+    /// Its server does not answer, or nobody could look.
+    Silent,
+}
+
+/// Asks the server of the mount at `dir`.
+pub fn state(dir: &Path) -> State {
+    let answer = Look::start([OsString::from("state"), dir.into()]).map(Look::answer);
+    match answer {
+        Ok(Some(answer)) if answer == DEAD => State::Dead,
+        Ok(Some(answer)) if answer == ALIVE => State::Serves,
+        Ok(_) => State::Silent,
+        Err(error) => {
+            tracing::warn!(%error, "a mount cannot be looked at");
+            State::Silent
+        }
+    }
+}
+
+/// Whether the server of the mount at `dir` is gone.
+pub fn is_dead(dir: &Path) -> bool {
+    state(dir) == State::Dead
+}
+
+/// The first of these directories that shows the snapshot. All lists are looked
+/// at side by side: one whose mount does not answer holds up none of the others
+/// for longer than it may take itself.
+pub fn which_shows(id: &str, lists: &[Vec<PathBuf>]) -> anyhow::Result<Option<PathBuf>> {
+    let looks: Vec<_> = lists
+        .iter()
+        .map(|dirs| {
+            let dirs = dirs.iter().map(OsString::from);
+            Look::start([OsString::from("which"), id.into()].into_iter().chain(dirs))
+        })
+        .collect::<Result<_, _>>()?;
+    let answers: Vec<_> = looks.into_iter().map(Look::answer).collect();
+    Ok(answers.into_iter().zip(lists).find_map(|(answer, dirs)| {
+        let number: usize = answer?.trim().parse().ok()?;
+        dirs.get(number).cloned()
+    }))
+}
+
+/// A process that looks.
+struct Look {
+    child: Child,
+    output: ChildStdout,
+    deadline: Instant,
+}
+
+impl Look {
+    fn start(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Self> {
+        let mut child = background::command()?
+            .arg(COMMAND)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start a process that looks at a mount")?;
+        let output = child.stdout.take().context("no pipe to a new process")?;
+        Ok(Self {
+            child,
+            output,
+            deadline: Instant::now() + PATIENCE,
+        })
+    }
+
+    /// Its answer; `None` if there is none in time.
+    fn answer(mut self) -> Option<String> {
+        let mut answer = String::new();
+        if self.is_readable() && self.output.read_to_string(&mut answer).is_ok() {
+            // It has said all that it had to, and waits for nothing any more.
+            let _ = self.child.wait();
+            return Some(answer);
+        }
+        // One that cannot be killed is left to itself.
+        let _ = self.child.kill();
+        let _ = self.child.try_wait();
+        None
+    }
+
+    fn is_readable(&self) -> bool {
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let Ok(left) = Timespec::try_from(left) else {
+                return false;
+            };
+            match poll(&mut [PollFd::new(&self.output, PollFlags::IN)], Some(&left)) {
+                Err(Errno::INTR) => {}
+                other => return other.is_ok_and(|ready| ready > 0),
+            }
+        }
+    }
+}
+
+/// The hidden command.
+pub fn run(arguments: &[OsString]) -> ExitCode {
+    let answer = match arguments {
+        [what, dir] if what == "state" => {
+            let dead = snapstore_fuse::is_dead(dir.as_ref());
+            (if dead { DEAD } else { ALIVE }).to_owned()
+        }
+        [what, id, dirs @ ..] if what == "which" => {
+            let id = id.to_string_lossy();
+            let shown = dirs.iter().position(|dir| shows(dir.as_ref(), &id));
+            shown.map_or_else(String::new, |number| number.to_string())
+        }
+        _ => {
+            say!(
+                "error: this command is for {} itself",
+                env!("CARGO_PKG_NAME")
+            );
+            return ExitCode::from(crate::exit::USAGE);
+        }
+    };
+    // One write: it is read at once.
+    match io::stdout().write_all(answer.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Whether the files in a directory are those of the snapshot.
+fn shows(dir: &Path, id: &str) -> bool {
+    if snapstore_fuse::is_dead(dir) {
+        return false;
+    }
+    let Ok(manifest) = fs::read(dir.join("manifest.json")) else {
+        return false;
+    };
+    serde_json::from_slice::<serde_json::Value>(&manifest)
+        .is_ok_and(|manifest| manifest["id"] == id)
+}
