@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bases;
 mod inputs;
 mod partial_pages;
 mod pins;
