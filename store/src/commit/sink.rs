@@ -280,13 +280,18 @@ impl<'a> Sink<'a> {
                 Ok(None) | Err(Error::Damaged(_)) => return Ok(None),
                 Err(other) => return Err(other),
             };
-            let Some(base_at) = self.index.get(base.id.key())? else {
+            let key = base.id.key();
+            let standalone = |at| {
+                let place = self.sound_place(key, at)?;
+                Ok::<_, Error>(place.filter(Place::is_standalone).map(|_| at))
+            };
+            let base_at = match standalone(base.hint)? {
+                None => self.index.get(key)?.map(standalone).transpose()?.flatten(),
+                found => found,
+            };
+            let Some(base_at) = base_at else {
                 return Ok(None);
             };
-            let base = self.sound_place(base.id.key(), base_at)?;
-            if !base.is_some_and(|base| base.is_standalone()) {
-                return Ok(None);
-            }
             self.rely_on(base_at.pack);
         }
         self.rely_on(at.pack);

@@ -147,7 +147,7 @@ fn many_small_packs_become_one_and_every_snapshot_stays() {
         packs(fixture.store.path())
     );
     for (number, page) in pages.iter().enumerate() {
-        assert_whole(&fixture, &format!("t{number}"), &[page.clone()]);
+        assert_whole(&fixture, &format!("t{number}"), std::slice::from_ref(page));
     }
     // What was merged is not merged again.
     let before = fixture.content();
