@@ -5,5 +5,7 @@ pub mod crashing;
 pub mod harness;
 pub mod inherited;
 pub mod powercut;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod stopping;
 pub mod vm;

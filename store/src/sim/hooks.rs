@@ -61,6 +61,18 @@ pub fn observe(observer: Option<Arc<dyn Observer>>) {
     OBSERVER.with_borrow_mut(|current| *current = observer);
 }
 
+/// Does something without this thread's observer.
+pub fn unobserved<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Arc<dyn Observer>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            observe(self.0.take());
+        }
+    }
+    let _restore = Restore(OBSERVER.take());
+    work()
+}
+
 /// Puts a fault back for this thread, or none.
 pub fn put_back(fault: Option<Fault>) {
     FAULT.set(fault);

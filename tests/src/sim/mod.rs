@@ -1,0 +1,20 @@
+//! A simulator of the store: histories of several processes that commit, remove
+//! tags, collect, verify, repair and read, interleaved at every step, with
+//! crashes, power cuts, failing disks and full ones. After every operation all
+//! that was acknowledged is read back. docs/TESTING.md tells more.
+
+mod actor;
+mod campaign;
+mod check;
+mod content;
+mod damage;
+mod disk;
+mod history;
+mod model;
+pub mod plan;
+mod shrink;
+mod world;
+
+pub use campaign::{Campaign, Report, explain, run};
+pub use history::{Crew, Outcome};
+pub use world::Failure;

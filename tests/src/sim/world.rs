@@ -1,0 +1,588 @@
+//! The machine on which a history happens: one actor goes on at a time, and
+//! before each of its steps it is decided whether another one goes on instead,
+//! or whether something goes wrong.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::io;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use fastrand::Rng;
+use rustix::io::Errno;
+use snapstore_store::sim::{Observer, StepKind};
+
+use super::actor::Held;
+use super::disk::Disk;
+use super::model::Model;
+use super::plan::{Mishap, OpNumber, Plan, Preemption, Schedule};
+
+/// With what an operation unwinds whose process is killed.
+pub struct Killed;
+
+/// Why a history is not as it should be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// What was violated, as a word to compare failures by.
+    pub rule: &'static str,
+    /// What happened.
+    pub what: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.rule, self.what)
+    }
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Status {
+    Ready,
+    /// Waits for a lock.
+    Blocked(PathBuf),
+    Done,
+}
+
+/// An operation under way.
+pub struct Running {
+    /// Which.
+    pub op: OpNumber,
+    /// How many steps it has begun.
+    pub steps: u32,
+    /// Per fault of it, how many steps of its class it has begun.
+    counted: Vec<u32>,
+    /// Whether a step of it was made to fail.
+    pub refused: bool,
+}
+
+struct ActorState {
+    status: Status,
+    /// How many operations of others are to end before it goes on.
+    stalled: u32,
+    running: Option<Running>,
+    /// Steps since the publish lock was taken.
+    publish_steps: Option<u32>,
+}
+
+/// What everybody shares.
+pub struct Shared {
+    turn: Option<usize>,
+    actors: Vec<ActorState>,
+    rng: Rng,
+    schedule: Rng,
+    /// What a crash leaves.
+    pub disk: Disk,
+    /// What the tags may name.
+    pub model: Model,
+    /// The power has failed.
+    pub cut: bool,
+    /// Set once, then everybody ends.
+    pub failure: Option<Failure>,
+    /// What happened, if it is to be told.
+    pub trace: Option<Vec<String>>,
+    /// Whether every step is told.
+    every_step: bool,
+    /// Who was overtaken where.
+    pub preemptions: Vec<Preemption>,
+    /// Steps of all actors.
+    pub total_steps: u64,
+    /// Until which of them the disk is full.
+    pub full_until: u64,
+    /// Indexes in memory, to be freed in the end.
+    pub indexes: Vec<u64>,
+    /// The most steps that the publish lock was held for, by operation.
+    pub longest_publish: HashMap<&'static str, u32>,
+    /// Pins that are held.
+    pub held: Vec<Held>,
+    /// How often the store was compared with the model.
+    pub checks: u32,
+    /// Damage was done to the disk.
+    pub damaged: bool,
+    /// How often.
+    pub damage_count: u32,
+    /// Bytes were flipped, and no repair has looked for them since.
+    pub flipped: bool,
+    /// Tags committed after the damage, which it is no excuse for.
+    pub firm: BTreeSet<String>,
+    /// Repairs under way, or ended halfway.
+    pub repairs: u32,
+    /// Counts repairs that have begun.
+    pub repairs_begun: u32,
+    /// A repair has ended halfway, and none has succeeded since.
+    pub half_repaired: bool,
+}
+
+/// A history happening.
+pub struct World {
+    /// The store's directory.
+    pub root: PathBuf,
+    plan: Arc<Plan>,
+    shared: Mutex<Shared>,
+    wake: Vec<Condvar>,
+}
+
+impl World {
+    /// The world of a plan, whose store is at `root`.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn new(root: &Path, plan: Arc<Plan>, trace: bool) -> anyhow::Result<Self> {
+        let actors = plan.actors.len();
+        let seed = match &plan.schedule {
+            Schedule::Random { seed, .. } => *seed,
+            Schedule::Fixed(_) => 0,
+        };
+        Ok(Self {
+            root: root.to_owned(),
+            shared: Mutex::new(Shared {
+                turn: None,
+                actors: Vec::new(),
+                rng: Rng::with_seed(plan.seed),
+                schedule: Rng::with_seed(seed),
+                disk: Disk::new(root)?,
+                model: Model::new(),
+                cut: false,
+                failure: None,
+                trace: trace.then(Vec::new),
+                every_step: std::env::var_os("SIM_STEPS").is_some(),
+                preemptions: Vec::new(),
+                total_steps: 0,
+                full_until: 0,
+                indexes: Vec::new(),
+                longest_publish: HashMap::new(),
+                held: Vec::new(),
+                checks: 0,
+                damaged: false,
+                damage_count: 0,
+                flipped: false,
+                firm: BTreeSet::new(),
+                repairs: 0,
+                repairs_begun: 0,
+                half_repaired: false,
+            }),
+            wake: (0..actors).map(|_| Condvar::new()).collect(),
+            plan,
+        })
+    }
+
+    /// What everybody shares. Not to be held across steps.
+    pub fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the actors up: the first one has the turn.
+    pub fn begin_phase(&self) {
+        let mut shared = self.lock();
+        shared.cut = false;
+        shared.full_until = 0;
+        shared.repairs = 0;
+        shared.turn = Some(0);
+        shared.actors = (0..self.wake.len())
+            .map(|_| ActorState {
+                status: Status::Ready,
+                stalled: 0,
+                running: None,
+                publish_steps: None,
+            })
+            .collect();
+    }
+
+    /// Notes a violation; the first one counts.
+    pub fn fail(&self, rule: &'static str, what: String) {
+        let mut shared = self.lock();
+        shared.tell(|| format!("FAILED {rule}: {what}"));
+        shared.failure.get_or_insert(Failure { rule, what });
+    }
+
+    /// Waits for an actor's first turn.
+    pub fn first_turn(&self, actor: usize) {
+        let mut shared = self.lock();
+        while shared.turn != Some(actor) {
+            shared = wait(&self.wake[actor], shared);
+        }
+    }
+
+    /// An operation begins.
+    pub fn begin_op(&self, actor: usize, op: OpNumber) {
+        let faults = self.plan.faults.len();
+        let mut shared = self.lock();
+        shared.actors[actor].running = Some(Running {
+            op,
+            steps: 0,
+            counted: vec![0; faults],
+            refused: false,
+        });
+    }
+
+    /// An operation has ended.
+    pub fn end_op(&self, actor: usize) -> Option<Running> {
+        let mut shared = self.lock();
+        for (other, state) in shared.actors.iter_mut().enumerate() {
+            if other != actor {
+                state.stalled = state.stalled.saturating_sub(1);
+            }
+        }
+        shared.actors[actor].publish_steps = None;
+        shared.actors[actor].running.take()
+    }
+
+    /// An actor has nothing more to do.
+    pub fn finish(&self, actor: usize) {
+        let mut shared = self.lock();
+        shared.actors[actor].status = Status::Done;
+        match shared.next_after(actor) {
+            Some(next) => {
+                shared.turn = Some(next);
+                self.wake[next].notify_one();
+            }
+            None => shared.turn = None,
+        }
+    }
+
+    /// Gives the turn to `next` and waits to get it back.
+    fn switch<'a>(
+        &'a self,
+        mut shared: MutexGuard<'a, Shared>,
+        actor: usize,
+        next: usize,
+    ) -> MutexGuard<'a, Shared> {
+        shared.turn = Some(next);
+        self.wake[next].notify_one();
+        while shared.turn != Some(actor) {
+            shared = wait(&self.wake[actor], shared);
+        }
+        shared
+    }
+
+    /// Lets somebody else go on if that is what the schedule says.
+    fn maybe_preempt<'a>(
+        &'a self,
+        mut shared: MutexGuard<'a, Shared>,
+        actor: usize,
+        what: &dyn Fn() -> String,
+    ) -> MutexGuard<'a, Shared> {
+        let Some(running) = &shared.actors[actor].running else {
+            return shared;
+        };
+        let (op, step) = (running.op, running.steps);
+        let preemption = match &self.plan.schedule {
+            Schedule::Random { one_in, .. } => {
+                let others = shared.runnable(actor);
+                if others.is_empty() || shared.schedule.u32(..*one_in) != 0 {
+                    None
+                } else {
+                    let stall = match shared.schedule.u8(..4) {
+                        0 => shared.schedule.u32(1..=4),
+                        _ => 0,
+                    };
+                    let by = others[shared.schedule.usize(..others.len())];
+                    Some(Preemption {
+                        op,
+                        step,
+                        by,
+                        stall,
+                    })
+                }
+            }
+            Schedule::Fixed(preemptions) => {
+                let found = preemptions
+                    .iter()
+                    .find(|at| at.op == op && at.step == step)
+                    .copied();
+                found.filter(|at| shared.runnable(actor).contains(&at.by))
+            }
+        };
+        let Some(preemption) = preemption else {
+            return shared;
+        };
+        shared.tell(|| format!("actor {actor} is overtaken before {}", what()));
+        shared.preemptions.push(preemption);
+        shared.actors[actor].stalled = preemption.stall;
+        self.switch(shared, actor, preemption.by)
+    }
+}
+
+impl Shared {
+    /// Adds a line to the trace.
+    pub fn tell(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(line());
+        }
+    }
+
+    /// Chance for something else.
+    pub fn fork_rng(&mut self) -> Rng {
+        self.rng.fork()
+    }
+
+    /// Whether everybody is to end.
+    fn is_over(&self) -> bool {
+        self.cut || self.failure.is_some()
+    }
+
+    /// Others that can go on.
+    fn runnable(&self, actor: usize) -> Vec<usize> {
+        let others = self.actors.iter().enumerate();
+        others
+            .filter(|(other, it)| *other != actor && it.status == Status::Ready && it.stalled == 0)
+            .map(|(other, _)| other)
+            .collect()
+    }
+
+    /// Who goes on when `actor` cannot.
+    fn next_after(&mut self, actor: usize) -> Option<usize> {
+        let count = self.actors.len();
+        let order = || (1..=count).map(move |step| (actor + step) % count);
+        let ready = |it: &ActorState| it.status == Status::Ready;
+        let next = order()
+            .find(|other| ready(&self.actors[*other]) && self.actors[*other].stalled == 0)
+            .or_else(|| order().find(|other| ready(&self.actors[*other])));
+        if let Some(next) = next {
+            self.actors[next].stalled = 0;
+            return Some(next);
+        }
+        let blocked = order().find(|other| self.actors[*other].status != Status::Done)?;
+        if !self.is_over() {
+            let what = "everybody waits for a lock".to_owned();
+            self.tell(|| format!("FAILED deadlock: {what}"));
+            self.failure = Some(Failure {
+                rule: "deadlock",
+                what,
+            });
+        }
+        Some(blocked)
+    }
+
+    /// What the plan says is to go wrong at this step.
+    fn mishap(&mut self, plan: &Plan, actor: usize, kind: StepKind) -> Option<Mishap> {
+        let running = self.actors[actor].running.as_mut()?;
+        let mut found = None;
+        for (fault, counted) in plan.faults.iter().zip(&mut running.counted) {
+            if fault.op == running.op && fault.class.holds(kind) {
+                *counted += 1;
+                if *counted == fault.nth {
+                    found = found.or(Some(fault.mishap));
+                }
+            }
+        }
+        found
+    }
+
+    fn refuse(&mut self, actor: usize) {
+        if let Some(running) = &mut self.actors[actor].running {
+            running.refused = true;
+        }
+    }
+}
+
+fn wait<'a>(condition: &Condvar, shared: MutexGuard<'a, Shared>) -> MutexGuard<'a, Shared> {
+    condition
+        .wait(shared)
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+fn needs_space(kind: StepKind) -> bool {
+    use StepKind as K;
+    matches!(kind, K::Create | K::Write | K::MakeDir | K::IndexFlush)
+}
+
+/// An actor, as the store sees it.
+pub struct Actor {
+    world: Arc<World>,
+    number: usize,
+    dead: AtomicBool,
+}
+
+impl Actor {
+    /// The actor of this number.
+    #[must_use]
+    pub fn new(world: Arc<World>, number: usize) -> Self {
+        Self {
+            world,
+            number,
+            dead: AtomicBool::new(false),
+        }
+    }
+
+    /// Begins the process anew.
+    pub fn revive(&self) {
+        self.dead.store(false, Ordering::Relaxed);
+    }
+
+    /// Ends the process: what it still does is nothing any more.
+    pub fn kill(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+    }
+
+    fn die(&self) -> ! {
+        self.kill();
+        resume_unwind(Box::new(Killed))
+    }
+
+    fn is_deaf(&self) -> bool {
+        std::thread::panicking()
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// A step that is none of the store's.
+    pub fn pause(&self, what: &'static str) {
+        let _ = self.before(StepKind::ReadPack, Path::new(what));
+    }
+}
+
+fn describe(kind: StepKind, path: &Path, root: &Path, step: u32) -> String {
+    let path = path.strip_prefix(root).unwrap_or(path);
+    format!("{kind:?} {} (step {step})", path.display())
+}
+
+impl Observer for Actor {
+    fn before(&self, kind: StepKind, path: &Path) -> io::Result<()> {
+        if self.is_dead() {
+            return Err(io::Error::other("the process has ended"));
+        }
+        if self.is_deaf() {
+            return Ok(());
+        }
+        let (world, me) = (&*self.world, self.number);
+        let mut shared = world.lock();
+        shared.total_steps += 1;
+        let mut step = 0;
+        if let Some(running) = &mut shared.actors[me].running {
+            running.steps += 1;
+            step = running.steps;
+        }
+        if let Some(steps) = &mut shared.actors[me].publish_steps {
+            *steps += 1;
+        }
+        let what = || describe(kind, path, &world.root, step);
+        if shared.every_step {
+            shared.tell(|| format!("    actor {me}: {}", what()));
+        }
+        let mut shared = world.maybe_preempt(shared, me, &what);
+        if shared.is_over() {
+            drop(shared);
+            self.die();
+        }
+        let op = shared.actors[me].running.as_ref().map(|it| it.op);
+        match shared.mishap(&world.plan, me, kind) {
+            None => {}
+            Some(mishap) => {
+                shared.tell(|| format!("{mishap:?} in operation {op:?} before {}", what()));
+                match mishap {
+                    Mishap::Kill => {
+                        drop(shared);
+                        self.die();
+                    }
+                    Mishap::PowerCut => {
+                        shared.cut = true;
+                        drop(shared);
+                        self.die();
+                    }
+                    Mishap::IoError => {
+                        shared.refuse(me);
+                        return Err(Errno::IO.into());
+                    }
+                    Mishap::DiskFull(steps) => {
+                        shared.full_until = shared.total_steps + u64::from(steps);
+                    }
+                }
+            }
+        }
+        if needs_space(kind) && shared.total_steps < shared.full_until {
+            shared.refuse(me);
+            shared.tell(|| format!("no space for {}", what()));
+            return Err(Errno::NOSPC.into());
+        }
+        Ok(())
+    }
+
+    fn changed(&self, path: &Path) {
+        self.world.lock().disk.changed(path);
+    }
+
+    fn synced_file(&self, path: &Path) {
+        self.world.lock().disk.synced_file(path);
+    }
+
+    fn synced_dir(&self, path: &Path) {
+        self.world.lock().disk.synced_dir(path);
+    }
+
+    fn locked(&self, path: &Path) {
+        if path.ends_with("publish") {
+            self.world.lock().actors[self.number].publish_steps = Some(0);
+        }
+    }
+
+    fn released(&self, path: &Path) {
+        let mut shared = self.world.lock();
+        for actor in &mut shared.actors {
+            if actor.status == Status::Blocked(path.to_owned()) {
+                actor.status = Status::Ready;
+            }
+        }
+        if path.ends_with("publish")
+            && let Some(steps) = shared.actors[self.number].publish_steps.take()
+            && !self.is_dead()
+            && let Some(running) = &shared.actors[self.number].running
+        {
+            let op = running.op;
+            let ops = self.world.plan.actors.iter().flatten();
+            let name = ops
+                .into_iter()
+                .find(|it| it.number == op)
+                .map_or("recovery", |it| it.action.name());
+            let longest = shared.longest_publish.entry(name).or_default();
+            *longest = (*longest).max(steps);
+        }
+        drop(shared);
+        if !self.is_dead() {
+            let _ = self.before(StepKind::Unlock, path);
+        }
+    }
+
+    fn wait_for(&self, path: &Path) -> io::Result<()> {
+        if self.is_dead() || self.is_deaf() {
+            return Err(io::Error::other("the process has ended"));
+        }
+        let me = self.number;
+        let mut shared = self.world.lock();
+        shared.actors[me].status = Status::Blocked(path.to_owned());
+        shared.tell(|| format!("actor {me} waits for {}", path.display()));
+        if let Some(next) = shared.next_after(me)
+            && next != me
+        {
+            shared = self.world.switch(shared, me, next);
+        }
+        shared.actors[me].status = Status::Ready;
+        let over = shared.is_over();
+        drop(shared);
+        if over {
+            self.die();
+        }
+        Ok(())
+    }
+
+    fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Relaxed)
+    }
+
+    fn choose(&self, below: usize) -> usize {
+        self.world.lock().rng.usize(..below)
+    }
+
+    fn now_unix_seconds(&self) -> u64 {
+        1_800_000_000 + self.world.lock().total_steps / 100
+    }
+
+    fn note_index(&self, number: u64) {
+        self.world.lock().indexes.push(number);
+    }
+}
