@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use crate::error::{IoContext as _, Result};
-use crate::sim::{self, StepKind};
+use crate::sim::{self, Fault, StepKind};
 
 /// Flushes a file's data and length to the disk.
 pub(crate) fn sync_file(file: &File, path: &Path) -> Result<()> {
@@ -144,8 +144,13 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     options.write(true).create(true).truncate(true);
     let file = create(&temporary, &options).context("create", &temporary)?;
     write_all(&file, &temporary, bytes)?;
-    sync_file(&file, &temporary)?;
+    if !sim::on(Fault::SmallFileNotSynced) {
+        sync_file(&file, &temporary)?;
+    }
     rename(&temporary, path)?;
+    if sim::on(Fault::SmallFileNameNotSynced) {
+        return Ok(());
+    }
     sync_dir(dir)
 }
 

@@ -32,6 +32,7 @@ use crate::id::ChunkKey;
 use crate::index::IndexWriter;
 use crate::pack::writer::SealedPack;
 use crate::pack::{Location, PackNumber};
+use crate::sim::{self, Fault};
 
 /// A chunk that the collector has copied.
 #[derive(Clone, Copy)]
@@ -59,6 +60,8 @@ pub(crate) fn enter_new(
                     let going = condemned.contains_key(&now.pack);
                     if place.is_standalone() {
                         going && chunk.standalone
+                    } else if sim::on(Fault::DeltaKeptInIndex) {
+                        false
                     } else {
                         chunk.standalone || going || !has_base(chunks, index, &place)?
                     }
@@ -68,6 +71,12 @@ pub(crate) fn enter_new(
         if replaces {
             entries.push((chunk.key, chunk.at));
         }
+    }
+    if sim::on(Fault::PackNotKept) {
+        index.put(entries)?;
+        index.flush()?;
+        pack.keep();
+        return Ok(());
     }
     pack.keep();
     index.put(entries)?;

@@ -30,6 +30,7 @@ use crate::page::PageSize;
 use crate::progress::Progress;
 use crate::salvage::{self, Wanted};
 use crate::scratch::Scratch;
+use crate::sim::{self, Fault};
 use crate::store::{CONFIG_FORMAT, Store};
 use crate::tags;
 
@@ -179,7 +180,9 @@ impl Store {
             let mut entries = Vec::new();
             for place in whole {
                 let key = place.slot.entry.key;
-                if standalone.get(key)?.is_none() && entered.insert(key) {
+                let only_copy =
+                    standalone.get(key)?.is_none() || sim::on(Fault::RepairPrefersDelta);
+                if only_copy && entered.insert(key) {
                     entries.push((key, place.location()));
                 }
             }

@@ -22,6 +22,7 @@ use crate::name;
 use crate::pack::writer::SealedPack;
 use crate::pin::Pin;
 use crate::progress::Progress;
+use crate::sim::{self, Fault};
 use crate::store::Store;
 use crate::tags;
 use crate::tree::build::Unmentioned;
@@ -213,6 +214,9 @@ impl Store {
         let _publish = self.publish_lock()?;
         // Again, under the lock: another commit may have taken the name.
         self.check_tag_free(&request.tag, request.replace)?;
+        if sim::on(Fault::TagBeforeIndex) {
+            tags::set(&self.layout, &request.tag, id)?;
+        }
         sink.publish_pack(sealed.as_ref())?;
         tracing::debug!("indexed");
         // A store whose creator was killed may not be durable itself.
@@ -389,7 +393,7 @@ fn check_request(request: &CommitRequest) -> Result<()> {
 }
 
 fn now_unix_seconds() -> u64 {
-    crate::sim::now_unix_seconds().unwrap_or_else(|| {
+    sim::now_unix_seconds().unwrap_or_else(|| {
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs())

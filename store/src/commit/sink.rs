@@ -16,6 +16,7 @@ use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack};
 use crate::pack::{EntryNumber, Location, PackNumber, format};
 use crate::placement;
 use crate::scratch::Scratch;
+use crate::sim::{self, Fault};
 use crate::store::Store;
 use crate::tree::build::NodeSink;
 use crate::tree::node::{Child, Node};
@@ -59,8 +60,9 @@ impl<'a> Sink<'a> {
             writing_since: Some(Epoch::FIRST),
             pins: Vec::new(),
         };
+        let early = sim::on(Fault::LeaseAfterEpoch).then(|| CollectorState::read(&store.layout));
         let lease = Lease::take(&store.layout, &claim)?;
-        let state = CollectorState::read(&store.layout)?;
+        let state = early.unwrap_or_else(|| CollectorState::read(&store.layout))?;
         claim.writing_since = Some(state.epoch);
         lease.set(&claim)?;
         Ok(Self {
@@ -83,6 +85,9 @@ impl<'a> Sink<'a> {
         id: SnapshotId,
         is_root: impl FnOnce(&Lock) -> Result<bool>,
     ) -> Result<bool> {
+        if sim::on(Fault::ParentNotPinned) {
+            return Ok(true);
+        }
         let claim = Claim {
             pins: vec![id],
             ..self.claim.clone()
@@ -109,6 +114,7 @@ impl<'a> Sink<'a> {
         keys.iter()
             .zip(found)
             .map(|(key, at)| match at {
+                Some(at) if sim::on(Fault::PackNotLookedFor) => Ok(Some(at)),
                 Some(at) => Ok(self.usable(*key, at)?.map(|place| place.location())),
                 None => Ok(None),
             })
@@ -129,7 +135,8 @@ impl<'a> Sink<'a> {
             Err(Error::Damaged(_)) => return Ok(None),
             other => other?,
         };
-        Ok(self.pages_in_place(&leaf)?.then_some(child))
+        let in_place = sim::on(Fault::StaleLeafTrusted) || self.pages_in_place(&leaf)?;
+        Ok(in_place.then_some(child))
     }
 
     /// Whether the pages of a leaf are where its hints say. A leaf can outlive
@@ -222,14 +229,14 @@ impl<'a> Sink<'a> {
         let relied = self.relied.read().unwrap_or_else(PoisonError::into_inner);
         let mut revived = false;
         for number in relied.iter() {
-            if !self.chunks().packs().is_there(*number)? {
+            if !sim::on(Fault::WriterDuringRepair) && !self.chunks().packs().is_there(*number)? {
                 return Err(Error::Overtaken {
                     path: self.store.layout.pack(*number),
                 });
             }
             // A collection has condemned it since; it deletes under this lock,
             // and only what it then finds condemned.
-            revived |= state.condemned.remove(number).is_some();
+            revived |= !sim::on(Fault::NotRevived) && state.condemned.remove(number).is_some();
         }
         if revived {
             state.write(&self.store.layout)?;
@@ -274,7 +281,8 @@ impl<'a> Sink<'a> {
         let Some(place) = self.sound_place(key, at)? else {
             return Ok(None);
         };
-        if place.slot.entry.encoding == Encoding::Delta {
+        let looks_for_base = !sim::on(Fault::DeadDeltaTrusted);
+        if looks_for_base && place.slot.entry.encoding == Encoding::Delta {
             let base = match place.pack.base(&place.slot) {
                 Ok(Some(base)) => base,
                 Ok(None) | Err(Error::Damaged(_)) => return Ok(None),
@@ -300,7 +308,7 @@ impl<'a> Sink<'a> {
 
     /// The chunk at a place, if its pack may be used and its footer is whole.
     fn sound_place(&self, key: ChunkKey, at: Location) -> Result<Option<Place>> {
-        if self.condemned.contains(&at.pack) {
+        if self.condemned.contains(&at.pack) && !sim::on(Fault::CondemnedReused) {
             return Ok(None);
         }
         let found = self.chunks().at(key, at).and_then(|place| match place {

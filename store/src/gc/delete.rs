@@ -12,6 +12,7 @@ use crate::id::SnapshotId;
 use crate::lease::{self, LiveLease};
 use crate::lock::{self, LockKind};
 use crate::pack::PackNumber;
+use crate::sim::{self, Fault};
 use crate::store::Store;
 
 /// Files that are unlinked under one hold of the publish lock.
@@ -62,16 +63,22 @@ impl<'a> Deletion<'a> {
         report: &mut GcReport,
     ) -> Result<Vec<PackNumber>> {
         let store = self.store;
-        let _publish = store.publish_lock()?;
+        let locked = !sim::on(Fault::DeletedWithoutLock);
+        let _publish = locked.then(|| store.publish_lock()).transpose()?;
         // A process killed while it changed a tag may not have synced it: the
         // tags that are read here must also be those after a power cut.
-        durable::sync_dir(&store.layout.tags())?;
+        if !sim::on(Fault::TagsNotSyncedBeforeDeletion) {
+            durable::sync_dir(&store.layout.tags())?;
+        }
         // Read once: a lease that is being rewritten and cannot be parsed shows
         // no pins, but then it blocks everything.
         let leases: Vec<LiveLease> = lease::live(&store.layout)?;
         let mut roots: BTreeSet<_> = store.tags()?.into_values().collect();
         roots.extend(leases.iter().flat_map(|lease| &lease.claim.pins));
         self.since.refresh()?;
+        if sim::on(Fault::LateRootsNotMarked) {
+            roots.clear();
+        }
         mark_roots(&mut self.since, &roots, &mut self.marked, &crate::Silent)?;
         let mut state = CollectorState::read(&store.layout)?;
         let condemned_before = state.condemned.len();
@@ -85,14 +92,14 @@ impl<'a> Deletion<'a> {
                 continue;
             };
             let blockers = blocking(&leases, *condemned_in);
-            if !blockers.is_empty() {
+            if !blockers.is_empty() && !sim::on(Fault::OldWriterIgnored) {
                 report.waiting_packs += 1;
                 report.waiting_for.extend(blockers);
                 continue;
             }
             unlink(store, number, report)?;
             deleted.push(number);
-            if deleted.len() == FILES_PER_HOLD {
+            if deleted.len() == FILES_PER_HOLD && !sim::on(Fault::PublishHeldThroughout) {
                 break;
             }
         }

@@ -9,6 +9,7 @@ use crate::id::{ChunkId, ChunkKey, SnapshotId};
 use crate::index::IndexReader;
 use crate::manifest;
 use crate::pack::{Location, PackNumber};
+use crate::sim::{self, Fault};
 use crate::tree::node::Child;
 use crate::tree::read::node_id;
 
@@ -194,6 +195,9 @@ impl<'a> Reach<'a> {
     /// marked as a base, for which it needs none itself.
     fn mark(&mut self, id: ChunkId, hint: Option<Location>) -> Result<Location> {
         let found = self.places.find(id.key(), hint)?;
+        if sim::on(Fault::BaseOfBaseNotMarked) && self.marks.has(found.place.location()) {
+            return Ok(found.place.location());
+        }
         if let Some(base) = &found.base {
             self.set(base.slot.entry.key, base.location())?;
         }

@@ -16,7 +16,7 @@ use crate::pack::PackNumber;
 use crate::pack::reader::{FooterBlocks, PackReader};
 use crate::pack::writer::PackWriter;
 use crate::page::PageSize;
-use crate::sim::{self, StepKind};
+use crate::sim::{self, Fault, StepKind};
 
 /// Packs kept open at most, in a process that may have many descriptors.
 const MAX_OPEN: u64 = 512;
@@ -137,7 +137,7 @@ impl PackSet {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                 other => other.context("open", &path)?,
             };
-            if lock::try_exclusive(&file, &path)? {
+            if sim::on(Fault::PublishingPackJudged) || lock::try_exclusive(&file, &path)? {
                 numbers.push(number);
             }
         }
@@ -201,7 +201,9 @@ impl PackSet {
             .into());
         }
         let condemned = CollectorState::read(&self.layout)?.condemned;
-        if let Some(last) = condemned.keys().next_back() {
+        if let Some(last) = condemned.keys().next_back()
+            && !sim::on(Fault::NumberUsedAgain)
+        {
             next = next.max(last.0 + 1);
         }
         let mut options = OpenOptions::new();

@@ -167,12 +167,19 @@ impl PackWriter {
         let file_len = self.next_offset;
         let file = self.finish_thread()?;
         file.set_len(file_len).context("trim", &self.open_path)?;
-        if !sim::on(Fault::PackNotSynced) {
-            durable::sync_file(&file, &self.open_path)?;
+        if sim::on(Fault::RenameBeforeSync) {
+            durable::rename(&self.open_path, &self.sealed_path)?;
+            durable::sync_file(&file, &self.sealed_path)?;
+        } else {
+            if !sim::on(Fault::PackNotSynced) {
+                durable::sync_file(&file, &self.open_path)?;
+            }
+            durable::rename(&self.open_path, &self.sealed_path)?;
         }
-        durable::rename(&self.open_path, &self.sealed_path)?;
         self.sealed = true;
-        durable::sync_dir(&self.packs_dir)?;
+        if !sim::on(Fault::PackNameNotSynced) {
+            durable::sync_dir(&self.packs_dir)?;
+        }
         Ok(SealedPack {
             _locked: file,
             path: self.sealed_path.clone(),

@@ -5,8 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Parser;
+use snapstore_store::sim::Fault;
 use snapstore_tests::sim::plan::Plan;
-use snapstore_tests::sim::{Campaign, Crew, explain, run};
+use snapstore_tests::sim::{Campaign, Crew, explain, hunt, run};
+
+/// In how many histories a fault that is put back has to be found.
+const MOST_HISTORIES: u64 = 20_000;
 
 /// Lets random histories of a store happen and checks each after every
 /// operation.
@@ -27,6 +31,9 @@ struct Arguments {
     /// Tell the history of the seed as it is, without making it shorter
     #[arg(long)]
     whole: bool,
+    /// Put the faults back, or the one of this name, and look for each
+    #[arg(long)]
+    mutations: Option<Option<String>>,
     /// Go on after a history that fails, and name them all
     #[arg(long)]
     all: bool,
@@ -35,6 +42,9 @@ struct Arguments {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let crew = Crew::new()?;
+    if let Some(name) = &arguments.mutations {
+        return mutations(&crew, name.as_deref(), &arguments);
+    }
     if let Some(seed) = arguments.seed {
         if arguments.whole {
             let plan = Plan::of_seed(seed);
@@ -75,4 +85,28 @@ fn main() -> Result<ExitCode> {
         campaign.time = Duration::from_secs(arguments.seconds).saturating_sub(began.elapsed());
     }
     Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// Looks for each fault; the exit code is 1 if one is not found.
+fn mutations(crew: &Crew, name: Option<&str>, arguments: &Arguments) -> Result<ExitCode> {
+    let mut missed = 0;
+    for fault in Fault::ALL {
+        let called = format!("{fault:?}");
+        if name.is_some_and(|name| name != called) {
+            continue;
+        }
+        let most = arguments.histories.min(MOST_HISTORIES);
+        match hunt(crew, fault, arguments.from, most)? {
+            Some(found) => println!(
+                "{called}: found after {} histories (seed {}): {}",
+                found.after, found.seed, found.failure
+            ),
+            None => {
+                missed += 1;
+                println!("{called}: NOT FOUND in {most} histories");
+            }
+        }
+    }
+    println!("{} faults put back, {missed} not found", Fault::ALL.len());
+    Ok(ExitCode::from(u8::from(missed > 0)))
 }

@@ -88,3 +88,43 @@ pub fn explain(crew: &Crew, seed: u64, fault: Option<Fault>) -> anyhow::Result<S
     writeln!(text, "To see it again: make sim SIM_SEED={seed}")?;
     Ok(text)
 }
+
+/// How a fault was found.
+pub struct Found {
+    /// In the how manieth history that the store without the fault gets through.
+    pub after: u64,
+    /// The seed of it.
+    pub seed: u64,
+    /// What was violated.
+    pub failure: String,
+}
+
+/// Puts a fault back and looks for it, in at most so many histories.
+///
+/// # Errors
+/// If the machine does not allow it.
+pub fn hunt(
+    crew: &Crew,
+    fault: Fault,
+    first_seed: u64,
+    most: u64,
+) -> anyhow::Result<Option<Found>> {
+    let mut after = 0;
+    for seed in first_seed..first_seed.saturating_add(most) {
+        after += 1;
+        let plan = Plan::of_seed(seed);
+        let Some(failure) = crew.run_history(&plan, Some(fault), false)?.failure else {
+            continue;
+        };
+        // What fails without the fault says nothing of it.
+        if crew.run_history(&plan, None, false)?.failure.is_some() {
+            continue;
+        }
+        return Ok(Some(Found {
+            after,
+            seed,
+            failure: failure.to_string(),
+        }));
+    }
+    Ok(None)
+}

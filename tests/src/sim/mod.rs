@@ -15,6 +15,6 @@ pub mod plan;
 mod shrink;
 mod world;
 
-pub use campaign::{Campaign, Report, explain, run};
+pub use campaign::{Campaign, Found, Report, explain, hunt, run};
 pub use history::{Crew, Outcome};
 pub use world::Failure;
