@@ -182,14 +182,11 @@ impl Plan {
             tags: rng.u8(2..=5),
             damage: rng.u8(..8) == 0,
             repair: rng.u8(..4) == 0,
-            families: rng.u8(1..=FAMILIES),
-            variants: rng.u8(2..=VARIANTS),
-            stride: if rng.u8(..8) == 0 { 190 } else { 1 },
-            most_pages: match rng.u8(..16) {
-                0 => 200,
-                1..6 => 24,
-                _ => 7,
-            },
+            families: [1, 1, 2, 2, 3, FAMILIES][rng.usize(..6)],
+            variants: [2, 3, 3, 4, 5, VARIANTS][rng.usize(..6)],
+            stride: if rng.u8(..12) == 0 { 190 } else { 1 },
+            most_pages: [1, 2, 2, 3, 3, 4, 6, 8, 24, 200][rng.usize(..10)],
+            collect: rng.u8(2..=8),
             rng,
         };
         let actors = draft.rng.usize(1..=4);
@@ -241,6 +238,8 @@ struct Draft {
     variants: u8,
     stride: u64,
     most_pages: u64,
+    /// Of 32 operations, how many collect.
+    collect: u8,
 }
 
 impl Draft {
@@ -256,16 +255,19 @@ impl Draft {
 
     fn action(&mut self) -> Action {
         let tag = self.used_tag();
+        if !self.used.is_empty() && self.rng.u8(..32) < self.collect {
+            return Action::Gc([50, 50, 90, 100][self.rng.usize(..4)]);
+        }
         match self.rng.u8(..32) {
             _ if self.used.is_empty() => self.commit(),
             0..16 => self.commit(),
             16..20 => Action::Remove(tag),
             20..22 => Action::Move(self.tag(), tag),
-            22..27 => Action::Gc([50, 50, 90, 100][self.rng.usize(..4)]),
-            27 => Action::Verify(self.rng.bool()),
-            28 if self.repair => Action::Repair,
-            29 => Action::Pin(tag),
-            30 if self.damage => {
+            22..28 => Action::Read(tag),
+            28 => Action::Verify(self.rng.bool()),
+            29 if self.repair => Action::Repair,
+            30 => Action::Pin(tag),
+            31 if self.damage => {
                 let damage = [Damage::LosePack, Damage::FlipByte][self.rng.usize(..2)];
                 Action::Damage(damage, self.rng.u32(..))
             }
