@@ -46,7 +46,10 @@ pub(crate) struct Chunks {
     page_size: PageSize,
     packs: PackSet,
     index: RwLock<Option<Arc<IndexReader>>>,
-    nodes: Cache<[u8; 32], Arc<Node>>,
+    /// By reference and not by id: copies of one node may hint at different places
+    /// of its children, and what a reader returns is not to depend on what it has
+    /// read before.
+    nodes: Cache<([u8; 32], Option<Location>), Arc<Node>>,
     /// Where chunks are whose hints are stale. After a collection has moved them,
     /// the index is asked once and not once a read.
     moved: Cache<ChunkKey, Location>,
@@ -135,7 +138,8 @@ impl Chunks {
 
     /// Reads a tree node.
     pub fn node(&self, child: Child, level: u8) -> Result<Arc<Node>> {
-        if let Some(node) = self.nodes.get(&child.hash)
+        let reference = (child.hash, child.hint);
+        if let Some(node) = self.nodes.get(&reference)
             && node.level() == level
         {
             return Ok(node);
@@ -146,8 +150,30 @@ impl Chunks {
         let node = node.ok_or_else(|| Damage::Missing {
             chunk: format!("{} of level {level}", node_id(child)),
         })?;
-        self.nodes.insert(child.hash, node.clone());
+        self.nodes.insert(reference, node.clone());
         Ok(node)
+    }
+
+    /// Reads a tree node as a reader without a cache would, and tells where it is.
+    /// Copies of one node may hint at different places of its children.
+    pub fn node_and_place(&self, child: Child, level: u8) -> Result<(Node, Location)> {
+        let id = node_id(child);
+        let mut failure = Failure::default();
+        let mut payload = Scratch::zeroed(node::MAX_PAYLOAD_LEN);
+        for place in self.places(id.key(), child.hint) {
+            let read = place.and_then(|place| {
+                let len = self.read_at(&place, id, &mut payload)?;
+                Ok((len, place.location()))
+            });
+            match read {
+                Ok((len, at)) => {
+                    let node = Node::decode(&payload[..len], level);
+                    return node.map(|node| (node, at)).ok_or_else(|| missing(id.key()));
+                }
+                Err(error) => failure.add(error),
+            }
+        }
+        Err(failure.or_missing(id.key()))
     }
 
     /// Reads a page into `out`, which has the page's length.
@@ -353,11 +379,8 @@ impl Chunks {
     /// for the result.
     fn base_payload(&self, place: &Place) -> Result<Scratch> {
         let entry = place.slot.entry;
-        if let Encoding::Unknown(encoding) = entry.encoding {
-            return Err(place.pack.newer(place.slot.entry, encoding));
-        }
         if !place.is_standalone() {
-            return Err(place.pack.damaged(entry, "a delta is based on a delta"));
+            return Err(no_base(place));
         }
         let mut stored = Scratch::take();
         place.pack.read(&place.slot, &mut stored)?;
@@ -422,20 +445,20 @@ fn first_standalone(places: impl Iterator<Item = Result<Place>>, key: ChunkKey) 
     for place in places {
         match place {
             Ok(place) if place.is_standalone() => return Ok(place),
-            Ok(place) => match place.slot.entry.encoding {
-                Encoding::Unknown(encoding) => {
-                    failure.add(place.pack.newer(place.slot.entry, encoding))
-                }
-                _ => failure.add(
-                    place
-                        .pack
-                        .damaged(place.slot.entry, "a delta is based on a delta"),
-                ),
-            },
+            Ok(place) => failure.add(no_base(&place)),
             Err(error) => failure.add(error),
         }
     }
     Err(failure.or_missing(key))
+}
+
+/// Why a place that is not standalone cannot be a base: a delta there is as good
+/// as nothing.
+fn no_base(place: &Place) -> Error {
+    match place.slot.entry.encoding {
+        Encoding::Unknown(encoding) => place.pack.newer(place.slot.entry, encoding),
+        _ => missing(place.slot.entry.key),
+    }
 }
 
 /// Why no place has served: damage only if nothing else stood in the way.

@@ -7,7 +7,7 @@
 //! snapshots that were collected is none: a dead delta may have lost its base, and
 //! an entry of the index may lead to a pack that is gone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
@@ -75,7 +75,7 @@ impl Store {
             chunks: &self.chunks,
             read_data,
             whole: Marks::default(),
-            clean: HashSet::new(),
+            clean: Marks::default(),
             failed: HashMap::new(),
             lost: Vec::new(),
         };
@@ -260,9 +260,11 @@ struct Walker<'a> {
     read_data: bool,
     /// The places of chunks whose bytes were found right.
     whole: Marks,
-    clean: HashSet<[u8; 32]>,
-    /// Chunks that the reader does not return.
-    failed: HashMap<ChunkId, Lost>,
+    /// The places of nodes below which all is whole.
+    clean: Marks,
+    /// References whose chunks the reader does not return. Another reference to
+    /// the same chunk may hint at a better copy.
+    failed: HashMap<(ChunkId, Option<Location>), Lost>,
     /// What the present snapshot lacks.
     lost: Vec<Lost>,
 }
@@ -286,21 +288,22 @@ impl Walker<'_> {
 
     /// Returns whether all below is whole.
     fn walk(&mut self, child: Child, level: u8) -> Result<bool> {
-        if self.clean.contains(&child.hash) {
-            return Ok(true);
-        }
         let id = node_id(child);
-        if let Some(lost) = self.failed.get(&id) {
+        if let Some(lost) = self.failed.get(&(id, child.hint)) {
             self.lost.push(lost.clone());
             return Ok(false);
         }
-        let node = match self.chunks.node(child, level) {
-            Ok(node) => node,
+        let (node, at) = match self.chunks.node_and_place(child, level) {
+            Ok(found) => found,
             Err(error) => {
-                self.fail(id, error)?;
+                let error = self.told_as_the_pack_tells(id, child.hint, error);
+                self.fail(id, child.hint, error)?;
                 return Ok(false);
             }
         };
+        if self.clean.has(at) {
+            return Ok(true);
+        }
         let whole = if level == 0 {
             self.pages(&node)?
         } else {
@@ -311,7 +314,7 @@ impl Walker<'_> {
             whole
         };
         if whole {
-            self.clean.insert(child.hash);
+            self.clean.set(at);
         }
         Ok(whole)
     }
@@ -322,12 +325,12 @@ impl Walker<'_> {
             .map(|(_, page)| (leaf.child_id(page), page))
             .collect();
         let this: &Self = self;
-        let looked: Vec<(ChunkId, Result<Option<Location>>)> = pages
+        let looked: Vec<_> = pages
             .into_par_iter()
-            .map(|(id, page)| (id, this.page(id, page)))
+            .map(|(id, page)| (id, page.hint, this.page(id, page)))
             .collect();
         let mut whole = true;
-        for (id, found) in looked {
+        for (id, hint, found) in looked {
             match found {
                 Ok(Some(at)) => {
                     self.whole.set(at);
@@ -335,7 +338,7 @@ impl Walker<'_> {
                 Ok(None) => {}
                 Err(error) => {
                     whole = false;
-                    self.fail(id, error)?;
+                    self.fail(id, hint, error)?;
                 }
             }
         }
@@ -345,7 +348,7 @@ impl Walker<'_> {
     /// Looks at a page as the reader would; returns the place if its bytes were
     /// found right there for the first time.
     fn page(&self, id: ChunkId, page: Child) -> Result<Option<Location>> {
-        if let Some(lost) = self.failed.get(&id) {
+        if let Some(lost) = self.failed.get(&(id, page.hint)) {
             return Err(lost.clone().into_error());
         }
         let found = self.chunks.readable(id.key(), page.hint)?;
@@ -359,12 +362,28 @@ impl Walker<'_> {
         // Another place, or another copy of the base, may serve the reader; what
         // is wrong with this place is found when its pack is looked at.
         let mut bytes = Scratch::zeroed(self.chunks.page_size().len());
-        self.chunks.read(id, page.hint, &mut bytes).map(|_| None)
+        match self.chunks.read(id, page.hint, &mut bytes) {
+            Ok(_) => Ok(None),
+            Err(error) => Err(self.told_as_the_pack_tells(id, page.hint, error)),
+        }
     }
 
-    fn fail(&mut self, id: ChunkId, error: Error) -> Result<()> {
+    /// The damage of a chunk in the words in which the look at its pack tells it,
+    /// so that it is one finding.
+    fn told_as_the_pack_tells(&self, id: ChunkId, hint: Option<Location>, error: Error) -> Error {
+        if !matches!(error, Error::Damaged(Damage::Chunk { .. })) {
+            return error;
+        }
+        let found = self.chunks.readable(id.key(), hint);
+        match found.and_then(|found| self.chunks.check_id_at(&found.place, id)) {
+            Err(told @ Error::Damaged(Damage::Chunk { .. })) => told,
+            _ => error,
+        }
+    }
+
+    fn fail(&mut self, id: ChunkId, hint: Option<Location>, error: Error) -> Result<()> {
         let lost = Lost::of(error)?;
-        self.failed.insert(id, lost.clone());
+        self.failed.insert((id, hint), lost.clone());
         self.lost.push(lost);
         Ok(())
     }

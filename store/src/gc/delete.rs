@@ -45,9 +45,10 @@ impl<'a> Deletion<'a> {
     pub fn delete(&mut self, going: &BTreeSet<PackNumber>, report: &mut GcReport) -> Result<()> {
         let mut left: Vec<PackNumber> = going.iter().copied().collect();
         while !left.is_empty() {
-            // Most of the marking is done before the lock is taken.
-            self.since.refresh()?;
+            // Most of the marking is done before the lock is taken. Roots first: one
+            // that is published between the two would be missing from the index.
             let roots = self.store.roots()?;
+            self.since.refresh()?;
             mark_roots(&mut self.since, &roots, &mut self.marked, &crate::Silent)?;
             left = self.delete_some(left, report)?;
         }

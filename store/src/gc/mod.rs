@@ -132,9 +132,11 @@ impl Store {
             self.clean_index(&numbers)?;
             return Ok(report);
         }
-        // Most of what came meanwhile is marked before the lock is taken.
+        // Most of what came meanwhile is marked before the lock is taken. Roots
+        // first, as above.
+        let roots = self.roots()?;
         reach.refresh()?;
-        mark_roots(&mut reach, &self.roots()?, &mut marked, &crate::Silent)?;
+        mark_roots(&mut reach, &roots, &mut marked, &crate::Silent)?;
         self.condemn_planned(&mut reach, &mut marked, &mut report)?;
         let numbers_of = |plan: &GcPlan, decision| -> BTreeSet<PackNumber> {
             plan.with(decision).map(|pack| pack.number).collect()

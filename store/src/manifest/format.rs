@@ -322,7 +322,7 @@ mod tests {
             ("length", |it| it.images[1].size_bytes = 8192 + 512),
             ("length", |it| it.images[0].size_bytes = u64::MAX),
             ("more pages", |it| it.images[0].nonzero_pages = 3),
-            ("more pages", |it| it.images[0].changed_pages = 3),
+            ("more pages", |it| it.images[0].changed_pages = 1 << 33),
             ("labels", |it| {
                 it.labels.insert("a b".to_owned(), String::new());
             }),

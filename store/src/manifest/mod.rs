@@ -75,7 +75,10 @@ impl Image {
             || !self.size_bytes.is_multiple_of(grain_bytes)
         {
             Some("an image has a length that none has")
-        } else if self.nonzero_pages > self.pages() || self.changed_pages > self.pages() {
+        } else if self.nonzero_pages > self.pages()
+            // The parent's image may be longer, and what it has there is changed.
+            || self.changed_pages > MAX_IMAGE_BYTES / page_size.bytes()
+        {
             Some("an image has more pages than its length allows")
         } else {
             None

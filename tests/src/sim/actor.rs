@@ -159,7 +159,9 @@ impl Before {
         };
         let class = error.class();
         if refused {
-            if class == ErrorClass::Damaged && !damaged && !repairs {
+            // A block that the disk cannot read is damage of what is stored there.
+            let unreadable = error.to_string().contains("the disk cannot read");
+            if class == ErrorClass::Damaged && !unreadable && !damaged && !repairs {
                 let what = format!("{}: {error}", op.action);
                 world.fail("a refusal is told as damage", what);
             }
