@@ -180,9 +180,8 @@ impl Store {
             let mut entries = Vec::new();
             for place in whole {
                 let key = place.slot.entry.key;
-                let only_copy =
-                    standalone.get(key)?.is_none() || sim::on(Fault::RepairPrefersDelta);
-                if only_copy && entered.insert(key) {
+                let only_copy = standalone.get(key)?.is_none();
+                if (only_copy || sim::on(Fault::RepairEntersDeadDelta)) && entered.insert(key) {
                     entries.push((key, place.location()));
                 }
             }

@@ -7,16 +7,16 @@
 pub enum Fault {
     /// The index keeps a delta where a copy that can be a base is published.
     DeltaKeptInIndex,
-    /// What was marked as a base is not marked again, so its own base is not.
-    BaseOfBaseNotMarked,
+    /// The base of a delta is not marked.
+    BaseNotMarked,
     /// A commit that begins while repair runs trusts the old index.
     WriterDuringRepair,
     /// Deduplication does not look whether the pack is still there.
     PackNotLookedFor,
     /// Deduplication trusts a delta whose base was collected.
     DeadDeltaTrusted,
-    /// Repair enters a delta in place of a copy that needs no base.
-    RepairPrefersDelta,
+    /// Repair enters a delta whose base is gone.
+    RepairEntersDeadDelta,
     /// A collection holds the publish lock for all that it deletes.
     PublishHeldThroughout,
     /// The tag is set before the index is changed.
@@ -64,11 +64,11 @@ impl Fault {
     /// All of them.
     pub const ALL: [Self; 26] = [
         Self::DeltaKeptInIndex,
-        Self::BaseOfBaseNotMarked,
+        Self::BaseNotMarked,
         Self::WriterDuringRepair,
         Self::PackNotLookedFor,
         Self::DeadDeltaTrusted,
-        Self::RepairPrefersDelta,
+        Self::RepairEntersDeadDelta,
         Self::PublishHeldThroughout,
         Self::TagBeforeIndex,
         Self::RenameBeforeSync,
