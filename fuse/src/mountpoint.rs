@@ -116,8 +116,10 @@ pub(crate) fn cannot(action: &'static str, path: &Path, source: io::Error) -> Er
 /// is there, however long that takes to answer.
 #[must_use]
 pub fn is_dead(dir: &Path) -> bool {
-    // Not stat(2): the kernel answers that from its cache.
-    rustix::fs::statvfs(dir).is_err_and(|errno| errno == Errno::NOTCONN)
+    // Not stat(2): the kernel answers that from its cache. A request that is under
+    // way when the connection ends is aborted.
+    rustix::fs::statvfs(dir)
+        .is_err_and(|errno| matches!(errno, Errno::NOTCONN | Errno::CONNABORTED))
 }
 
 /// Unmounts a snapstore mount. With `lazy` it disappears at once and ends when

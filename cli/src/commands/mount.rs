@@ -67,7 +67,7 @@ fn serve(
     };
     let store = context.open_resolved()?;
     let dir = std::path::absolute(dir)?;
-    let others = around(&store).others;
+    let others = around(context, &store)?.others;
     let mounted = mount(store, what, &dir, &options, others, &look::is_dead)?;
     let undo = mounted.undo();
     let watched = unmount_on_signal(undo.clone()).and_then(|()| match &args.while_locked {
@@ -90,12 +90,13 @@ fn serve(
     Ok(())
 }
 
-/// What a mount must not hide: the store, and the machines' sockets.
-pub fn around(store: &Store) -> Surroundings {
-    Surroundings {
+/// What a mount must not hide: the store, the way to it by the name that its user
+/// has for it, and the machines' sockets.
+fn around(context: &Context, store: &Store) -> anyhow::Result<Surroundings> {
+    Ok(Surroundings {
         store: store.path().to_owned(),
-        others: vec![runtime::runtime_dir()],
-    }
+        others: vec![context.store_path()?, runtime::runtime_dir()],
+    })
 }
 
 /// Ctrl-C and SIGTERM unmount instead of leaving a dead mount point.
@@ -177,7 +178,7 @@ fn start_server(
     if let What::Snapshot(name) = what {
         store.resolve(name)?;
     }
-    snapstore_fuse::prepare(dir, &around(&store), &look::is_dead)?;
+    snapstore_fuse::prepare(dir, &around(context, &store)?, &look::is_dead)?;
     let server = launch(&store, args, dir)?;
     for note in &server.notes {
         say!("warning: {note}");

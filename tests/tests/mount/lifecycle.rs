@@ -28,17 +28,17 @@ pub fn wait_for_end(pid: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn process(pid: u32) -> anyhow::Result<Pid> {
+pub fn process(pid: u32) -> anyhow::Result<Pid> {
     Pid::from_raw(i32::try_from(pid)?).context("no process has number 0")
 }
 
 /// Ends the server of a mount at once.
-fn kill(pid: u32) -> anyhow::Result<()> {
+pub fn kill(pid: u32) -> anyhow::Result<()> {
     kill_process(process(pid)?, Signal::KILL)?;
     wait_for_end(pid)
 }
 
-fn with_base(test: &str) -> anyhow::Result<Option<Fixture>> {
+pub fn with_base(test: &str) -> anyhow::Result<Option<Fixture>> {
     let Some(fixture) = Fixture::new(test)? else {
         return Ok(None);
     };
@@ -46,7 +46,7 @@ fn with_base(test: &str) -> anyhow::Result<Option<Fixture>> {
     Ok(Some(fixture))
 }
 
-fn shows_base(dir: &Path) -> anyhow::Result<()> {
+pub fn shows_base(dir: &Path) -> anyhow::Result<()> {
     ensure!(
         fs::read(dir.join("memory.bin"))? == noise(1, 8 * PAGE),
         "memory.bin"

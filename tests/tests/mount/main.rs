@@ -3,6 +3,9 @@
 mod background;
 mod content;
 mod lifecycle;
+mod other_user;
+mod places;
+mod soak;
 mod tags;
 
 use std::fs;
