@@ -2,6 +2,7 @@
 
 mod background;
 mod content;
+mod hung;
 mod lifecycle;
 mod other_user;
 mod places;

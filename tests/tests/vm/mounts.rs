@@ -3,8 +3,9 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
+use rustix::process::Signal;
 use snapstore_guests::{TABLE, TOUCH, TouchCommand, page_sum};
-use snapstore_tests::vm::{Lab, eventually, kill, names, runs};
+use snapstore_tests::vm::{Lab, eventually, kill, names, runs, signal};
 
 /// Pages that the `touch` guest of these tests wrote before it was committed.
 const FIRST: u32 = 512;
@@ -74,6 +75,36 @@ fn a_mount_of_the_users_own_is_used_and_left_alone() -> Result<()> {
         lab.cli.ok(&["umount", &shown])?;
         fs::remove_dir(dir)?;
     }
+    lab.finish()
+}
+
+/// Neither one of the user's own nor one that was made for machines holds up the
+/// next restore.
+#[test]
+fn a_mount_that_hangs_holds_up_no_restore() -> Result<()> {
+    let Some(lab) = with_two("a_mount_that_hangs_holds_up_no_restore")? else {
+        return Ok(());
+    };
+    let dir = lab.path("own");
+    fs::create_dir(&dir)?;
+    let shown = dir.display().to_string();
+    let own = lab.cli.json(&["mount", "touched", &shown])?["server_pid"].as_u64();
+    let own = u32::try_from(own.unwrap_or_default())?;
+    signal(own, Signal::STOP)?;
+    lab.restore("touched", &[])?;
+    reads_all(&lab, "touched")?;
+    let server = lab.mount_server()?;
+    signal(server, Signal::STOP)?;
+    lab.restore("touched", &[])?;
+    reads_all(&lab, "touched.1")?;
+    lab.cli.ok(&["stop", "touched.1"])?;
+    for pid in [own, server] {
+        signal(pid, Signal::CONT)?;
+    }
+    reads_all(&lab, "touched")?;
+    lab.cli.ok(&["stop", "--all"])?;
+    lab.cli.ok(&["umount", &shown])?;
+    fs::remove_dir(dir)?;
     lab.finish()
 }
 
