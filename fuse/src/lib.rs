@@ -4,8 +4,8 @@
 //! files (such as `vmstate`) and `manifest.json`. Everything is read-only and
 //! immutable, so the kernel may cache it for as long as it likes.
 //!
-//! `view` holds the tree of files and is tested without FUSE; `server` adapts
-//! it to the kernel; `claim` finds out whether a directory can be mounted on, `attach` mounts,
+//! `view` and `table` hold the tree of files and are tested without FUSE; `server`
+//! adapts it to the kernel; `chores` does what may wait; `mounted` joins all; `claim` finds out whether a directory can be mounted on, `attach` mounts,
 //! `helper` does so for users other than root, `mountpoint` looks at and undoes mounts. The server reads
 //! through the store's library and nothing else. It is meant to be a process of
 //! its own: one that faults on a mount it serves itself can deadlock (Linux,
@@ -14,15 +14,18 @@
 #![forbid(unsafe_code)]
 
 mod attach;
+mod chores;
 mod claim;
 mod error;
 mod helper;
+mod mounted;
 mod mountpoint;
 mod server;
+mod table;
 mod view;
 
 pub use claim::{Surroundings, prepare};
 pub use error::{Error, Result};
+pub use mounted::{MountOptions, Mounted, Undo, mount};
 pub use mountpoint::{Mountpoint, is_dead, unmount};
-pub use server::{MountOptions, Mounted, Undo, mount};
 pub use view::What;

@@ -1,23 +1,24 @@
 //! The adapter between the kernel's requests and the view.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr,
-    ReplyData, ReplyDirectory, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request, SessionACL,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
 };
-use snapstore_store::{Region, Store};
+use snapstore_store::Region;
 
-use crate::attach::{Attached, attach};
-use crate::claim::{Claim, Surroundings};
-use crate::error::{Error, Result, errno};
-use crate::view::{Content, File, Node, ROOT, View, What};
+use crate::chores::Chores;
+use crate::error::{Result, errno};
+use crate::table::{Content, File, Node, Numbered, ROOT};
+use crate::view::{Entry, Found, View};
 
 /// Content never changes: what the kernel knows of a file stays true.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -30,164 +31,29 @@ thread_local! {
     static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// How to serve a mount.
-#[derive(Clone, Debug)]
-pub struct MountOptions {
-    /// Threads that answer requests.
-    pub threads: usize,
-    /// How much the kernel reads around a fault and ahead of a reader, in
-    /// bytes; the kernel's limit is 128 KiB.
-    pub read_ahead_bytes: u32,
-    /// Whether other users may read the mount.
-    pub allow_other: bool,
-}
-
-impl Default for MountOptions {
-    fn default() -> Self {
-        Self {
-            threads: 2,
-            read_ahead_bytes: 128 << 10,
-            allow_other: false,
-        }
-    }
-}
-
-/// A live mount, served by threads of this process until it is unmounted.
-#[derive(Debug)]
-pub struct Mounted {
-    session: BackgroundSession,
-    attached: Arc<Attached>,
-    dir: PathBuf,
-}
-
-/// Undoes one mount.
-#[derive(Clone, Debug)]
-pub struct Undo {
-    attached: Arc<Attached>,
-}
-
-/// Mounts `what` of a store at `dir`. When this returns, the mount is usable.
-/// `others` are places that it must not hide, and `is_dead` tells whether the
-/// server of a mount is gone (see [`crate::is_dead`]).
-///
-/// # Errors
-/// [`Error::NoFuse`] without `/dev/fuse`; [`Error::AlreadyMounted`];
-/// [`Error::HidesStore`]; [`Error::Store`] if there is no such snapshot; I/O errors.
-pub fn mount(
-    store: Store,
-    what: &What,
-    dir: &Path,
-    options: &MountOptions,
-    others: Vec<PathBuf>,
-    is_dead: &dyn Fn(&Path) -> bool,
-) -> Result<Mounted> {
-    let path = store.path().to_owned();
-    let around = Surroundings {
-        store: path.clone(),
-        others,
-    };
-    let claim = Claim::new(dir, &around, is_dead)?;
-    let server = Server {
-        view: View::new(store, what)?,
-        read_ahead_bytes: options.read_ahead_bytes,
-        mounted: SystemTime::now(),
-        owner: (
-            rustix::process::getuid().as_raw(),
-            rustix::process::getgid().as_raw(),
-        ),
-    };
-    let failed = |source| Error::Io {
-        action: "serve",
-        path: dir.to_owned(),
-        source,
-    };
-    let serve = |connection| {
-        let mut config = Config::default();
-        config.n_threads = Some(options.threads);
-        let acl = if options.allow_other {
-            SessionACL::All
-        } else {
-            SessionACL::Owner
-        };
-        // fuser tells of threads that it cannot start only when it is done.
-        find_threads(options.threads + 1).map_err(failed)?;
-        let session = fuser::Session::from_fd(server, connection, acl, config);
-        session.and_then(fuser::Session::spawn).map_err(failed)
-    };
-    let (attached, session) = attach(claim, &path, options.allow_other, serve)?;
-    Ok(Mounted {
-        session,
-        attached: Arc::new(attached),
-        dir: dir.to_owned(),
-    })
-}
-
-/// Whether so many threads can be started.
-fn find_threads(count: usize) -> io::Result<()> {
-    let (hold, held) = std::sync::mpsc::sync_channel::<()>(0);
-    let held = Arc::new(Mutex::new(held));
-    let started: io::Result<Vec<_>> = (0..count)
-        .map(|_| {
-            let held = held.clone();
-            std::thread::Builder::new().spawn(move || {
-                // Until nobody can send any more.
-                let _ = held.lock().map(|held| held.recv());
-            })
-        })
-        .collect();
-    drop(hold);
-    for thread in started? {
-        let _ = thread.join();
-    }
-    Ok(())
-}
-
-impl Mounted {
-    /// What undoes this mount, from another thread.
-    #[must_use]
-    pub fn undo(&self) -> Undo {
-        Undo {
-            attached: self.attached.clone(),
-        }
-    }
-
-    /// Serves until the file system is unmounted, by whomever.
-    ///
-    /// # Errors
-    /// If the connection to the kernel breaks.
-    pub fn wait(self) -> Result<()> {
-        let dir = self.dir;
-        self.session.join().map_err(|source| Error::Io {
-            action: "serve",
-            path: dir,
-            source,
-        })
-    }
-}
-
-impl Undo {
-    /// Undoes the mount if it is still there: it disappears at once, and ends when
-    /// its last user lets go of it. Any other mount at its path stays.
-    ///
-    /// # Errors
-    /// If the operating system refuses.
-    pub fn detach(&self) -> Result<()> {
-        self.attached.detach()
-    }
-}
-
-struct Server {
-    view: View,
+/// Answers the kernel.
+pub(crate) struct Server {
+    view: Arc<View>,
+    chores: Chores,
+    /// What directories that are open hold, as they were when their reading began.
+    lists: Mutex<HashMap<u64, Arc<Vec<Entry>>>>,
+    next_list: AtomicU64,
     read_ahead_bytes: u32,
+    look: Look,
+}
+
+/// What all nodes look like.
+#[derive(Clone, Copy)]
+struct Look {
     mounted: SystemTime,
     owner: (u32, u32),
 }
 
-impl Server {
-    fn attributes(&self, ino: u64, node: &Node) -> FileAttr {
+impl Look {
+    fn attributes(self, ino: u64, node: &Node) -> FileAttr {
         let (kind, perm, nlink, size, data, time) = match node {
             Node::Tags => (FileType::Directory, 0o555, 2, 0, 0, self.mounted),
-            Node::Snapshot { created, .. } => (FileType::Directory, 0o555, 2, 0, 0, *created),
+            Node::Dir(dir) => (FileType::Directory, 0o555, 2, 0, 0, dir.created),
             Node::File(file) => (
                 FileType::RegularFile,
                 0o444,
@@ -216,14 +82,71 @@ impl Server {
         }
     }
 
+    /// Tells the kernel of a node.
+    fn answer(self, found: Result<Option<Numbered>, Errno>, reply: ReplyEntry) {
+        match found {
+            Ok(Some((ino, node))) => {
+                let is_tag = matches!(node, Node::Dir(_));
+                let ttl = if is_tag { TAG_TTL } else { FOREVER };
+                reply.entry(&ttl, &self.attributes(ino, &node), Generation(0));
+            }
+            Ok(None) => reply.error(Errno::ENOENT),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+impl Server {
+    pub fn new(view: Arc<View>, chores: Chores, read_ahead_bytes: u32) -> Self {
+        Self {
+            view,
+            chores,
+            lists: Mutex::default(),
+            next_list: AtomicU64::new(1),
+            read_ahead_bytes,
+            look: Look {
+                mounted: SystemTime::now(),
+                owner: (
+                    rustix::process::getuid().as_raw(),
+                    rustix::process::getgid().as_raw(),
+                ),
+            },
+        }
+    }
+
+    /// The list of an open directory, made anew when it is read from the beginning.
+    fn list(&self, ino: u64, list: u64, offset: u64) -> Result<Arc<Vec<Entry>>, Errno> {
+        let known = self.lists().get(&list).filter(|_| offset > 0).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let entries = self
+            .view
+            .entries(ino)
+            .map_err(|error| report("list", &error))?;
+        let dots = [(ino, "."), (ROOT, "..")].map(|(ino, name)| Entry {
+            ino,
+            name: name.to_owned(),
+            is_dir: true,
+        });
+        let all = dots.into_iter().chain(entries.ok_or(Errno::ENOTDIR)?);
+        let all = Arc::new(all.collect::<Vec<_>>());
+        self.lists().insert(list, all.clone());
+        Ok(all)
+    }
+
+    fn lists(&self) -> MutexGuard<'_, HashMap<u64, Arc<Vec<Entry>>>> {
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Runs `answer` on the file of this number.
     fn with_file<T>(
         &self,
         ino: INodeNo,
         answer: impl FnOnce(&File) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        match self.view.node(ino.0).as_deref() {
-            Some(Node::File(file)) => answer(file),
+        match self.view.node(ino.0) {
+            Some(Node::File(file)) => answer(&file),
             Some(_) => Err(Errno::EISDIR),
             None => Err(Errno::ENOENT),
         }
@@ -254,34 +177,40 @@ impl Filesystem for Server {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = name
-            .to_str()
-            .map_or(Ok(None), |name| self.view.lookup(parent.0, name));
-        match found {
-            Ok(Some(ino)) => match self.view.node(ino) {
-                Some(node) => {
-                    let is_tag = matches!(*node, Node::Snapshot { .. });
-                    let attributes = self.attributes(ino, &node);
-                    let ttl = if is_tag { TAG_TTL } else { FOREVER };
-                    reply.entry(&ttl, &attributes, Generation(0));
-                }
-                None => reply.error(Errno::ENOENT),
-            },
-            Ok(None) => reply.error(Errno::ENOENT),
+        let Some(name) = name.to_str() else {
+            return reply.error(Errno::ENOENT);
+        };
+        let look = self.look;
+        match self.view.lookup(parent.0, name) {
+            Ok(Found::Node(found)) => look.answer(Ok(Some(found)), reply),
+            Ok(Found::Nothing) => reply.error(Errno::ENOENT),
+            // This may wait; who only reads does not wait for it.
+            Ok(Found::Unopened) => self.chores.open_tag(
+                name,
+                Box::new(move |found| {
+                    look.answer(found.map_err(|error| report("lookup", &error)), reply);
+                }),
+            ),
             Err(error) => reply.error(report("lookup", &error)),
         }
     }
 
+    fn forget(&self, _req: &Request, ino: INodeNo, lookups: u64) {
+        self.view.forget(ino.0, lookups);
+    }
+
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.view.node(ino.0) {
-            Some(node) => reply.attr(&FOREVER, &self.attributes(ino.0, &node)),
+            Some(node) => reply.attr(&FOREVER, &self.look.attributes(ino.0, &node)),
             None => reply.error(Errno::ENOENT),
         }
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = self.with_file(ino, |_| match flags.acc_mode() {
-            OpenAccMode::O_RDONLY => Ok(()),
+            OpenAccMode::O_RDONLY if self.view.open_file(ino.0) => Ok(()),
+            // The kernel looks the path up anew.
+            OpenAccMode::O_RDONLY => Err(Errno::ESTALE),
             _ => Err(Errno::EROFS),
         });
         match opened {
@@ -289,6 +218,20 @@ impl Filesystem for Server {
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
             Err(errno) => reply.error(errno),
         }
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.view.close_file(ino.0);
+        reply.ok();
     }
 
     fn read(
@@ -348,35 +291,45 @@ impl Filesystem for Server {
         }
     }
 
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let list = self.next_list.fetch_add(1, Ordering::Relaxed);
+        reply.opened(FileHandle(list), FopenFlags::empty());
+    }
+
     fn readdir(
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let entries = match self.view.entries(ino.0) {
-            Ok(Some(entries)) => entries,
-            Ok(None) => return reply.error(Errno::ENOTDIR),
-            Err(error) => return reply.error(report("list", &error)),
+        let list = match self.list(ino.0, fh.0, offset) {
+            Ok(list) => list,
+            Err(errno) => return reply.error(errno),
         };
-        let dots = [(ino.0, "."), (ROOT, "..")].map(|(ino, name)| crate::view::Entry {
-            ino,
-            name: name.to_owned(),
-            is_dir: true,
-        });
-        let all = dots.into_iter().chain(entries).zip(1_u64..);
-        for (entry, next) in all.filter(|(_, next)| *next > offset) {
+        for (entry, next) in list.iter().zip(1_u64..).filter(|(_, next)| *next > offset) {
             let kind = if entry.is_dir {
                 FileType::Directory
             } else {
                 FileType::RegularFile
             };
-            if reply.add(INodeNo(entry.ino), next, kind, entry.name) {
+            if reply.add(INodeNo(entry.ino), next, kind, &entry.name) {
                 break;
             }
         }
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.lists().remove(&fh.0);
         reply.ok();
     }
 

@@ -1,16 +1,14 @@
 //! The tree of directories and files that a mount shows, without FUSE.
 //!
-//! Inode numbers stay what they are while the mount lives. A file's number
-//! belongs to its content: images of equal bytes in different snapshots are one
-//! inode, so that everybody who maps them shares one page cache.
+//! A snapshot is pinned while a tag names it that was looked up, or a file of it is
+//! open. Pinning one waits for locks of the store, so it is done apart
+//! ([`View::open_tag`]): all that was opened before goes on meanwhile.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use snapstore_store::{Error, Image, ImageReader, Manifest, Pin, Result, SnapshotId, Store};
+use snapstore_store::{Error, Manifest, Pin, Result, SnapshotId, Store};
 
-pub(crate) const ROOT: u64 = 1;
+use crate::table::{Dir, Node, Numbered, Table};
 
 /// What a mount shows.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,82 +19,49 @@ pub enum What {
     AllTags,
 }
 
-/// A directory or file.
-pub(crate) enum Node {
-    /// The list of tags.
-    Tags,
-    /// A snapshot's files, by name.
-    Snapshot {
-        files: Vec<(String, u64)>,
-        created: SystemTime,
-    },
-    File(File),
-}
-
-/// A file's content.
-pub(crate) struct File {
-    pub content: Content,
-    pub size_bytes: u64,
-    /// What it takes where holes take nothing.
-    pub data_bytes: u64,
-    pub created: SystemTime,
-}
-
-pub(crate) enum Content {
-    Image(ImageReader),
-    Bytes(Vec<u8>),
-}
-
 /// An entry of a directory.
+#[derive(Clone)]
 pub(crate) struct Entry {
     pub ino: u64,
     pub name: String,
     pub is_dir: bool,
 }
 
-#[derive(PartialEq, Eq, Hash)]
-enum Key {
-    Dir { tag: String, id: SnapshotId },
-    ManifestOf(SnapshotId),
-    Content([u8; 32]),
-}
+/// Of a directory that the kernel does not know yet (libfuse calls it
+/// `FUSE_UNKNOWN_INO`).
+const UNKNOWN_INO: u64 = 0xffff_ffff;
 
-struct Table {
-    by_ino: HashMap<u64, Arc<Node>>,
-    by_key: HashMap<Key, u64>,
-    next_ino: u64,
-    pin: Pin,
+/// What a name means.
+pub(crate) enum Found {
+    Node(Numbered),
+    Nothing,
+    /// A tag that has to be opened first.
+    Unopened,
 }
 
 pub(crate) struct View {
     store: Store,
-    table: Mutex<Table>,
+    table: Table,
+    pin: Mutex<Pin>,
 }
 
 impl View {
     pub fn new(store: Store, what: &What) -> Result<Self> {
-        let mut table = Table {
-            by_ino: HashMap::new(),
-            by_key: HashMap::new(),
-            next_ino: ROOT + 1,
-            pin: store.empty_pin()?,
-        };
-        let root = match what {
+        let mut pin = store.empty_pin()?;
+        let table = Table::of_tags();
+        match what {
             What::AllTags => {
                 // A store that cannot list its tags fails now, not at the first `ls`.
                 store.tag_names()?;
-                Node::Tags
             }
             What::Snapshot(name) => {
-                let id = table.pin.add(&store, name)?;
-                table.snapshot_node(&store, id)?
+                let id = pin.add(&store, name)?;
+                let dir = snapshot_dir(&store, &table, id)?;
+                table.set_root(dir);
             }
-        };
-        table.by_ino.insert(ROOT, Arc::new(root));
-        Ok(Self {
-            store,
-            table: Mutex::new(table),
-        })
+        }
+        let pin = Mutex::new(pin);
+        Ok(Self { store, table, pin })
     }
 
     pub fn store(&self) -> &Store {
@@ -104,49 +69,116 @@ impl View {
     }
 
     /// The node of a number that was handed out.
-    pub fn node(&self, ino: u64) -> Option<Arc<Node>> {
-        self.lock().by_ino.get(&ino).cloned()
+    pub fn node(&self, ino: u64) -> Option<Node> {
+        self.table.node(ino)
     }
 
-    /// The number of `name` in a directory.
-    pub fn lookup(&self, dir: u64, name: &str) -> Result<Option<u64>> {
-        match self.node(dir).as_deref() {
-            Some(Node::Tags) => match self.tag_dir(name) {
-                Err(Error::NotFound { .. }) => Ok(None),
-                found => found.map(Some),
-            },
-            Some(Node::Snapshot { files, .. }) => Ok(files
-                .iter()
-                .find(|(file, _)| file == name)
-                .map(|(_, ino)| *ino)),
-            Some(Node::File(_)) | None => Ok(None),
+    /// The node of `name` in a directory, which the kernel is told of. It waits for
+    /// no lock of the store.
+    pub fn lookup(&self, dir: u64, name: &str) -> Result<Found> {
+        match self.node(dir) {
+            Some(Node::Tags) => Ok(match self.store.tag(name)? {
+                None => Found::Nothing,
+                Some(id) => match self.table.look_up_dir(name, id) {
+                    Some(found) => Found::Node(found),
+                    None => Found::Unopened,
+                },
+            }),
+            Some(Node::Dir(dir)) => {
+                let file = dir.files.iter().find(|(file, _)| file == name);
+                Ok(file.map_or(Found::Nothing, |(_, file)| {
+                    Found::Node(self.table.look_up_file(file))
+                }))
+            }
+            Some(Node::File(_)) | None => Ok(Found::Nothing),
         }
+    }
+
+    /// The directory of the snapshot that a tag names now, pinned, which the kernel
+    /// is told of. This may wait for others who use the store.
+    pub fn open_tag(&self, tag: &str) -> Result<Option<Numbered>> {
+        let mut pin = self.lock_pin();
+        let id = match pin.add(&self.store, tag) {
+            Err(Error::NotFound { .. }) => return Ok(None),
+            other => other?,
+        };
+        match snapshot_dir(&self.store, &self.table, id) {
+            Ok(dir) => Ok(Some(self.table.add_dir(tag, dir))),
+            Err(error) => {
+                if !self.table.shows(id) {
+                    pin.remove(id)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The kernel forgets so many of the times that it was told of a number.
+    pub fn forget(&self, ino: u64, lookups: u64) {
+        self.table.forget(ino, lookups);
+    }
+
+    /// A handle on a file is opened. False if its snapshot is not pinned any more.
+    pub fn open_file(&self, ino: u64) -> bool {
+        self.table.open_file(ino)
+    }
+
+    /// A handle on a file is closed.
+    pub fn close_file(&self, ino: u64) {
+        self.table.close_file(ino);
+    }
+
+    /// Closes the directories of tags that name something else by now, or that the
+    /// kernel has forgotten, if none of their files is open. Returns the snapshots
+    /// that are to be let go of ([`View::let_go`]).
+    pub fn close_unused(&self) -> Vec<SnapshotId> {
+        let mut unused = self.table.opened();
+        unused.retain(|key| {
+            let (tag, id) = key;
+            // What cannot be read says nothing.
+            let has_moved = || self.store.tag(tag).is_ok_and(|now| now != Some(*id));
+            !self.table.is_known(key) || has_moved()
+        });
+        unused.retain(|key| self.table.close_dir(key));
+        unused.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Ends the pin of a snapshot of which no directory is opened. This may wait for
+    /// others who use the store.
+    pub fn let_go(&self, id: SnapshotId) -> Result<()> {
+        let mut pin = self.lock_pin();
+        // It may have been opened again, which takes the same lock.
+        if self.table.shows(id) {
+            return Ok(());
+        }
+        pin.remove(id)
     }
 
     /// What a directory holds.
     pub fn entries(&self, dir: u64) -> Result<Option<Vec<Entry>>> {
-        match self.node(dir).as_deref() {
+        match self.node(dir) {
             Some(Node::Tags) => {
                 let mut entries = Vec::new();
                 for tag in self.store.tag_names()? {
                     // A tag may go, or turn out damaged, at any moment; the others
                     // are still worth listing.
-                    match self.tag_dir(&tag) {
-                        Ok(ino) => entries.push(Entry {
-                            ino,
+                    match self.store.tag(&tag) {
+                        Ok(Some(id)) => entries.push(Entry {
+                            ino: self.table.dir_ino(&tag, id).unwrap_or(UNKNOWN_INO),
                             name: tag,
                             is_dir: true,
                         }),
+                        Ok(None) => {}
                         Err(error) => tracing::error!(%tag, %error, "left out of the listing"),
                     }
                 }
                 Ok(Some(entries))
             }
-            Some(Node::Snapshot { files, .. }) => Ok(Some(
-                files
+            Some(Node::Dir(dir)) => Ok(Some(
+                dir.files
                     .iter()
-                    .map(|(name, ino)| Entry {
-                        ino: *ino,
+                    .map(|(name, file)| Entry {
+                        ino: file.ino,
                         name: name.clone(),
                         is_dir: false,
                     })
@@ -156,104 +188,41 @@ impl View {
         }
     }
 
-    /// The directory of the snapshot that a tag names now.
-    fn tag_dir(&self, tag: &str) -> Result<u64> {
-        let id = self.store.tag(tag)?.ok_or_else(|| Error::NotFound {
-            name: tag.to_owned(),
-        })?;
-        let mut table = self.lock();
-        let key = |id| Key::Dir {
-            tag: tag.to_owned(),
-            id,
-        };
-        if let Some(ino) = table.by_key.get(&key(id)) {
-            return Ok(*ino);
-        }
-        let id = table.pin.add(&self.store, tag)?;
-        let node = table.snapshot_node(&self.store, id)?;
-        Ok(table.insert(key(id), node))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_pin(&self) -> MutexGuard<'_, Pin> {
+        self.pin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Table {
-    fn insert(&mut self, key: Key, node: Node) -> u64 {
-        let ino = self.next_ino;
-        self.next_ino += 1;
-        self.by_ino.insert(ino, Arc::new(node));
-        self.by_key.insert(key, ino);
-        ino
-    }
-
-    fn snapshot_node(&mut self, store: &Store, id: SnapshotId) -> Result<Node> {
-        let manifest = store.manifest(id)?;
-        let created = manifest.created();
-        let mut files = Vec::new();
-        for image in &manifest.images {
-            files.push((image.file_name(), self.image_ino(store, image, created)));
-        }
-        let key = Key::ManifestOf(id);
-        let ino = match self.by_key.get(&key) {
-            Some(ino) => *ino,
-            None => self.insert(key, manifest_file(id, &manifest)),
-        };
-        files.push(("manifest.json".to_owned(), ino));
-        Ok(Node::Snapshot { files, created })
-    }
-
-    fn image_ino(&mut self, store: &Store, image: &Image, created: SystemTime) -> u64 {
-        let key = Key::Content(image.content_key());
-        if let Some(ino) = self.by_key.get(&key) {
-            return *ino;
-        }
-        let data_bytes = image.nonzero_pages * store.page_size().bytes();
-        let file = File {
-            content: Content::Image(store.image_reader(image)),
-            size_bytes: image.size_bytes,
-            data_bytes: data_bytes.min(image.size_bytes.next_multiple_of(512)),
-            created,
-        };
-        self.insert(key, Node::File(file))
-    }
+fn snapshot_dir(store: &Store, table: &Table, id: SnapshotId) -> Result<Dir> {
+    let manifest = store.manifest(id)?;
+    let created = manifest.created();
+    let page_bytes = store.page_size().bytes();
+    let mut files: Vec<_> = manifest
+        .images
+        .iter()
+        .map(|image| {
+            let reader = store.image_reader(image);
+            let file = table.image_file(image, page_bytes, created, reader);
+            (image.file_name(), file)
+        })
+        .collect();
+    let shown = table.bytes_file(manifest_bytes(id, &manifest), created);
+    files.push(("manifest.json".to_owned(), shown));
+    Ok(Dir { id, files, created })
 }
 
-fn manifest_file(id: SnapshotId, manifest: &Manifest) -> Node {
+fn manifest_bytes(id: SnapshotId, manifest: &Manifest) -> Vec<u8> {
     let mut shown = serde_json::json!(manifest);
     shown["id"] = serde_json::json!(id);
     let mut bytes = shown.to_string().into_bytes();
     bytes.push(b'\n');
-    Node::File(File {
-        size_bytes: bytes.len() as u64,
-        data_bytes: bytes.len() as u64,
-        created: manifest.created(),
-        content: Content::Bytes(bytes),
-    })
-}
-
-impl File {
-    /// Reads from `offset` on into `out`; returns how many bytes there were.
-    pub fn read_at(&self, out: &mut [u8], offset: u64) -> Result<usize> {
-        match &self.content {
-            Content::Image(image) => image.read_at(out, offset),
-            Content::Bytes(bytes) => {
-                let rest = usize::try_from(offset)
-                    .ok()
-                    .and_then(|offset| bytes.get(offset..))
-                    .unwrap_or_default();
-                let len = rest.len().min(out.len());
-                out[..len].copy_from_slice(&rest[..len]);
-                Ok(len)
-            }
-        }
-    }
+    bytes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::ROOT;
     use snapstore_store::{
         CommitRequest, ImageRole, Input, InputData, InputKind, PageSize, Silent,
     };
@@ -280,6 +249,16 @@ mod tests {
         store.commit(&request, &Silent).expect("a commit");
     }
 
+    /// As the server does it.
+    fn find(view: &View, dir: u64, name: &str) -> Result<Option<u64>> {
+        let found = match view.lookup(dir, name)? {
+            Found::Node(found) => Some(found),
+            Found::Nothing => None,
+            Found::Unopened => view.open_tag(name)?,
+        };
+        Ok(found.map(|(ino, _)| ino))
+    }
+
     #[test]
     fn equal_content_is_one_inode_and_new_tags_appear() -> Result<()> {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -288,10 +267,10 @@ mod tests {
         commit(&store, dir.path(), "one", 1);
         let view = View::new(Store::open(&path)?, &What::AllTags)?;
         let file = |tag: &str, name: &str| -> Result<Option<u64>> {
-            let Some(dir) = view.lookup(ROOT, tag)? else {
+            let Some(dir) = find(&view, ROOT, tag)? else {
                 return Ok(None);
             };
-            view.lookup(dir, name)
+            find(&view, dir, name)
         };
         let one = file("one", "memory.bin")?;
         assert!(one.is_some());
@@ -308,6 +287,84 @@ mod tests {
             .map(|entry| entry.name)
             .collect();
         assert_eq!(names, ["one", "three", "two"]);
+        Ok(())
+    }
+
+    /// Bytes of all leases: what is pinned has its id in one.
+    fn lease_bytes(store: &Store) -> u64 {
+        let files = std::fs::read_dir(store.path().join("leases")).expect("leases");
+        let sizes = files.map(|file| file.and_then(|it| it.metadata()).expect("a lease").len());
+        sizes.sum()
+    }
+
+    #[test]
+    fn what_has_no_tag_and_no_reader_is_let_go_of() -> Result<()> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("store");
+        let store = Store::create(&path, PageSize::KIB_4)?;
+        let view = View::new(Store::open(&path)?, &What::AllTags)?;
+        let (nodes, empty) = (view.table.len(), lease_bytes(&store));
+        for round in 0..20_u8 {
+            let tag = format!("tag{round}");
+            commit(&store, dir.path(), &tag, round);
+            let found = find(&view, ROOT, &tag)?.expect("the tag");
+            assert_eq!(find(&view, ROOT, &tag)?, Some(found));
+            let file = find(&view, found, "memory.bin")?.expect("the memory");
+            assert!(lease_bytes(&store) > empty, "nothing is pinned");
+            assert_eq!(view.close_unused(), [], "the tag is there");
+            assert!(view.open_file(file));
+            let id = store.resolve(&tag)?;
+            store.remove_tags(std::slice::from_ref(&tag))?;
+            assert_eq!(view.close_unused(), [], "a file is open");
+            view.close_file(file);
+            assert_eq!(view.close_unused(), [id]);
+            view.let_go(id)?;
+            assert_eq!(lease_bytes(&store), empty);
+            assert!(!view.open_file(file), "what is not pinned cannot be opened");
+            view.forget(found, 1);
+            assert!(view.node(found).is_some(), "the kernel knows it still");
+            view.forget(found, 1);
+            view.forget(file, 1);
+            assert_eq!(view.table.len(), nodes);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_the_kernel_has_forgotten_is_let_go_of_and_opened_again() -> Result<()> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("store");
+        let store = Store::create(&path, PageSize::KIB_4)?;
+        for tag in ["one", "two"] {
+            commit(&store, dir.path(), tag, 1);
+        }
+        let view = View::new(Store::open(&path)?, &What::AllTags)?;
+        let empty = lease_bytes(&store);
+        let one = find(&view, ROOT, "one")?.expect("a tag");
+        let file = find(&view, one, "memory.bin")?.expect("the memory");
+        view.forget(one, 1);
+        let id = store.resolve("one")?;
+        assert_eq!(view.close_unused(), [id]);
+        // Before it was let go of.
+        find(&view, ROOT, "one")?.expect("a tag");
+        view.let_go(id)?;
+        assert!(lease_bytes(&store) > empty);
+        assert!(view.open_file(file), "the same content is the same file");
+        Ok(())
+    }
+
+    #[test]
+    fn a_listing_pins_nothing() -> Result<()> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("store");
+        let store = Store::create(&path, PageSize::KIB_4)?;
+        for tag in ["one", "two"] {
+            commit(&store, dir.path(), tag, 1);
+        }
+        let view = View::new(Store::open(&path)?, &What::AllTags)?;
+        let listed = view.entries(ROOT)?.expect("a directory");
+        assert_eq!(listed.len(), 2);
+        assert_eq!(view.table.len(), 1);
         Ok(())
     }
 }

@@ -54,6 +54,9 @@ impl Pin {
     pub fn add(&mut self, store: &Store, name: &str) -> Result<SnapshotId> {
         loop {
             let id = store.resolve(name)?;
+            if self.ids.contains(&id) {
+                return Ok(id);
+            }
             let mut ids = self.ids.clone();
             ids.push(id);
             let claim = Claim::viewer(ids.clone());
@@ -69,6 +72,20 @@ impl Pin {
             self.ids = ids;
             return Ok(id);
         }
+    }
+
+    /// Ends the pin of this snapshot; others that it holds stay pinned.
+    ///
+    /// # Errors
+    /// [`crate::Error::Busy`]; I/O errors. The snapshot is then still pinned.
+    pub fn remove(&mut self, id: SnapshotId) -> Result<()> {
+        let mut ids = self.ids.clone();
+        ids.retain(|pinned| *pinned != id);
+        if ids.len() < self.ids.len() {
+            self.lease.set(&Claim::viewer(ids.clone()))?;
+            self.ids = ids;
+        }
+        Ok(())
     }
 
     /// The open file whose lock is this pin, to be handed to another process:

@@ -8,6 +8,7 @@ mod other_user;
 mod places;
 mod soak;
 mod tags;
+mod waiting;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,168 @@
+//! A mount that this process serves, from its beginning to its end.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use fuser::{BackgroundSession, Config, SessionACL};
+use snapstore_store::Store;
+
+use crate::attach::{Attached, attach};
+use crate::chores::{Chores, keep_house};
+use crate::claim::{Claim, Surroundings};
+use crate::error::{Error, Result};
+use crate::server::Server;
+use crate::view::{View, What};
+
+/// How to serve a mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// Threads that answer requests.
+    pub threads: usize,
+    /// How much the kernel reads around a fault and ahead of a reader, in
+    /// bytes; the kernel's limit is 128 KiB.
+    pub read_ahead_bytes: u32,
+    /// Whether other users may read the mount.
+    pub allow_other: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            threads: 2,
+            read_ahead_bytes: 128 << 10,
+            allow_other: false,
+        }
+    }
+}
+
+/// A live mount, served by threads of this process until it is unmounted.
+#[derive(Debug)]
+pub struct Mounted {
+    session: BackgroundSession,
+    attached: Arc<Attached>,
+    dir: PathBuf,
+    /// Dropped, it ends the housekeeping.
+    _serving: Sender<()>,
+}
+
+/// Undoes one mount.
+#[derive(Clone, Debug)]
+pub struct Undo {
+    attached: Arc<Attached>,
+}
+
+/// Mounts `what` of a store at `dir`. When this returns, the mount is usable.
+/// `others` are places that it must not hide, and `is_dead` tells whether the
+/// server of a mount is gone (see [`crate::is_dead`]).
+///
+/// # Errors
+/// [`Error::NoFuse`] without `/dev/fuse`; [`Error::AlreadyMounted`];
+/// [`Error::HidesStore`]; [`Error::Store`] if there is no such snapshot; I/O errors.
+pub fn mount(
+    store: Store,
+    what: &What,
+    dir: &Path,
+    options: &MountOptions,
+    others: Vec<PathBuf>,
+    is_dead: &dyn Fn(&Path) -> bool,
+) -> Result<Mounted> {
+    let path = store.path().to_owned();
+    let around = Surroundings {
+        store: path.clone(),
+        others,
+    };
+    let claim = Claim::new(dir, &around, is_dead)?;
+    let view = Arc::new(View::new(store, what)?);
+    let failed = |source| Error::Io {
+        action: "serve",
+        path: dir.to_owned(),
+        source,
+    };
+    // fuser tells of threads that it cannot start only when it is done.
+    find_threads(options.threads + MORE_THREADS).map_err(failed)?;
+    let chores = Chores::start(view.clone()).map_err(failed)?;
+    let server = Server::new(view.clone(), chores.clone(), options.read_ahead_bytes);
+    let serve = |connection| {
+        let mut config = Config::default();
+        config.n_threads = Some(options.threads);
+        let acl = if options.allow_other {
+            SessionACL::All
+        } else {
+            SessionACL::Owner
+        };
+        let session = fuser::Session::from_fd(server, connection, acl, config);
+        session.and_then(fuser::Session::spawn).map_err(failed)
+    };
+    let (attached, session) = attach(claim, &path, options.allow_other, serve)?;
+    let attached = Arc::new(attached);
+    let (serving, end) = channel();
+    if let Err(error) = keep_house(view, chores, end) {
+        attached.detach()?;
+        return Err(failed(error));
+    }
+    Ok(Mounted {
+        session,
+        attached,
+        dir: dir.to_owned(),
+        _serving: serving,
+    })
+}
+
+/// Threads of a server that answer nothing: fuser's own, and those of `chores`.
+const MORE_THREADS: usize = 3;
+
+/// Whether so many threads can be started.
+fn find_threads(count: usize) -> io::Result<()> {
+    let (hold, held) = channel::<()>();
+    let held = Arc::new(Mutex::new(held));
+    let started: io::Result<Vec<_>> = (0..count)
+        .map(|_| {
+            let held = held.clone();
+            std::thread::Builder::new().spawn(move || {
+                // Until nobody can send any more.
+                let _ = held.lock().map(|held| held.recv());
+            })
+        })
+        .collect();
+    drop(hold);
+    for thread in started? {
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
+impl Mounted {
+    /// What undoes this mount, from another thread.
+    #[must_use]
+    pub fn undo(&self) -> Undo {
+        Undo {
+            attached: self.attached.clone(),
+        }
+    }
+
+    /// Serves until the file system is unmounted, by whomever.
+    ///
+    /// # Errors
+    /// If the connection to the kernel breaks.
+    pub fn wait(self) -> Result<()> {
+        let dir = self.dir;
+        self.session.join().map_err(|source| Error::Io {
+            action: "serve",
+            path: dir,
+            source,
+        })
+    }
+}
+
+impl Undo {
+    /// Undoes the mount if it is still there: it disappears at once, and ends when
+    /// its last user lets go of it. Any other mount at its path stays.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn detach(&self) -> Result<()> {
+        self.attached.detach()
+    }
+}
