@@ -37,6 +37,8 @@ use crate::tree::read::node_id;
 
 /// Decoded tree nodes kept, of about 20 KiB each: 20 MiB, the leaves of 2 GiB.
 const NODES_CACHED: usize = 1024;
+/// Fresh views of the index that a reader looks at for one chunk.
+const FRESH_LOOKS: u32 = 8;
 /// Chunks remembered that are not where their references hint: 5 MiB.
 const MOVED_CACHED: usize = 1 << 17;
 
@@ -267,9 +269,21 @@ impl Chunks {
         let moved = std::iter::once_with(move || self.moved.get(&key).map(Ok));
         let indexed =
             std::iter::once_with(move || self.index().and_then(|index| index.get(key)).transpose());
-        let fresh = std::iter::once_with(move || {
-            let fresh = self.refresh_index();
-            fresh.and_then(|index| index.get(key)).transpose()
+        // Again while it leads elsewhere: a collection may move the chunk, and delete
+        // the pack, between a look at the index and one at the pack.
+        let (mut looks, mut last) = (0, None);
+        let fresh = std::iter::from_fn(move || {
+            looks += 1;
+            let found = self.refresh_index().and_then(|index| index.get(key));
+            match found {
+                Ok(at) if at.is_none() || at == last || looks > FRESH_LOOKS => None,
+                Ok(at) => {
+                    last = at;
+                    Some(at.map(Ok))
+                }
+                Err(error) if looks == 1 => Some(Some(Err(error))),
+                Err(_) => None,
+            }
         });
         let candidates = hinted.chain(moved).chain(indexed).chain(fresh).flatten();
         candidates.filter_map(move |at| at.and_then(|at| self.at(key, at)).transpose())

@@ -19,6 +19,7 @@ use crate::pack::codec::{self, DELTA_HEAD_LEN, Encoding};
 use crate::pack::format::{self, ENTRY_LEN, Entry, HEADER_LEN};
 use crate::pack::reader::{PackReader, Slot};
 use crate::scratch::Scratch;
+use crate::sim::{self, Fault};
 
 /// Which chunks of a pack to look at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,7 +77,14 @@ pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted)
             {
                 return Ok(None);
             }
-            chunks.check_at(&place).map(|()| Some(place))
+            match chunks.check_at(&place) {
+                Err(Error::Damaged(Damage::Missing { .. }))
+                    if sim::on(Fault::RepairEntersDeadDelta) =>
+                {
+                    Ok(Some(place))
+                }
+                other => other.map(|()| Some(place)),
+            }
         })
         .collect();
     for result in looked {
