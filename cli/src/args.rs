@@ -1,9 +1,11 @@
 //! What can be typed.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use crate::vms::networks::NetSpec;
@@ -107,27 +109,55 @@ pub struct InitArgs {
 Examples:
   snapstore commit base --memory guest.ram --vmstate guest.state
   snapstore commit base+1 --memory guest.ram           what changed is found by itself
-  snapstore commit base+2 --memory changes.sparse --diff --parent base+1
+  snapstore commit base+2 --memory-diff changes.sparse --parent base+1
   snapstore commit base+3 --memory guest.ram --disk root=disk.img --label os=debian12
-  snapstore commit warm --vm web                       a running machine, which goes on")]
+  snapstore commit base+4 --memory-diff changes.sparse --disk root=disk.img --parent base+3
+  snapstore commit warm --vm web                       a running machine, which goes on
+
+A diff is a sparse file as long as the image. Its holes are the parent's bytes, all its data
+counts, zeros too. A copy that lost its holes is refused.")]
 pub struct CommitArgs {
     /// The tag to create
     pub tag: String,
     /// The guest's memory, a file of raw pages; holes are zeros
     #[arg(long, value_name = "FILE")]
     pub memory: Option<PathBuf>,
-    /// --memory and --disk files hold changes only: holes inherit from --parent
+    /// Changes to the memory of --parent: holes are the parent's bytes
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "memory",
+        requires = "parent"
+    )]
+    pub memory_diff: Option<PathBuf>,
+    /// --memory holds changes only, as --memory-diff; what is not given is the parent's
     #[arg(long, requires = "parent")]
     pub diff: bool,
+    /// All data of the diffs is meant, also if they have no holes, or on a filesystem that
+    /// keeps holes by more than 4096 bytes: else such diffs are refused
+    #[arg(long, requires = "parent")]
+    pub dense_diff: bool,
     /// A running virtual machine: what it changed since its last commit or restore
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["memory", "diff", "vmstate", "disks", "parent", "no_parent"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["memory", "memory_diff", "diff", "dense_diff", "inherit", "vmstate", "files", "disks", "disk_diffs", "parent", "no_parent"])]
     pub vm: Option<String>,
     /// The state of the virtual machine's CPUs and devices, a file of any kind
     #[arg(long, value_name = "FILE")]
     pub vmstate: Option<PathBuf>,
-    /// A disk image and its name; may be repeated
-    #[arg(long = "disk", value_name = "NAME=FILE", value_parser = key_value)]
-    pub disks: Vec<(String, String)>,
+    /// A disk image and its name; holes are zeros. Its length is a multiple of 512 bytes.
+    /// May be repeated
+    #[arg(long = "disk", value_name = "NAME=FILE", value_parser = named_path())]
+    pub disks: Vec<(String, PathBuf)>,
+    /// Changes to the disk of --parent that has this name; may be repeated
+    #[arg(long = "disk-diff", value_name = "NAME=FILE", value_parser = named_path(), requires = "parent")]
+    pub disk_diffs: Vec<(String, PathBuf)>,
+    /// A file to keep beside them, of any kind and length up to 1G, and its name; may be
+    /// repeated
+    #[arg(long = "file", value_name = "NAME=FILE", value_parser = named_path())]
+    pub files: Vec<(String, PathBuf)>,
+    /// Keep the memory and the disks of --parent that are not given, as they are there;
+    /// a commit with a diff does
+    #[arg(long, requires = "parent")]
+    pub inherit: bool,
     /// The snapshot this one was made from [default: the recent one it is most like]
     #[arg(long, value_name = "TAG", conflicts_with = "no_parent")]
     pub parent: Option<String>,
@@ -456,6 +486,21 @@ fn key_value(text: &str) -> Result<(String, String), String> {
         }
         _ => Err("it has the form NAME=VALUE".to_owned()),
     }
+}
+
+/// `NAME=FILE`, where the file may have any name that a file can have.
+fn named_path() -> impl TypedValueParser<Value = (String, PathBuf)> {
+    OsStringValueParser::new().try_map(|text: OsString| {
+        let bytes = text.as_bytes();
+        let at = bytes.iter().position(|byte| *byte == b'=');
+        let (name, path) = match at {
+            Some(at) if at > 0 && at + 1 < bytes.len() => (&bytes[..at], &bytes[at + 1..]),
+            _ => return Err("it has the form NAME=FILE"),
+        };
+        let name = std::str::from_utf8(name).map_err(|_| "the name is no text")?;
+        let path = OsString::from_vec(path.to_vec());
+        Ok((name.to_owned(), PathBuf::from(path)))
+    })
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -69,18 +69,27 @@ pub enum Error {
         /// The size asked for.
         bytes: u64,
     },
-    /// An image whose length is no multiple of the page size.
-    #[error("{} is {size_bytes} bytes long, which is no multiple of the store's page size of {page_bytes}; is the file complete?", path.display())]
+    /// An image whose length is no multiple of the page size, or of a disk's
+    /// sectors.
+    #[error("{} is {size_bytes} bytes long, which is no multiple of {what} {grain_bytes} bytes; the nearest are {} and {}; is the file complete?", path.display(), size_bytes - size_bytes % grain_bytes, size_bytes.next_multiple_of(*grain_bytes))]
     PartialPage {
         /// The image.
         path: PathBuf,
         /// Its length.
         size_bytes: u64,
-        /// The store's page size.
-        page_bytes: u64,
+        /// Whose size its length has to be a multiple of.
+        what: &'static str,
+        /// That size.
+        grain_bytes: u64,
     },
-    /// An image that is empty or longer than 16 TiB.
-    #[error("{} is {size_bytes} bytes long; an image has at least one page and at most 16 TiB", path.display())]
+    /// An input without any bytes.
+    #[error("{} is empty; there is nothing to store", path.display())]
+    EmptyInput {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An image that is longer than 16 TiB.
+    #[error("{} is {size_bytes} bytes long; an image has at most 16 TiB", path.display())]
     ImageSize {
         /// The image.
         path: PathBuf,
@@ -98,10 +107,26 @@ pub enum Error {
         limit_bytes: u64,
     },
     /// An input that is not a regular file.
-    #[error("{} is not a regular file", path.display())]
+    #[error("{} is not a regular file but {what}", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A diff that would replace every page of the image.
+    #[error("{} has no holes: as a diff it would replace the whole image. A copy may have filled them (scp, `cp --sparse=never`): then make the diff anew. A whole image is committed without diff; if every page of it is meant to replace the parent's, say --dense-diff", path.display())]
+    DiffWithoutHoles {
+        /// The diff file.
+        path: PathBuf,
+    },
+    /// A diff whose holes do not tell which pages changed.
+    #[error("the holes of {} do not tell which pages changed: its filesystem keeps data and holes apart by {grain_bytes} bytes only (huge pages, extent size or block size), so zeros that nobody wrote are data. A copy has lost the same: write the diff anew to a filesystem with holes of 4096 bytes, or commit the whole image; if all of its data is meant to replace the parent's, say --dense-diff", path.display())]
+    DiffGrain {
+        /// The diff file.
+        path: PathBuf,
+        /// What data and holes begin at multiples of.
+        grain_bytes: u64,
     },
     /// An input changed while it was being read.
     #[error("{} changed while it was read; pause the VM or copy the file first", path.display())]
@@ -147,6 +172,17 @@ pub enum Error {
         image: String,
         /// The length of that image.
         parent_bytes: u64,
+    },
+    /// Images are to be carried over, and there is no parent to take them from.
+    #[error("there is no parent to carry images over from; name one with --parent")]
+    NothingToInherit,
+    /// A snapshot whose parts do not go together.
+    #[error("{tag:?} cannot be committed: {problem}")]
+    BadSnapshot {
+        /// The tag it was to have.
+        tag: String,
+        /// What does not fit.
+        problem: &'static str,
     },
     /// A diff was given without a parent, or for an image the parent lacks.
     #[error(
@@ -335,6 +371,11 @@ impl Error {
             Self::NotEmpty { .. }
             | Self::PageSize { .. }
             | Self::PartialPage { .. }
+            | Self::EmptyInput { .. }
+            | Self::DiffWithoutHoles { .. }
+            | Self::DiffGrain { .. }
+            | Self::NothingToInherit
+            | Self::BadSnapshot { .. }
             | Self::ImageSize { .. }
             | Self::TooLarge { .. }
             | Self::NotAFile { .. }

@@ -65,6 +65,7 @@ mod tree;
 mod verify;
 
 pub use commit::input::{Extent, Input, InputData, InputKind};
+pub use commit::unchanging::{FileState, Unchanging};
 pub use commit::{CommitRequest, CommitTimings, Committed, ParentChoice};
 pub use diff::{ChangedRange, ImageDiff};
 pub use error::{Damage, Error, ErrorClass, Result};

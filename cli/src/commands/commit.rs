@@ -1,7 +1,7 @@
 //! `snapstore commit`
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::bail;
@@ -25,20 +25,22 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
     let request = request(args)?;
     if request.inputs.is_empty() {
         bail!(Usage(
-            "there is nothing to commit; name a file with --memory, --disk or --vmstate, \
+            "there is nothing to commit; name a file with --memory, --disk, --vmstate or --file, \
              or a machine with --vm"
                 .to_owned()
         ));
     }
     let store = context.open_or_create_default()?;
     let committed = store.commit(&request, &Bar::new(Unit::Bytes))?;
-    let parent = parent_name(&store, &committed)?;
+    let parent = parent_name(&store, &committed, args.parent.as_deref());
     let value = json!({
         "tag": args.tag,
         "id": committed.id,
         "parent": committed.manifest.parent,
         "parent_tag": parent,
         "images": committed.manifest.images,
+        "inherited": committed.inherited,
+        "left_out": left_out(&committed),
         "added_chunks": committed.manifest.added_chunks,
         "added_bytes": committed.manifest.added_bytes,
         "timings": timings(&committed.timings),
@@ -50,10 +52,11 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn request(args: &CommitArgs) -> anyhow::Result<CommitRequest> {
-    let kind = if args.diff {
-        InputKind::Diff
+    check_diffs(args)?;
+    let diff = if args.dense_diff {
+        InputKind::DenseDiff
     } else {
-        InputKind::Full
+        InputKind::Diff
     };
     let input = |name: &str, role, path: &Path, kind| Input {
         name: name.to_owned(),
@@ -63,13 +66,23 @@ fn request(args: &CommitArgs) -> anyhow::Result<CommitRequest> {
     };
     let mut inputs = Vec::new();
     if let Some(path) = &args.memory {
+        let kind = if args.diff { diff } else { InputKind::Full };
         inputs.push(input("memory", ImageRole::Memory, path, kind));
     }
+    if let Some(path) = &args.memory_diff {
+        inputs.push(input("memory", ImageRole::Memory, path, diff));
+    }
     for (name, path) in &args.disks {
-        inputs.push(input(name, ImageRole::Disk, &PathBuf::from(path), kind));
+        inputs.push(input(name, ImageRole::Disk, path, InputKind::Full));
+    }
+    for (name, path) in &args.disk_diffs {
+        inputs.push(input(name, ImageRole::Disk, path, diff));
     }
     if let Some(path) = &args.vmstate {
         inputs.push(input("vmstate", ImageRole::File, path, InputKind::Full));
+    }
+    for (name, path) in &args.files {
+        inputs.push(input(name, ImageRole::File, path, InputKind::Full));
     }
     let parent = match &args.parent {
         Some(name) => ParentChoice::Named(name.clone()),
@@ -81,9 +94,31 @@ fn request(args: &CommitArgs) -> anyhow::Result<CommitRequest> {
         replace: args.replace,
         parent,
         inputs,
+        inherit: args.inherit || args.diff,
         labels: labels(args)?,
-        keep: false,
+        ..CommitRequest::default()
     })
+}
+
+/// Refuses options that would mean something else than they seem to.
+fn check_diffs(args: &CommitArgs) -> anyhow::Result<()> {
+    if args.diff && !args.disks.is_empty() {
+        bail!(Usage(
+            "--diff says that the memory is a diff; of a --disk it does not say whether its holes \
+             are zeros or the parent's bytes: use --memory-diff for the memory, and --disk for a \
+             whole disk or --disk-diff for its changes"
+                .to_owned()
+        ));
+    }
+    let diffs = args.diff || args.memory_diff.is_some() || !args.disk_diffs.is_empty();
+    if args.dense_diff && !diffs {
+        bail!(Usage(
+            "--dense-diff is about diffs, and none is given; name one with --memory-diff or \
+             --disk-diff"
+                .to_owned()
+        ));
+    }
+    Ok(())
 }
 
 fn timings(timings: &CommitTimings) -> serde_json::Value {
@@ -107,13 +142,17 @@ pub fn labels(args: &CommitArgs) -> anyhow::Result<BTreeMap<String, String>> {
     Ok(labels)
 }
 
-/// A tag of the parent, or the beginning of its id.
-pub fn parent_name(store: &Store, committed: &Committed) -> anyhow::Result<Option<String>> {
-    let Some(parent) = committed.manifest.parent else {
-        return Ok(None);
-    };
-    let tag = store.tags()?.into_iter().find(|(_, id)| *id == parent);
-    Ok(Some(tag.map_or_else(|| parent.short(), |(tag, _)| tag)))
+/// A tag of the parent, or the beginning of its id. Only looks at the tags that it
+/// is likely to have: a store may have very many.
+pub fn parent_name(store: &Store, committed: &Committed, named: Option<&str>) -> Option<String> {
+    let parent = committed.manifest.parent?;
+    let has_tag = |tag: &str| store.tag(tag).is_ok_and(|id| id == Some(parent));
+    if let Some(named) = named.filter(|named| has_tag(named)) {
+        return Some(named.to_owned());
+    }
+    let first = store.manifest(parent).ok().map(|old| old.first_tag);
+    let first = first.filter(|tag| has_tag(tag));
+    Some(first.unwrap_or_else(|| parent.short()))
 }
 
 pub fn describe(tag: &str, committed: &Committed, parent: Option<&str>) -> String {
@@ -132,9 +171,31 @@ pub fn describe(tag: &str, committed: &Committed, parent: Option<&str>) -> Strin
             count(image.changed_pages),
         );
     }
+    let from = parent.unwrap_or("its parent");
+    for name in &committed.inherited {
+        let disk = manifest.image(name).map(|image| image.role) == Some(ImageRole::Disk);
+        let what = if disk { "disk " } else { "" };
+        out += &format!("  {what}{name} is inherited from {from}, unchanged\n");
+    }
+    if !committed.left_out.is_empty() {
+        let names = left_out(committed).join(", ");
+        // Attached files describe their own snapshot and are never carried over.
+        let mut images = committed.left_out.iter();
+        let how = match images.any(|image| image.role != ImageRole::File) {
+            true => "; --inherit with --parent does that",
+            false => "",
+        };
+        out += &format!("  not carried over from {from}: {names}{how}\n");
+    }
     out + &format!(
         "  stored {} new chunks in {}\n",
         count(manifest.added_chunks),
         size(manifest.added_bytes)
     )
+}
+
+/// The names of the parent's images that the snapshot does not have.
+pub fn left_out(committed: &Committed) -> Vec<&str> {
+    let images = committed.left_out.iter();
+    images.map(|image| image.name.as_str()).collect()
 }

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::manifest::ImageRole;
 
 /// Extents begin and end at multiples of this: the smallest page of any store.
+/// Only the end of an image may be none.
 const EXTENT_GRAIN_BYTES: u64 = 4096;
 
 /// What holes of an input mean.
@@ -16,8 +17,20 @@ pub enum InputKind {
     /// The whole image: holes are zeros.
     Full,
     /// Changes to the parent's image of this name: holes are the parent's bytes.
-    /// Data that is zero is zero.
+    /// Data that is zero is zero. A file must have holes, on a filesystem that
+    /// keeps them apart from data at the grain of 4096 bytes: else data that
+    /// nobody wrote would replace the parent's bytes.
     Diff,
+    /// The same of a file whose data is all meant, however it came to be there.
+    DenseDiff,
+}
+
+impl InputKind {
+    /// Whether holes are the parent's bytes.
+    #[must_use]
+    pub fn is_diff(self) -> bool {
+        matches!(self, Self::Diff | Self::DenseDiff)
+    }
 }
 
 /// One image to commit.
@@ -51,7 +64,8 @@ pub enum InputData {
         size_bytes: u64,
         /// Which parts of the image are where in the files: in the order of their
         /// place in the image, not overlapping there, inside the image, and
-        /// at multiples of 4096 bytes of it whatever the store's page size is.
+        /// at multiples of 4096 bytes of it whatever the store's page size is; only
+        /// the image's end may be no such multiple.
         extents: Vec<Extent>,
     },
     /// The image itself. It has no holes.
@@ -94,7 +108,9 @@ pub(crate) fn check_extents(
             Some("is in a file that is not in the list")
         } else if extent.length == 0 {
             Some("is empty")
-        } else if !aligned(extent.image_offset) || !aligned(extent.length) {
+        } else if !aligned(extent.image_offset)
+            || !aligned(extent.length) && image_end != Some(size_bytes)
+        {
             Some("does not begin and end at multiples of 4096 bytes")
         } else if image_end.is_none_or(|end| end > size_bytes) {
             Some("ends beyond the image")
@@ -141,6 +157,12 @@ mod tests {
         ];
         check_extents("memory", 65536, 1, &extents).unwrap();
         check_extents("memory", 65536, 1, &[]).unwrap();
+    }
+
+    #[test]
+    fn the_last_one_may_end_where_the_image_does() {
+        check_extents("disk", 8192 + 512, 1, &[extent(8192, 0, 512)]).unwrap();
+        check_extents("disk", 8192 + 512, 1, &[extent(4096, 0, 512)]).unwrap_err();
     }
 
     #[test]

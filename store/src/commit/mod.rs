@@ -4,21 +4,23 @@
 //! `sink` gives it a place and appends it to a pack; `tree::build` ties pages
 //! to a root; the manifest holds the roots; the tag names the manifest.
 
+mod grain;
 pub(crate) mod input;
 pub(crate) mod pages;
 pub(crate) mod parent;
+mod request;
 pub(crate) mod sink;
 pub(crate) mod source;
+pub(crate) mod unchanging;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::lease::{self, Claim};
-use crate::manifest::{Image, ImageRole, MAX_IMAGES, MAX_LABELS, Manifest};
-use crate::name;
+use crate::manifest::{Image, ImageRole, MAX_CREATED_UNIX_SECONDS, Manifest};
 use crate::pack::writer::SealedPack;
 use crate::pin::Pin;
 use crate::progress::Progress;
@@ -30,6 +32,7 @@ use input::{Input, InputKind};
 use pages::commit_image;
 use sink::Sink;
 use source::Source;
+use unchanging::Unchanging;
 
 /// How often a commit is made anew when a repair or a collection took away what
 /// it relied on.
@@ -62,6 +65,13 @@ pub struct CommitRequest {
     pub parent: ParentChoice,
     /// Its images.
     pub inputs: Vec<Input>,
+    /// Whether the parent's memory and disks that are not among the inputs are
+    /// carried over. They always are if one of the inputs is a diff. Attached files
+    /// never are: they describe the parent.
+    pub inherit: bool,
+    /// Files that must not change until the snapshot is set, such as one that a
+    /// machine's disk lies over. Files that are inputs are watched anyway.
+    pub unchanging: Vec<Unchanging>,
     /// Labels for people and programs.
     pub labels: BTreeMap<String, String>,
     /// Whether the new snapshot is pinned before its tag can be seen, so that
@@ -99,6 +109,10 @@ pub struct Committed {
     pub id: SnapshotId,
     /// What it holds.
     pub manifest: Manifest,
+    /// Images that are the parent's, unchanged.
+    pub inherited: Vec<String>,
+    /// Images of the parent that are not in this snapshot.
+    pub left_out: Vec<Image>,
     /// Keeps the snapshot whole, if that was asked for with
     /// [`CommitRequest::keep`].
     pub pin: Option<Pin>,
@@ -146,7 +160,7 @@ impl Store {
     fn try_commit(&self, request: &CommitRequest, progress: &dyn Progress) -> Result<Committed> {
         let mut stages = Stages(Instant::now());
         let mut timings = CommitTimings::default();
-        check_request(request)?;
+        request::check(request)?;
         self.check_tag_free(&request.tag, request.replace)?;
         let page_size = self.page_size();
         let sources = request
@@ -166,7 +180,8 @@ impl Store {
         }
         timings.pages = stages.end_of_stage();
         tracing::debug!("stored images");
-        inherit_images(&mut images, parent_manifest.as_ref(), request);
+        let inherited = request::inherit(&mut images, parent_manifest.as_ref(), request)?;
+        let left_out = request::left_out(&images, parent_manifest.as_ref());
         images.sort_by(|a, b| a.name.cmp(&b.name));
         let manifest = Manifest {
             page_size,
@@ -178,18 +193,21 @@ impl Store {
             added_chunks: sink.added_chunks,
             added_bytes: sink.added_bytes,
         };
-        let encoded = manifest.encode();
+        let encoded = request::encode(&manifest)?;
         let id = SnapshotId::of_manifest(&encoded);
         sink.put(id.chunk(), &encoded, None)?;
         let sealed = sink.seal()?;
         tracing::debug!("sealed");
         timings.seal = stages.end_of_stage();
+        request.unchanging.iter().try_for_each(Unchanging::check)?;
         let pin = self.publish(request, sink, sealed, id)?;
         timings.publish = stages.end_of_stage();
         tracing::debug!(%id, chunks = manifest.added_chunks, ?timings, "committed");
         Ok(Committed {
             id,
             manifest,
+            inherited,
+            left_out,
             pin,
             timings,
         })
@@ -315,7 +333,8 @@ fn commit_input(
     progress.begin(&input.name, source.size_bytes());
     let unmentioned = match input.kind {
         InputKind::Full => Unmentioned::Zero,
-        InputKind::Diff => {
+        InputKind::Diff | InputKind::DenseDiff => {
+            let old = old.filter(|old| old.role == input.role);
             let old = old.ok_or_else(|| Error::NoParentImage {
                 image: input.name.clone(),
             })?;
@@ -342,60 +361,10 @@ fn commit_input(
     })
 }
 
-/// A diff says what changes in memory; the parent's disks go along with it.
-fn inherit_images(images: &mut Vec<Image>, parent: Option<&Manifest>, request: &CommitRequest) {
-    let only_diffs = request
-        .inputs
-        .iter()
-        .any(|input| input.kind == InputKind::Diff);
-    let Some(parent) = parent.filter(|_| only_diffs) else {
-        return;
-    };
-    for old in &parent.images {
-        let missing = images.iter().all(|image| image.name != old.name);
-        if missing && old.role != ImageRole::File {
-            images.push(Image {
-                changed_pages: 0,
-                ..old.clone()
-            });
-        }
-    }
-}
-
-fn check_request(request: &CommitRequest) -> Result<()> {
-    name::check_tag(&request.tag)?;
-    let mut seen = BTreeSet::new();
-    let mut shown = BTreeSet::from(["manifest.json".to_owned()]);
-    for input in &request.inputs {
-        name::check_image(&input.name)?;
-        let file = match input.role {
-            ImageRole::Memory => "memory.bin".to_owned(),
-            ImageRole::Disk => format!("{}.img", input.name),
-            ImageRole::File => input.name.clone(),
-        };
-        if !seen.insert(&input.name) || !shown.insert(file) {
-            return Err(Error::DuplicateName {
-                name: input.name.clone(),
-            });
-        }
-    }
-    for (key, value) in &request.labels {
-        name::check_label(key, value)?;
-    }
-    if request.inputs.len() > MAX_IMAGES || request.labels.len() > MAX_LABELS {
-        return Err(Error::BadName {
-            name: request.tag.clone(),
-            what: "a snapshot with so many images or labels",
-            rule: "at most 256 images and 1024 labels",
-        });
-    }
-    Ok(())
-}
-
 fn now_unix_seconds() -> u64 {
     sim::now_unix_seconds().unwrap_or_else(|| {
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs())
+            .map_or(0, |since| since.as_secs().min(MAX_CREATED_UNIX_SECONDS))
     })
 }

@@ -3,16 +3,18 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use crate::commit::input::{Extent, Input, InputData, check_extents};
+use crate::commit::grain;
+use crate::commit::input::{Extent, Input, InputData, InputKind, check_extents};
+use crate::commit::unchanging::Unchanging;
 use crate::error::{Error, IoContext as _, Result};
-use crate::manifest::{ImageRole, MAX_IMAGE_BYTES};
+use crate::manifest::{ImageRole, MAX_IMAGE_BYTES, SECTOR_BYTES};
 use crate::page::PageSize;
 
 /// The longest attached file (VM state and the like).
@@ -28,7 +30,7 @@ pub(crate) struct Source<'a> {
 
 enum Data<'a> {
     File {
-        file: File,
+        file: Unchanging,
         /// The extent found last. On some filesystems finding the end of an extent
         /// takes time in proportion to its length, and leaves ask again and again.
         found: Mutex<Range<u64>>,
@@ -47,6 +49,9 @@ impl<'a> Source<'a> {
         let (data, path, size_bytes) = match &input.data {
             InputData::File(path) => {
                 let (file, size_bytes) = open_file(path)?;
+                if input.kind == InputKind::Diff {
+                    grain::check(file.file(), path, size_bytes)?;
+                }
                 let found = Mutex::new(0..0);
                 (Data::File { file, found }, path.clone(), size_bytes)
             }
@@ -102,7 +107,7 @@ impl<'a> Source<'a> {
             Data::File { file, found } => {
                 let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                 if !found.contains(&from) {
-                    let Some(next) = seek_data(file, &self.path, from)? else {
+                    let Some(next) = seek_data(file.file(), &self.path, from)? else {
                         return Ok(None);
                     };
                     if next.start >= self.size_bytes {
@@ -128,7 +133,7 @@ impl<'a> Source<'a> {
         let (data, padding) = out.split_at_mut(inside);
         padding.fill(0);
         match &self.data {
-            Data::File { file, .. } => match file.read_exact_at(data, offset) {
+            Data::File { file, .. } => match file.file().read_exact_at(data, offset) {
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(self.changed()),
                 other => other.context("read", &self.path),
             },
@@ -145,16 +150,11 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Fails if a file has another length than at the beginning.
+    /// Fails if a file is not what it was at the beginning.
     pub fn check_unchanged(&self) -> Result<()> {
-        let Data::File { file, .. } = &self.data else {
-            return Ok(());
-        };
-        let now = file.metadata().context("inspect", &self.path)?.len();
-        if now == self.size_bytes {
-            Ok(())
-        } else {
-            Err(self.changed())
+        match &self.data {
+            Data::File { file, .. } => file.check(),
+            Data::Extents { .. } | Data::Bytes(_) => Ok(()),
         }
     }
 
@@ -166,42 +166,70 @@ impl<'a> Source<'a> {
     }
 }
 
-fn open_file(path: &Path) -> Result<(File, u64)> {
+fn open_file(path: &Path) -> Result<(Unchanging, u64)> {
     // Before opening: to open a named pipe would wait for its writer.
-    if !fs::metadata(path).context("open", path)?.is_file() {
+    let file_type = fs::metadata(path).context("open", path)?.file_type();
+    if !file_type.is_file() {
         return Err(Error::NotAFile {
             path: path.to_owned(),
+            what: what_it_is(file_type),
         });
     }
     let file = File::open(path).context("open", path)?;
     let metadata = file.metadata().context("inspect", path)?;
-    Ok((file, metadata.len()))
+    Ok((Unchanging::now(Arc::new(file), path)?, metadata.len()))
+}
+
+fn what_it_is(file_type: fs::FileType) -> &'static str {
+    if file_type.is_dir() {
+        "a directory"
+    } else if file_type.is_fifo() {
+        "a named pipe"
+    } else if file_type.is_socket() {
+        "a socket"
+    } else if file_type.is_block_device() {
+        "a block device; copy it to a file first"
+    } else {
+        "a device"
+    }
 }
 
 fn check_size(path: &Path, size_bytes: u64, role: ImageRole, page_size: PageSize) -> Result<()> {
     let path = path.to_owned();
-    if size_bytes == 0 || size_bytes > MAX_IMAGE_BYTES {
+    if size_bytes == 0 {
+        return Err(Error::EmptyInput { path });
+    }
+    if size_bytes > MAX_IMAGE_BYTES {
         return Err(Error::ImageSize { path, size_bytes });
     }
-    if role == ImageRole::File {
-        if size_bytes > MAX_FILE_BYTES {
+    let grain_bytes = match role {
+        ImageRole::Memory => page_size.bytes(),
+        ImageRole::Disk => SECTOR_BYTES,
+        ImageRole::File if size_bytes > MAX_FILE_BYTES => {
             return Err(Error::TooLarge {
                 path,
                 size_bytes,
                 limit_bytes: MAX_FILE_BYTES,
             });
         }
-    } else if !size_bytes.is_multiple_of(page_size.bytes()) {
+        ImageRole::File => 1,
+    };
+    if !size_bytes.is_multiple_of(grain_bytes) {
         return Err(Error::PartialPage {
             path,
             size_bytes,
-            page_bytes: page_size.bytes(),
+            what: match role {
+                ImageRole::Disk => "a disk's sectors of",
+                ImageRole::Memory | ImageRole::File => "the store's page size of",
+            },
+            grain_bytes,
         });
     }
     Ok(())
 }
 
-fn seek_data(file: &File, path: &Path, from: u64) -> Result<Option<Range<u64>>> {
+/// The first data of a file at or after `from`.
+pub(super) fn seek_data(file: &File, path: &Path, from: u64) -> Result<Option<Range<u64>>> {
     let start = match rustix::fs::seek(file, SeekFrom::Data(from)) {
         Ok(start) => start,
         Err(Errno::NXIO) => return Ok(None),
@@ -254,7 +282,6 @@ fn read_extents(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commit::input::InputKind;
 
     const KIB_4: u64 = 4096;
 

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use snapstore_store::{Error, ErrorClass, Progress};
+use snapstore_store::{Error, ErrorClass, Progress, Unchanging};
 
 use super::*;
 
@@ -122,7 +122,7 @@ fn wrong_extents_and_sizes_are_refused_without_a_trace() {
         Error::BadExtent { number: 1, .. }
     ));
     assert!(matches!(commit(4096, vec![]), Error::PartialPage { .. }));
-    assert!(matches!(commit(0, vec![]), Error::ImageSize { .. }));
+    assert!(matches!(commit(0, vec![]), Error::EmptyInput { .. }));
     assert_eq!(fixture.content(), before);
 }
 
@@ -260,4 +260,82 @@ fn memory_of_a_process_is_committed_while_it_lives() {
     assert!(message.contains("the frozen memory went away"), "{message}");
     assert_eq!(fixture.store.tag("dead").unwrap(), None);
     assert_eq!(fixture.content(), before);
+}
+
+/// Does something when an input's reading begins, and no more than once.
+struct OnBegin<F: FnOnce() + Send>(Mutex<Option<F>>);
+
+impl<F: FnOnce() + Send> Progress for OnBegin<F> {
+    fn begin(&self, _what: &str, _total: u64) {
+        if let Some(action) = self.0.lock().unwrap().take() {
+            action();
+        }
+    }
+
+    fn advance(&self, _done: u64) {}
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_refused() {
+    let fixture = Fixture::new(PageSize::KIB_4);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let file = File::create(&path).unwrap();
+    type Change = fn(&File);
+    let changes: [Change; 4] = [
+        |file| file.set_len(1 << 20).unwrap(),
+        |file| file.set_len(8192).unwrap(),
+        |file| file.write_all_at(&[9; 4096], 4096).unwrap(),
+        |file| file.set_modified(std::time::UNIX_EPOCH).unwrap(),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        file.set_len(0).unwrap();
+        file.write_all_at(&noise(3, 65536), 0).unwrap();
+        // A clock may tell whole ticks only.
+        file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(1))
+            .unwrap();
+        let before = fixture.content();
+        let progress = OnBegin(Mutex::new(Some(|| change(&file))));
+        let input = memory(InputData::File(path.clone()), InputKind::Full);
+        let request = request("new", ParentChoice::Nothing, vec![input]);
+        let error = fixture.store.commit(&request, &progress).unwrap_err();
+        assert!(
+            matches!(error, Error::InputChanged { .. }),
+            "{number}: {error}"
+        );
+        assert_eq!(fixture.content(), before, "{number}");
+    }
+}
+
+#[test]
+fn a_file_under_extents_that_changes_is_refused_if_it_is_watched() {
+    let fixture = Fixture::new(PageSize::KIB_4);
+    let file = Arc::new(tempfile::tempfile().unwrap());
+    file.write_all_at(&noise(3, 65536), 0).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    let list = vec![Extent {
+        image_offset: 0,
+        file: 0,
+        file_offset: 0,
+        length: 65536,
+    }];
+    let input = memory(extents(&file, 65536, list), InputKind::Full);
+    let watched = Unchanging::now(file.clone(), "the file of the disk").unwrap();
+    for unchanging in [vec![watched], vec![]] {
+        let is_watched = !unchanging.is_empty();
+        let request = CommitRequest {
+            unchanging,
+            ..request("new", ParentChoice::Nothing, vec![input.clone()])
+        };
+        let change = || file.write_all_at(&[9; 4096], 4096).unwrap();
+        let progress = OnBegin(Mutex::new(Some(change)));
+        let done = fixture.store.commit(&request, &progress);
+        if is_watched {
+            let error = done.unwrap_err().to_string();
+            assert!(error.contains("the file of the disk changed"), "{error}");
+            assert!(fixture.store.tag("new").unwrap().is_none());
+        } else {
+            done.unwrap();
+        }
+    }
 }

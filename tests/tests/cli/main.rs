@@ -3,6 +3,7 @@
 mod answers;
 mod chains;
 mod hostile;
+mod inputs;
 mod refused;
 mod streams;
 

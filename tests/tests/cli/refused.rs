@@ -36,7 +36,7 @@ fn a_cut_image_after_a_good_one() -> anyhow::Result<()> {
 fn an_empty_image() -> anyhow::Result<()> {
     let fixture = with_base()?;
     let path = fixture.file("empty", &[])?;
-    fixture.refused(1, "is 0 bytes long", &["commit", "new", "--memory", &path])
+    fixture.refused(1, "is empty", &["commit", "new", "--memory", &path])
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn names_given_twice() -> anyhow::Result<()> {
 #[test]
 fn diffs_without_a_fitting_parent() -> anyhow::Result<()> {
     let fixture = with_base()?;
-    let image = fixture.file("image", &noise(9, 3 * PAGE))?;
+    let image = fixture.sparse("image", 3 * PAGE as u64, &[(1, &noise(9, PAGE))])?;
     let diff = ["commit", "new", "--memory", &image, "--diff"];
     fixture.refused(2, "--parent", &diff)?;
     let with_parent = [&diff[..], &["--parent", "base"]].concat();
@@ -187,10 +187,8 @@ fn diffs_without_a_fitting_parent() -> anyhow::Result<()> {
         "but the parent's image \"memory\" has 8192",
         &with_parent,
     )?;
-    let disk = format!("data={image}");
-    let other = [
-        "commit", "new", "--disk", &disk, "--diff", "--parent", "base",
-    ];
+    let disk = format!("data={}", fixture.sparse("sparse", 2 * PAGE as u64, &[])?);
+    let other = ["commit", "new", "--disk-diff", &disk, "--parent", "base"];
     fixture.refused(1, "needs a parent that has this image", &other)
 }
 

@@ -153,7 +153,8 @@ impl World {
         }
         let parent = ParentChoice::Named(name(from));
         let data = InputData::File(self.dir.join("input"));
-        self.commit(tag, image, parent, data, InputKind::Diff)
+        // Edits may leave no hole.
+        self.commit(tag, image, parent, data, InputKind::DenseDiff)
     }
 
     fn full_extents(&mut self, tag: u8, from: u8, edits: &[Edit]) -> anyhow::Result<()> {

@@ -267,3 +267,41 @@ fn a_damaged_page_is_an_error_and_the_others_are_not() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn lengths_are_exact() -> anyhow::Result<()> {
+    let Some(mut fixture) = Fixture::new("lengths_are_exact")? else {
+        return Ok(());
+    };
+    let mut expected = Vec::new();
+    let mut more = Vec::new();
+    for length in [1, 511, 4095, 4097, 5000] {
+        let bytes = noise(length as u64, length);
+        let path = fixture.file(&format!("f{length}"), &bytes)?;
+        more.extend(["--file".to_owned(), format!("f{length}.json={path}")]);
+        expected.push((format!("f{length}.json"), bytes));
+    }
+    for length in [512, 3 * PAGE + 1536] {
+        let bytes = noise(length as u64, length);
+        let path = fixture.file(&format!("d{length}"), &bytes)?;
+        more.extend(["--disk".to_owned(), format!("d{length}={path}")]);
+        expected.push((format!("d{length}.img"), bytes));
+    }
+    let more: Vec<&str> = more.iter().map(String::as_str).collect();
+    fixture.commit("odd", &noise(1, PAGE), &more)?;
+    let (dir, _) = fixture.mount(Some("odd"), "mnt")?;
+    for (name, bytes) in expected {
+        let path = dir.join(&name);
+        assert_eq!(fs::metadata(&path)?.len(), bytes.len() as u64, "{name}");
+        ensure!(fs::read(&path)? == bytes, "{name}");
+        let file = File::open(&path)?;
+        // Nothing is read past the end.
+        assert_eq!(file.read_at(&mut [0; 16], bytes.len() as u64)?, 0, "{name}");
+        assert_eq!(
+            seek(&file, SeekFrom::Hole(0))?,
+            bytes.len() as u64,
+            "{name}"
+        );
+    }
+    Ok(())
+}

@@ -48,6 +48,9 @@ pub struct FrozenDisk {
     pub size_bytes: u64,
     /// The file under the overlay.
     pub base: File,
+    /// When that had last been changed when the machine began, in seconds and
+    /// nanoseconds since 1970; `None` of what is not a regular file.
+    pub base_modified: Option<(i64, i64)>,
     /// What the guest wrote; `None` for a disk that it can only read.
     pub overlay: Option<File>,
     /// What differs from the origin, or without one from the base; ascending.
@@ -225,6 +228,7 @@ impl Client {
             name: info.name,
             size_bytes: info.size_bytes,
             base,
+            base_modified: info.base_modified,
             overlay,
             extents,
         })

@@ -120,6 +120,10 @@ pub struct DiskInfo {
     pub name: String,
     /// Its size in bytes.
     pub size_bytes: u64,
+    /// When the file under it had last been changed when the machine began, in
+    /// seconds and nanoseconds since 1970; none of what is not a regular file.
+    #[serde(default)]
+    pub base_modified: Option<(i64, i64)>,
     /// Whether it has an overlay; without one the guest can only read it.
     pub has_overlay: bool,
 }

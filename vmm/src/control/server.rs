@@ -348,6 +348,7 @@ impl<'a> Client<'a> {
             disks.push(DiskInfo {
                 name: disk.name().to_owned(),
                 size_bytes: disk.size_bytes(),
+                base_modified: disk.base_modified(),
                 has_overlay: disk.overlay().is_some(),
             });
             fds.push(disk.base().try_clone().map_err(io)?.into());

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use snapstore_store::{Extent, ImageRole, Input, InputData, InputKind};
+use snapstore_store::{Extent, FileState, ImageRole, Input, InputData, InputKind, Unchanging};
 use snapstore_vmm::control::FrozenDisk;
 use snapstore_vmm::virtio::Content;
 
@@ -30,7 +30,7 @@ pub fn input(disk: &FrozenDisk, kind: InputKind) -> anyhow::Result<Input> {
     };
     let written: Vec<Extent> = disk.extents.iter().map(stored).collect();
     let extents = match kind {
-        InputKind::Diff => written,
+        InputKind::Diff | InputKind::DenseDiff => written,
         InputKind::Full => over_base(&written, &data_ranges(&base, disk.size_bytes)?),
     };
     Ok(Input {
@@ -44,6 +44,39 @@ pub fn input(disk: &FrozenDisk, kind: InputKind) -> anyhow::Result<Input> {
         },
         kind,
     })
+}
+
+/// The file under a disk, which must not have changed since the machine began, and
+/// must not change until the commit is done.
+pub fn unchanging(disk: &FrozenDisk) -> anyhow::Result<Unchanging> {
+    let base = Arc::new(disk.base.try_clone()?);
+    let label = format!("the file under the disk {}", disk.name);
+    let watched = Unchanging::now(base.clone(), label)?;
+    let Some((modified_seconds, modified_nanoseconds)) = disk.base_modified else {
+        return Ok(watched);
+    };
+    let began = FileState {
+        size_bytes: disk.size_bytes,
+        modified_seconds,
+        modified_nanoseconds,
+    };
+    let now = FileState::of(&base).context("cannot examine a disk's file")?;
+    match now {
+        Some(now) if now == began => Ok(watched),
+        now => bail!(
+            "the file under the disk {} has changed since the machine began ({}); what the guest \
+             saw of it is lost, so the machine cannot be committed; keep such files as they are, \
+             or copy them first",
+            disk.name,
+            match now {
+                Some(now) if now.size_bytes != began.size_bytes => format!(
+                    "it is {} bytes long and was {}",
+                    now.size_bytes, began.size_bytes
+                ),
+                _ => "somebody wrote to it".to_owned(),
+            }
+        ),
+    }
 }
 
 fn stored(extent: &snapstore_vmm::virtio::Extent) -> Extent {
@@ -172,5 +205,29 @@ mod tests {
                 .iter()
                 .all(|r| r.start % GRAIN == 0 && r.end % GRAIN == 0)
         );
+    }
+
+    #[test]
+    fn a_disk_whose_file_has_changed_is_refused() {
+        use std::os::unix::fs::FileExt as _;
+        use std::time::{Duration, UNIX_EPOCH};
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8192).unwrap();
+        file.set_modified(UNIX_EPOCH + Duration::new(5, 7)).unwrap();
+        let disk = FrozenDisk {
+            name: "disk0".to_owned(),
+            size_bytes: 8192,
+            base: file.try_clone().unwrap(),
+            base_modified: Some((5, 7)),
+            overlay: None,
+            extents: Vec::new(),
+        };
+        unchanging(&disk).unwrap();
+        file.write_all_at(b"x", 0).unwrap();
+        let error = unchanging(&disk).unwrap_err().to_string();
+        assert!(error.contains("somebody wrote to it"), "{error}");
+        file.set_len(4096).unwrap();
+        let error = unchanging(&disk).unwrap_err().to_string();
+        assert!(error.contains("4096 bytes long and was 8192"), "{error}");
     }
 }

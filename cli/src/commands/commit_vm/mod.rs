@@ -21,7 +21,7 @@ use snapstore_store::{
 use snapstore_vmm::control::{CommitReport, FrozenMachine, Seconds};
 
 use crate::args::CommitArgs;
-use crate::commands::commit::{describe, labels, parent_name};
+use crate::commands::commit::{describe, labels, left_out, parent_name};
 use crate::context::Context;
 use crate::exit::NotFound;
 use crate::format::millis;
@@ -130,7 +130,9 @@ fn request(wanted: &Wanted, frozen: &FrozenMachine) -> anyhow::Result<CommitRequ
         kind: InputKind::Full,
     };
     let mut inputs = vec![memory, state];
+    let mut unchanging = Vec::new();
     for disk in frozen.disks() {
+        unchanging.push(disks::unchanging(disk)?);
         inputs.push(disks::input(disk, kind)?);
     }
     Ok(CommitRequest {
@@ -140,6 +142,8 @@ fn request(wanted: &Wanted, frozen: &FrozenMachine) -> anyhow::Result<CommitRequ
         inputs,
         labels: wanted.labels.clone(),
         keep: true,
+        unchanging,
+        ..CommitRequest::default()
     })
 }
 
@@ -195,7 +199,7 @@ fn answer(
         timings,
         read_bytes,
     } = done;
-    let parent = parent_name(store, committed)?;
+    let parent = parent_name(store, committed, None);
     let value = json!({
         "tag": tag,
         "vm": name,
@@ -203,6 +207,8 @@ fn answer(
         "parent": committed.manifest.parent,
         "parent_tag": parent,
         "images": committed.manifest.images,
+        "inherited": committed.inherited,
+        "left_out": left_out(committed),
         "added_chunks": committed.manifest.added_chunks,
         "added_bytes": committed.manifest.added_bytes,
         "read_bytes": read_bytes,

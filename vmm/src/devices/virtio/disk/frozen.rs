@@ -12,6 +12,7 @@ use super::{DISK_BLOCK_BYTES, reader};
 pub struct FrozenDisk {
     pub(super) name: String,
     pub(super) size_bytes: u64,
+    pub(super) base_modified: Option<(i64, i64)>,
     pub(super) number: u64,
     pub(super) base: Arc<File>,
     /// What the overlay holds; of a read-only disk nothing.
@@ -75,6 +76,14 @@ impl FrozenDisk {
     #[must_use]
     pub fn base(&self) -> &File {
         &self.base
+    }
+
+    /// When the file under the overlay had last been changed when the machine began,
+    /// in seconds and nanoseconds since 1970; `None` of what is not a regular file.
+    /// If it has been changed since, the disk is not what the guest has seen.
+    #[must_use]
+    pub fn base_modified(&self) -> Option<(i64, i64)> {
+        self.base_modified
     }
 
     /// The overlay's file, which extents point into; `None` for a read-only disk.

@@ -17,7 +17,7 @@ mod tests;
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,6 +53,9 @@ struct Inner {
 struct Under {
     base: Arc<File>,
     size_bytes: u64,
+    /// When the file was last changed, in seconds and nanoseconds since 1970; `None`
+    /// of what is not a regular file.
+    modified: Option<(i64, i64)>,
 }
 
 impl Under {
@@ -131,11 +134,16 @@ impl Disk {
             }
             Err(error) => return Err(failed("lock")(error.into())),
         }
+        let metadata = base.metadata().map_err(failed("examine"))?;
+        let modified = metadata
+            .is_file()
+            .then(|| (metadata.mtime(), metadata.mtime_nsec()));
         Ok(Self(Arc::new(Inner {
             name: name.to_owned(),
             under: Under {
                 base: Arc::new(base),
                 size_bytes: bytes,
+                modified,
             },
             access,
             freezes: AtomicU64::new(0),
@@ -240,6 +248,7 @@ impl Disk {
         Ok(FrozenDisk {
             name: inner.name.clone(),
             size_bytes: inner.under.size_bytes,
+            base_modified: inner.under.modified,
             number,
             base: inner.under.base.clone(),
             overlay,
