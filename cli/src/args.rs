@@ -15,12 +15,13 @@ use crate::vms::networks::NetSpec;
 #[derive(Parser)]
 #[command(version, about, long_about = None, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// The store's directory [default: $XDG_DATA_HOME/snapstore or ~/.local/share/snapstore]
+    /// The store's directory [default: $SNAPSTORE_DIR, else $XDG_DATA_HOME/snapstore or
+    /// ~/.local/share/snapstore]
+    // Not by clap's `env`: a variable that is empty counts as unset.
     #[arg(
         long,
         global = true,
         help_heading = "Global options",
-        env = "SNAPSTORE_DIR",
         value_name = "DIR"
     )]
     pub store: Option<PathBuf>,
@@ -361,7 +362,7 @@ pub struct ExecArgs {
     #[arg(short, long)]
     pub interactive: bool,
     /// Kill the command after so many seconds
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=u64::from(LONGEST_SECONDS)))]
     pub timeout: Option<u64>,
     /// How long the agent may take to answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
@@ -503,7 +504,17 @@ fn named_path() -> impl TypedValueParser<Value = (String, PathBuf)> {
     })
 }
 
+/// The longest time that can be asked for in seconds, 31 years: clocks of the
+/// system have room for it.
+const LONGEST_SECONDS: u32 = 1_000_000_000;
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+    if (0.0..=f64::from(LONGEST_SECONDS)).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(format!(
+            "a time is a number of seconds from 0 to {LONGEST_SECONDS}"
+        ))
+    }
 }

@@ -1,5 +1,6 @@
 //! What every command needs: the store, and how to answer.
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,7 +20,7 @@ pub struct Context {
 impl Context {
     pub fn new(store: Option<PathBuf>, json: bool, lock_timeout: Option<Duration>) -> Self {
         Self {
-            store,
+            store: store.or_else(|| variable("SNAPSTORE_DIR").map(PathBuf::from)),
             json,
             lock_timeout,
         }
@@ -89,12 +90,16 @@ impl Context {
     }
 }
 
+/// An environment variable; one that is empty counts as unset.
+pub fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
 fn default_store() -> anyhow::Result<PathBuf> {
-    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    if let Some(data) = from("XDG_DATA_HOME") {
+    if let Some(data) = variable("XDG_DATA_HOME") {
         return Ok(PathBuf::from(data).join("snapstore"));
     }
-    match from("HOME") {
+    match variable("HOME") {
         Some(home) => Ok(PathBuf::from(home).join(".local/share/snapstore")),
         None => bail!("neither HOME nor XDG_DATA_HOME is set; name the store with --store DIR"),
     }

@@ -39,7 +39,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     };
     let number: f64 = digits.parse().map_err(|_| "not a number".to_owned())?;
     let bytes = number * 1024_f64.powi(power);
-    if (0.0..1e18).contains(&bytes) && bytes.fract() == 0.0 {
+    if bytes >= 1e18 {
+        Err("more bytes than can be counted".to_owned())
+    } else if bytes >= 0.0 && bytes.fract() == 0.0 {
         Ok(bytes as u64)
     } else {
         Err("not a whole number of bytes".to_owned())

@@ -5,6 +5,7 @@
 //!   config           page size and format version            (sealed file)
 //!   collector        garbage collector's epoch and condemned packs (sealed file)
 //!   tags/NAME        a snapshot id under a name               (sealed file)
+//!   recent-tags      those set last; a guess that may be lost  (sealed file)
 //!   packs/N.pack     sealed packs, immutable
 //!   packs/N.open     packs being written, locked by their writer
 //!   index/           RocksDB: chunk key -> pack and entry; rebuildable
@@ -45,6 +46,10 @@ impl Layout {
 
     pub fn tags(&self) -> PathBuf {
         self.root.join("tags")
+    }
+
+    pub fn recent_tags(&self) -> PathBuf {
+        self.root.join("recent-tags")
     }
 
     pub fn packs(&self) -> PathBuf {

@@ -223,7 +223,11 @@ fn decode(payload: &[u8]) -> Option<Claim> {
         return None;
     }
     Some(Claim {
-        writing_since: (*writing == 1).then(|| Epoch::from_bytes(*epoch)),
+        writing_since: match writing {
+            0 => None,
+            1 => Some(Epoch::from_bytes(*epoch)),
+            _ => return None,
+        },
         pins: pins
             .map(|id| SnapshotId::from_bytes(id.try_into().expect("chunks of 32 bytes")))
             .collect(),

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::chunks::Chunks;
+use crate::commit::parent::readable;
 use crate::durable;
-use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::error::{Damage, Error, ErrorClass, IoContext as _, Result};
 use crate::gc::mark::Reach;
 use crate::id::SnapshotId;
 use crate::image::ImageReader;
 use crate::index::IndexWriter;
 use crate::layout::Layout;
+use crate::lease;
 use crate::lock::{self, Lock, LockKind};
 use crate::manifest::{self, Image, Manifest};
 use crate::page::PageSize;
@@ -46,6 +48,16 @@ pub struct TaggedSnapshot {
     pub id: SnapshotId,
     /// What the snapshot holds.
     pub manifest: Manifest,
+}
+
+/// What the tags of a store name.
+#[derive(Debug)]
+pub struct Listing {
+    /// Snapshots, oldest first.
+    pub snapshots: Vec<TaggedSnapshot>,
+    /// Tags that lead to no snapshot that can be read: damaged, or made by a newer
+    /// version. Sorted by name.
+    pub unreadable: Vec<(String, Error)>,
 }
 
 impl Store {
@@ -160,12 +172,32 @@ impl Store {
     /// All tagged snapshots, oldest first.
     ///
     /// # Errors
-    /// The first damaged tag or manifest.
+    /// The first tag or manifest that is damaged or was made by a newer version.
     pub fn snapshots(&self) -> Result<Vec<TaggedSnapshot>> {
+        let listing = self.listing()?;
+        match listing.unreadable.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(listing.snapshots),
+        }
+    }
+
+    /// All tags: those whose snapshots can be read, and the others with the reason.
+    ///
+    /// # Errors
+    /// I/O errors, and damage of the index.
+    pub fn listing(&self) -> Result<Listing> {
         let mut snapshots = Vec::new();
-        for (tag, id) in self.tags()? {
-            let manifest = self.manifest(id)?;
-            snapshots.push(TaggedSnapshot { tag, id, manifest });
+        let mut unreadable = Vec::new();
+        let mut each = tags::each(&self.layout)?;
+        each.sort_by(|(one, _), (other, _)| one.cmp(other));
+        for (tag, id) in each {
+            match id.and_then(|id| Ok((id, self.manifest(id)?))) {
+                Ok((id, manifest)) => snapshots.push(TaggedSnapshot { tag, id, manifest }),
+                Err(error) => match error.class() {
+                    ErrorClass::Damaged | ErrorClass::Newer => unreadable.push((tag, error)),
+                    _ => return Err(error),
+                },
+            }
         }
         let depths = depths(&snapshots);
         snapshots.sort_by_cached_key(|snapshot| {
@@ -176,7 +208,10 @@ impl Store {
                 snapshot.tag.clone(),
             )
         });
-        Ok(snapshots)
+        Ok(Listing {
+            snapshots,
+            unreadable,
+        })
     }
 
     /// The snapshot of this id.
@@ -205,6 +240,13 @@ impl Store {
                 .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         if !is_prefix {
             return Err(not_found());
+        }
+        if let Some(id) = SnapshotId::from_hex(name) {
+            // One look, however many snapshots there are.
+            return match self.has_snapshot(id)? {
+                true => Ok(id),
+                false => Err(not_found()),
+            };
         }
         let mut found: Vec<SnapshotId> = self
             .untagged_and_tagged()?
@@ -236,7 +278,7 @@ impl Store {
         crate::name::check_tag(tag)?;
         let _publish = self.publish_lock()?;
         self.check_tag_free(tag, replace)?;
-        if !self.tags()?.values().any(|tagged| *tagged == id) {
+        if !self.is_tagged(id, tag)? {
             // Under the lock, so that no collection deletes what was just seen.
             Reach::new(&self.chunks)?.add_snapshot(id)?;
         }
@@ -244,19 +286,22 @@ impl Store {
     }
 
     /// Removes tags, damaged ones too. What only they led to is freed by the
-    /// next collection.
+    /// next collection. One that is named twice is removed once.
     ///
     /// # Errors
     /// [`Error::NotFound`] if any of them does not exist; then none is removed.
     pub fn remove_tags(&self, names: &[String]) -> Result<()> {
+        let names: BTreeSet<&String> = names.iter().collect();
         let _publish = self.publish_lock()?;
-        for name in names {
+        for name in &names {
             if !tags::exists(&self.layout, name) {
-                return Err(Error::NotFound { name: name.clone() });
+                return Err(Error::NotFound {
+                    name: (*name).clone(),
+                });
             }
         }
         names
-            .iter()
+            .into_iter()
             .try_for_each(|name| tags::remove(&self.layout, name))
     }
 
@@ -314,16 +359,60 @@ impl Store {
         }
     }
 
-    /// Whether a snapshot has a tag. Looks at `likely_tag` first, since a store
-    /// may have very many.
+    /// Whether a snapshot has a tag. Looks at the tags first that it is likely to
+    /// have, since a store may have very many. A tag that cannot be read is not a
+    /// tag of it.
     pub(crate) fn is_tagged(&self, id: SnapshotId, likely_tag: &str) -> Result<bool> {
-        Ok(tags::get(&self.layout, likely_tag)? == Some(id)
-            || self.tags()?.values().any(|tagged| *tagged == id))
+        let names = |tag: &str| -> Result<bool> {
+            Ok(readable(tags::get(&self.layout, tag))?.flatten() == Some(id))
+        };
+        if names(likely_tag)? {
+            return Ok(true);
+        }
+        if let Some(manifest) = readable(self.manifest(id))?
+            && names(&manifest.first_tag)?
+        {
+            return Ok(true);
+        }
+        Ok(!self.tags_of(id)?.is_empty())
+    }
+
+    /// All tags of a snapshot, sorted; those that cannot be read are none of them.
+    ///
+    /// # Errors
+    /// I/O errors only.
+    pub fn tags_of(&self, id: SnapshotId) -> Result<Vec<String>> {
+        let each = tags::each(&self.layout)?.into_iter();
+        let mut tags: Vec<_> = each
+            .filter(|(_, tagged)| matches!(tagged, Ok(tagged) if *tagged == id))
+            .map(|(tag, _)| tag)
+            .collect();
+        tags.sort_unstable();
+        Ok(tags)
+    }
+
+    /// Whether this store has a snapshot, whole or not: its manifest is indexed, or
+    /// something here names or pins it.
+    ///
+    /// # Errors
+    /// I/O errors only.
+    pub fn has_snapshot(&self, id: SnapshotId) -> Result<bool> {
+        let key = id.chunk().key();
+        let indexed = || match self.chunks.refresh_index()?.get(key)? {
+            Some(at) => self.chunks.manifest_id_at(key, at),
+            None => Ok(None),
+        };
+        if readable(indexed())?.flatten() == Some(id) {
+            return Ok(true);
+        }
+        let allocate = lock::acquire(&self.layout, LockKind::Allocate, self.lock_timeout)?;
+        Ok(lease::viewed(&self.layout, id, &allocate)? || !self.tags_of(id)?.is_empty())
     }
 
     /// Every snapshot that is tagged or whose manifest is still in the index.
     fn untagged_and_tagged(&self) -> Result<BTreeSet<SnapshotId>> {
-        let mut ids: BTreeSet<_> = self.tags()?.into_values().collect();
+        let each = tags::each(&self.layout)?.into_iter();
+        let mut ids: BTreeSet<_> = each.filter_map(|(_, id)| id.ok()).collect();
         let index = self.chunks.refresh_index()?;
         for entry in index.manifests() {
             let (key, location) = entry?;

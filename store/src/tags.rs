@@ -12,6 +12,7 @@ use crate::error::{Damage, Error, IoContext as _, Result};
 use crate::id::SnapshotId;
 use crate::layout::Layout;
 use crate::name::check_tag;
+use crate::recent;
 use crate::sealed_file::Format;
 use crate::sim::{self, StepKind};
 
@@ -25,6 +26,8 @@ pub(crate) fn get(layout: &Layout, tag: &str) -> Result<Option<SnapshotId>> {
     if check_tag(tag).is_err() {
         return Ok(None);
     }
+    #[cfg(test)]
+    tests::count_a_look();
     let path = layout.tags().join(tag);
     let Some(payload) = FORMAT.read(&path)? else {
         return Ok(None);
@@ -66,30 +69,6 @@ pub(crate) fn each(layout: &Layout) -> Result<Vec<(String, Result<SnapshotId>)>>
     Ok(tags)
 }
 
-/// At most `count` tags, the latest set first.
-pub(crate) fn latest(layout: &Layout, count: usize) -> Result<Vec<String>> {
-    let dir = layout.tags();
-    let mut dated = Vec::new();
-    for entry in fs::read_dir(&dir).context("list", &dir)? {
-        let entry = entry.context("list", &dir)?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str().filter(|name| check_tag(name).is_ok()) else {
-            continue;
-        };
-        // One that was removed since the directory was read is left out.
-        if let Ok(set) = entry.metadata().and_then(|metadata| metadata.modified()) {
-            dated.push((set, name.to_owned()));
-        }
-    }
-    dated.sort_unstable();
-    Ok(dated
-        .into_iter()
-        .rev()
-        .take(count)
-        .map(|(_, name)| name)
-        .collect())
-}
-
 /// Whether there is such a tag, damaged or not.
 pub(crate) fn exists(layout: &Layout, tag: &str) -> bool {
     check_tag(tag).is_ok() && layout.tags().join(tag).exists()
@@ -98,7 +77,9 @@ pub(crate) fn exists(layout: &Layout, tag: &str) -> bool {
 /// Points a tag at a snapshot, durably. The caller holds the publish lock.
 pub(crate) fn set(layout: &Layout, tag: &str, id: SnapshotId) -> Result<()> {
     check_tag(tag)?;
-    FORMAT.write(&layout.tags().join(tag), id.as_bytes())
+    recent::note(layout, tag, true, || {
+        FORMAT.write(&layout.tags().join(tag), id.as_bytes())
+    })
 }
 
 /// Removes a tag, durably. The caller holds the publish lock.
@@ -108,6 +89,110 @@ pub(crate) fn remove(layout: &Layout, tag: &str) -> Result<()> {
             name: tag.to_owned(),
         });
     }
-    durable::unlink(&layout.tags().join(tag))?;
-    durable::sync_dir(&layout.tags())
+    recent::note(layout, tag, false, || {
+        durable::unlink(&layout.tags().join(tag))?;
+        durable::sync_dir(&layout.tags())
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::cell::Cell;
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::commit::input::{Input, InputData, InputKind};
+    use crate::commit::{CommitRequest, ParentChoice};
+    use crate::manifest::ImageRole;
+    use crate::page::PageSize;
+    use crate::progress::Silent;
+    use crate::store::Store;
+
+    thread_local! {
+        static LOOKS: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// A file of a tag is read, or its age looked at.
+    pub fn count_a_look() {
+        LOOKS.set(LOOKS.get() + 1);
+    }
+
+    fn looks(action: impl FnOnce()) -> u64 {
+        let before = LOOKS.get();
+        action();
+        LOOKS.get() - before
+    }
+
+    fn commit(store: &Store, tag: &str, fill: u8, parent: ParentChoice) -> SnapshotId {
+        let mut bytes = vec![7; 64 * 4096];
+        bytes[..4096].fill(fill);
+        let request = CommitRequest {
+            tag: tag.to_owned(),
+            parent,
+            inputs: vec![Input {
+                name: "memory".to_owned(),
+                role: ImageRole::Memory,
+                data: InputData::Bytes(bytes.into()),
+                kind: InputKind::Full,
+            }],
+            ..CommitRequest::default()
+        };
+        store.commit(&request, &Silent).unwrap().id
+    }
+
+    /// How many files of tags each operation looks at, in a store with so many tags.
+    fn costs(tags: usize) -> BTreeMap<&'static str, u64> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(&dir.path().join("store"), PageSize::KIB_4).unwrap();
+        let first = commit(&store, "first", 1, ParentChoice::Nothing);
+        for number in 0..tags {
+            let path = store.layout.tags().join(format!("t{number}"));
+            fs::write(&path, FORMAT.encode(&path, first.as_bytes())).unwrap();
+        }
+        // The others were not made by a program that notes which were set last.
+        for number in 0..recent::MOST {
+            set(&store.layout, &format!("late{number}"), first).unwrap();
+        }
+        let mut costs = BTreeMap::new();
+        let mut cost = |what, action: &mut dyn FnMut()| {
+            costs.insert(what, looks(action));
+        };
+        cost("commit", &mut || {
+            commit(&store, "automatic", 2, ParentChoice::Automatic);
+        });
+        cost("commit onto a tag", &mut || {
+            commit(
+                &store,
+                "onto-tag",
+                3,
+                ParentChoice::Named("first".to_owned()),
+            );
+        });
+        let id = first.to_string();
+        cost("commit onto an id", &mut || {
+            commit(&store, "onto-id", 4, ParentChoice::Named(id.clone()));
+        });
+        cost("commit onto a snapshot", &mut || {
+            commit(&store, "onto-pin", 5, ParentChoice::Pinned(first));
+        });
+        cost("resolve an id", &mut || {
+            assert_eq!(store.resolve(&id).unwrap(), first);
+        });
+        cost("pin a tag", &mut || drop(store.pin("t3").unwrap()));
+        cost("pin an id", &mut || drop(store.pin(&id).unwrap()));
+        cost("tag", &mut || store.set_tag("more", first, false).unwrap());
+        cost("rm", &mut || {
+            store.remove_tags(&["more".to_owned()]).unwrap()
+        });
+        costs
+    }
+
+    #[test]
+    fn operations_on_one_snapshot_look_at_as_many_tags_in_any_store() {
+        let few = costs(10);
+        assert_eq!(few, costs(1000));
+        assert!(few["commit"] > 0, "looks are counted: {few:?}");
+        let most = recent::MOST as u64 + 8;
+        assert!(few.values().all(|looks| *looks <= most), "{few:?}");
+    }
 }

@@ -7,6 +7,7 @@ use serde_json::json;
 use snapstore_store::{Manifest, SnapshotId, Store, TaggedSnapshot};
 
 use crate::args::LogArgs;
+use crate::commands::tag::{tell_unreadable, unreadable};
 use crate::context::Context;
 use crate::format::{count, size, time};
 
@@ -19,7 +20,8 @@ struct Line {
 
 pub fn run(context: &Context, args: &LogArgs) -> anyhow::Result<ExitCode> {
     let store = context.open()?;
-    let mut lines = gather(store.snapshots()?);
+    let mut listing = store.listing()?;
+    let mut lines = gather(std::mem::take(&mut listing.snapshots));
     if let Some(name) = &args.tag {
         let chain = chain(&store, store.resolve(name)?, &lines);
         lines.retain(|line| chain.contains(&line.id));
@@ -38,7 +40,8 @@ pub fn run(context: &Context, args: &LogArgs) -> anyhow::Result<ExitCode> {
             })
         })
         .collect();
-    context.answer(&json!({"snapshots": value}), || {
+    let value = json!({"snapshots": value, "unreadable": unreadable(&listing)});
+    context.answer(&value, || {
         if args.graph {
             graph(&lines)
         } else {
@@ -49,7 +52,11 @@ pub fn run(context: &Context, args: &LogArgs) -> anyhow::Result<ExitCode> {
                 .collect()
         }
     })?;
-    Ok(ExitCode::SUCCESS)
+    // Of one chain it may be none of.
+    Ok(match args.tag {
+        None => tell_unreadable(&listing),
+        Some(_) => ExitCode::SUCCESS,
+    })
 }
 
 /// Oldest first, one line per snapshot however many tags it has.

@@ -15,7 +15,7 @@ use crate::commands::restore;
 use crate::context::Context;
 use crate::exit::Usage;
 use crate::logging::say;
-use crate::vms::build::{DiskAccess, DiskSpec, What};
+use crate::vms::build::{DiskAccess, DiskSpec, What, check_kind};
 use crate::vms::host::Spec;
 use crate::vms::networks;
 use crate::vms::runtime::Runtime;
@@ -113,6 +113,7 @@ fn is_ready_made(context: &Context, tag: &str, configuration: &str) -> anyhow::R
 fn configuration(args: &RunArgs, disks: &[DiskSpec]) -> anyhow::Result<String> {
     let mut hasher = blake3::Hasher::new();
     for file in std::iter::once(&args.kernel).chain(&args.initrd) {
+        check_kind(file)?;
         let mut one = blake3::Hasher::new();
         one.update_reader(
             File::open(file).with_context(|| format!("cannot open {}", file.display()))?,

@@ -13,12 +13,7 @@ pub fn run(context: &Context, args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let store = context.open()?;
     let id = store.resolve(&args.snapshot)?;
     let manifest = store.manifest(id)?;
-    let tags: Vec<String> = store
-        .tags()?
-        .into_iter()
-        .filter(|(_, tagged)| *tagged == id)
-        .map(|(tag, _)| tag)
-        .collect();
+    let tags = store.tags_of(id)?;
     let value = json!({"id": id, "tags": tags, "manifest": manifest});
     context.answer(&value, || describe(id, &tags, &manifest))?;
     Ok(ExitCode::SUCCESS)

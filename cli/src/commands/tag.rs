@@ -3,10 +3,13 @@
 use std::process::ExitCode;
 
 use serde_json::json;
+use snapstore_store::{Error, ErrorClass, Listing};
 
 use crate::args::{RmArgs, TagArgs};
 use crate::context::Context;
+use crate::exit;
 use crate::format::{count, size, table, time};
+use crate::logging::say;
 
 pub fn set(context: &Context, args: &TagArgs) -> anyhow::Result<ExitCode> {
     let store = context.open()?;
@@ -19,7 +22,8 @@ pub fn set(context: &Context, args: &TagArgs) -> anyhow::Result<ExitCode> {
 }
 
 pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
-    let snapshots = context.open()?.snapshots()?;
+    let listing = context.open()?.listing()?;
+    let snapshots = &listing.snapshots;
     let value: Vec<_> = snapshots
         .iter()
         .map(|snapshot| {
@@ -33,8 +37,9 @@ pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
             })
         })
         .collect();
-    context.answer(&json!({"tags": value}), || {
-        if snapshots.is_empty() {
+    let value = json!({"tags": value, "unreadable": unreadable(&listing)});
+    context.answer(&value, || {
+        if snapshots.is_empty() && listing.unreadable.is_empty() {
             return "No snapshots yet; `snapstore commit TAG --memory FILE` makes one.".to_owned();
         }
         let rows: Vec<_> = snapshots
@@ -63,37 +68,67 @@ pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
             &rows,
         )
     })?;
-    Ok(ExitCode::SUCCESS)
+    Ok(tell_unreadable(&listing))
+}
+
+/// Tags that lead to nothing that can be read, for programs.
+pub fn unreadable(listing: &Listing) -> Vec<serde_json::Value> {
+    let unreadable = listing.unreadable.iter();
+    unreadable
+        .map(|(tag, error)| json!({"tag": tag, "error": error.to_string()}))
+        .collect()
+}
+
+/// Says which tags were left out of a list, and why. Only damage is a failure of
+/// the list: what a newer version made is in order.
+pub fn tell_unreadable(listing: &Listing) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for (tag, error) in &listing.unreadable {
+        say!("{tag} cannot be read: {error}");
+        if error.class() == ErrorClass::Damaged {
+            code = ExitCode::from(exit::DAMAGED);
+        }
+    }
+    code
 }
 
 pub fn remove(context: &Context, args: &RmArgs) -> anyhow::Result<ExitCode> {
     let store = context.open()?;
+    // In their order, each once.
+    let mut tags: Vec<String> = Vec::new();
+    for tag in &args.tags {
+        if !tags.contains(tag) {
+            tags.push(tag.clone());
+        }
+    }
     if args.dry_run {
-        for tag in &args.tags {
-            store.resolve(tag)?;
+        for tag in &tags {
+            store
+                .tag(tag)?
+                .ok_or_else(|| Error::NotFound { name: tag.clone() })?;
         }
         let stats = store.stats()?;
         let freed: u64 = stats
             .per_snapshot
             .iter()
-            .filter(|snapshot| args.tags.contains(&snapshot.tag))
+            .filter(|snapshot| tags.contains(&snapshot.tag))
             .map(|snapshot| snapshot.exclusive_stored_bytes)
             .sum();
-        let value = json!({"would_remove": args.tags, "frees_at_least_bytes": freed});
+        let value = json!({"would_remove": tags, "frees_at_least_bytes": freed});
         context.answer(&value, || {
             format!(
                 "Would remove {}; `gc` could then free at least {}.",
-                args.tags.join(", "),
+                tags.join(", "),
                 size(freed)
             )
         })?;
         return Ok(ExitCode::SUCCESS);
     }
-    store.remove_tags(&args.tags)?;
-    context.answer(&json!({"removed": args.tags}), || {
+    store.remove_tags(&tags)?;
+    context.answer(&json!({"removed": tags}), || {
         format!(
             "Removed {}; `snapstore gc` frees the space.",
-            args.tags.join(", ")
+            tags.join(", ")
         )
     })?;
     Ok(ExitCode::SUCCESS)

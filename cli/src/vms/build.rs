@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -57,6 +58,9 @@ pub enum DiskAccess {
     InPlace,
 }
 
+/// Kernels are loaded at 1 MiB.
+const LEAST_MEMORY_BYTES: u64 = 2 << 20;
+
 type Devices = Vec<Box<dyn VirtioDevice>>;
 
 /// Builds the machine, paused; tells how long its parts took.
@@ -88,6 +92,12 @@ pub fn build(
                 Kernel::Linux { .. } => linux_devices(disks, nets, vm)?,
             };
             stages.end("open");
+            if *memory_bytes < LEAST_MEMORY_BYTES {
+                bail!(Usage(format!(
+                    "a machine has at least 2M of memory, of which its kernel takes what it needs \
+                     above the first 1M; {memory_bytes} bytes are too few"
+                )));
+            }
             let layout = MemoryLayout::new(*memory_bytes).map_err(usage)?;
             let memory = GuestMemory::anonymous(layout)?;
             stages.end("map");
@@ -135,6 +145,7 @@ impl Stages {
 }
 
 fn open(path: &Path) -> anyhow::Result<File> {
+    check_kind(path)?;
     File::open(path).with_context(|| format!("cannot open {}", path.display()))
 }
 
@@ -145,6 +156,7 @@ fn kernel_of(path: &Path, initrd: Option<&Path>, cmdline: &str) -> anyhow::Resul
         .take(0x206)
         .read_to_end(&mut head)
         .with_context(|| format!("cannot read {}", path.display()))?;
+    initrd.map_or(Ok(()), check_kind)?;
     let is_linux = head.starts_with(b"\x7fELF") || head.get(0x202..0x206) == Some(b"HdrS");
     Ok(if is_linux || initrd.is_some() {
         Kernel::Linux {
@@ -237,7 +249,29 @@ fn overlays() -> PathBuf {
     }
 }
 
+/// Before opening: to open a named pipe would wait for its other end, and a directory
+/// opens like a file of the largest size.
+pub fn check_kind(path: &Path) -> anyhow::Result<()> {
+    let kind = std::fs::metadata(path)
+        .with_context(|| format!("cannot open {}", path.display()))?
+        .file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    let what = if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a named pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    };
+    bail!("{} is not a file but {what}", path.display())
+}
+
 fn open_for_writing(path: &Path) -> anyhow::Result<File> {
+    check_kind(path)?;
     File::options()
         .read(true)
         .write(true)

@@ -164,9 +164,7 @@ fn find(store: &Store, id: SnapshotId, not_under: &Path) -> anyhow::Result<Optio
     if mounts.is_empty() {
         return Ok(None);
     }
-    let tags = store.tags()?;
-    let tags = tags.iter().filter(|(_, tagged)| **tagged == id);
-    let tags: Vec<_> = tags.map(|(tag, _)| tag).collect();
+    let tags = store.tags_of(id)?;
     let lists: Vec<Vec<PathBuf>> = mounts
         .into_iter()
         .map(|dir| {

@@ -249,18 +249,21 @@ impl Store {
         Ok(request.keep.then(|| Pin::new(lease, vec![id])))
     }
 
+    /// The parent, and a tag that it is likely to have.
     fn choose_parent(
         &self,
         request: &CommitRequest,
         sources: &[Source<'_>],
-    ) -> Result<Option<SnapshotId>> {
+    ) -> Result<Option<parent::Tagged>> {
         match &request.parent {
             ParentChoice::Nothing => Ok(None),
-            ParentChoice::Named(name) => self.resolve_parent(name).map(Some),
-            ParentChoice::Pinned(id) => Ok(Some(*id)),
+            ParentChoice::Named(name) => Ok(Some((self.resolve_parent(name)?, name.clone()))),
+            ParentChoice::Pinned(id) => Ok(Some((*id, request.tag.clone()))),
             ParentChoice::Automatic => {
-                if let Some(id) = tags::get(&self.layout, &request.tag)? {
-                    return Ok(Some(id));
+                if let Some(id) = tags::get(&self.layout, &request.tag)?
+                    && parent::readable(self.manifest(id))?.is_some()
+                {
+                    return Ok(Some((id, request.tag.clone())));
                 }
                 let largest = request
                     .inputs
@@ -286,22 +289,17 @@ impl Store {
         sources: &[Source<'_>],
         sink: &mut Sink<'_>,
     ) -> Result<Option<SnapshotId>> {
-        let likely_tag = match &request.parent {
-            ParentChoice::Named(name) => name,
-            ParentChoice::Automatic | ParentChoice::Pinned(_) | ParentChoice::Nothing => {
-                &request.tag
-            }
-        };
         loop {
-            let chosen = self.choose_parent(request, sources)?;
-            let Some(id) = chosen else { return Ok(None) };
+            let Some((id, likely_tag)) = self.choose_parent(request, sources)? else {
+                return Ok(None);
+            };
             let pinned_parent = matches!(request.parent, ParentChoice::Pinned(_));
             let is_root = sink.pin_if(id, |allocate| {
                 Ok(pinned_parent && lease::viewed(&self.layout, id, allocate)?
-                    || self.is_tagged(id, likely_tag)?)
+                    || self.is_tagged(id, &likely_tag)?)
             })?;
             if is_root {
-                return Ok(chosen);
+                return Ok(Some(id));
             }
             if pinned_parent {
                 return Err(Error::NotFound {

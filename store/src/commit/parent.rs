@@ -2,17 +2,16 @@
 //! is most like, if it is like any.
 
 use crate::commit::source::Source;
-use crate::error::Result;
+use crate::error::{ErrorClass, Result};
 use crate::id::{ChunkKind, SnapshotId};
 use crate::manifest::Image;
 use crate::page::is_zero;
+use crate::recent;
 use crate::store::Store;
 use crate::tags;
 
 /// How many snapshots with such an image are compared.
 const CANDIDATES: usize = 8;
-/// How many of the latest tags are looked at to find them.
-const TAGS_LOOKED_AT: usize = 32;
 /// How many evenly spaced pages are compared.
 const SAMPLES: u64 = 1024;
 /// A parent has at least this share of the image's non-zero pages in place. Two
@@ -20,18 +19,24 @@ const SAMPLES: u64 = 1024;
 /// well below it; steps of one guest stay well above.
 const KIN_PERCENT: usize = 50;
 
+/// A snapshot, and a tag that it has.
+pub(crate) type Tagged = (SnapshotId, String);
+
 /// The recent snapshot whose image `name` has most pages in common with the
-/// input, place by place.
-pub(crate) fn find(store: &Store, name: &str, source: &Source<'_>) -> Result<Option<SnapshotId>> {
-    let mut candidates: Vec<(SnapshotId, Image)> = Vec::new();
-    for tag in tags::latest(&store.layout, TAGS_LOOKED_AT)? {
-        let Some(id) = tags::get(&store.layout, &tag)? else {
+/// input, place by place. It is a guess: one that cannot be read, since it is damaged
+/// or a newer version made it, is no candidate.
+pub(crate) fn find(store: &Store, name: &str, source: &Source<'_>) -> Result<Option<Tagged>> {
+    let mut candidates: Vec<(Tagged, Image)> = Vec::new();
+    for tag in recent::tags(&store.layout)? {
+        let Some(Some(id)) = readable(tags::get(&store.layout, &tag))? else {
             continue;
         };
-        let manifest = store.manifest(id)?;
+        let Some(manifest) = readable(store.manifest(id))? else {
+            continue;
+        };
         let image = manifest.image(name);
         if let Some(image) = image.filter(|image| image.size_bytes == source.size_bytes()) {
-            candidates.push((id, image.clone()));
+            candidates.push(((id, tag), image.clone()));
         }
         if candidates.len() == CANDIDATES {
             break;
@@ -42,18 +47,37 @@ pub(crate) fn find(store: &Store, name: &str, source: &Source<'_>) -> Result<Opt
     }
     let samples = sample(source, store.page_size().bytes())?;
     let mut best = None;
-    for (id, image) in &candidates {
-        let mut in_place = 0;
-        for (page, hash) in &samples {
-            let stored = image.tree().page(&store.chunks, *page)?;
-            in_place += usize::from(stored.is_some_and(|child| child.hash == *hash));
-        }
+    for (tagged, image) in candidates {
+        let Some(in_place) = readable(in_place(store, &image, &samples))? else {
+            continue;
+        };
         let kin = in_place * 100 >= samples.len() * KIN_PERCENT;
-        if kin && best.is_none_or(|(most, _)| in_place > most) {
-            best = Some((in_place, *id));
+        if kin && best.as_ref().is_none_or(|(most, _)| in_place > *most) {
+            best = Some((in_place, tagged));
         }
     }
-    Ok(best.map(|(_, id)| id))
+    Ok(best.map(|(_, tagged)| tagged))
+}
+
+/// How many of the sampled pages an image has in the same place.
+fn in_place(store: &Store, image: &Image, samples: &[(u64, [u8; 32])]) -> Result<usize> {
+    let mut in_place = 0;
+    for (page, hash) in samples {
+        let stored = image.tree().page(&store.chunks, *page)?;
+        in_place += usize::from(stored.is_some_and(|child| child.hash == *hash));
+    }
+    Ok(in_place)
+}
+
+/// `None` for what is damaged, or was made by a newer version.
+pub(crate) fn readable<T>(found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) => match error.class() {
+            ErrorClass::Damaged | ErrorClass::Newer => Ok(None),
+            _ => Err(error),
+        },
+    }
 }
 
 /// Numbers and hashes of sampled pages that are not zero.

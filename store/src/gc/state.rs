@@ -93,15 +93,22 @@ fn decode(payload: &[u8]) -> Option<CollectorState> {
     {
         return None;
     }
-    let condemned = entries
+    let condemned: Vec<(PackNumber, Epoch)> = entries
         .map(|entry| {
             let (pack, epoch) = entry.split_first_chunk::<4>()?;
             let pack = PackNumber(u32::from_le_bytes(*pack));
             Some((pack, Epoch::from_bytes(epoch.try_into().ok()?)))
         })
         .collect::<Option<_>>()?;
+    let epoch = Epoch::from_bytes(*epoch);
+    let in_order = condemned.windows(2).all(|pair| pair[0].0 < pair[1].0);
+    let in_time = condemned.iter().all(|(_, condemned)| *condemned <= epoch);
+    // There is one after it.
+    if !in_order || !in_time || epoch == Epoch(u64::MAX) {
+        return None;
+    }
     Some(CollectorState {
-        epoch: Epoch::from_bytes(*epoch),
-        condemned,
+        epoch,
+        condemned: condemned.into_iter().collect(),
     })
 }

@@ -200,3 +200,155 @@ fn the_default_store_is_created_when_first_needed() -> anyhow::Result<()> {
     assert!(fixture.dir.path().join("snapstore/config").is_file());
     Ok(())
 }
+
+/// Runs the program with nothing of this process's environment that names a place.
+fn with_environment(
+    fixture: &Fixture,
+    variables: &[(&str, &str)],
+    arguments: &[&str],
+) -> anyhow::Result<std::process::Output> {
+    let mut command = std::process::Command::new(snapstore_tests::harness::program()?);
+    command.args(arguments);
+    for name in ["SNAPSTORE_DIR", "XDG_DATA_HOME", "HOME", "XDG_RUNTIME_DIR"] {
+        command.env_remove(name);
+    }
+    command.env("SNAPSTORE_RUNTIME_DIR", fixture.path("run"));
+    Ok(command.envs(variables.iter().copied()).output()?)
+}
+
+#[test]
+fn empty_variables_count_as_unset() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    let store = fixture.path("store");
+    let empty = [("SNAPSTORE_DIR", ""), ("XDG_DATA_HOME", ""), ("HOME", "")];
+    let output = with_environment(&fixture, &empty, &["tags"])?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("neither HOME nor XDG_DATA_HOME"), "{error}");
+    let output = with_environment(&fixture, &empty, &["--store", &store, "tags"])?;
+    assert!(output.status.success(), "{output:?}");
+    let home = fixture.path("home");
+    let with_home = [
+        ("SNAPSTORE_DIR", ""),
+        ("XDG_DATA_HOME", ""),
+        ("HOME", &*home),
+    ];
+    let output = with_environment(&fixture, &with_home, &["tags"])?;
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("home/.local/share/snapstore"), "{error}");
+    let named = [("SNAPSTORE_DIR", &*store)];
+    assert!(
+        with_environment(&fixture, &named, &["tags"])?
+            .status
+            .success()
+    );
+    let runtime = [("SNAPSTORE_RUNTIME_DIR", ""), ("XDG_RUNTIME_DIR", "")];
+    let output = with_environment(&fixture, &runtime, &["ps"])?;
+    assert!(output.status.success(), "{output:?}");
+    Ok(())
+}
+
+#[test]
+fn a_tag_that_is_named_twice_is_removed_once() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    fixture.cli.ok(&["tag", "two", "deux"])?;
+    let dry = object(&fixture, &["rm", "--dry-run", "deux", "deux"])?;
+    assert_eq!(dry["would_remove"], serde_json::json!(["deux"]));
+    let removed = object(&fixture, &["rm", "deux", "one", "deux"])?;
+    assert_eq!(removed["removed"], serde_json::json!(["deux", "one"]));
+    fixture.refused(3, "no tag or snapshot", &["show", "deux"])?;
+    // None is removed if one is not there.
+    fixture.refused(3, "no tag or snapshot", &["rm", "two", "two", "none"])?;
+    // An id is no tag, also in a rehearsal.
+    let id = object(&fixture, &["show", "two"])?["id"].clone();
+    let id = id.as_str().context("id")?;
+    fixture.refused(3, "no tag or snapshot", &["rm", "--dry-run", id])
+}
+
+#[test]
+fn times_that_cannot_be() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    for time in ["nan", "inf", "-inf", "-1", "-0.5", "1e19", "1e300", "x", ""] {
+        for arguments in [
+            vec!["tags".to_owned(), format!("--lock-timeout={time}")],
+            vec![
+                "exec".into(),
+                "vm".into(),
+                format!("--wait={time}"),
+                "--".into(),
+                "x".into(),
+            ],
+            vec![
+                "exec".into(),
+                "vm".into(),
+                format!("--timeout={time}"),
+                "--".into(),
+                "x".into(),
+            ],
+        ] {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let error = fixture.cli.fails(2, &arguments)?;
+            assert!(!error.contains("panicked"), "{error}");
+        }
+    }
+    fixture.cli.ok(&["tags", "--lock-timeout=1000000000"])?;
+    Ok(())
+}
+
+/// A tag's file as a later version could write it.
+fn newer_tag(name: &str, version: u32) -> Vec<u8> {
+    let mut bytes = b"SNAPTAG1".to_vec();
+    bytes.extend_from_slice(&version.to_le_bytes());
+    bytes.extend_from_slice(&40_u32.to_le_bytes());
+    bytes.extend_from_slice(&[7; 40]);
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(name.as_bytes()).update(&[0]).update(&bytes);
+    bytes.extend_from_slice(hasher.finalize().as_bytes());
+    bytes
+}
+
+#[test]
+fn a_tag_of_a_newer_version_is_told_and_left_alone() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    let path = fixture.cli.store().join("tags/later");
+    std::fs::write(&path, newer_tag("later", 2))?;
+    let says = "has format version 2, made by a newer snapstore";
+    for arguments in [&["tags"][..], &["log"], &["log", "--graph"]] {
+        let output = fixture.cli.run(arguments)?;
+        let text = String::from_utf8([output.stdout, output.stderr].concat())?;
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        assert!(text.contains("one") && text.contains("two"), "{text}");
+        assert!(
+            text.contains("later cannot be read") && text.contains(says),
+            "{text}"
+        );
+    }
+    let tags = object(&fixture, &["tags"])?;
+    assert_eq!(tags["tags"].as_array().map(Vec::len), Some(2));
+    assert_eq!(tags["unreadable"][0]["tag"], "later");
+    let shown = object(&fixture, &["show", "two"])?;
+    assert_eq!(shown["tags"], serde_json::json!(["two"]));
+    let id = shown["id"].as_str().context("id")?.to_owned();
+    object(&fixture, &["show", &id])?;
+    object(&fixture, &["show", &id[..10]])?;
+    fixture.commit("three", &noise(3, 8 * PAGE), &[])?;
+    fixture.commit("four", &noise(3, 8 * PAGE), &["--parent", &id])?;
+    object(&fixture, &["tag", &id, "deux"])?;
+    object(&fixture, &["diff", "one", "two"])?;
+    for arguments in [&["show", "later"][..], &["tag", "later", "x"], &["gc"]] {
+        let error = fixture.cli.fails(1, arguments)?;
+        assert!(error.contains(says), "{error}");
+    }
+    let error = fixture
+        .cli
+        .fails(1, &["commit", "later", "--memory", &fixture.path("memory")])?;
+    assert!(error.contains(says), "{error}");
+    assert_eq!(std::fs::read(&path)?, newer_tag("later", 2));
+    // What is damaged is still damage.
+    std::fs::write(&path, b"nothing like a tag")?;
+    let output = fixture.cli.run(&["tags"])?;
+    assert_eq!(output.status.code(), Some(4));
+    assert!(String::from_utf8(output.stdout)?.contains("two"));
+    Ok(())
+}

@@ -93,15 +93,15 @@ fn check_origin(store: &Store, name: &str, request: &CommitRequest) -> anyhow::R
     let ParentChoice::Pinned(id) = request.parent else {
         return Ok(());
     };
-    match store.manifest(id) {
-        Err(snapstore_store::Error::NotFound { .. }) => bail!(NotFound(format!(
+    if !store.has_snapshot(id)? {
+        bail!(NotFound(format!(
             "{} does not hold snapshot {}, which {name} was made from; \
              name the store that does with --store",
             store.path().display(),
             id.short()
-        ))),
-        found => Ok(found.map(drop)?),
+        )));
     }
+    Ok(())
 }
 
 fn request(wanted: &Wanted, frozen: &FrozenMachine) -> anyhow::Result<CommitRequest> {
