@@ -12,9 +12,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::error::{IoContext as _, Result};
+use crate::error::{Error, IoContext as _, Result};
 use crate::sim::{self, Fault, StepKind};
 
 /// Flushes a file's data and length to the disk.
@@ -131,7 +131,77 @@ pub(crate) fn foreign_step(what: &'static str, path: &Path) {
 /// Were the rename first, a power cut could leave an empty file under the final
 /// name; without the last flush the old file could come back after this call
 /// has returned.
+///
+/// # Errors
+/// As long as the old file is in place, what the system said. Once the new one is,
+/// [`Error::Unconfirmed`]: everybody sees it, and only the disk has not said that it
+/// will be there after a power cut. Then it has been tried twice, from the beginning:
+/// after a failed flush the kernel may call clean what it could not write, so that
+/// a second flush alone would prove nothing.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace_once(path, bytes)?.or_else(|_| match replace_once(path, bytes) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(source)) => Err(unconfirmed("in place", path, source)),
+        // The first one is in place all the same.
+        Err(error) => Err(unconfirmed("in place", path, io::Error::other(error))),
+    })
+}
+
+/// The outer error leaves the old file in place, the inner one the new file.
+fn replace_once(path: &Path, bytes: &[u8]) -> Result<io::Result<()>> {
+    let (dir, temporary) = beside(path);
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    let file = create(&temporary, &options).context("create", &temporary)?;
+    // Now: once the file is renamed there may be no descriptor for it.
+    let handle = File::open(dir).context("open", dir)?;
+    write_all(&file, &temporary, bytes)?;
+    if !sim::on(Fault::SmallFileNotSynced) {
+        sync_file(&file, &temporary)?;
+    }
+    rename(&temporary, path)?;
+    if sim::on(Fault::SmallFileNameNotSynced) {
+        return Ok(Ok(()));
+    }
+    Ok(sync_open_dir(&handle, dir))
+}
+
+/// Removes a file that is one of several of its kind, durably.
+///
+/// # Errors
+/// As [`replace_file`]: [`Error::Unconfirmed`] once it is gone.
+pub(crate) fn remove_file(path: &Path) -> Result<()> {
+    let (dir, temporary) = beside(path);
+    let handle = File::open(dir).context("open", dir)?;
+    unlink(path)?;
+    let Err(first) = sync_open_dir(&handle, dir) else {
+        return Ok(());
+    };
+    // Another change of the directory, so that there is something to flush.
+    let again = File::create(&temporary)
+        .and_then(|_| fs::remove_file(&temporary))
+        .and_then(|()| sync_open_dir(&handle, dir));
+    again.map_err(|_| unconfirmed("removed", path, first))
+}
+
+fn sync_open_dir(handle: &File, dir: &Path) -> io::Result<()> {
+    step("sync directory", dir);
+    sim::before(StepKind::SyncDir, dir)?;
+    handle.sync_all()?;
+    sim::synced_dir(dir);
+    Ok(())
+}
+
+fn unconfirmed(what: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::Unconfirmed {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The directory of a file, and the name of a temporary file in it.
+fn beside(path: &Path) -> (&Path, PathBuf) {
     let dir = path
         .parent()
         .expect("files of a store have a parent directory");
@@ -139,19 +209,7 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut temporary_name = std::ffi::OsString::from(".");
     temporary_name.push(name);
     temporary_name.push(".new");
-    let temporary = dir.join(temporary_name);
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    let file = create(&temporary, &options).context("create", &temporary)?;
-    write_all(&file, &temporary, bytes)?;
-    if !sim::on(Fault::SmallFileNotSynced) {
-        sync_file(&file, &temporary)?;
-    }
-    rename(&temporary, path)?;
-    if sim::on(Fault::SmallFileNameNotSynced) {
-        return Ok(());
-    }
-    sync_dir(dir)
+    (dir, dir.join(temporary_name))
 }
 
 #[cfg(debug_assertions)]

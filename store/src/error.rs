@@ -39,6 +39,17 @@ pub enum Error {
         /// The operating system's error.
         source: io::Error,
     },
+    /// A change is done and seen by everybody, but the disk has not said that it will
+    /// survive a power cut, though it was asked twice.
+    #[error("{} is {what}, but the disk did not confirm it ({source}): it may or may not be so after a power cut; see to the disk, then look again", path.display())]
+    Unconfirmed {
+        /// What was done to the file.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
     /// There is no store at this path.
     #[error("{} holds no store; create one with `snapstore init`", path.display())]
     NoStore {
@@ -363,7 +374,7 @@ impl Error {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Io { .. } | Self::InputLost { .. } => ErrorClass::Io,
+            Self::Io { .. } | Self::Unconfirmed { .. } | Self::InputLost { .. } => ErrorClass::Io,
             Self::NoStore { .. } | Self::NotFound { .. } => ErrorClass::NotFound,
             Self::Damaged(_) | Self::Index { .. } => ErrorClass::Damaged,
             Self::Busy { .. } | Self::Overtaken { .. } => ErrorClass::Busy,

@@ -90,8 +90,7 @@ pub(crate) fn remove(layout: &Layout, tag: &str) -> Result<()> {
         });
     }
     recent::note(layout, tag, false, || {
-        durable::unlink(&layout.tags().join(tag))?;
-        durable::sync_dir(&layout.tags())
+        durable::remove_file(&layout.tags().join(tag))
     })
 }
 

@@ -289,12 +289,11 @@ fn failed(path: &Path, error: &rocksdb::Error) -> Error {
         ("Read-only file system", rustix::io::Errno::ROFS),
         ("Permission denied", rustix::io::Errno::ACCESS),
     ];
-    let cause = causes.iter().find(|(text, _)| message.contains(text));
+    // Whatever RocksDB made of them: one is called an invalid argument.
+    if let Some((_, errno)) = causes.iter().find(|(text, _)| message.contains(text)) {
+        return Error::io("use the index", path, std::io::Error::from(*errno));
+    }
     match error.kind() {
-        rocksdb::ErrorKind::IOError if cause.is_some() => {
-            let (_, errno) = cause.expect("just seen");
-            Error::io("use the index", path, std::io::Error::from(*errno))
-        }
         rocksdb::ErrorKind::Corruption => Damage::Index {
             path: path.to_owned(),
             reason: message,

@@ -352,3 +352,36 @@ fn a_tag_of_a_newer_version_is_told_and_left_alone() -> anyhow::Result<()> {
     assert!(String::from_utf8(output.stdout)?.contains("two"));
     Ok(())
 }
+
+#[test]
+fn descriptors_that_run_out_are_told_and_a_commit_that_fails_is_none() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    let path = fixture.file("memory", &noise(5, 8 * PAGE))?;
+    let program = snapstore_tests::harness::program()?;
+    let (mut refused, mut done) = (0, 0);
+    for limit in 4..48 {
+        let tag = format!("t{limit}");
+        let output = std::process::Command::new("sh")
+            .args(["-c", "ulimit -n $0 && exec \"$@\"", &limit.to_string()])
+            .arg(&program)
+            .arg("--store")
+            .arg(fixture.cli.store())
+            .args(["commit", &tag, "--memory", &path])
+            .args(["--label", &format!("limit={limit}")])
+            .output();
+        let output = output.context("sh")?;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        let there = fixture.cli.run(&["show", &tag])?.status.success();
+        match output.status.code() {
+            Some(0) => done += 1,
+            Some(1) => {
+                refused += 1;
+                anyhow::ensure!(error.contains("Too many open files"), "{limit}: {error}");
+            }
+            other => anyhow::bail!("{limit}: {other:?}: {error}"),
+        }
+        anyhow::ensure!(there == output.status.success(), "{limit}: {error}");
+    }
+    anyhow::ensure!(refused > 3 && done > 3, "{refused} refused, {done} done");
+    Ok(())
+}
