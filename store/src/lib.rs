@@ -62,6 +62,7 @@ mod sim;
 mod stats;
 mod store;
 mod tags;
+mod threads;
 mod tree;
 mod verify;
 

@@ -20,6 +20,7 @@ use crate::pack::format::{self, ENTRY_LEN, Entry, HEADER_LEN};
 use crate::pack::reader::{PackReader, Slot};
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
+use crate::threads;
 
 /// Which chunks of a pack to look at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +51,7 @@ pub(crate) struct Found {
 
 /// The wanted chunks of a pack. Bases of deltas are looked up in `chunks`.
 pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted) -> Result<Found> {
+    threads::start_pool(chunks.path())?;
     let mut found = Found::default();
     let slots = match pack.check() {
         Ok(()) => pack.scan().collect::<Result<Vec<_>>>()?,

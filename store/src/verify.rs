@@ -24,6 +24,7 @@ use crate::progress::Progress;
 use crate::scratch::Scratch;
 use crate::store::Store;
 use crate::tags;
+use crate::threads;
 use crate::tree::node::{Child, Node};
 use crate::tree::read::node_id;
 
@@ -66,6 +67,7 @@ impl Store {
     /// # Errors
     /// I/O errors and [`Error::Busy`]; damage is not an error but a finding.
     pub fn verify(&self, read_data: bool, progress: &dyn Progress) -> Result<VerifyReport> {
+        threads::start_pool(self.path())?;
         // A collection moves and deletes packs: what it does must not look like
         // damage.
         let _collect = self.collect_lock_to_read()?;

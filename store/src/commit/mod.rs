@@ -27,6 +27,7 @@ use crate::progress::Progress;
 use crate::sim::{self, Fault};
 use crate::store::Store;
 use crate::tags;
+use crate::threads;
 use crate::tree::build::Unmentioned;
 use input::{Input, InputKind};
 use pages::commit_image;
@@ -162,6 +163,7 @@ impl Store {
         let mut timings = CommitTimings::default();
         request::check(request)?;
         self.check_tag_free(&request.tag, request.replace)?;
+        threads::start_pool(self.path())?;
         let page_size = self.page_size();
         let sources = request
             .inputs

@@ -19,6 +19,7 @@ use crate::durable;
 use crate::error::{Damage, Error, Result};
 use crate::id::{ChunkKey, ChunkKind};
 use crate::pack::Location;
+use crate::threads;
 
 /// Memory for index blocks, per open handle.
 pub(crate) const CACHE_BYTES: usize = 32 << 20;
@@ -49,6 +50,7 @@ impl IndexReader {
         if !path.join("CURRENT").exists() {
             return Err(damaged(path, "it is missing"));
         }
+        threads::check_for_index(path)?;
         let opened = current(path);
         // A writer may delete a merged file between our reading its name and
         // opening it; then the next attempt sees the new names.
@@ -129,6 +131,7 @@ impl IndexReader {
 impl IndexWriter {
     /// Opens the index for changes, creating an empty one if there is none.
     pub fn open_or_create(path: &Path) -> Result<Self> {
+        threads::check_for_index(path)?;
         let mut options = options();
         options.create_if_missing(true);
         Ok(Self {
@@ -142,6 +145,7 @@ impl IndexWriter {
         if !path.join("CURRENT").exists() {
             return Err(damaged(path, "it is missing"));
         }
+        threads::check_for_index(path)?;
         Ok(Self {
             db: DB::open(&options(), path).map_err(|error| failed(path, &error))?,
             path: path.to_owned(),
@@ -245,6 +249,8 @@ fn options() -> Options {
     // Keys are hashes: nothing to compress.
     options.set_compression_type(DBCompressionType::None);
     options.set_max_open_files(-1);
+    // There are few files.
+    options.set_max_file_opening_threads(1);
     options.set_keep_log_file_num(1);
     options.set_max_log_file_size(64 << 10);
     options.set_max_manifest_file_size(1 << 20);

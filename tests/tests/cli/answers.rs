@@ -4,7 +4,7 @@ use std::io;
 
 use anyhow::Context as _;
 use serde_json::Value;
-use snapstore_tests::harness::noise;
+use snapstore_tests::harness::{noise, skipped};
 
 use crate::{Fixture, PAGE};
 
@@ -383,5 +383,76 @@ fn descriptors_that_run_out_are_told_and_a_commit_that_fails_is_none() -> anyhow
         anyhow::ensure!(there == output.status.success(), "{limit}: {error}");
     }
     anyhow::ensure!(refused > 3 && done > 3, "{refused} refused, {done} done");
+    Ok(())
+}
+
+#[test]
+fn threads_that_run_out_are_told() -> anyhow::Result<()> {
+    const TEST: &str = "threads_that_run_out_are_told";
+    // The limit is a user's, and root has none.
+    if !rustix::process::geteuid().is_root() {
+        skipped(TEST, "it takes root to be another user");
+        return Ok(());
+    }
+    let fixture = with_two()?;
+    fixture.file("memory", &noise(5, 8 * PAGE))?;
+    let program = fixture.path("snapstore");
+    std::fs::copy(snapstore_tests::harness::program()?, &program)?;
+    let directory = fixture.path("");
+    let run = |command: &[&str]| -> anyhow::Result<Option<std::process::Output>> {
+        match std::process::Command::new(command[0])
+            .args(&command[1..])
+            .output()
+        {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => Ok(Some(other?)),
+        }
+    };
+    run(&["chown", "-R", "65534:65534", &directory])?;
+    let mut refused = 0;
+    for limit in ["1", "3", "6", "9", "12", "15", "18", "200"] {
+        for command in [
+            &["tags"][..],
+            &["stats"],
+            &["verify", "--read-data"],
+            &["commit", "new", "--replace", "--memory", "memory"],
+            &["gc"],
+            &["repair"],
+        ] {
+            let limited = [
+                "setpriv",
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+                "prlimit",
+            ];
+            let processes = format!("--nproc={limit}");
+            let mut all = [&["timeout", "60", "env", "-C", &directory][..], &limited].concat();
+            all.extend([&*processes, &program, "--store", "store"]);
+            all.extend(command);
+            let Some(output) = run(&all)? else {
+                skipped(TEST, "there is no timeout(1), setpriv(1) or prlimit(1)");
+                return Ok(());
+            };
+            let error = String::from_utf8_lossy(&output.stderr);
+            let all_of_it = format!("{limit} {command:?}: {}: {error}", output.status);
+            match output.status.code() {
+                Some(0) => {}
+                Some(1) => {
+                    refused += 1;
+                    let says = "Resource temporarily unavailable";
+                    anyhow::ensure!(error.contains(says), "{all_of_it}");
+                }
+                Some(127) if error.contains("No such file") => {
+                    skipped(TEST, "there is no setpriv(1) or prlimit(1)");
+                    return Ok(());
+                }
+                _ => anyhow::bail!(all_of_it),
+            }
+        }
+    }
+    anyhow::ensure!(refused > 5, "{refused} were refused");
+    let report = fixture.cli.ok(&["verify", "--read-data"])?;
+    anyhow::ensure!(report.contains("Nothing is damaged"), "{report}");
     Ok(())
 }

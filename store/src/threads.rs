@@ -1,0 +1,68 @@
+//! Threads that others start for us: whether there can be any.
+//!
+//! RocksDB ends the process, or hangs, where it cannot start a thread, and rayon
+//! panics. So before either does, as many are started here, which end at once.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use crate::error::{IoContext as _, Result};
+
+/// As many threads as RocksDB starts for an index that is open.
+const OF_AN_INDEX: usize = 6;
+const STACK_BYTES: usize = 64 << 10;
+
+/// Fails if the threads that RocksDB needs cannot be started.
+pub(crate) fn check_for_index(path: &Path) -> Result<()> {
+    check(OF_AN_INDEX).context("start threads for", path)
+}
+
+/// Starts the threads that share the work of commits and verifications.
+pub(crate) fn start_pool(path: &Path) -> Result<()> {
+    match rayon::ThreadPoolBuilder::new().build_global() {
+        Ok(()) => Ok(()),
+        Err(error) => match std::error::Error::source(&error) {
+            // It has been started before.
+            None => Ok(()),
+            Some(source) => Err(as_io(source)).context("start threads for", path),
+        },
+    }
+}
+
+fn as_io(source: &(dyn std::error::Error + 'static)) -> std::io::Error {
+    let errno = source
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::raw_os_error);
+    errno.map_or_else(
+        || std::io::Error::other(source.to_string()),
+        std::io::Error::from_raw_os_error,
+    )
+}
+
+/// Whether so many threads can be there at the same time.
+fn check(count: usize) -> std::io::Result<()> {
+    let gate = Mutex::new(());
+    thread::scope(|scope| {
+        // Held until all are there.
+        let _closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..count {
+            thread::Builder::new()
+                .stack_size(STACK_BYTES)
+                .spawn_scoped(scope, || drop(gate.lock()))?;
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_there_can_be_are_no_error() {
+        check(3).unwrap();
+        start_pool(Path::new("store")).unwrap();
+        start_pool(Path::new("store")).unwrap();
+    }
+}
