@@ -226,6 +226,10 @@ pub struct StartArgs {
     /// Do not let it run yet (see `resume`)
     #[arg(long)]
     pub paused: bool,
+    /// Leave its process all rights of this user: its files, network and processes.
+    /// Then a guest that breaks out of its machine has them, too (docs/SECURITY-MODEL.md)
+    #[arg(long)]
+    pub no_confine: bool,
 }
 
 #[derive(Args)]
@@ -314,6 +318,11 @@ pub struct RestoreArgs {
     /// How many machines
     #[arg(short = 'n', long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     pub count: u16,
+    /// Fork the machines' processes instead of executing each: they start faster and take
+    /// less memory, and have one layout of their addresses, so that what a guest learns of
+    /// its own machine's it knows of all of them
+    #[arg(long)]
+    pub share_layout: bool,
     /// Connect a network interface of the snapshot, in their order, to this tap, with
     /// an address of its own. {} stands for the number that the machine's name ends in
     /// after a dot, else 1. An interface without a tap has its link down, and what the

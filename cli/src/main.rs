@@ -29,9 +29,8 @@ fn main() -> ExitCode {
     }
     // Parsing leaves a heap in pieces, and every machine's process would fill
     // those anew.
-    if std::env::args_os().skip(1).eq([vms::host::COMMAND]) {
-        logging::to_file_at_stderr(0);
-        return vms::host::run().unwrap_or_else(|error| exit::report(&error));
+    if let Some(done) = vms::host::run_if_hidden(|| logging::to_file_at_stderr(0)) {
+        return done.unwrap_or_else(|error| exit::report(&error));
     }
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == look::COMMAND) {

@@ -44,6 +44,16 @@ pub enum Error {
         /// The operating system's error.
         source: io::Error,
     },
+    /// The operating system refuses to confine a machine's process.
+    #[error(
+        "cannot confine the machine: it cannot {action}: {source}; --no-confine runs it unconfined"
+    )]
+    Confine {
+        /// What was to be given up, or done for that.
+        action: &'static str,
+        /// The operating system's error.
+        source: io::Error,
+    },
     /// Guest memory of a size that cannot be.
     #[error(
         "guest memory of {bytes} bytes is not possible; it is a multiple of 4096 from 1 MiB to 1 TiB"

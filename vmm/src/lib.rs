@@ -8,6 +8,7 @@
 //! - [`virtio`]: the disks and other devices that a machine is given.
 //! - [`control`]: a machine's socket, both ends.
 //! - [`agent`]: what the host asks of a program in the guest.
+//! - [`confine`]: what a machine's process gives up before its guest runs.
 //!
 //! The monitor knows nothing of stores and filesystems: its images are files.
 //! It never forms a Rust reference into guest memory, and takes every address,
@@ -16,6 +17,7 @@
 mod acpi;
 mod addresses;
 pub mod agent;
+pub mod confine;
 pub mod control;
 mod devices;
 mod error;
@@ -24,6 +26,7 @@ mod inherited;
 mod loader;
 mod machine;
 pub mod memory;
+mod proc;
 mod signals;
 mod spawn;
 pub mod state;
@@ -33,6 +36,6 @@ pub use devices::{Console, virtio};
 pub use error::{Error, Result};
 pub use inherited::{heed_children, keep_descriptors_from_children, reset_signals};
 pub use loader::{Entry, FLAT_ADDRESS, Kernel};
-pub use machine::{BuildTimings, Ending, Freeze, FreezeTimings, FrozenMemory, Machine};
+pub use machine::{Assembled, BuildTimings, Ending, Freeze, FreezeTimings, FrozenMemory, Machine};
 pub use signals::{MEMORY_LOST_EXIT_CODE, end_on_lost_memory};
 pub use spawn::fork_each;

@@ -53,7 +53,7 @@ fn look(vm: &VmDir) -> Option<Entry> {
             status: Some(status),
         });
     }
-    if vm.is_running() || !vm.exists() {
+    if vm.is_running() || !vm.exists() || vm.has_ended_in_order() {
         return None;
     }
     Some(Entry {
@@ -122,6 +122,9 @@ fn describe(entry: &Entry) -> String {
         return out;
     };
     out += &format!("\nStart:       {}\n", stages(&status.start));
+    let confinement = status.confinement.as_ref();
+    let confinement = confinement.map_or_else(|| "not at all".to_owned(), ToString::to_string);
+    out += &format!("Confined:    {confinement}\n");
     for network in &status.networks {
         out += &format!(
             "Network:     {} on {}{}\n",

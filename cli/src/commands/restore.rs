@@ -44,6 +44,9 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         origin: origin(id, &args.snapshot),
         run: !args.start.paused,
         run_on_word: false,
+        kept: Vec::new(),
+        confine: true,
+        share_layout: args.share_layout,
         stop_at_ready: false,
     };
     let pin = pin.into_fd();

@@ -39,6 +39,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             snapshot: tag.clone(),
             name: Some(args.name.clone()),
             count: 1,
+            share_layout: false,
             nets: args.nets.clone(),
             start: args.start.clone(),
         };
@@ -83,6 +84,9 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
         origin: Origin::default(),
         run: !args.start.paused,
         run_on_word: false,
+        kept: Vec::new(),
+        confine: true,
+        share_layout: false,
         stop_at_ready: when_ready.is_some(),
     };
     start(context, &runtime, &args.start, spec, &[], when_ready)

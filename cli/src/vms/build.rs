@@ -18,11 +18,11 @@ use snapstore_vmm::control::Seconds;
 use snapstore_vmm::memory::{GuestMemory, MemoryLayout};
 use snapstore_vmm::state::{MAX_STATE_BYTES, MachineState, VirtioDeviceState};
 use snapstore_vmm::virtio::{Block, Disk, Entropy, VirtioDevice, Vsock};
-use snapstore_vmm::{Console, Error, Kernel, Machine};
+use snapstore_vmm::{Assembled, Console, Error, Kernel};
 
 use crate::exit::Usage;
 use crate::vms::networks::{self, NetSpec};
-use crate::vms::runtime::VmDir;
+use crate::vms::runtime::VSOCK;
 
 /// What a machine is made from.
 #[derive(Serialize, Deserialize)]
@@ -63,13 +63,13 @@ const LEAST_MEMORY_BYTES: u64 = 2 << 20;
 
 type Devices = Vec<Box<dyn VirtioDevice>>;
 
-/// Builds the machine, paused; tells how long its parts took.
+/// Builds the machine, paused and without threads, in the process's working directory,
+/// which is the machine's; tells how long its parts took.
 pub fn build(
     what: &What,
     nets: &[NetSpec],
-    vm: &VmDir,
     console: &Arc<Console>,
-) -> anyhow::Result<(Machine, Seconds)> {
+) -> anyhow::Result<(Assembled, Seconds)> {
     let mut stages = Stages::new();
     let machine = match what {
         What::Boot {
@@ -89,7 +89,7 @@ pub fn build(
                     bail!("a flat program has no disks; leave --disk out")
                 }
                 Kernel::Flat(_) => Devices::new(),
-                Kernel::Linux { .. } => linux_devices(disks, nets, vm)?,
+                Kernel::Linux { .. } => linux_devices(disks, nets)?,
             };
             stages.end("open");
             if *memory_bytes < LEAST_MEMORY_BYTES {
@@ -101,16 +101,16 @@ pub fn build(
             let layout = MemoryLayout::new(*memory_bytes).map_err(usage)?;
             let memory = GuestMemory::anonymous(layout)?;
             stages.end("map");
-            Machine::boot(memory, *cpus, &kernel, console, devices).map_err(usage)?
+            Assembled::boot(memory, *cpus, &kernel, console, devices).map_err(usage)?
         }
         What::Restore { dir } => {
             let state = read_state(&dir.join("vmstate"))?;
             let image = open(&dir.join("memory.bin"))?;
-            let devices = saved_devices(&state, dir, nets, vm)?;
+            let devices = saved_devices(&state, dir, nets)?;
             stages.end("open");
             let memory = GuestMemory::from_image(MemoryLayout::new(state.memory_bytes)?, &image)?;
             stages.end("map");
-            Machine::restore(&state, memory, console, devices)?
+            Assembled::restore(&state, memory, console, devices)?
         }
     };
     Ok((machine, stages.done))
@@ -169,7 +169,7 @@ fn kernel_of(path: &Path, initrd: Option<&Path>, cmdline: &str) -> anyhow::Resul
     })
 }
 
-fn linux_devices(disks: &[DiskSpec], nets: &[NetSpec], vm: &VmDir) -> anyhow::Result<Devices> {
+fn linux_devices(disks: &[DiskSpec], nets: &[NetSpec]) -> anyhow::Result<Devices> {
     let mut devices = Devices::new();
     for (number, disk) in disks.iter().enumerate() {
         let name = disk_name(number);
@@ -181,7 +181,7 @@ fn linux_devices(disks: &[DiskSpec], nets: &[NetSpec], vm: &VmDir) -> anyhow::Re
         devices.push(Box::new(Block::new(disk)));
     }
     devices.push(Box::new(Entropy::new()));
-    devices.push(Box::new(Vsock::new(&vm.vsock(), None)?));
+    devices.push(Box::new(Vsock::new(Path::new(VSOCK), None)?));
     for net in nets {
         devices.push(Box::new(networks::device(Some(net))?));
     }
@@ -190,12 +190,7 @@ fn linux_devices(disks: &[DiskSpec], nets: &[NetSpec], vm: &VmDir) -> anyhow::Re
 
 /// The devices that a snapshot's machine had. A network interface for which there
 /// is no tap has its link down.
-fn saved_devices(
-    state: &MachineState,
-    dir: &Path,
-    nets: &[NetSpec],
-    vm: &VmDir,
-) -> anyhow::Result<Devices> {
+fn saved_devices(state: &MachineState, dir: &Path, nets: &[NetSpec]) -> anyhow::Result<Devices> {
     let mut devices = Devices::new();
     let (mut disks, mut interfaces) = (0, 0);
     for saved in &state.devices.virtio {
@@ -211,7 +206,7 @@ fn saved_devices(
                 }))
             }
             VirtioDeviceState::Entropy => Box::new(Entropy::new()),
-            VirtioDeviceState::Vsock { .. } => Box::new(Vsock::new(&vm.vsock(), None)?),
+            VirtioDeviceState::Vsock { .. } => Box::new(Vsock::new(Path::new(VSOCK), None)?),
             VirtioDeviceState::Net { .. } => {
                 interfaces += 1;
                 Box::new(networks::device(nets.get(interfaces - 1))?)

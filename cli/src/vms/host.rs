@@ -1,11 +1,13 @@
-//! The processes that machines run in. A hidden command reads what to start and
-//! forks once a machine; it links no store code into what runs afterwards.
+//! The processes that machines run in. A hidden command reads what to start, starts a
+//! process for each machine, and supervises them.
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,19 +15,24 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rustix::io::retry_on_intr;
 use serde::{Deserialize, Serialize};
+use snapstore_vmm::Console;
 use snapstore_vmm::agent::{AGENT_PORT, AgentClient, AgentError};
+use snapstore_vmm::confine::{self, Limits, Preparation, Role, keep_only};
 use snapstore_vmm::control::{Identity, Origin, RunState, Status, Vm};
-use snapstore_vmm::{Console, Ending};
 
 use crate::background;
 use crate::exit;
 use crate::logging::say;
 use crate::vms::build::{What, build};
 use crate::vms::networks::NetSpec;
-use crate::vms::runtime::{Claim, Runtime};
+use crate::vms::runtime::{Claim, IN_ORDER, Runtime, VSOCK};
+use crate::vms::supervisor::{self, NOT_STARTED};
 
-/// The hidden command's name.
+/// The hidden command that starts machines and supervises them.
 pub const COMMAND: &str = "vm-host";
+/// The hidden command that is one machine: its number in the spec, and the descriptors
+/// of the spec, of the lock on its name, and of what it keeps open.
+pub const MACHINE_COMMAND: &str = "vm-machine";
 
 /// What to start, as the hidden command reads it.
 #[derive(Serialize, Deserialize)]
@@ -44,6 +51,13 @@ pub struct Spec {
     pub run_on_word: bool,
     /// Whether they pause when their guests say that they are ready.
     pub stop_at_ready: bool,
+    /// Descriptors that each of them keeps open as long as it lives.
+    pub kept: Vec<i32>,
+    /// Whether they give up what they do not need before their guests run.
+    pub confine: bool,
+    /// Whether their processes are forked and not executed, and so have one layout of
+    /// their addresses.
+    pub share_layout: bool,
 }
 
 /// What each machine's process writes to standard output, one line, once it
@@ -61,28 +75,67 @@ pub struct Failure {
     pub exit_code: u8,
 }
 
+impl Failure {
+    pub fn of(error: &anyhow::Error) -> Self {
+        Self {
+            message: exit::message(error),
+            exit_code: exit::code(error),
+        }
+    }
+}
+
+/// One of the hidden commands, if this process is to be it.
+pub fn run_if_hidden(prepare: impl Fn()) -> Option<anyhow::Result<ExitCode>> {
+    let mut arguments = std::env::args_os().skip(1);
+    let command = arguments.next()?;
+    if command != COMMAND && command != MACHINE_COMMAND {
+        return None;
+    }
+    prepare();
+    let rest: Option<Vec<String>> = arguments.map(|one| one.into_string().ok()).collect();
+    let rest = rest.unwrap_or_default();
+    Some(match command == COMMAND {
+        true => run(),
+        false => run_machine(&rest),
+    })
+}
+
 /// `snapstore vm-host`
 pub fn run() -> anyhow::Result<ExitCode> {
     let line = io::stdin().lines().next().transpose()?.unwrap_or_default();
-    let spec: Spec = serde_json::from_str(&line).context("what to start is not valid")?;
-    snapstore_vmm::fork_each(spec.names.len(), |number| machine_process(&spec, number))?;
-    Ok(ExitCode::SUCCESS)
+    supervisor::run(&parse(&line)?, &line)
 }
 
-/// The life of one machine's process.
-fn machine_process(spec: &Spec, number: usize) -> u8 {
+/// `snapstore vm-machine`
+pub fn run_machine(arguments: &[String]) -> anyhow::Result<ExitCode> {
+    let misused = || anyhow::anyhow!("{MACHINE_COMMAND} is for this program's own use");
+    let (number, fds) = arguments.split_first().ok_or_else(misused)?;
+    let fds: Vec<i32> = fds.iter().map(|fd| fd.parse()).collect::<Result<_, _>>()?;
+    let mut fds = keep_only(&fds)?.into_iter();
+    let (file, lock) = fds.next().zip(fds.next()).ok_or_else(misused)?;
+    let file = File::from(file);
+    let mut line = vec![0; usize::try_from(file.metadata()?.len())?];
+    file.read_exact_at(&mut line, 0)?;
+    drop(file);
+    let spec = parse(&String::from_utf8(line)?)?;
+    let ended = machine_process(&spec, number.parse()?, lock, fds.collect());
+    Ok(ExitCode::from(ended))
+}
+
+fn parse(line: &str) -> anyhow::Result<Spec> {
+    serde_json::from_str(line).context("what to start is not valid")
+}
+
+/// The life of one machine's process; `lock` is the one on its name.
+pub fn machine_process(spec: &Spec, number: usize, lock: OwnedFd, _kept: Vec<OwnedFd>) -> u8 {
     let began = Instant::now();
-    let name = &spec.names[number];
-    match start(spec, number, began) {
-        Ok((vm, listener, claim)) => live(&vm, listener, claim),
+    match start(spec, number, lock, began) {
+        // What is kept and the lock stay open until the process ends.
+        Ok((vm, _claim)) => live(&vm),
         Err(error) => {
-            let failure = Failure {
-                message: exit::message(&error),
-                exit_code: exit::code(&error),
-            };
             // Without a reader there is nobody to tell.
-            let _ = announce(name, Err(failure));
-            exit::FAILED
+            let _ = announce(&spec.names[number], Err(Failure::of(&error)));
+            NOT_STARTED
         }
     }
 }
@@ -90,27 +143,31 @@ fn machine_process(spec: &Spec, number: usize) -> u8 {
 fn start(
     spec: &Spec,
     number: usize,
+    lock: OwnedFd,
     began: Instant,
-) -> anyhow::Result<(Arc<Vm>, UnixListener, Claim)> {
+) -> anyhow::Result<(Arc<Vm>, Claim)> {
     background::detach()?;
-    let claim = Runtime::open()?.vm(&spec.names[number])?.claim()?;
+    let claim = Runtime::open()?.vm(&spec.names[number])?.adopt(lock);
     let nets = spec.nets.get(number).map_or(&[][..], Vec::as_slice);
     let started = start_claimed(spec, nets, &claim, began);
     match started {
-        Ok((vm, listener)) => Ok((vm, listener, claim)),
+        Ok(vm) => Ok((vm, claim)),
         Err(error) => {
-            claim.release(None)?;
+            // Where it may not, its supervisor does.
+            let _ = claim.release(None);
             Err(error)
         }
     }
 }
 
+/// Everything that the machine needs is opened; then its process gives up what it does
+/// not need, and only then are there threads that a guest could reach.
 fn start_claimed(
     spec: &Spec,
     nets: &[NetSpec],
     claim: &Claim,
     began: Instant,
-) -> anyhow::Result<(Arc<Vm>, UnixListener)> {
+) -> anyhow::Result<Arc<Vm>> {
     let log = OpenOptions::new()
         .create(true)
         .append(true)
@@ -118,40 +175,66 @@ fn start_claimed(
         .open(claim.vm.log())
         .with_context(|| format!("cannot open {}", claim.vm.log().display()))?;
     rustix::stdio::dup2_stderr(&log)?;
+    drop(log);
+    let null = OpenOptions::new().write(true).open("/dev/null")?;
+    // Sockets there are named as they are once that directory is the root.
+    rustix::process::chdir(claim.vm.dir()).context("cannot enter the machine's directory")?;
     snapstore_vmm::end_on_lost_memory()?;
     let console = Arc::new(Console::new());
-    let (machine, start) = build(&spec.what, nets, &claim.vm, &console)?;
+    let preparation = spec.confine.then(Preparation::new).transpose()?;
+    let (machine, start) = build(&spec.what, nets, &console)?;
+    let listener = listen(&claim.vm.socket())?;
+    let limits = Limits {
+        cpus: u64::try_from(machine.cpus()).unwrap_or(u64::MAX),
+        memory_bytes: machine.memory_bytes(),
+        disk_bytes: machine.largest_disk_bytes().saturating_mul(2),
+    };
+    let confinement = preparation
+        .map(|preparation| preparation.confine(claim.vm.dir(), &limits))
+        .transpose()?
+        .map(|confinement| confine::Confinement {
+            shares_layout: spec.share_layout,
+            ..confinement
+        });
     let identity = Identity {
         name: claim.vm.name.clone(),
         origin: spec.origin.clone(),
         start,
+        confinement,
     };
-    let vm = Vm::new(machine, console, identity, began);
-    let socket = claim.vm.socket();
-    let listener = UnixListener::bind(&socket)
-        .with_context(|| format!("cannot listen at {}", socket.display()))?;
-    // Only this user can get to it anyhow.
-    fs::set_permissions(&socket, Permissions::from_mode(0o600))
-        .with_context(|| format!("cannot protect {}", socket.display()))?;
+    let vm = Vm::new(machine.start()?, console, identity, began);
     stop_on_signal(&vm)?;
     if spec.stop_at_ready {
         vm.machine().stop_at_ready();
     }
     // As it is now: it may end before anyone could ask.
     let mut status = vm.status();
+    vm.listen(listener).context("cannot start a thread")?;
+    if spec.run_on_word || spec.stop_at_ready {
+        heed_starter(&vm, spec)?;
+    }
+    if matches!(spec.what, What::Restore { .. }) {
+        refresh_guest(&vm)?;
+    }
+    // All threads are there, and have entered theirs.
+    confine::enter(Role::Main);
     if spec.run {
         vm.machine().resume()?;
         status.state = RunState::Running;
     }
     announce(&claim.vm.name, Ok(status))?;
-    detach_output()?;
-    if spec.run_on_word || spec.stop_at_ready {
-        heed_starter(&vm, spec)?;
-    }
-    if matches!(spec.what, What::Restore { .. }) {
-        refresh_guest(&vm, claim.vm.vsock())?;
-    }
-    Ok((vm, listener))
+    // Lets go of the pipe to who started this.
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(vm)
+}
+
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    let listener = UnixListener::bind(socket)
+        .with_context(|| format!("cannot listen at {}", socket.display()))?;
+    // Only this user can get to it anyhow.
+    fs::set_permissions(socket, Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot protect {}", socket.display()))?;
+    Ok(listener)
 }
 
 /// Lets the machine run when who started it says so, and ends it if they are gone. Once
@@ -162,6 +245,7 @@ fn heed_starter(vm: &Arc<Vm>, spec: &Spec) -> anyhow::Result<()> {
     std::thread::Builder::new()
         .name("start".to_owned())
         .spawn(move || {
+            confine::enter(Role::Watch);
             match run_on_word.then(has_word) {
                 // It may have ended meanwhile, which its owner will see.
                 Some(true) => drop(vm.machine().resume()),
@@ -184,21 +268,18 @@ fn has_word() -> bool {
     retry_on_intr(|| rustix::io::read(rustix::stdio::stdin(), &mut word)).is_ok_and(|got| got > 0)
 }
 
-fn live(vm: &Arc<Vm>, listener: UnixListener, claim: Claim) -> u8 {
-    let ending = vm.serve(listener).unwrap_or_else(|error| Ending::Failed {
-        reason: error.to_string(),
-    });
-    let reason = (!ending.is_orderly()).then(|| ending.to_string());
-    if let Some(reason) = &reason {
-        say!("error: {reason}");
+/// Why it ended is said in its log; what is left of it is its supervisor's to clear away.
+fn live(vm: &Arc<Vm>) -> u8 {
+    let ending = vm.wait();
+    if ending.is_orderly() {
+        say!("{IN_ORDER}{ending}");
+        return 0;
     }
-    if let Err(error) = claim.release(reason.as_deref()) {
-        say!("warning: cannot clear the machine's directory: {error}");
-    }
-    if ending.is_orderly() { 0 } else { exit::FAILED }
+    say!("error: {ending}");
+    exit::FAILED
 }
 
-fn announce(name: &str, outcome: Result<Status, Failure>) -> io::Result<()> {
+pub fn announce(name: &str, outcome: Result<Status, Failure>) -> io::Result<()> {
     let announcement = Announcement {
         name: name.to_owned(),
         outcome,
@@ -211,23 +292,20 @@ fn announce(name: &str, outcome: Result<Status, Failure>) -> io::Result<()> {
     out.flush()
 }
 
-/// Lets go of the pipe to who started this.
-fn detach_output() -> anyhow::Result<()> {
-    let null = OpenOptions::new().write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdout(&null)?;
-    Ok(())
-}
-
 fn stop_on_signal(vm: &Arc<Vm>) -> anyhow::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
         .context("cannot watch for signals")?;
     let vm = vm.clone();
-    std::thread::spawn(move || {
-        for _ in signals.forever() {
-            vm.machine().stop();
-        }
-    });
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            confine::enter(Role::Watch);
+            for _ in signals.forever() {
+                vm.machine().stop();
+            }
+        })
+        .context("cannot start a thread")?;
     Ok(())
 }
 
@@ -237,7 +315,8 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(30);
 /// Gives a restored guest fresh entropy, the time and the addresses of its network
 /// interfaces, through its agent, once it runs. A guest without an agent, or a machine without the device, is left as
 /// it is.
-fn refresh_guest(vm: &Arc<Vm>, vsock: PathBuf) -> anyhow::Result<()> {
+fn refresh_guest(vm: &Arc<Vm>) -> anyhow::Result<()> {
+    let vsock = Path::new(VSOCK);
     if !vsock.exists() {
         return Ok(());
     }
@@ -249,10 +328,11 @@ fn refresh_guest(vm: &Arc<Vm>, vsock: PathBuf) -> anyhow::Result<()> {
     std::thread::Builder::new()
         .name("refresh".to_owned())
         .spawn(move || {
+            confine::enter(Role::Agent);
             if !vm.machine().wait_until_running() {
                 return;
             }
-            let refreshed = AgentClient::connect(&vsock, AGENT_PORT, AGENT_PATIENCE)
+            let refreshed = AgentClient::connect(vsock, AGENT_PORT, AGENT_PATIENCE)
                 .and_then(|mut agent| agent.after_restore(&macs));
             match refreshed {
                 Ok(()) => {}

@@ -12,4 +12,5 @@ pub mod mounts;
 pub mod networks;
 pub mod runtime;
 pub mod start;
+mod supervisor;
 pub mod terminal;

@@ -11,6 +11,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -27,11 +28,21 @@ use crate::exit::{Busy, NotFound, Usage};
 /// The environment's variable that names the runtime directory.
 pub const RUNTIME_DIR: &str = "SNAPSTORE_RUNTIME_DIR";
 
+/// The socket of a machine's vsock device, in the machine's directory.
+pub const VSOCK: &str = "vsock.sock";
+
 /// The longest path of a UNIX socket, in bytes (unix(7), with its final zero).
 const SOCKET_PATH_BYTES: usize = 107;
 
+/// How often a lock is tried that somebody else may only look at, and how long after.
+const LOCK_ATTEMPTS: u32 = 20;
+const LOCK_RETRY: Duration = Duration::from_millis(2);
+
 /// Why a machine ended that could not say so itself.
 pub const KILLED: &str = "its process was killed";
+
+/// How the line begins that a machine's process logs last, when it ends as wanted.
+pub const IN_ORDER: &str = "ended in order: ";
 
 /// The directory for what lives no longer than the machine is up.
 pub struct Runtime {
@@ -48,7 +59,7 @@ pub struct VmDir {
 /// A machine's name, taken for as long as this or a duplicate of it is open.
 pub struct Claim {
     pub vm: VmDir,
-    _lock: File,
+    lock: File,
 }
 
 impl Runtime {
@@ -90,17 +101,24 @@ impl Runtime {
         Ok(vm)
     }
 
-    /// Every machine that left a directory, by name.
+    /// Every machine that left a directory, by name. One that ended in order is cleared
+    /// away, if its supervisor could not.
     pub fn vms(&self) -> anyhow::Result<Vec<VmDir>> {
         let dir = self.dir.join("vms");
         let mut vms = Vec::new();
         for entry in fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {
             let entry = entry?;
-            if let Ok(name) = entry.file_name().into_string() {
-                vms.push(VmDir {
-                    name,
-                    dir: entry.path(),
-                });
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            let vm = VmDir {
+                name,
+                dir: entry.path(),
+            };
+            if vm.has_ended_in_order() {
+                forget(&vm)?;
+            } else {
+                vms.push(vm);
             }
         }
         vms.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
@@ -123,6 +141,19 @@ impl Runtime {
 }
 
 impl VmDir {
+    /// The directory itself.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A claim that was handed to this process, as the lock that it holds.
+    pub fn adopt(&self, lock: OwnedFd) -> Claim {
+        Claim {
+            vm: self.clone(),
+            lock: lock.into(),
+        }
+    }
+
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("control.sock")
@@ -130,7 +161,7 @@ impl VmDir {
 
     /// The socket of its vsock device, if it has one.
     pub fn vsock(&self) -> PathBuf {
-        self.dir.join("vsock.sock")
+        self.dir.join(VSOCK)
     }
 
     /// Its process's standard error.
@@ -180,14 +211,22 @@ impl VmDir {
         self.lock_path().exists()
     }
 
+    /// Whether it has ended as wanted, and only has to be cleared away.
+    pub fn has_ended_in_order(&self) -> bool {
+        !self.is_running() && fs::read_to_string(self.log()).is_ok_and(|log| said_in_order(&log))
+    }
+
     /// Why it ended badly, if it has ended so.
     pub fn ending(&self) -> Option<String> {
+        if self.has_ended_in_order() {
+            return None;
+        }
         let said = fs::read_to_string(self.dir.join("ending"));
         let said = said.or_else(|_| fs::read_to_string(self.log()).map(|log| last_words(&log)));
         let said = said.ok()?;
         Some(match said.trim() {
             "" => KILLED.to_owned(),
-            said => said.to_owned(),
+            said => said.strip_prefix("error: ").unwrap_or(said).to_owned(),
         })
     }
 
@@ -196,7 +235,7 @@ impl VmDir {
     /// The lock decides, not the directory: it is looked for again by its path
     /// once locked, since its holder may have removed it meanwhile.
     pub fn claim(&self) -> anyhow::Result<Claim> {
-        let mut attempts = 20;
+        let mut attempts = LOCK_ATTEMPTS;
         loop {
             make_private(&self.dir)?;
             let lock = match OpenOptions::new()
@@ -215,7 +254,7 @@ impl VmDir {
                 // Perhaps somebody only looks whether it is locked.
                 Err(Errno::WOULDBLOCK) if attempts > 0 => {
                     attempts -= 1;
-                    std::thread::sleep(Duration::from_millis(2));
+                    std::thread::sleep(LOCK_RETRY);
                     continue;
                 }
                 Err(Errno::WOULDBLOCK) => {
@@ -234,10 +273,31 @@ impl VmDir {
                     .with_context(|| format!("cannot clear {}", self.dir.display()))?;
                 return Ok(Claim {
                     vm: self.clone(),
-                    _lock: lock,
+                    lock,
                 });
             }
         }
+    }
+
+    /// The name of a machine that has ended, if nobody has taken it since.
+    pub fn reclaim(&self) -> anyhow::Result<Option<Claim>> {
+        let lock = match File::open(self.lock_path()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        for _ in 0..LOCK_ATTEMPTS {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                // Perhaps somebody only looks whether it is locked.
+                Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_RETRY),
+                other => {
+                    other?;
+                    let vm = self.clone();
+                    let is_same = is_same(&lock, &self.lock_path());
+                    return Ok(is_same.then_some(Claim { vm, lock }));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// The control socket, that of the vsock device, and those that programs of the
@@ -259,6 +319,16 @@ impl VmDir {
 }
 
 impl Claim {
+    /// What holds it.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// Leaves the machine's log to say why it ended.
+    pub fn release_with_log(self) -> io::Result<()> {
+        self.vm.remove_sockets()
+    }
+
     /// Says why the machine ended; without a reason there is nothing to keep.
     /// The lock goes last: whoever has it finds the rest as it will stay.
     pub fn release(self, ending: Option<&str>) -> io::Result<()> {
@@ -281,6 +351,12 @@ pub fn forget(vm: &VmDir) -> anyhow::Result<()> {
     vm.claim()?
         .release(None)
         .with_context(|| format!("cannot remove {}", vm.dir.display()))
+}
+
+/// Whether a machine's last word is that it ended as wanted.
+fn said_in_order(log: &str) -> bool {
+    let last = log.lines().next_back();
+    last.is_some_and(|line| line.starts_with(IN_ORDER))
 }
 
 /// What a process said at its end: what it logged while it ran, lines that begin

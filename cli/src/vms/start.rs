@@ -1,7 +1,7 @@
 //! Starting machines: names, processes, and what their user sees of it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::process::{Child, ChildStdin, ExitCode, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -28,6 +28,10 @@ use crate::vms::terminal::{self, Left};
 /// Requests to machines that are under way at the same time.
 const MAX_THREADS: usize = 64;
 
+/// What `--no-confine` gives up.
+const UNCONFINED: &str = "warning: not confined: a guest that breaks out of its machine has this \
+                          user's rights, files, network and processes";
+
 /// Starts what the spec says. The machines inherit `kept`, which stays open as
 /// long as they live. Either all are started or none.
 pub fn start(
@@ -45,6 +49,10 @@ pub fn start(
         .collect::<Result<_, _>>()?;
     // Several begin to run together, and only once all of them can; one that is
     // attached, once its user can see what it does.
+    spec.confine = !args.no_confine;
+    if args.no_confine {
+        say!("{UNCONFINED}");
+    }
     let later = spec.run && (vms.len() > 1 || !args.detach);
     spec.run &= !later;
     spec.run_on_word = later;
@@ -52,7 +60,13 @@ pub fn start(
     let when_ready = when_ready
         .map(|wanted| Ok::<_, anyhow::Error>((context.open_or_create_default()?, wanted)))
         .transpose()?;
+    spec.kept = kept.iter().map(|fd| fd.as_raw_fd()).collect();
     let (started, word) = launch(runtime, &spec, kept)?;
+    for status in &started {
+        let confinement = status.confinement.as_ref();
+        let confinement = confinement.map_or_else(|| "none".to_owned(), ToString::to_string);
+        tracing::info!(name = status.name, confinement);
+    }
     let ready =
         when_ready.map(|(store, wanted)| commit_when_ready(store, &vms[0], wanted, !args.detach));
     if args.detach {
@@ -167,7 +181,6 @@ fn launch(
     input.write_all(&line)?;
     let word = Word(input);
     let announced = announcements(&mut host, spec)?;
-    host.wait()?;
     let error = match all_started(spec, &announced) {
         Ok(started) => return Ok((started, word)),
         Err(error) => error,
@@ -184,6 +197,15 @@ fn launch(
 
 /// How they began, or the first failure.
 fn all_started(spec: &Spec, announced: &[Announcement]) -> anyhow::Result<Vec<Status>> {
+    // What failed first kept others from starting.
+    let failed = announced.iter().find(|by| by.outcome.is_err());
+    if let Some((failed, Err(failure))) = failed.map(|by| (by, &by.outcome)) {
+        return Err(Elsewhere {
+            message: format!("{}: {}", failed.name, failure.message),
+            exit_code: failure.exit_code,
+        }
+        .into());
+    }
     let mut started = Vec::with_capacity(spec.names.len());
     for name in &spec.names {
         let Some(announcement) = announced.iter().find(|by| by.name == *name) else {
@@ -192,16 +214,7 @@ fn all_started(spec: &Spec, announced: &[Announcement]) -> anyhow::Result<Vec<St
                  `snapstore ps` tells what it said, or the system's log (memory?)"
             );
         };
-        match &announcement.outcome {
-            Ok(status) => started.push(status.clone()),
-            Err(failure) => {
-                return Err(Elsewhere {
-                    message: format!("{name}: {}", failure.message),
-                    exit_code: failure.exit_code,
-                }
-                .into());
-            }
-        }
+        started.extend(announcement.outcome.as_ref().ok().cloned());
     }
     Ok(started)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::confine::Confinement;
 use crate::devices::virtio::Network;
 use crate::machine::Ending;
 use crate::memory::HostSlot;
@@ -109,6 +110,9 @@ pub struct Status {
     pub console_bytes: u64,
     /// Stages of its start and their seconds.
     pub start: Seconds,
+    /// How its process is confined; none if it is not.
+    #[serde(default)]
+    pub confinement: Option<Confinement>,
     /// The last commit, if there was one.
     pub last_commit: Option<CommitReport>,
 }

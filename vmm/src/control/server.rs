@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::confine::{self, Confinement, Role};
 use crate::control::protocol::{
     CommitReport, DiskInfo, ErrorKind, Origin, Reply, Request, RunState, Seconds, Status, seconds,
 };
@@ -40,6 +41,8 @@ pub struct Identity {
     pub origin: Origin,
     /// Stages of its start before it was built, and their seconds.
     pub start: Seconds,
+    /// How its process is confined, if it is.
+    pub confinement: Option<Confinement>,
 }
 
 /// A machine with its console and its clients.
@@ -96,26 +99,32 @@ impl Vm {
         &self.machine
     }
 
-    /// Serves clients until the machine has ended and they know of it.
+    /// Begins to serve clients.
     ///
     /// # Errors
     /// The socket's thread cannot be started.
-    pub fn serve(self: &Arc<Self>, listener: UnixListener) -> io::Result<Ending> {
+    pub fn listen(self: &Arc<Self>, listener: UnixListener) -> io::Result<()> {
         let vm = self.clone();
         std::thread::Builder::new()
             .name("control".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || vm.accept(&listener))?;
+        Ok(())
+    }
+
+    /// Waits until the machine has ended and its clients know of it.
+    pub fn wait(&self) -> Ending {
         let ending = self.machine.wait();
         self.console.close();
         let deadline = Instant::now() + FAREWELL;
         while self.clients.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
-        Ok(ending)
+        ending
     }
 
     fn accept(self: &Arc<Self>, listener: &UnixListener) {
+        confine::enter(Role::Control);
         for stream in listener.incoming() {
             let Ok(stream) = stream else { continue };
             if self.clients.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
@@ -166,6 +175,7 @@ impl Vm {
             uptime_seconds: self.began.elapsed().as_secs_f64(),
             console_bytes: self.console.written(),
             start,
+            confinement: self.identity.confinement.clone(),
             last_commit: record.last_commit.clone(),
         }
     }

@@ -123,8 +123,16 @@ impl Devices {
             serial,
             interfaces: interfaces.collect(),
             keyboard: Mutex::new(I8042Device::new(line)),
-            virtio: transports.into_iter().map(Transport::shared).collect(),
+            virtio: transports
+                .into_iter()
+                .map(|transport| Arc::new(Mutex::new(transport)))
+                .collect(),
         }
+    }
+
+    /// Starts the devices' own threads.
+    pub fn start_threads(&self) {
+        self.virtio.iter().for_each(Transport::start_threads);
     }
 
     /// What a restored machine needs to be as this one. The vCPUs must be

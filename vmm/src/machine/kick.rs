@@ -13,6 +13,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::error::{OsContext as _, Result};
+use crate::proc;
 
 /// Makes one vCPU leave the guest.
 pub(crate) struct Kick {
@@ -68,7 +69,7 @@ impl Kick {
     /// `stat`).
     pub fn sleeps(&self) -> bool {
         let id = self.thread_id.load(Ordering::SeqCst);
-        std::fs::read_to_string(format!("/proc/self/task/{id}/stat")).is_ok_and(|stat| {
+        proc::read(&format!("self/task/{id}/stat")).is_ok_and(|stat| {
             stat.rsplit(')')
                 .next()
                 .is_some_and(|rest| rest.starts_with(" S"))

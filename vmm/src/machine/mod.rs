@@ -21,6 +21,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::acpi::AcpiDevices;
 use crate::addresses::VM_GENERATION;
+use crate::confine::{self, Role};
 use crate::devices::virtio::{self, Network, VirtioDevice};
 use crate::devices::{Console, Devices};
 use crate::error::{Error, OsContext as _, Result};
@@ -55,6 +56,10 @@ pub struct Machine {
     timings: BuildTimings,
 }
 
+/// A machine that has all it needs, and no thread yet: the process that has it can
+/// still be confined.
+pub struct Assembled(Machine);
+
 /// What only one controlling thread at a time may touch.
 struct Control {
     /// From the first freeze on, where the kernel can.
@@ -82,7 +87,7 @@ struct Shared {
     built: Instant,
 }
 
-impl Machine {
+impl Assembled {
     /// A machine about to boot a kernel, with these virtio devices; it is paused.
     ///
     /// # Errors
@@ -117,7 +122,7 @@ impl Machine {
             load: loaded - created,
         };
         let vm_generation = acpi.vm_generation.filter(|_| entry.is_linux());
-        Self::start(parts, facts, devices, vm_generation, (timings, loaded))
+        Machine::assembled(parts, facts, devices, vm_generation, (timings, loaded))
     }
 
     /// A machine as it was when its state was saved, over a memory of that
@@ -165,7 +170,7 @@ impl Machine {
             create: created - began,
             load: loaded - created,
         };
-        Self::start(
+        Machine::assembled(
             parts,
             facts,
             devices,
@@ -174,15 +179,76 @@ impl Machine {
         )
     }
 
-    fn start(
+    /// The machine with its threads, in which nothing runs yet.
+    ///
+    /// # Errors
+    /// The operating system has no room for a thread.
+    pub fn start(self) -> Result<Machine> {
+        let Self(mut machine) = self;
+        machine.start_threads()?;
+        Ok(machine)
+    }
+
+    /// How many vCPUs it has.
+    #[must_use]
+    pub fn cpus(&self) -> usize {
+        self.0.cpus()
+    }
+
+    /// The largest of its disks, in bytes; an overlay may take twice as much.
+    #[must_use]
+    pub fn largest_disk_bytes(&self) -> u64 {
+        let disks = self.0.disks();
+        disks
+            .iter()
+            .map(virtio::Disk::size_bytes)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// The length of its memory, in bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.0.memory().layout().size_bytes()
+    }
+}
+
+impl Machine {
+    /// [`Assembled::boot`], with its threads.
+    ///
+    /// # Errors
+    /// As there, and no room for a thread.
+    pub fn boot(
+        memory: GuestMemory,
+        cpus: u32,
+        kernel: &Kernel,
+        console: &Arc<Console>,
+        virtio_devices: Vec<Box<dyn VirtioDevice>>,
+    ) -> Result<Self> {
+        Assembled::boot(memory, cpus, kernel, console, virtio_devices)?.start()
+    }
+
+    /// [`Assembled::restore`], with its threads.
+    ///
+    /// # Errors
+    /// As there, and no room for a thread.
+    pub fn restore(
+        state: &MachineState,
+        memory: GuestMemory,
+        console: &Arc<Console>,
+        virtio_devices: Vec<Box<dyn VirtioDevice>>,
+    ) -> Result<Self> {
+        Assembled::restore(state, memory, console, virtio_devices)?.start()
+    }
+
+    fn assembled(
         parts: Parts,
         facts: HostFacts,
         devices: Devices,
         vm_generation: Option<u64>,
         (timings, built): (BuildTimings, Instant),
-    ) -> Result<Self> {
+    ) -> Result<Assembled> {
         kick::install_handler()?;
-        let cpus = parts.vcpus.len();
         let shared = Arc::new(Shared {
             gate: Gate::new(parts.kicks),
             vcpus: parts.vcpus.into_iter().map(Mutex::new).collect(),
@@ -194,7 +260,7 @@ impl Machine {
             first_entry_nanos: AtomicU64::new(0),
             built,
         });
-        let mut machine = Self {
+        Ok(Assembled(Self {
             shared,
             threads: Vec::new(),
             control: Mutex::new(Control {
@@ -203,17 +269,22 @@ impl Machine {
                 freezes: 0,
             }),
             timings,
-        };
-        for cpu in 0..cpus {
-            let shared = machine.shared.clone();
+        }))
+    }
+
+    /// Starts the threads of the vCPUs, which wait, and those of devices.
+    fn start_threads(&mut self) -> Result<()> {
+        self.shared.devices.start_threads();
+        for cpu in 0..self.cpus() {
+            let shared = self.shared.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu {cpu}"))
                 .stack_size(VCPU_STACK_BYTES)
                 .spawn(move || shared.vcpu_thread(cpu))
                 .os("start a vCPU's thread")?;
-            machine.threads.push(thread);
+            self.threads.push(thread);
         }
-        Ok(machine)
+        Ok(())
     }
 
     /// Lets the guest run.
@@ -448,6 +519,7 @@ const VCPU_STACK_BYTES: usize = 256 << 10;
 
 impl Shared {
     fn vcpu_thread(&self, cpu: usize) {
+        confine::enter(Role::Vcpu);
         while self.gate.wait_to_enter(cpu) == Next::Run {
             if self.first_entry_nanos.load(Ordering::Relaxed) == 0 {
                 let nanos = u64::try_from(self.built.elapsed().as_nanos()).unwrap_or(u64::MAX);

@@ -15,7 +15,7 @@ use super::guest::{GuestMemory, HostSlot};
 use super::layout::PAGE_BYTES;
 use super::ranges;
 use crate::error::OsContext as _;
-use crate::{Error, Result};
+use crate::{Error, Result, proc};
 
 /// Copied by these even if hardly anything is private: what a fork costs at least.
 const FEW_PAGES: u64 = 128;
@@ -115,7 +115,7 @@ impl PageCopy {
 /// The pages of this process that a fork would have to share, about.
 fn private_pages() -> Result<u64> {
     // "size resident shared ...", in pages; shared are those of files.
-    let line = std::fs::read_to_string("/proc/self/statm").os("read /proc/self/statm")?;
+    let line = proc::read("self/statm").os("read /proc/self/statm")?;
     let mut fields = line
         .split(' ')
         .map(|field| field.parse::<u64>().unwrap_or(0));

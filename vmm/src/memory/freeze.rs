@@ -17,8 +17,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::fork::{end, fork_frozen};
 use super::guest::HostSlot;
-use crate::Result;
 use crate::error::OsContext as _;
+use crate::{Result, proc};
 
 /// A frozen copy of guest memory. Dropping it ends the copy, and takes as long
 /// as the kernel takes to free it.
@@ -71,7 +71,7 @@ impl Frozen {
     /// # Errors
     /// [`crate::Error::Os`] if the copy has ended or the system forbids it.
     pub fn open(&self) -> Result<FrozenFiles> {
-        let open = |name| File::open(format!("/proc/{}/{name}", self.pid));
+        let open = |name| proc::open(&format!("{}/{name}", self.pid));
         Ok(FrozenFiles {
             pagemap: open("pagemap").os("open the frozen memory's pagemap")?,
             memory: open("mem").os("open the frozen memory")?,

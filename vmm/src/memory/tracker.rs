@@ -29,8 +29,8 @@ use super::uapi::{
     ScanRequest, open_write_tracking, scan_pages, track_writes,
 };
 use super::written::{PRIVATE_PAGES, SCAN_REGIONS, scan_slot};
-use crate::Result;
 use crate::error::OsContext as _;
+use crate::{Result, proc};
 
 /// Lists the mapped pages that were written, and marks them as not written.
 ///
@@ -75,7 +75,7 @@ impl Tracker {
     /// # Errors
     /// [`crate::Error::Os`] if this process's pagemap cannot be opened.
     pub fn new(slots: &[HostSlot]) -> Result<Option<Self>> {
-        let pagemap = File::open("/proc/self/pagemap").os("open /proc/self/pagemap")?;
+        let pagemap = proc::open("self/pagemap").os("open /proc/self/pagemap")?;
         match arm(slots, &pagemap) {
             Ok(userfaultfd) => Ok(Some(Self {
                 slots: slots.to_vec(),

@@ -120,7 +120,7 @@ pub trait VirtioDevice: Send {
     /// The driver starts anew.
     fn reset(&mut self) {}
 
-    /// The device is behind this transport. For a device with threads of its own:
+    /// The device is behind this transport, and its threads may begin, if it has some:
     /// they call [`Transport::serve`] when they have something for the driver.
     fn attached(&mut self, _transport: Weak<Mutex<Transport>>) {}
 

@@ -11,6 +11,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::{Link, RECEIVE, Tap};
+use crate::confine::{self, Role};
 use crate::devices::virtio::{Transport, Wake};
 
 const STACK_BYTES: usize = 256 << 10;
@@ -73,6 +74,7 @@ pub(super) fn spawn(
 }
 
 fn run(poll: &Poll, link: &Link, wake: &Wake, transport: &Weak<Mutex<Transport>>) {
+    confine::enter(Role::Net);
     loop {
         let events = match poll.wait() {
             Ok(events) => events,

@@ -90,15 +90,20 @@ impl Transport {
         }
     }
 
-    /// The device as its threads and the vCPUs share it.
+    /// The device as its threads, which begin, and the vCPUs share it.
+    #[cfg(test)]
     #[must_use]
     pub fn shared(self) -> Arc<Mutex<Self>> {
         let shared = Arc::new(Mutex::new(self));
-        let weak = Arc::downgrade(&shared);
+        Self::start_threads(&shared);
+        shared
+    }
+
+    /// Starts the device's threads, if it has some.
+    pub fn start_threads(shared: &Arc<Mutex<Self>>) {
+        let weak = Arc::downgrade(shared);
         let mut transport = shared.lock().unwrap_or_else(PoisonError::into_inner);
         transport.device.attached(weak);
-        drop(transport);
-        shared
     }
 
     /// The device.

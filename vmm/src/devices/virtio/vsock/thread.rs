@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::poll::{EventFlags, Poll, Source};
 use super::{News, RECEIVE, Shared, lock};
+use crate::confine::{self, Role};
 use crate::devices::virtio::{Transport, Wake};
 
 const STACK_BYTES: usize = 256 << 10;
@@ -27,6 +28,7 @@ pub(super) fn spawn(
 }
 
 fn run(poll: &Poll, shared: &Mutex<Shared>, wake: &Wake, transport: &Weak<Mutex<Transport>>) {
+    confine::enter(Role::Vsock);
     let mut deadline: Option<Instant> = None;
     loop {
         let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));

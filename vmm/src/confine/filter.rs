@@ -1,0 +1,119 @@
+//! System calls, by what a thread is for. What a role may not make ends the process
+//! (`SECCOMP_RET_KILL_PROCESS`), and its supervisor says so.
+//!
+//! The filters are made while the process is confined, and each thread installs its own
+//! when it begins: none can be taken off, and a thread that it starts inherits it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::OnceLock;
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+
+use super::refused;
+use super::rules::{self, Known};
+use crate::error::Result;
+
+/// What a thread of a machine's process is for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Role {
+    /// Waits for the machine's end.
+    Main,
+    /// Runs a vCPU, and the devices that its guest notifies.
+    Vcpu,
+    /// Accepts clients and serves one each: also pauses, freezes and resumes.
+    Control,
+    /// Hears from the host's ends of the guest's sockets.
+    Vsock,
+    /// Hears from a tap.
+    Net,
+    /// Heeds signals, or the starter's word.
+    Watch,
+    /// Speaks with the guest's agent once.
+    Agent,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Main,
+        Self::Vcpu,
+        Self::Control,
+        Self::Vsock,
+        Self::Net,
+        Self::Watch,
+        Self::Agent,
+    ];
+}
+
+/// By role, what its threads install, in this order.
+static PROGRAMS: OnceLock<BTreeMap<Role, Vec<BpfProgram>>> = OnceLock::new();
+
+/// Makes the filters of this process.
+pub(super) fn prepare(proc: BorrowedFd<'_>) -> Result<()> {
+    let known = Known {
+        pid: std::process::id(),
+        proc: proc.as_raw_fd(),
+    };
+    let mut programs = BTreeMap::new();
+    for role in Role::ALL {
+        programs.insert(
+            role,
+            compile(role, &known).map_err(refused("make a filter"))?,
+        );
+    }
+    PROGRAMS.get_or_init(|| programs);
+    Ok(())
+}
+
+/// Whether threads that begin are filtered.
+pub(super) fn is_prepared() -> bool {
+    PROGRAMS.get().is_some()
+}
+
+fn compile(role: Role, known: &Known) -> io::Result<Vec<BpfProgram>> {
+    let mut programs = Vec::new();
+    if rules::starts_threads(role) {
+        // Its flags are in memory, where no filter sees them: the C library then does
+        // the same by `clone`.
+        let missing = u32::try_from(libc::ENOSYS).map_err(io::Error::other)?;
+        programs.push(program(
+            [(libc::SYS_clone3, Vec::new())].into(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(missing),
+        )?);
+    }
+    programs.push(program(
+        rules::of(role, known)?,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+    )?);
+    Ok(programs)
+}
+
+fn program(
+    rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>>,
+    otherwise: SeccompAction,
+    named: SeccompAction,
+) -> io::Result<BpfProgram> {
+    SeccompFilter::new(rules, otherwise, named, TargetArch::x86_64)
+        .and_then(BpfProgram::try_from)
+        .map_err(io::Error::other)
+}
+
+/// From here on this thread makes the system calls of its role only, if the process is
+/// confined.
+///
+/// A thread that cannot be filtered does not go on: it ends the process.
+pub fn enter(role: Role) {
+    let Some(programs) = PROGRAMS.get() else {
+        return;
+    };
+    for program in &programs[&role] {
+        if let Err(error) = apply_filter(program) {
+            eprintln!("error: cannot confine a thread ({role:?}): {error}");
+            std::process::exit(1);
+        }
+    }
+}
