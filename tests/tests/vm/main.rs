@@ -3,6 +3,7 @@
 
 mod chain;
 mod changed;
+mod confined;
 mod console;
 mod control;
 mod damaged;

@@ -1,0 +1,215 @@
+//! A process that is confined as a machine's is, and tries to get out: each attempt in
+//! a process of its own, under the filter of each role, and under none; as root, and as
+//! a user.
+//!
+//! Without arguments this is the test. With a role (or `none`), an attempt's number and
+//! what it needs to know it is one attempt.
+
+mod attempts;
+
+use std::fs;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
+use std::process::{Command, ExitCode, ExitStatus};
+
+use attempts::{ATTEMPTS, Attempt, Target, Without};
+use snapstore_vmm::confine::{Limits, Preparation, Role, enter};
+
+/// A user without rights.
+const NOBODY: u32 = 65534;
+/// What one attempt exits with.
+const ESCAPED: u8 = 10;
+const FAILED: u8 = 11;
+const NOT_CONFINED: u8 = 12;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.as_slice() {
+        [mark, role, number, rest @ ..] if mark == "attempt" => {
+            ExitCode::from(one(role, number.parse().expect("a number"), rest))
+        }
+        _ => all(),
+    }
+}
+
+/// One attempt, in this process.
+fn one(role: &str, number: usize, rest: &[String]) -> u8 {
+    let [dir, secret, other, abstract_socket] = rest else {
+        return NOT_CONFINED;
+    };
+    let target = Target {
+        parent: std::os::unix::process::parent_id().cast_signed(),
+        secret: secret.into(),
+        other: other.into(),
+        abstract_socket: abstract_socket.clone(),
+    };
+    let limits = Limits {
+        cpus: 1,
+        memory_bytes: 1 << 20,
+        disk_bytes: 0,
+    };
+    std::env::set_current_dir(dir).expect("the directory is there");
+    let confined = Preparation::new().and_then(|it| it.confine(Path::new(dir), &limits));
+    if let Err(error) = confined {
+        eprintln!("{error}");
+        return NOT_CONFINED;
+    }
+    // Known to anybody who looks; looked for while it is allowed.
+    remember_proc();
+    if let Some(role) = Role::ALL.iter().find(|it| format!("{it:?}") == role) {
+        enter(*role);
+    }
+    match (ATTEMPTS[number].run)(&target) {
+        Ok(()) => ESCAPED,
+        Err(_) => FAILED,
+    }
+}
+
+static PROC: std::sync::OnceLock<Vec<i32>> = std::sync::OnceLock::new();
+
+/// The descriptors under which there is a `self`.
+fn remember_proc() {
+    let has_self = |fd: &i32| {
+        // SAFETY: only looks.
+        unsafe { libc::faccessat(*fd, c"self/stat".as_ptr(), libc::F_OK, 0) == 0 }
+    };
+    PROC.get_or_init(|| (3..64).filter(has_self).collect());
+}
+
+fn proc_descriptors() -> &'static [i32] {
+    PROC.get().map_or(&[], Vec::as_slice)
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outcome {
+    Killed,
+    Failed,
+    Escaped,
+    Broken,
+}
+
+fn outcome(status: ExitStatus) -> Outcome {
+    match (status.signal(), status.code()) {
+        (Some(libc::SIGSYS), _) => Outcome::Killed,
+        (None, Some(code)) if code == i32::from(FAILED) => Outcome::Failed,
+        (None, Some(code)) if code == i32::from(ESCAPED) => Outcome::Escaped,
+        _ => Outcome::Broken,
+    }
+}
+
+/// What is there to be attacked.
+struct Range {
+    dir: tempfile::TempDir,
+    _listener: UnixListener,
+    socket: String,
+}
+
+impl Range {
+    fn new(user: u32) -> io::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let public = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(dir.path(), public)?;
+        fs::write(dir.path().join("secret"), "secret")?;
+        for name in ["machine", "other"] {
+            let machine = dir.path().join(name);
+            fs::create_dir(&machine)?;
+            fs::write(machine.join("there"), "")?;
+            fs::write(machine.join("log"), "")?;
+            fs::set_permissions(&machine, fs::Permissions::from_mode(0o700))?;
+            std::os::unix::fs::chown(&machine, Some(user), Some(user))?;
+        }
+        let socket = format!("snapstore-escape-{}-{user}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&socket)?;
+        Ok(Self {
+            dir,
+            _listener: UnixListener::bind_addr(&address)?,
+            socket,
+        })
+    }
+
+    fn try_it(&self, role: &str, number: usize, user: u32) -> io::Result<Outcome> {
+        let path = |name: &str| self.dir.path().join(name);
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["attempt", role, &number.to_string()])
+            .arg(path("machine"))
+            .arg(path("secret"))
+            .arg(path("other"))
+            .arg(&self.socket);
+        if user != effective_user() {
+            command.uid(user).gid(user);
+        }
+        Ok(outcome(command.status()?))
+    }
+}
+
+/// Whether it ended as it has to.
+fn is_right(attempt: &Attempt, role: Option<Role>, as_root: bool, outcome: Outcome) -> bool {
+    match role {
+        // Nothing is killed without a filter.
+        None => match attempt.without {
+            Without::Fails => outcome == Outcome::Failed,
+            Without::FailsAsRoot => !as_root || outcome == Outcome::Failed,
+            Without::NeedsFilter => outcome != Outcome::Broken,
+        },
+        Some(_) if attempt.passes_control => {
+            matches!(outcome, Outcome::Killed | Outcome::Failed)
+        }
+        Some(_) => outcome == Outcome::Killed,
+    }
+}
+
+fn effective_user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// The attempts under each role, as this user and, if it is root, as nobody.
+fn all() -> ExitCode {
+    let me = effective_user();
+    let users = if me == 0 { vec![0, NOBODY] } else { vec![me] };
+    let (mut passed, mut failed) = (0, 0);
+    for user in users {
+        let as_root = user == 0;
+        let range = Range::new(user).expect("a place for attempts");
+        let roles = Role::ALL.iter().copied().map(Some).chain([None]);
+        for role in roles {
+            let name = role.map_or_else(|| "none".to_owned(), |role| format!("{role:?}"));
+            let mut wrong = Vec::new();
+            for (number, attempt) in ATTEMPTS.iter().enumerate() {
+                let outcome = range
+                    .try_it(&name, number, user)
+                    .expect("an attempt starts");
+                if !is_right(attempt, role, as_root, outcome) {
+                    wrong.push(format!("{}: {outcome:?}", attempt.name));
+                }
+            }
+            let verdict = if wrong.is_empty() { "ok" } else { "FAILED" };
+            println!("test nothing_escapes::user_{user}::filter_{name} ... {verdict}");
+            for line in &wrong {
+                println!("    {line}");
+            }
+            if wrong.is_empty() {
+                passed += 1;
+            } else {
+                failed += 1;
+            }
+        }
+    }
+    if me != 0 {
+        println!("SKIPPED nothing_escapes::user_0: only root can be confined as root is");
+    }
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out"
+    );
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
