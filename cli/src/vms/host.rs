@@ -153,8 +153,10 @@ fn start(
     match started {
         Ok(vm) => Ok((vm, claim)),
         Err(error) => {
-            // Where it may not, its supervisor does.
-            let _ = claim.release(None);
+            // Where this process may not any more, its supervisor does.
+            if !confine::is_confined() {
+                claim.release(None)?;
+            }
             Err(error)
         }
     }

@@ -67,8 +67,9 @@ pub(super) fn prepare(proc: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Whether threads that begin are filtered.
-pub(super) fn is_prepared() -> bool {
+/// Whether this process is confined, so that threads that begin are filtered.
+#[must_use]
+pub fn is_confined() -> bool {
     PROGRAMS.get().is_some()
 }
 

@@ -24,6 +24,8 @@ mod limits;
 mod report;
 mod root;
 mod rules;
+#[cfg(test)]
+pub(crate) mod testing;
 mod user_namespace;
 
 use std::path::Path;
@@ -33,7 +35,7 @@ use rustix::io::Errno;
 use crate::error::{Error, OsContext as _, Result};
 use crate::proc;
 pub use descriptors::keep_only;
-pub use filter::{Role, enter};
+pub use filter::{Role, enter, is_confined};
 use identity::MachineUser;
 pub use identity::{FIRST_UID, UIDS};
 pub use limits::Limits;

@@ -51,7 +51,7 @@ impl Confinement {
         self.no_new_privs = field(&status, "NoNewPrivs") == Some("1");
         let capabilities = ["CapEff", "CapPrm", "CapInh", "CapAmb"].map(mask);
         self.capabilities = format!("{:x}", capabilities.iter().fold(0, |all, set| all | set));
-        self.seccomp = super::filter::is_prepared();
+        self.seccomp = super::filter::is_confined();
         Ok(())
     }
 }

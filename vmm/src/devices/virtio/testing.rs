@@ -13,6 +13,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::{Interrupt, Transport, VirtioDevice};
+use crate::confine::testing::as_vcpu;
 use crate::state::VirtioState;
 
 pub(super) const MEMORY_BYTES: usize = 4 << 20;
@@ -31,6 +32,8 @@ pub(super) const INDIRECT_FLAG: u16 = 4;
 
 /// Guest memory between pages that end the process when they are touched.
 pub(super) fn guarded_memory() -> GuestMemoryMmap<()> {
+    // Before a device starts its threads.
+    as_vcpu(|| ());
     let length = MEMORY_BYTES + 2 * GUARD_BYTES;
     // SAFETY: a new mapping, of no access.
     let start = unsafe {
@@ -135,7 +138,8 @@ impl Driver {
     }
 
     pub fn write(&mut self, register: u32, value: u32) {
-        self.transport.write(register.into(), &value.to_le_bytes());
+        let transport = &mut self.transport;
+        as_vcpu(|| transport.write(register.into(), &value.to_le_bytes()));
     }
 
     /// How many interrupts there were since it was asked last.

@@ -11,6 +11,7 @@ use super::super::super::testing::{NEXT, WRITE, guarded_memory};
 use super::super::super::{Transport, VirtioDevice};
 use super::super::packet::{HEADER_BYTES, HOST_CID, Header, Operation, Ports, TYPE_STREAM};
 use super::super::{EVENTS, RECEIVE, SEND};
+use crate::confine::testing::as_vcpu;
 use crate::state::VirtioState;
 
 /// How long a packet may take.
@@ -84,7 +85,7 @@ impl Guest {
     }
 
     pub fn write(&self, register: u32, value: u32) {
-        self.lock().write(register.into(), &value.to_le_bytes());
+        as_vcpu(|| self.lock().write(register.into(), &value.to_le_bytes()));
     }
 
     pub fn read(&self, register: u32) -> u32 {
