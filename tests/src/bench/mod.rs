@@ -17,6 +17,7 @@ pub mod touch;
 pub mod vm_bare;
 pub mod vm_changes;
 pub mod vm_commit;
+pub mod vm_confine;
 pub mod vm_frozen;
 pub mod vm_many;
 pub mod vm_pause;
@@ -59,7 +60,7 @@ pub enum Needs {
 }
 
 /// Every benchmark: its name, what it needs, and what it does.
-pub const ALL: [(&str, Needs, Run); 17] = [
+pub const ALL: [(&str, Needs, Run); 18] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
     ("commit-diff-depth", Needs::Images, commit::diff_depth),
@@ -76,6 +77,7 @@ pub const ALL: [(&str, Needs, Run); 17] = [
     ("vm-pause", Needs::Machines, vm_pause::pause),
     ("vm-changes", Needs::Machines, vm_changes::changes),
     ("vm-commit", Needs::Machines, vm_commit::commit),
+    ("vm-confine", Needs::Machines, vm_confine::confine),
     ("vm-tracking", Needs::Machines, vm_tracking::tracking),
 ];
 
