@@ -28,6 +28,7 @@ mod rules;
 pub(crate) mod testing;
 mod user_namespace;
 
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -91,7 +92,13 @@ impl Preparation {
         };
         let proc = proc::use_root(root);
         rustix::thread::set_no_new_privs(true).map_err(refused("forbid new privileges"))?;
-        report.landlock = landlock::restrict(proc)?;
+        // By its name from outside, or as root by the only one that there is.
+        let dir = match report.namespaces.is_empty() {
+            true => dir,
+            false => Path::new("/"),
+        };
+        let dir = root::directory(dir)?;
+        report.landlock = landlock::restrict(proc, dir.as_fd())?;
         if report.landlock.is_none() && report.namespaces.is_empty() {
             return Err(Error::Confine {
                 action: "forbid files with Landlock, which this kernel does not have",

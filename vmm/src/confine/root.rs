@@ -77,8 +77,13 @@ fn new_proc() -> rustix::io::Result<OwnedFd> {
 
 /// The host's `/proc`, for those who cannot mount one.
 pub(super) fn host_proc() -> Result<OwnedFd> {
+    directory(Path::new("/proc"))
+}
+
+/// A descriptor that names a directory.
+pub(super) fn directory(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open("/proc", flags, Mode::empty()).map_err(refused("open /proc"))
+    rustix::fs::open(path, flags, Mode::empty()).map_err(refused("open a directory"))
 }
 
 /// A mount of the directory, and whether it is the user's.

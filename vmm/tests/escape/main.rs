@@ -36,6 +36,10 @@ fn main() -> ExitCode {
     }
 }
 
+/// Not an attempt but what a guest may do: connect to a program of the host that listens
+/// in its machine's directory.
+const CONNECT: usize = usize::MAX;
+
 /// One attempt, in this process.
 fn one(role: &str, number: usize, rest: &[String]) -> u8 {
     let [dir, secret, other, abstract_socket] = rest else {
@@ -62,6 +66,12 @@ fn one(role: &str, number: usize, rest: &[String]) -> u8 {
     remember_proc();
     if let Some(role) = Role::ALL.iter().find(|it| format!("{it:?}") == role) {
         enter(*role);
+    }
+    if number == CONNECT {
+        return match std::os::unix::net::UnixStream::connect("vsock.sock_52") {
+            Ok(_) => ESCAPED,
+            Err(_) => FAILED,
+        };
     }
     match (ATTEMPTS[number].run)(&target) {
         Ok(()) => ESCAPED,
@@ -105,7 +115,7 @@ fn outcome(status: ExitStatus) -> Outcome {
 /// What is there to be attacked.
 struct Range {
     dir: tempfile::TempDir,
-    _listener: UnixListener,
+    _listeners: [UnixListener; 2],
     socket: String,
 }
 
@@ -123,11 +133,17 @@ impl Range {
             fs::set_permissions(&machine, fs::Permissions::from_mode(0o700))?;
             std::os::unix::fs::chown(&machine, Some(user), Some(user))?;
         }
+        // As a program makes it that knows nothing of a machine's user.
+        let beside = UnixListener::bind(dir.path().join("machine/vsock.sock_52"))?;
+        if user != effective_user() {
+            let socket = dir.path().join("machine/vsock.sock_52");
+            std::os::unix::fs::chown(socket, Some(user), Some(user))?;
+        }
         let socket = format!("snapstore-escape-{}-{user}", std::process::id());
         let address = SocketAddr::from_abstract_name(&socket)?;
         Ok(Self {
             dir,
-            _listener: UnixListener::bind_addr(&address)?,
+            _listeners: [UnixListener::bind_addr(&address)?, beside],
             socket,
         })
     }
@@ -186,6 +202,13 @@ fn all() -> ExitCode {
                     .expect("an attempt starts");
                 if !is_right(attempt, role, as_root, outcome) {
                     wrong.push(format!("{}: {outcome:?}", attempt.name));
+                }
+            }
+            if matches!(role, None | Some(Role::Vcpu | Role::Vsock | Role::Agent)) {
+                let outcome = range.try_it(&name, CONNECT, user);
+                let outcome = outcome.expect("an attempt starts");
+                if outcome != Outcome::Escaped {
+                    wrong.push(format!("cannot connect beside its own socket: {outcome:?}"));
                 }
             }
             let verdict = if wrong.is_empty() { "ok" } else { "FAILED" };
