@@ -28,6 +28,8 @@ const KEPT: &[&str] = &[
     RUNTIME_DIR,
     "RUST_LOG",
     "RUST_BACKTRACE",
+    "SNAPSTORE_TRUST_LOCKS",
+    "SNAPSTORE_PRETEND_FILESYSTEM",
     // Of builds with debug assertions (store/src/durable.rs).
     "SNAPSTORE_KILL_AT_STEP",
     "SNAPSTORE_STOP_AT_STEP",

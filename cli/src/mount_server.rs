@@ -35,6 +35,11 @@ pub struct Announcement {
 }
 
 impl Announcement {
+    /// Adds what the user should know.
+    pub fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
     /// Tells the waiting parent, then lets go of its pipe.
     pub fn ready(self) -> anyhow::Result<()> {
         let mut text = format!("{READY}\n");

@@ -87,4 +87,6 @@ pub(crate) fn keep_house(view: Arc<View>, chores: Chores, end: Receiver<()>) -> 
 }
 
 /// Of what a collection has deleted, the store keeps nothing open.
-fn let_go_of_files(_store: &Store) {}
+fn let_go_of_files(store: &Store) {
+    store.let_go_of_deleted();
+}

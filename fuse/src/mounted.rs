@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use fuser::{BackgroundSession, Config, SessionACL};
-use snapstore_store::Store;
+use snapstore_store::{NotPinned, Store};
 
 use crate::attach::{Attached, attach};
 use crate::chores::{Chores, keep_house};
@@ -43,6 +43,7 @@ pub struct Mounted {
     session: BackgroundSession,
     attached: Arc<Attached>,
     dir: PathBuf,
+    not_pinned: Option<NotPinned>,
     /// Dropped, it ends the housekeeping.
     _serving: Sender<()>,
 }
@@ -82,6 +83,7 @@ pub fn mount(
     };
     // fuser tells of threads that it cannot start only when it is done.
     find_threads(options.threads + MORE_THREADS).map_err(failed)?;
+    let not_pinned = view.not_pinned();
     let chores = Chores::start(view.clone()).map_err(failed)?;
     let server = Server::new(view.clone(), chores.clone(), options.read_ahead_bytes);
     let serve = |connection| {
@@ -106,6 +108,7 @@ pub fn mount(
         session,
         attached,
         dir: dir.to_owned(),
+        not_pinned,
         _serving: serving,
     })
 }
@@ -134,6 +137,12 @@ fn find_threads(count: usize) -> io::Result<()> {
 }
 
 impl Mounted {
+    /// Why nothing that is shown is kept from collection, if that is so.
+    #[must_use]
+    pub fn not_pinned(&self) -> Option<NotPinned> {
+        self.not_pinned
+    }
+
     /// What undoes this mount, from another thread.
     #[must_use]
     pub fn undo(&self) -> Undo {

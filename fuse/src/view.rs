@@ -6,7 +6,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use snapstore_store::{Error, Manifest, Pin, Result, SnapshotId, Store};
+use snapstore_store::{Error, Manifest, NotPinned, Pin, Result, SnapshotId, Store};
 
 use crate::table::{Dir, Node, Numbered, Table};
 
@@ -62,6 +62,11 @@ impl View {
         }
         let pin = Mutex::new(pin);
         Ok(Self { store, table, pin })
+    }
+
+    /// Why nothing that is shown is kept from collection, if that is so.
+    pub fn not_pinned(&self) -> Option<NotPinned> {
+        self.lock_pin().not_pinned()
     }
 
     pub fn store(&self) -> &Store {

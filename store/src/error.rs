@@ -259,6 +259,18 @@ pub enum Error {
         /// The pack file.
         path: PathBuf,
     },
+    /// Locks keep nobody away on the filesystem that the store is on.
+    #[error(
+        "{} is on {filesystem}, {why}: two processes could write at once, and what one has committed be lost; put the store elsewhere, or set SNAPSTORE_TRUST_LOCKS=1 if nobody else ever has it; reading works", path.display()
+    )]
+    NoLocks {
+        /// The store.
+        path: PathBuf,
+        /// The type of the filesystem.
+        filesystem: String,
+        /// What is wrong with its locks.
+        why: &'static str,
+    },
     /// The index could not be opened, read or written.
     #[error("index {}: {message}; if this persists run `snapstore repair`", path.display())]
     Index {
@@ -379,7 +391,8 @@ impl Error {
             Self::Damaged(_) | Self::Index { .. } => ErrorClass::Damaged,
             Self::Busy { .. } | Self::Overtaken { .. } => ErrorClass::Busy,
             Self::Newer { .. } => ErrorClass::Newer,
-            Self::NotEmpty { .. }
+            Self::NoLocks { .. }
+            | Self::NotEmpty { .. }
             | Self::PageSize { .. }
             | Self::PartialPage { .. }
             | Self::EmptyInput { .. }

@@ -164,7 +164,7 @@ pub(crate) fn live_under(layout: &Layout, _allocate: &Lock) -> Result<Vec<LiveLe
     let mut leases = Vec::new();
     for entry in fs::read_dir(&dir).context("list", &dir)? {
         let path = entry.context("list", &dir)?.path();
-        let file = match File::open(&path) {
+        let file = match lock::open_to_lock(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             other => other.context("open", &path)?,
         };

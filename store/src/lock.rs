@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, IoContext as _, Result};
 use crate::layout::Layout;
+use crate::lock_probe;
 use crate::sim::{self, StepKind};
 
 /// How long an operation waits for a lock unless told otherwise.
@@ -62,6 +63,7 @@ impl Drop for Lock {
 pub(crate) fn acquire(layout: &Layout, kind: LockKind, timeout: Duration) -> Result<Lock> {
     let path = layout.locks().join(kind.file_name());
     sim::before(StepKind::Lock, &path).context("lock", &path)?;
+    lock_probe::check(layout)?;
     let file = open_to_write(&path).context("open", &path)?;
     wait_for(file, path, kind, timeout)
 }
@@ -95,7 +97,16 @@ fn open_to_write(path: &Path) -> std::io::Result<File> {
         .open(path)
 }
 
-fn is_read_only(error: &std::io::Error) -> bool {
+/// Opens a file to lock it. NFS locks only what is open for writing.
+pub(crate) fn open_to_lock(path: &Path) -> std::io::Result<File> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Err(error) if is_read_only(&error) => File::open(path),
+        other => other,
+    }
+}
+
+/// Whether nothing can be written there, at all or by this user.
+pub(crate) fn is_read_only(error: &std::io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::ROFS | Errno::ACCESS | Errno::PERM))
 }

@@ -1,18 +1,71 @@
 //! Pins: keeping snapshots whole without a tag.
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 
-use crate::error::Result;
+use crate::error::{Error, IoContext as _, Result};
 use crate::gc::mark::Reach;
 use crate::id::SnapshotId;
 use crate::lease::{Claim, Lease};
+use crate::lock::is_read_only;
 use crate::store::Store;
 
-/// Keeps snapshots from being collected while it lives, tagged or not.
+/// Keeps snapshots from being collected while it lives, tagged or not, unless
+/// it says that it cannot ([`Pin::not_pinned`]).
 #[derive(Debug)]
 pub struct Pin {
-    lease: Lease,
+    lease: Result<Lease, Nothing>,
     ids: Vec<SnapshotId>,
+}
+
+/// In place of a lease.
+#[derive(Debug)]
+struct Nothing {
+    why: NotPinned,
+    /// What is handed on instead.
+    descriptor: File,
+}
+
+impl Nothing {
+    fn because_of(error: Error) -> Result<Self> {
+        const NULL: &str = "/dev/null";
+        let why = NotPinned::because_of(&error).ok_or(error)?;
+        let descriptor = File::open(NULL).context("open", NULL.as_ref())?;
+        Ok(Self { why, descriptor })
+    }
+}
+
+/// Why a pin keeps nothing. What is read through it may be collected by whoever
+/// can write to the store; reading it is then an error, and never other bytes.
+#[derive(thiserror::Error, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotPinned {
+    /// The filesystem is read-only here.
+    #[error(
+        "the store is on a read-only filesystem: where it can be written, a collection may remove what is in use here"
+    )]
+    ReadOnly,
+    /// This user may not write to the store.
+    #[error("this user may not write to the store, so a collection may remove what is in use here")]
+    NotAllowed,
+    /// Locks keep nobody away there ([`Error::NoLocks`]).
+    #[error(
+        "locks do not work on the store's filesystem, so a collection may remove what is in use here"
+    )]
+    NoLocks,
+}
+
+impl NotPinned {
+    fn because_of(error: &Error) -> Option<Self> {
+        match error {
+            Error::NoLocks { .. } => Some(Self::NoLocks),
+            Error::Io { source, .. } if source.kind() == ErrorKind::ReadOnlyFilesystem => {
+                Some(Self::ReadOnly)
+            }
+            Error::Io { source, .. } if is_read_only(source) => Some(Self::NotAllowed),
+            _ => None,
+        }
+    }
 }
 
 impl Store {
@@ -32,15 +85,31 @@ impl Store {
     /// # Errors
     /// I/O errors only.
     pub fn empty_pin(&self) -> Result<Pin> {
-        let lease = Lease::take(&self.layout, &Claim::viewer(Vec::new()))?;
-        Ok(Pin::new(lease, Vec::new()))
+        let lease = match Lease::take(&self.layout, &Claim::viewer(Vec::new())) {
+            Err(error) => Err(Nothing::because_of(error)?),
+            Ok(lease) => Ok(lease),
+        };
+        Ok(Pin {
+            lease,
+            ids: Vec::new(),
+        })
     }
 }
 
 impl Pin {
     /// A viewer's lease that claims these snapshots.
     pub(crate) fn new(lease: Lease, ids: Vec<SnapshotId>) -> Self {
-        Self { lease, ids }
+        Self {
+            lease: Ok(lease),
+            ids,
+        }
+    }
+
+    /// Why nothing is kept, if that is so: where nothing can be written, there is
+    /// nothing to keep it with.
+    #[must_use]
+    pub fn not_pinned(&self) -> Option<NotPinned> {
+        self.lease.as_ref().err().map(|nothing| nothing.why)
     }
 
     /// Also pins the snapshot that `name` means now. For one that has no tag
@@ -59,15 +128,19 @@ impl Pin {
             }
             let mut ids = self.ids.clone();
             ids.push(id);
+            let Ok(lease) = &self.lease else {
+                self.ids = ids;
+                return Ok(id);
+            };
             let claim = Claim::viewer(ids.clone());
-            if !self.lease.set_if(&claim, |_| store.is_tagged(id, name))? {
+            if !lease.set_if(&claim, |_| store.is_tagged(id, name))? {
                 // Under the lock, so that no collection deletes what was just seen.
                 let _publish = store.publish_lock()?;
                 if store.resolve(name)? != id {
                     continue;
                 }
                 Reach::new(&store.chunks)?.add_snapshot(id)?;
-                self.lease.set(&claim)?;
+                lease.set(&claim)?;
             }
             self.ids = ids;
             return Ok(id);
@@ -82,7 +155,9 @@ impl Pin {
         let mut ids = self.ids.clone();
         ids.retain(|pinned| *pinned != id);
         if ids.len() < self.ids.len() {
-            self.lease.set(&Claim::viewer(ids.clone()))?;
+            if let Ok(lease) = &self.lease {
+                lease.set(&Claim::viewer(ids.clone()))?;
+            }
             self.ids = ids;
         }
         Ok(())
@@ -93,8 +168,13 @@ impl Pin {
     /// stays so until every duplicate of it is closed, in whatever processes
     /// these are, or until one of them is unlocked (flock(2)). The next collection then
     /// removes the pin's file. The descriptor is close-on-exec.
+    ///
+    /// Of a pin that keeps nothing it is a descriptor that does nothing.
     #[must_use = "closing it ends the pin"]
     pub fn into_fd(self) -> OwnedFd {
-        self.lease.into_fd()
+        match self.lease {
+            Ok(lease) => lease.into_fd(),
+            Err(nothing) => nothing.descriptor.into(),
+        }
     }
 }

@@ -78,8 +78,16 @@ fn serve(
         undo.detach()?;
         return Err(error);
     }
-    if let Some(announcement) = announcement.take() {
-        announcement.ready()?;
+    let not_pinned = mounted.not_pinned().map(|why| why.to_string());
+    match (announcement.take(), not_pinned) {
+        (Some(mut announcement), not_pinned) => {
+            not_pinned
+                .into_iter()
+                .for_each(|note| announcement.note(note));
+            announcement.ready()?;
+        }
+        (None, Some(note)) => say!("warning: {note}"),
+        (None, None) => {}
     }
     mounted.wait()?;
     if let Some(lock) = &args.while_locked {

@@ -11,6 +11,7 @@ use snapstore_vmm::control::Origin;
 use crate::args::RestoreArgs;
 use crate::context::Context;
 use crate::exit::Usage;
+use crate::logging::say;
 use crate::vms::build::What;
 use crate::vms::host::Spec;
 use crate::vms::mounts;
@@ -28,6 +29,9 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let store = context.open()?;
     // Held by the machines: their next commits are made from this snapshot.
     let (id, pin) = store.pin(&args.snapshot)?;
+    if let Some(why) = pin.not_pinned() {
+        say!("warning: {why}");
+    }
     let runtime = Runtime::open()?;
     let base = args.name.as_deref().unwrap_or(&args.snapshot);
     let names = free_names(&runtime, base, args.name.is_some(), args.count.into())?;

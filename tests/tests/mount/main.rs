@@ -4,6 +4,7 @@ mod background;
 mod content;
 mod hung;
 mod lifecycle;
+mod odd_stores;
 mod other_user;
 mod places;
 mod soak;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -80,6 +81,49 @@ fn reads_do_not_wait_for_who_opens_a_tag() -> anyhow::Result<()> {
         }
         read
     })
+}
+
+/// What a process has open or mapped that was deleted, below a directory.
+fn deleted_files(pid: u32, dir: &Path) -> anyhow::Result<Vec<String>> {
+    let mut found: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))?
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .map(|target| target.display().to_string())
+        .collect();
+    found.extend(
+        fs::read_to_string(format!("/proc/{pid}/maps"))?
+            .lines()
+            .map(str::to_owned),
+    );
+    let dir = dir.display().to_string();
+    found.retain(|name| name.contains(&dir) && name.ends_with(" (deleted)"));
+    Ok(found)
+}
+
+#[test]
+fn a_server_keeps_nothing_open_that_was_deleted() -> anyhow::Result<()> {
+    let test = "a_server_keeps_nothing_open_that_was_deleted";
+    let Some(mut fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    for number in 1..4 {
+        let image = noise(number, PAGES * PAGE);
+        fixture.commit(&format!("tag{number}"), &image, &["--no-parent"])?;
+    }
+    let (dir, pid) = fixture.mount(None, "mnt")?;
+    for tag in names(&dir)? {
+        fs::read(dir.join(tag).join("memory.bin"))?;
+    }
+    fixture.cli.ok(&["rm", "tag1", "tag2"])?;
+    gc_deletes(&fixture)?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let left = deleted_files(pid, fixture.cli.store())?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{left:?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// Runs `gc` until it has deleted a pack.
