@@ -60,6 +60,7 @@ mod sealed_file;
 pub mod sim;
 #[cfg(not(feature = "sim"))]
 mod sim;
+mod snapshots;
 mod stats;
 mod store;
 mod tags;
@@ -82,6 +83,7 @@ pub use page::{PageSize, is_zero};
 pub use pin::{NotPinned, Pin};
 pub use progress::{Progress, Silent};
 pub use repair::RepairReport;
+pub use snapshots::{Listing, TaggedSnapshot};
 pub use stats::{SnapshotStats, StoreStats};
-pub use store::{Listing, Store, TaggedSnapshot};
+pub use store::Store;
 pub use verify::{Finding, VerifyReport};

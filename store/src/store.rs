@@ -1,21 +1,19 @@
 //! Opening a store, and its snapshots and tags.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::chunks::Chunks;
-use crate::commit::parent::readable;
 use crate::durable;
-use crate::error::{Damage, Error, ErrorClass, IoContext as _, Result};
+use crate::error::{Damage, Error, IoContext as _, Result};
 use crate::gc::mark::Reach;
 use crate::id::SnapshotId;
 use crate::image::ImageReader;
 use crate::index::IndexWriter;
 use crate::layout::Layout;
-use crate::lease;
 use crate::lock::{self, Lock, LockKind};
 use crate::manifest::{self, Image, Manifest};
 use crate::page::PageSize;
@@ -27,9 +25,6 @@ pub(crate) const CONFIG_FORMAT: Format = Format {
     magic: *b"SNAPCONF",
     version: 1,
 };
-/// An id prefix must have this many digits.
-const MIN_PREFIX_DIGITS: usize = 4;
-
 /// A store: chunks, snapshots and tags in one directory.
 ///
 /// Any number of processes may have a store open. Reading takes no locks.
@@ -37,27 +32,6 @@ pub struct Store {
     pub(crate) layout: Layout,
     pub(crate) chunks: Arc<Chunks>,
     lock_timeout: Duration,
-}
-
-/// A tagged snapshot.
-#[derive(Debug, Clone)]
-pub struct TaggedSnapshot {
-    /// The tag.
-    pub tag: String,
-    /// The snapshot it names.
-    pub id: SnapshotId,
-    /// What the snapshot holds.
-    pub manifest: Manifest,
-}
-
-/// What the tags of a store name.
-#[derive(Debug)]
-pub struct Listing {
-    /// Snapshots, oldest first.
-    pub snapshots: Vec<TaggedSnapshot>,
-    /// Tags that lead to no snapshot that can be read: damaged, or made by a newer
-    /// version. Sorted by name.
-    pub unreadable: Vec<(String, Error)>,
 }
 
 impl Store {
@@ -169,98 +143,12 @@ impl Store {
         tags::get(&self.layout, name)
     }
 
-    /// All tagged snapshots, oldest first.
-    ///
-    /// # Errors
-    /// The first tag or manifest that is damaged or was made by a newer version.
-    pub fn snapshots(&self) -> Result<Vec<TaggedSnapshot>> {
-        let listing = self.listing()?;
-        match listing.unreadable.into_iter().next() {
-            Some((_, error)) => Err(error),
-            None => Ok(listing.snapshots),
-        }
-    }
-
-    /// All tags: those whose snapshots can be read, and the others with the reason.
-    ///
-    /// # Errors
-    /// I/O errors, and damage of the index.
-    pub fn listing(&self) -> Result<Listing> {
-        let mut snapshots = Vec::new();
-        let mut unreadable = Vec::new();
-        let mut each = tags::each(&self.layout)?;
-        each.sort_by(|(one, _), (other, _)| one.cmp(other));
-        for (tag, id) in each {
-            match id.and_then(|id| Ok((id, self.manifest(id)?))) {
-                Ok((id, manifest)) => snapshots.push(TaggedSnapshot { tag, id, manifest }),
-                Err(error) => match error.class() {
-                    ErrorClass::Damaged | ErrorClass::Newer => unreadable.push((tag, error)),
-                    _ => return Err(error),
-                },
-            }
-        }
-        let depths = depths(&snapshots);
-        snapshots.sort_by_cached_key(|snapshot| {
-            let depth = depths.get(&snapshot.id).copied();
-            (
-                snapshot.manifest.created_unix_seconds,
-                depth,
-                snapshot.tag.clone(),
-            )
-        });
-        Ok(Listing {
-            snapshots,
-            unreadable,
-        })
-    }
-
     /// The snapshot of this id.
     ///
     /// # Errors
     /// [`Error::Damaged`] if it is missing or damaged.
     pub fn manifest(&self, id: SnapshotId) -> Result<Manifest> {
         manifest::read(&self.chunks, id)
-    }
-
-    /// The snapshot that `name` means: a tag, or the beginning of an id.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], or [`Error::Ambiguous`] for a prefix of several ids.
-    pub fn resolve(&self, name: &str) -> Result<SnapshotId> {
-        if let Some(id) = tags::get(&self.layout, name)? {
-            return Ok(id);
-        }
-        let not_found = || Error::NotFound {
-            name: name.to_owned(),
-        };
-        let is_prefix = name.len() >= MIN_PREFIX_DIGITS
-            && name.len() <= 64
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if !is_prefix {
-            return Err(not_found());
-        }
-        if let Some(id) = SnapshotId::from_hex(name) {
-            // One look, however many snapshots there are.
-            return match self.has_snapshot(id)? {
-                true => Ok(id),
-                false => Err(not_found()),
-            };
-        }
-        let mut found: Vec<SnapshotId> = self
-            .untagged_and_tagged()?
-            .into_iter()
-            .filter(|id| id.to_string().starts_with(name))
-            .collect();
-        match (found.pop(), found.len()) {
-            (None, _) => Err(not_found()),
-            (Some(id), 0) => Ok(id),
-            (Some(_), others) => Err(Error::Ambiguous {
-                prefix: name.to_owned(),
-                count: others + 1,
-            }),
-        }
     }
 
     /// Reads an image of a snapshot as a flat file.
@@ -334,6 +222,11 @@ impl Store {
         lock::acquire(&self.layout, LockKind::Publish, self.lock_timeout)
     }
 
+    /// For looking at leases; `None` on a filesystem that is read-only here.
+    pub(crate) fn allocate_lock_to_read(&self) -> Result<Option<Lock>> {
+        lock::acquire_to_read(&self.layout, LockKind::Allocate, self.lock_timeout)
+    }
+
     pub(crate) fn collect_lock(&self) -> Result<Lock> {
         lock::acquire(&self.layout, LockKind::Collect, self.lock_timeout)
     }
@@ -358,98 +251,6 @@ impl Store {
             _ => Ok(()),
         }
     }
-
-    /// Whether a snapshot has a tag. Looks at the tags first that it is likely to
-    /// have, since a store may have very many. A tag that cannot be read is not a
-    /// tag of it.
-    pub(crate) fn is_tagged(&self, id: SnapshotId, likely_tag: &str) -> Result<bool> {
-        let names = |tag: &str| -> Result<bool> {
-            Ok(readable(tags::get(&self.layout, tag))?.flatten() == Some(id))
-        };
-        if names(likely_tag)? {
-            return Ok(true);
-        }
-        if let Some(manifest) = readable(self.manifest(id))?
-            && names(&manifest.first_tag)?
-        {
-            return Ok(true);
-        }
-        Ok(!self.tags_of(id)?.is_empty())
-    }
-
-    /// All tags of a snapshot, sorted; those that cannot be read are none of them.
-    ///
-    /// # Errors
-    /// I/O errors only.
-    pub fn tags_of(&self, id: SnapshotId) -> Result<Vec<String>> {
-        let each = tags::each(&self.layout)?.into_iter();
-        let mut tags: Vec<_> = each
-            .filter(|(_, tagged)| matches!(tagged, Ok(tagged) if *tagged == id))
-            .map(|(tag, _)| tag)
-            .collect();
-        tags.sort_unstable();
-        Ok(tags)
-    }
-
-    /// Whether this store has a snapshot, whole or not: its manifest is indexed, or
-    /// something here names or pins it.
-    ///
-    /// # Errors
-    /// I/O errors only.
-    pub fn has_snapshot(&self, id: SnapshotId) -> Result<bool> {
-        let key = id.chunk().key();
-        let indexed = || match self.chunks.refresh_index()?.get(key)? {
-            Some(at) => self.chunks.manifest_id_at(key, at),
-            None => Ok(None),
-        };
-        if readable(indexed())?.flatten() == Some(id) {
-            return Ok(true);
-        }
-        let allocate = lock::acquire(&self.layout, LockKind::Allocate, self.lock_timeout)?;
-        Ok(lease::viewed(&self.layout, id, &allocate)? || !self.tags_of(id)?.is_empty())
-    }
-
-    /// Every snapshot that is tagged or whose manifest is still in the index.
-    fn untagged_and_tagged(&self) -> Result<BTreeSet<SnapshotId>> {
-        let each = tags::each(&self.layout)?.into_iter();
-        let mut ids: BTreeSet<_> = each.filter_map(|(_, id)| id.ok()).collect();
-        let index = self.chunks.refresh_index()?;
-        for entry in index.manifests() {
-            let (key, location) = entry?;
-            if let Some(id) = self.chunks.manifest_id_at(key, location)? {
-                ids.insert(id);
-            }
-        }
-        Ok(ids)
-    }
-}
-
-/// How many of the listed snapshots each one descends from: snapshots of the
-/// same second are in the order of their chain.
-fn depths(snapshots: &[TaggedSnapshot]) -> HashMap<SnapshotId, usize> {
-    let parents: HashMap<_, _> = snapshots
-        .iter()
-        .map(|snapshot| (snapshot.id, snapshot.manifest.parent))
-        .collect();
-    let mut depths = HashMap::new();
-    for snapshot in snapshots {
-        let mut unknown = Vec::new();
-        let mut next = Some(snapshot.id);
-        let known = loop {
-            match next {
-                Some(id) if depths.contains_key(&id) => break depths[&id] + 1,
-                Some(id) if parents.contains_key(&id) => {
-                    unknown.push(id);
-                    next = parents[&id];
-                }
-                _ => break 0,
-            }
-        };
-        for (id, depth) in unknown.into_iter().rev().zip(known..) {
-            depths.insert(id, depth);
-        }
-    }
-    depths
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -1,0 +1,300 @@
+//! Finding snapshots: by tag, by id, by the beginning of an id; and listing them.
+//!
+//! What is asked of one snapshot looks at a bounded number of tags, wherever that
+//! is possible: a store may have very many. A tag or a manifest that cannot be read
+//! stands in nobody's way but of who asks for it.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::commit::parent::readable;
+use crate::error::{Error, ErrorClass, Result};
+use crate::id::SnapshotId;
+use crate::lease;
+use crate::manifest::Manifest;
+use crate::store::Store;
+use crate::tags;
+
+/// An id prefix must have this many digits.
+const MIN_PREFIX_DIGITS: usize = 4;
+
+/// A tagged snapshot.
+#[derive(Debug, Clone)]
+pub struct TaggedSnapshot {
+    /// The tag.
+    pub tag: String,
+    /// The snapshot it names.
+    pub id: SnapshotId,
+    /// What the snapshot holds.
+    pub manifest: Manifest,
+}
+
+/// What the tags of a store name.
+#[derive(Debug)]
+pub struct Listing {
+    /// Snapshots, oldest first.
+    pub snapshots: Vec<TaggedSnapshot>,
+    /// Tags that lead to no snapshot that can be read: damaged, or made by a newer
+    /// version. Sorted by name.
+    pub unreadable: Vec<(String, Error)>,
+}
+
+impl Store {
+    /// All tagged snapshots, oldest first.
+    ///
+    /// # Errors
+    /// The first tag or manifest that is damaged or was made by a newer version.
+    pub fn snapshots(&self) -> Result<Vec<TaggedSnapshot>> {
+        let listing = self.listing()?;
+        match listing.unreadable.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(listing.snapshots),
+        }
+    }
+
+    /// All tags: those whose snapshots can be read, and the others with the reason.
+    ///
+    /// # Errors
+    /// I/O errors, and damage of the index.
+    pub fn listing(&self) -> Result<Listing> {
+        let mut snapshots = Vec::new();
+        let mut unreadable = Vec::new();
+        let mut each = tags::each(&self.layout)?;
+        each.sort_by(|(one, _), (other, _)| one.cmp(other));
+        for (tag, id) in each {
+            match id.and_then(|id| Ok((id, self.manifest(id)?))) {
+                Ok((id, manifest)) => snapshots.push(TaggedSnapshot { tag, id, manifest }),
+                Err(error) => match error.class() {
+                    ErrorClass::Damaged | ErrorClass::Newer => unreadable.push((tag, error)),
+                    _ => return Err(error),
+                },
+            }
+        }
+        let depths = depths(&snapshots);
+        snapshots.sort_by_cached_key(|snapshot| {
+            let depth = depths.get(&snapshot.id).copied();
+            (
+                snapshot.manifest.created_unix_seconds,
+                depth,
+                snapshot.tag.clone(),
+            )
+        });
+        Ok(Listing {
+            snapshots,
+            unreadable,
+        })
+    }
+
+    /// The snapshot that `name` means: a tag, or the beginning of an id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or [`Error::Ambiguous`] for a prefix of several ids.
+    pub fn resolve(&self, name: &str) -> Result<SnapshotId> {
+        if let Some(id) = tags::get(&self.layout, name)? {
+            return Ok(id);
+        }
+        let not_found = || Error::NotFound {
+            name: name.to_owned(),
+        };
+        let is_prefix = name.len() >= MIN_PREFIX_DIGITS
+            && name.len() <= 64
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if !is_prefix {
+            return Err(not_found());
+        }
+        if let Some(id) = SnapshotId::from_hex(name) {
+            // One look, however many snapshots there are.
+            return match self.has_snapshot(id)? {
+                true => Ok(id),
+                false => Err(not_found()),
+            };
+        }
+        let mut found: Vec<SnapshotId> = self
+            .untagged_and_tagged()?
+            .into_iter()
+            .filter(|id| id.to_string().starts_with(name))
+            .collect();
+        match (found.pop(), found.len()) {
+            (None, _) => Err(not_found()),
+            (Some(id), 0) => Ok(id),
+            (Some(_), others) => Err(Error::Ambiguous {
+                prefix: name.to_owned(),
+                count: others + 1,
+            }),
+        }
+    }
+
+    /// Whether a snapshot has a tag. Looks at the tags first that it is likely to
+    /// have, since a store may have very many. A tag that cannot be read is not a
+    /// tag of it.
+    pub(crate) fn is_tagged(&self, id: SnapshotId, likely_tag: &str) -> Result<bool> {
+        let names = |tag: &str| -> Result<bool> {
+            Ok(readable(tags::get(&self.layout, tag))?.flatten() == Some(id))
+        };
+        if names(likely_tag)? {
+            return Ok(true);
+        }
+        if let Some(manifest) = readable(self.manifest(id))?
+            && names(&manifest.first_tag)?
+        {
+            return Ok(true);
+        }
+        Ok(!self.tags_of(id)?.is_empty())
+    }
+
+    /// All tags of a snapshot, sorted; those that cannot be read are none of them.
+    ///
+    /// # Errors
+    /// I/O errors only.
+    pub fn tags_of(&self, id: SnapshotId) -> Result<Vec<String>> {
+        let each = tags::each(&self.layout)?.into_iter();
+        let mut tags: Vec<_> = each
+            .filter(|(_, tagged)| matches!(tagged, Ok(tagged) if *tagged == id))
+            .map(|(tag, _)| tag)
+            .collect();
+        tags.sort_unstable();
+        Ok(tags)
+    }
+
+    /// Whether this store has a snapshot, whole or not: its manifest is indexed, or
+    /// something here names or pins it.
+    ///
+    /// # Errors
+    /// I/O errors only.
+    pub fn has_snapshot(&self, id: SnapshotId) -> Result<bool> {
+        let key = id.chunk().key();
+        let indexed = || match self.chunks.refresh_index()?.get(key)? {
+            Some(at) => self.chunks.manifest_id_at(key, at),
+            None => Ok(None),
+        };
+        if readable(indexed())?.flatten() == Some(id) {
+            return Ok(true);
+        }
+        let pinned = match self.allocate_lock_to_read()? {
+            Some(allocate) => lease::viewed(&self.layout, id, &allocate)?,
+            None => false,
+        };
+        Ok(pinned || !self.tags_of(id)?.is_empty())
+    }
+
+    /// Every snapshot that is tagged or whose manifest is still in the index.
+    fn untagged_and_tagged(&self) -> Result<BTreeSet<SnapshotId>> {
+        let each = tags::each(&self.layout)?.into_iter();
+        let mut ids: BTreeSet<_> = each.filter_map(|(_, id)| id.ok()).collect();
+        let index = self.chunks.refresh_index()?;
+        for entry in index.manifests() {
+            let (key, location) = entry?;
+            if let Some(id) = self.chunks.manifest_id_at(key, location)? {
+                ids.insert(id);
+            }
+        }
+        Ok(ids)
+    }
+}
+
+/// How many of the listed snapshots each one descends from: snapshots of the
+/// same second are in the order of their chain.
+fn depths(snapshots: &[TaggedSnapshot]) -> HashMap<SnapshotId, usize> {
+    let parents: HashMap<_, _> = snapshots
+        .iter()
+        .map(|snapshot| (snapshot.id, snapshot.manifest.parent))
+        .collect();
+    let mut depths = HashMap::new();
+    for snapshot in snapshots {
+        let mut unknown = Vec::new();
+        let mut next = Some(snapshot.id);
+        let known = loop {
+            match next {
+                Some(id) if depths.contains_key(&id) => break depths[&id] + 1,
+                Some(id) if parents.contains_key(&id) => {
+                    unknown.push(id);
+                    next = parents[&id];
+                }
+                _ => break 0,
+            }
+        };
+        for (id, depth) in unknown.into_iter().rev().zip(known..) {
+            depths.insert(id, depth);
+        }
+    }
+    depths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commit::input::{Input, InputData, InputKind};
+    use crate::commit::sink::Sink;
+    use crate::commit::{CommitRequest, ParentChoice};
+    use crate::gc::GcOptions;
+    use crate::manifest::ImageRole;
+    use crate::page::PageSize;
+    use crate::progress::Silent;
+
+    fn commit(store: &Store, tag: &str, fill: u8) -> Result<SnapshotId> {
+        let request = CommitRequest {
+            tag: tag.to_owned(),
+            parent: ParentChoice::Automatic,
+            inputs: vec![Input {
+                name: "memory".to_owned(),
+                role: ImageRole::Memory,
+                data: InputData::Bytes(vec![fill; 8192].into()),
+                kind: InputKind::Full,
+            }],
+            ..CommitRequest::default()
+        };
+        Ok(store.commit(&request, &Silent)?.id)
+    }
+
+    /// Tags a manifest of format version 2.
+    fn publish_newer(store: &Store, tag: &str) -> SnapshotId {
+        let encoded = [&2_u32.to_le_bytes()[..], b"what nobody knows yet"].concat();
+        let id = SnapshotId::of_manifest(&encoded);
+        let mut sink = Sink::new(store).unwrap();
+        sink.put(id.chunk(), &encoded, None).unwrap();
+        let sealed = sink.seal().unwrap();
+        let _publish = store.publish_lock().unwrap();
+        sink.publish_pack(sealed.as_ref()).unwrap();
+        tags::set(&store.layout, tag, id).unwrap();
+        id
+    }
+
+    fn is_newer<T>(done: Result<T>) -> bool {
+        matches!(done, Err(Error::Newer { version: 2, .. }))
+    }
+
+    #[test]
+    fn a_snapshot_of_a_newer_version_is_neither_damaged_nor_collected() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(&dir.path().join("store"), PageSize::KIB_4).unwrap();
+        commit(&store, "one", 1).unwrap();
+        let newer = publish_newer(&store, "newer");
+        commit(&store, "two", 2).unwrap();
+
+        assert!(is_newer(store.manifest(newer)));
+        assert!(is_newer(store.snapshots()));
+        let listing = store.listing().unwrap();
+        assert_eq!(listing.snapshots.len(), 2);
+        assert_eq!(listing.unreadable[0].0, "newer");
+        // Known by its id, and able to get another name.
+        assert_eq!(store.resolve(&newer.to_string()).unwrap(), newer);
+        store.set_tag("also-newer", newer, false).unwrap();
+
+        // What it needs is unknown: nothing may be deleted.
+        store.remove_tags(&["one".to_owned()]).unwrap();
+        let packs = store.chunks.packs().sealed().unwrap();
+        assert!(is_newer(store.gc(GcOptions::default(), &Silent)));
+        assert_eq!(store.chunks.packs().sealed().unwrap(), packs);
+        assert!(is_newer(store.manifest(newer)));
+        if let Ok(report) = store.verify(true, &Silent) {
+            assert_eq!(report.findings, [], "it is no damage");
+        }
+        commit(&store, "newer", 3).unwrap_err();
+        Store::repair(store.path(), &Silent).unwrap();
+        let store = Store::open(store.path()).unwrap();
+        assert_eq!(store.chunks.packs().sealed().unwrap(), packs);
+        assert!(is_newer(store.manifest(newer)));
+        assert_eq!(store.tag("newer").unwrap(), Some(newer));
+    }
+}
