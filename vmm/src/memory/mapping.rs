@@ -38,24 +38,25 @@ pub(super) fn make_anonymous(region: &mut MmapRegion<()>, part: Range<usize>) ->
 ///   minutes;
 /// - no huge pages, so that a page of 4 KiB written is a page reported, and a
 ///   guest restored from an image is charged only for what it touches. A kernel
-///   without huge pages refuses that advice, which is as good.
+///   without huge pages refuses that advice, which is as good;
+/// - not merged with equal pages of other machines (KSM), whatever this process
+///   inherited (`PR_SET_MEMORY_MERGE`): how long a write takes would tell a guest
+///   what its neighbours hold. A kernel without KSM refuses that, too.
 ///
 /// Deliberately absent: `MADV_DONTFORK`, since the memory is forked on purpose,
 /// and `MADV_RANDOM`, since the kernel's reading around a fault is what makes a
 /// guest's first touches of neighbouring pages cheap.
 ///
 /// # Errors
-/// The kernel's, for advice other than on huge pages.
+/// The kernel's, for advice that every kernel knows.
 pub(super) fn advise(region: &MmapRegion<()>) -> io::Result<()> {
-    // SAFETY: the range is the region's own mapping, and neither advice changes
+    // SAFETY: the range is the region's own mapping, and no advice changes
     // what the memory holds.
     unsafe {
         madvise(region.as_ptr().cast(), region.size(), Advice::LinuxDontDump)?;
-        let _unsupported = madvise(
-            region.as_ptr().cast(),
-            region.size(),
-            Advice::LinuxNoHugepage,
-        );
+        for maybe_unsupported in [Advice::LinuxNoHugepage, Advice::LinuxUnmergeable] {
+            let _ = madvise(region.as_ptr().cast(), region.size(), maybe_unsupported);
+        }
     }
     Ok(())
 }

@@ -15,8 +15,6 @@ pub(super) const PAGE_IS_FILE: u64 = 1 << 2;
 pub(super) const PAGE_IS_PRESENT: u64 = 1 << 3;
 /// The page is in swap.
 pub(super) const PAGE_IS_SWAPPED: u64 = 1 << 4;
-/// The page is the kernel's page of zeros.
-pub(super) const PAGE_IS_PFNZERO: u64 = 1 << 5;
 
 /// Write-protect the pages that are reported.
 pub(super) const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
