@@ -143,10 +143,10 @@ impl Drop for Name {
     }
 }
 
-/// All leases of live processes; removes those of dead ones.
+/// All leases of live processes; removes those of dead ones where it can.
 pub(crate) fn live(layout: &Layout) -> Result<Vec<LiveLease>> {
-    let allocate = lock::acquire(layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
-    live_under(layout, &allocate)
+    let _allocate = lock::acquire_to_read(layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
+    list(layout)
 }
 
 /// Whether a live viewer pins this snapshot. A writer's pins do not count: they
@@ -159,6 +159,10 @@ pub(crate) fn viewed(layout: &Layout, id: SnapshotId, allocate: &Lock) -> Result
 
 /// The same for who holds the allocate lock already.
 pub(crate) fn live_under(layout: &Layout, _allocate: &Lock) -> Result<Vec<LiveLease>> {
+    list(layout)
+}
+
+fn list(layout: &Layout) -> Result<Vec<LiveLease>> {
     let dir = layout.leases();
     sim::before(StepKind::List, &dir).context("list", &dir)?;
     let mut leases = Vec::new();

@@ -66,7 +66,7 @@ impl Store {
     /// Damage of any tag, manifest, node or of the index.
     pub fn stats(&self) -> Result<StoreStats> {
         // A collection moves chunks while they are counted.
-        let _collect = self.collect_lock()?;
+        let _collect = self.collect_lock_to_read()?;
         let snapshots = self.snapshots()?;
         let mut owners = Owners {
             places: Places::all(&self.chunks)?,
