@@ -54,13 +54,17 @@ pub(crate) fn enter_new(
         let now = index.get(chunk.key)?;
         let replaces = match now {
             None => true,
+            Some(_) if sim::on(Fault::DeltaReplacesStandalone) => true,
             Some(now) => match present(chunks, chunk.key, now)? {
                 None => true,
                 Some(place) => {
                     let going = condemned.contains_key(&now.pack);
                     if place.is_standalone() {
                         going && chunk.standalone
-                    } else if sim::on(Fault::DeltaKeptInIndex) {
+                    } else if sim::on(Fault::DeltaKeptInIndex)
+                        || sim::on(Fault::BaseByHint)
+                        || sim::on(Fault::BaseOfBaseNotMarked)
+                    {
                         false
                     } else {
                         chunk.standalone || going || !has_base(chunks, index, &place)?

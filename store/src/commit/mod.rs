@@ -231,6 +231,9 @@ impl Store {
         sealed: Option<SealedPack>,
         id: SnapshotId,
     ) -> Result<Option<Pin>> {
+        if sim::on(Fault::RevivedWithoutLock) {
+            sink.publish_pack(None)?;
+        }
         let _publish = self.publish_lock()?;
         // Again, under the lock: another commit may have taken the name.
         self.check_tag_free(&request.tag, request.replace)?;

@@ -229,7 +229,10 @@ impl<'a> Sink<'a> {
         let relied = self.relied.read().unwrap_or_else(PoisonError::into_inner);
         let mut revived = false;
         for number in relied.iter() {
-            if !sim::on(Fault::WriterDuringRepair) && !self.chunks().packs().is_there(*number)? {
+            if sim::no_second_look() || sim::on(Fault::RevivedWithoutLock) && pack.is_some() {
+                continue;
+            }
+            if !self.chunks().packs().is_there(*number)? {
                 return Err(Error::Overtaken {
                     path: self.store.layout.pack(*number),
                 });
@@ -263,7 +266,13 @@ impl<'a> Sink<'a> {
             Err(Error::Damaged(_)) => return Ok(None),
             other => other?,
         };
-        let Some(at) = self.index.get(base.key())? else {
+        let indexed = if sim::on(Fault::BaseByHint) || sim::on(Fault::BaseOfBaseNotMarked) {
+            let found = self.chunks().readable(id.key(), hint)?;
+            Some(found.base.unwrap_or(found.place).location())
+        } else {
+            self.index.get(base.key())?
+        };
+        let Some(at) = indexed else {
             return Ok(None);
         };
         let place = self.usable(base.key(), at)?;

@@ -7,7 +7,7 @@ use crate::chunks::Place;
 use crate::commit::sink::EncodedRun;
 use crate::error::{Damage, Error, Result};
 use crate::gc::GcReport;
-use crate::gc::INDEX_BATCH;
+use crate::gc::index_batch;
 use crate::gc::mark::Marks;
 use crate::gc::plan::Decision;
 use crate::gc::state::CollectorState;
@@ -17,6 +17,7 @@ use crate::pack::writer::{EncodedChunk, PackWriter};
 use crate::pack::{Location, PackNumber};
 use crate::placement::{self, Moved};
 use crate::scratch::Scratch;
+use crate::sim::{self, Fault};
 use crate::store::Store;
 
 /// Stored bytes that a repack hands to its writer at a time.
@@ -131,9 +132,14 @@ impl Store {
         let Some(writer) = copies.writer.take() else {
             return Ok(0);
         };
+        if sim::on(Fault::CopiesEnteredBeforeSealed) {
+            let _publish = self.publish_lock()?;
+            let index = IndexWriter::open(&self.layout.index())?;
+            placement::enter_copies(&self.chunks, &index, &copies.moved)?;
+        }
         let sealed = writer.seal()?;
         self.chunks.packs().look_again();
-        for moved in copies.moved.chunks(INDEX_BATCH) {
+        for moved in copies.moved.chunks(index_batch()) {
             let _publish = self.publish_lock()?;
             let index = IndexWriter::open(&self.layout.index())?;
             sealed.keep();

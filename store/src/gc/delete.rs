@@ -18,6 +18,15 @@ use crate::store::Store;
 /// Files that are unlinked under one hold of the publish lock.
 const FILES_PER_HOLD: usize = 32;
 
+/// Few in the simulator, whose stores are small.
+fn files_per_hold() -> usize {
+    match sim::is_simulated() {
+        true if sim::on(Fault::PublishHeldThroughout) => usize::MAX,
+        true => 2,
+        false => FILES_PER_HOLD,
+    }
+}
+
 /// Deletes packs beside commits, a few at a time.
 ///
 /// The index is cleaned up later: an entry that leads to a pack which is gone is
@@ -100,7 +109,7 @@ impl<'a> Deletion<'a> {
             }
             unlink(store, number, report)?;
             deleted.push(number);
-            if deleted.len() == FILES_PER_HOLD && !sim::on(Fault::PublishHeldThroughout) {
+            if deleted.len() == files_per_hold() {
                 break;
             }
         }
@@ -141,7 +150,9 @@ pub(super) fn make_room(
         .iter()
         .filter(|lease| lease.claim.writing_since.is_some())
         .collect();
-    if let Some(writer) = writers.first() {
+    if let Some(writer) = writers.first()
+        && !sim::on(Fault::RoomMadeBesideWriters)
+    {
         return Err(Error::Busy {
             path: store.layout.leases(),
             holder: format!("{}, which commits; the disk is full", writer.holder),

@@ -195,6 +195,9 @@ impl<'a> Reach<'a> {
     /// marked as a base, for which it needs none itself.
     fn mark(&mut self, id: ChunkId, hint: Option<Location>) -> Result<Location> {
         let found = self.places.find(id.key(), hint)?;
+        if sim::on(Fault::BaseOfBaseNotMarked) && self.marks.has(found.place.location()) {
+            return Ok(found.place.location());
+        }
         if let Some(base) = &found.base
             && !sim::on(Fault::BaseNotMarked)
         {

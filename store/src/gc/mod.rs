@@ -40,6 +40,7 @@ use crate::lease;
 use crate::pack::{Location, PackNumber};
 use crate::placement;
 use crate::progress::Progress;
+use crate::sim::{self, Fault};
 use crate::store::Store;
 use delete::Deletion;
 use mark::Reach;
@@ -50,6 +51,15 @@ use state::CollectorState;
 pub(crate) const INDEX_BATCH: usize = 8192;
 /// Entries of the index to packs that are gone which one collection cleans up.
 const MAX_ASTRAY: usize = 1 << 20;
+
+/// Few in the simulator, whose stores are small.
+fn index_batch() -> usize {
+    match sim::is_simulated() {
+        true if sim::on(Fault::PublishHeldThroughout) => usize::MAX,
+        true => 8,
+        false => INDEX_BATCH,
+    }
+}
 
 /// How to collect.
 #[derive(Clone, Copy, Debug)]
@@ -198,7 +208,7 @@ impl Store {
     /// entry of a live chunk leads to a pack that is about to be deleted.
     fn index_found(&self, reach: &Reach<'_>) -> Result<()> {
         let found: &[(ChunkKey, Location)] = reach.not_indexed();
-        if found.is_empty() {
+        if found.is_empty() || sim::on(Fault::FoundNotIndexed) {
             return Ok(());
         }
         let index = IndexWriter::open(&self.layout.index())?;
@@ -244,7 +254,7 @@ impl Store {
                 astray.push(key);
             }
         }
-        for keys in astray.chunks(INDEX_BATCH) {
+        for keys in astray.chunks(index_batch()) {
             let _publish = self.publish_lock()?;
             let index = IndexWriter::open(&self.layout.index())?;
             match placement::remove(&index, keys, is_gone) {

@@ -7,8 +7,8 @@
 pub enum Fault {
     /// The index keeps a delta where a copy that can be a base is published.
     DeltaKeptInIndex,
-    /// The base of a delta is not marked.
-    BaseNotMarked,
+    /// What was marked as a base is not marked again, so its own base is not.
+    BaseOfBaseNotMarked,
     /// A commit that begins while repair runs trusts the old index.
     WriterDuringRepair,
     /// Deduplication does not look whether the pack is still there.
@@ -57,14 +57,46 @@ pub enum Fault {
     TagsNotSyncedBeforeDeletion,
     /// A pack that the index may lead to is removed when a commit fails.
     PackNotKept,
+    /// A delta takes the place of a copy that can be a base.
+    DeltaReplacesStandalone,
+    /// The index keeps a delta, and a delta is made against what a hint leads to.
+    BaseByHint,
+    /// The base of what is marked is not marked.
+    BaseNotMarked,
+    /// The index leads to copies before they are durable.
+    CopiesEnteredBeforeSealed,
+    /// What is found by hints only is not entered before packs are condemned.
+    FoundNotIndexed,
+    /// On a full disk packs are removed that a commit under way may rely on.
+    RoomMadeBesideWriters,
+    /// A commit looks whether what it relies on stays before it has the lock.
+    RevivedWithoutLock,
+}
+
+/// Whether a fault is on that a commit hides by looking again, under the publish
+/// lock, whether what it relies on is there: then it does not look.
+pub(crate) fn no_second_look() -> bool {
+    [
+        Fault::WriterDuringRepair,
+        Fault::LeaseAfterEpoch,
+        Fault::OldWriterIgnored,
+        Fault::CondemnedReused,
+        Fault::DeletedWithoutLock,
+        Fault::LateRootsNotMarked,
+        Fault::ParentNotPinned,
+        Fault::PublishingPackJudged,
+        Fault::RoomMadeBesideWriters,
+    ]
+    .into_iter()
+    .any(super::on)
 }
 
 #[cfg(feature = "sim")]
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 33] = [
         Self::DeltaKeptInIndex,
-        Self::BaseNotMarked,
+        Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
         Self::PackNotLookedFor,
         Self::DeadDeltaTrusted,
@@ -89,5 +121,12 @@ impl Fault {
         Self::ParentNotPinned,
         Self::TagsNotSyncedBeforeDeletion,
         Self::PackNotKept,
+        Self::DeltaReplacesStandalone,
+        Self::BaseByHint,
+        Self::BaseNotMarked,
+        Self::CopiesEnteredBeforeSealed,
+        Self::FoundNotIndexed,
+        Self::RoomMadeBesideWriters,
+        Self::RevivedWithoutLock,
     ];
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use snapstore_store::sim::observe;
 use snapstore_store::{
-    CommitRequest, Error, ErrorClass, GcOptions, InputKind, ParentChoice, Pin, Silent, SnapshotId,
-    Store,
+    CommitRequest, Damage, Error, ErrorClass, GcOptions, InputKind, ParentChoice, Pin, Silent,
+    SnapshotId, Store,
 };
 
 use super::check::{check, describe_findings, reads_as};
@@ -159,9 +159,12 @@ impl Before {
         };
         let class = error.class();
         if refused {
-            // A block that the disk cannot read is damage of what is stored there.
-            let unreadable = error.to_string().contains("the disk cannot read");
-            if class == ErrorClass::Damaged && !unreadable && !damaged && !repairs {
+            // What the disk cannot read of a pack is damage, but nothing else is.
+            let is_pack = matches!(
+                error,
+                Error::Damaged(Damage::Pack { .. } | Damage::Chunk { .. })
+            );
+            if class == ErrorClass::Damaged && !is_pack && !damaged && !repairs {
                 let what = format!("{}: {error}", op.action);
                 world.fail("a refusal is told as damage", what);
             }
@@ -173,7 +176,9 @@ impl Before {
             Error::NoParentImage { .. } | Error::DiffSize { .. } => diff,
             Error::Busy { .. } => matches!(op.action, Action::Repair) || repairs,
             // A snapshot that has lost its last tag meanwhile.
-            Error::Damaged(_) => matches!(op.action, Action::Move(..)) || damaged || repairs,
+            Error::Damaged(_) => {
+                matches!(op.action, Action::Move(..) | Action::Revive(..)) || damaged || repairs
+            }
             Error::Index { .. } | Error::Io { .. } => repairs,
             _ => false,
         };
@@ -204,7 +209,7 @@ fn settle(world: &World, op: &Op, before: &Before, done: Done, acknowledged: boo
                 shared.firm.remove(&tag_name(*tag));
             }
         }
-        Action::Move(to, _) => {
+        Action::Move(to, _) | Action::Revive(to, _) => {
             shared.firm.remove(&tag_name(*to));
         }
         _ => {}
@@ -282,6 +287,14 @@ impl Work<'_> {
                 store.remove_tags(&[name])
             }
             Action::Move(to, from) => self.retag(store, &tag_name(*to), &tag_name(*from)),
+            Action::Revive(tag, which) => {
+                let found = self.world.lock().model.any(*which);
+                let name = tag_name(*tag);
+                let id = found.ok_or_else(|| Error::NotFound { name: name.clone() })?;
+                let content = self.content_of(store, id);
+                self.begin(&name, vec![content]);
+                store.set_tag(&name, id, true)
+            }
             Action::Gc(keep_percent) => {
                 let options = GcOptions {
                     keep_percent: *keep_percent,
@@ -292,13 +305,12 @@ impl Work<'_> {
             Action::Verify(read_data) => {
                 let report = store.verify(*read_data, &Silent)?;
                 let shared = self.world.lock();
-                let excused = shared.damaged || shared.half_repaired;
+                // What the disk cannot read is damage.
+                let refused = shared.is_refused(self.number);
+                let excused = shared.damaged || shared.half_repaired || refused;
                 drop(shared);
-                // A block that could not be read this time is found, too.
-                let mut findings = report.findings;
-                findings.retain(|it| !it.damage.to_string().contains("the disk cannot read"));
-                if !findings.is_empty() && !excused {
-                    let what = describe_findings(&findings);
+                if !report.findings.is_empty() && !excused {
+                    let what = describe_findings(&report.findings);
                     self.world.fail("verify cries wolf", what);
                 }
                 Ok(())

@@ -28,6 +28,8 @@ struct TagState {
 pub struct Model {
     tags: BTreeMap<String, TagState>,
     contents: HashMap<SnapshotId, Arc<Content>>,
+    /// The same ids, as they came to be known.
+    ids: Vec<SnapshotId>,
 }
 
 /// A change under way, by what it began with.
@@ -52,6 +54,7 @@ impl Model {
         Self {
             tags: BTreeMap::new(),
             contents: HashMap::new(),
+            ids: Vec::new(),
         }
     }
 
@@ -126,7 +129,16 @@ impl Model {
 
     /// A snapshot of this id was seen to hold this.
     pub fn know(&mut self, id: SnapshotId, content: Arc<Content>) {
-        self.contents.insert(id, content);
+        if self.contents.insert(id, content).is_none() {
+            self.ids.push(id);
+        }
+    }
+
+    /// One of the snapshots that were ever seen.
+    #[must_use]
+    pub fn any(&self, which: u32) -> Option<SnapshotId> {
+        let count = self.ids.len().max(1);
+        self.ids.get(which as usize % count).copied()
     }
 
     /// What the snapshot of this id holds, if it was ever seen.

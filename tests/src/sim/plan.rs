@@ -45,6 +45,9 @@ pub enum Action {
     Remove(u8),
     /// Points the first tag at the snapshot of the second.
     Move(u8, u8),
+    /// Points a tag at a snapshot that may have lost its tag; the number says at
+    /// which, of how many there ever were.
+    Revive(u8, u32),
     /// Collects; packs with a smaller share of live bytes are repacked.
     Gc(u8),
     /// Verifies; with all bytes or without.
@@ -175,22 +178,39 @@ impl Plan {
     pub fn of_seed(seed: u64) -> Self {
         // Seeds that follow each other are to have nothing in common.
         let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bd1_e995);
+        let focus = [
+            Focus::Lineages,
+            Focus::Lineages,
+            Focus::Lineages,
+            Focus::Repair,
+            Focus::Anything,
+            Focus::Anything,
+            Focus::Anything,
+            Focus::Anything,
+        ][rng.usize(..8)];
+        let few = focus == Focus::Lineages;
+        let repair = focus == Focus::Repair;
         let mut draft = Draft {
             images: vec![],
             next_op: 0,
             used: vec![],
-            tags: rng.u8(2..=5),
-            damage: rng.u8(..8) == 0,
-            repair: rng.u8(..4) == 0,
-            families: [1, 1, 2, 2, 3, FAMILIES][rng.usize(..6)],
-            variants: [2, 3, 3, 4, 5, VARIANTS][rng.usize(..6)],
-            stride: if rng.u8(..12) == 0 { 190 } else { 1 },
-            most_pages: [1, 2, 2, 3, 3, 4, 6, 8, 24, 200][rng.usize(..10)],
-            collect: rng.u8(2..=8),
+            tags: rng.u8(2..=if few { 3 } else { 5 }),
+            damage: !few && rng.u8(..if repair { 2 } else { 8 }) == 0,
+            repair: if repair { 5 } else { rng.u8(..4) / 3 },
+            families: [1, 1, 2, 2, 3, FAMILIES][rng.usize(..if few { 2 } else { 6 })],
+            variants: [2, 3, 3, 4, 5, VARIANTS][rng.usize(..if few { 4 } else { 6 })],
+            stride: if !few && rng.u8(..12) == 0 { 190 } else { 1 },
+            most_pages: [1, 1, 2, 3, 3, 4, 6, 8, 24, 200][rng.usize(..if few { 4 } else { 10 })],
+            collect: rng.u8(3..=9),
+            disk: rng.u8(2..=8),
             rng,
         };
-        let actors = draft.rng.usize(1..=4);
-        let length = if actors == 1 { 4..=14 } else { 2..=7 };
+        let actors = if few { 3 } else { draft.rng.usize(1..=4) };
+        let length = match actors {
+            1 => 4..=16,
+            _ if few => 2..=5,
+            _ => 2..=7,
+        };
         let actors: Vec<Vec<Op>> = (0..actors)
             .map(|_| {
                 let length = draft.rng.usize(length.clone());
@@ -223,6 +243,16 @@ impl Plan {
     }
 }
 
+/// What a history is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Focus {
+    /// Few pages, so that several commits store the same one in different ways.
+    Lineages,
+    /// Repair, and what makes it necessary.
+    Repair,
+    Anything,
+}
+
 /// A plan being drawn.
 struct Draft {
     rng: Rng,
@@ -233,13 +263,16 @@ struct Draft {
     /// Tags that were committed to, in no order.
     used: Vec<u8>,
     damage: bool,
-    repair: bool,
+    /// Of 32 operations, how many repair.
+    repair: u8,
     families: u8,
     variants: u8,
     stride: u64,
     most_pages: u64,
     /// Of 32 operations, how many collect.
     collect: u8,
+    /// One of how many commits has a disk.
+    disk: u8,
 }
 
 impl Draft {
@@ -258,14 +291,17 @@ impl Draft {
         if !self.used.is_empty() && self.rng.u8(..32) < self.collect {
             return Action::Gc([50, 50, 90, 100][self.rng.usize(..4)]);
         }
+        if !self.used.is_empty() && self.rng.u8(..32) < self.repair {
+            return Action::Repair;
+        }
         match self.rng.u8(..32) {
             _ if self.used.is_empty() => self.commit(),
             0..16 => self.commit(),
             16..20 => Action::Remove(tag),
-            20..22 => Action::Move(self.tag(), tag),
-            22..28 => Action::Read(tag),
+            20 => Action::Move(self.tag(), tag),
+            21..24 => Action::Revive(self.tag(), self.rng.u32(..)),
+            24..28 => Action::Read(tag),
             28 => Action::Verify(self.rng.bool()),
-            29 if self.repair => Action::Repair,
             30 => Action::Pin(tag),
             31 if self.damage => {
                 let damage = [Damage::LosePack, Damage::FlipByte][self.rng.usize(..2)];
@@ -296,7 +332,7 @@ impl Draft {
         self.used.push(tag);
         let diff = parent.is_some() && self.rng.u8(..4) == 0;
         let memory = if diff { self.changes() } else { self.image() };
-        let disk = (self.rng.u8(..5) == 0).then(|| self.image());
+        let disk = (self.rng.u8(..self.disk) == 0).then(|| self.image());
         Action::Commit {
             tag,
             parent,
@@ -407,7 +443,7 @@ impl Action {
         match self {
             Self::Commit { .. } => "commit",
             Self::Remove(_) => "rm",
-            Self::Move(..) => "tag",
+            Self::Move(..) | Self::Revive(..) => "tag",
             Self::Gc(_) => "gc",
             Self::Verify(_) => "verify",
             Self::Repair => "repair",
@@ -445,6 +481,7 @@ impl fmt::Display for Action {
             }
             Self::Remove(tag) => write!(f, "rm t{tag}"),
             Self::Move(to, from) => write!(f, "tag t{to} := t{from}"),
+            Self::Revive(tag, which) => write!(f, "tag t{tag} := an old snapshot ({which})"),
             Self::Gc(percent) => write!(f, "gc (keep packs of {percent} %)"),
             Self::Verify(true) => write!(f, "verify --read-data"),
             Self::Verify(false) => write!(f, "verify"),

@@ -17,7 +17,14 @@ use snapstore_store::sim::{Observer, StepKind};
 use super::actor::Held;
 use super::disk::Disk;
 use super::model::Model;
-use super::plan::{Mishap, OpNumber, Plan, Preemption, Schedule};
+use super::plan::{Class, Mishap, OpNumber, Plan, Preemption, Schedule};
+
+/// Changes of the disk that a collection makes under one hold of the publish
+/// lock, whatever the store holds; it is to take less of a simulated store at
+/// once than of a real one.
+const MOST_CHANGES: u32 = 20;
+/// Files that it removes there.
+const MOST_REMOVED: u32 = 2;
 
 /// With what an operation unwinds whose process is killed.
 pub struct Killed;
@@ -64,6 +71,8 @@ struct ActorState {
     running: Option<Running>,
     /// Steps since the publish lock was taken.
     publish_steps: Option<u32>,
+    /// Files removed since.
+    publish_unlinks: u32,
 }
 
 /// What everybody shares.
@@ -185,6 +194,7 @@ impl World {
                 stalled: 0,
                 running: None,
                 publish_steps: None,
+                publish_unlinks: 0,
             })
             .collect();
     }
@@ -370,6 +380,13 @@ impl Shared {
         found
     }
 
+    /// Whether a step of what this actor does was made to fail.
+    #[must_use]
+    pub fn is_refused(&self, actor: usize) -> bool {
+        let running = self.actors[actor].running.as_ref();
+        running.is_some_and(|running| running.refused)
+    }
+
     fn refuse(&mut self, actor: usize) {
         if let Some(running) = &mut self.actors[actor].running {
             running.refused = true;
@@ -458,8 +475,12 @@ impl Observer for Actor {
             running.steps += 1;
             step = running.steps;
         }
-        if let Some(steps) = &mut shared.actors[me].publish_steps {
+        let state = &mut shared.actors[me];
+        if let Some(steps) = &mut state.publish_steps
+            && Class::Changes.holds(kind)
+        {
             *steps += 1;
+            state.publish_unlinks += u32::from(kind == StepKind::Unlink);
         }
         let what = || describe(kind, path, &world.root, step);
         if shared.every_step {
@@ -517,7 +538,9 @@ impl Observer for Actor {
 
     fn locked(&self, path: &Path) {
         if path.ends_with("publish") {
-            self.world.lock().actors[self.number].publish_steps = Some(0);
+            let mut shared = self.world.lock();
+            shared.actors[self.number].publish_steps = Some(0);
+            shared.actors[self.number].publish_unlinks = 0;
         }
     }
 
@@ -541,6 +564,17 @@ impl Observer for Actor {
                 .map_or("recovery", |it| it.action.name());
             let longest = shared.longest_publish.entry(name).or_default();
             *longest = (*longest).max(steps);
+            // On a full disk a collection removes what is dead at once.
+            let removed = shared.actors[self.number].publish_unlinks;
+            let full = shared.is_refused(self.number);
+            if name == "gc" && !full && (steps > MOST_CHANGES || removed > MOST_REMOVED) {
+                let what = format!("for {steps} changes of the disk, {removed} files removed");
+                shared.tell(|| format!("FAILED the publish lock is held for long: {what}"));
+                shared.failure.get_or_insert(Failure {
+                    rule: "the publish lock is held for long",
+                    what,
+                });
+            }
         }
         drop(shared);
         if !self.is_dead() {
