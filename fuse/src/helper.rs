@@ -80,7 +80,8 @@ fn start(arguments: impl Fn(&mut Command)) -> Result<Child> {
         command.stderr(Stdio::piped()).env("LC_ALL", "C");
         match command.spawn() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing = error,
-            other => return other.map_err(|source| Error::NoHelper { source }),
+            // That there are no processes or descriptors left is no lack of a program.
+            other => return other.map_err(|source| cannot("start", NAME.as_ref(), source)),
         }
     }
     Err(Error::NoHelper { source: missing })
