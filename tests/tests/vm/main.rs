@@ -7,6 +7,7 @@ mod confined;
 mod console;
 mod control;
 mod damaged;
+mod disks;
 mod failing;
 mod hostile;
 mod killed;
