@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use serde_json::json;
 use snapstore_fuse::{MountOptions, Surroundings, Undo, What, mount};
 use snapstore_store::Store;
+use snapstore_vmm::confine::forbid_for_server;
 
 use crate::args::MountArgs;
 use crate::context::Context;
@@ -70,10 +71,14 @@ fn serve(
     let others = around(context, &store)?.others;
     let mounted = mount(store, what, &dir, &options, others, &look::is_dead)?;
     let undo = mounted.undo();
-    let watched = unmount_on_signal(undo.clone()).and_then(|()| match &args.while_locked {
-        Some(lock) => unmount_when_unused(lock, undo.clone()),
-        None => Ok(()),
-    });
+    // No program is started from here on.
+    let watched = forbid_for_server()
+        .map_err(anyhow::Error::from)
+        .and_then(|_| unmount_on_signal(undo.clone()))
+        .and_then(|()| match &args.while_locked {
+            Some(lock) => unmount_when_unused(lock, undo.clone()),
+            None => Ok(()),
+        });
     if let Err(error) = watched {
         undo.detach()?;
         return Err(error);

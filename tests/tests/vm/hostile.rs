@@ -163,7 +163,7 @@ fn what_cannot_be_booted_is_refused() -> Result<()> {
         (&empty, "16M", "1", 1, "empty"),
         (&large, "16M", "1", 1, "large"),
         (&nowhere, "16M", "1", 1, "nowhere"),
-        (&dir, "16M", "1", 1, "read"),
+        (&dir, "16M", "1", 1, "directory"),
         (&good, "0", "1", 2, "memory"),
         (&good, "4095", "1", 2, "memory"),
         (&good, "16383K", "0", 2, "memory"),

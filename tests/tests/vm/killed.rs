@@ -271,7 +271,11 @@ fn a_starter_that_is_killed_leaves_no_machine_that_stands_still() -> Result<()> 
     lab.commit("base", "web")?;
     lab.stop("web")?;
     let mut ran = 0;
-    for round in 0..25 {
+    for round in 0..100 {
+        // A busy machine takes longer to start them; some have to be started.
+        if round >= 25 && ran > 0 {
+            break;
+        }
         let mut starter = lab
             .cli
             .command(&["restore", "base", "-n", "3", "--detach"])?

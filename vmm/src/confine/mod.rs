@@ -13,6 +13,8 @@
 //! - `filter`, `rules`: each thread then allows itself the system calls of its
 //!   [`Role`], with [`enter`]. Any other ends the process.
 //!
+//! `server` is what servers of mounts give up, which are no machines.
+//!
 //! Deliberately absent: PID namespaces, since a frozen copy is found by the number
 //! that its committer is told; and a list of files that may be opened, since none may.
 
@@ -24,6 +26,7 @@ mod limits;
 mod report;
 mod root;
 mod rules;
+mod server;
 #[cfg(test)]
 pub(crate) mod testing;
 mod user_namespace;
@@ -42,6 +45,7 @@ pub use identity::{FIRST_UID, UIDS};
 pub use limits::Limits;
 pub use report::Confinement;
 use report::NAMESPACES;
+pub use server::forbid_for_server;
 
 /// What has to be had before the machine is built.
 pub struct Preparation {

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
 
 use attempts::{ATTEMPTS, Attempt, Target, Without};
-use snapstore_vmm::confine::{Limits, Preparation, Role, enter};
+use snapstore_vmm::confine::{Limits, Preparation, Role, enter, forbid_for_server};
 
 /// A user without rights.
 const NOBODY: u32 = 65534;
@@ -40,6 +40,34 @@ fn main() -> ExitCode {
 /// in its machine's directory.
 const CONNECT: usize = usize::MAX;
 
+/// Confined as the server of a root's mount is.
+const SERVER: &str = "server";
+/// What ends such a server.
+const SERVER_NEVER: [&str; 22] = [
+    "execute",
+    "make a device",
+    "open by handle",
+    "change its behaviour",
+    "an internet socket",
+    "a netlink socket",
+    "a packet socket",
+    "trace another process",
+    "read another process's memory",
+    "mount",
+    "a mount namespace",
+    "a user namespace",
+    "change its root",
+    "pivot its root",
+    "keys",
+    "bpf",
+    "io_uring",
+    "performance counters",
+    "load a module",
+    "name the host",
+    "set the time",
+    "reboot",
+];
+
 /// One attempt, in this process.
 fn one(role: &str, number: usize, rest: &[String]) -> u8 {
     let [dir, secret, other, abstract_socket] = rest else {
@@ -57,6 +85,15 @@ fn one(role: &str, number: usize, rest: &[String]) -> u8 {
         disk_bytes: 0,
     };
     std::env::set_current_dir(dir).expect("the directory is there");
+    if role == SERVER {
+        let Ok(true) = forbid_for_server() else {
+            return NOT_CONFINED;
+        };
+        return match (ATTEMPTS[number].run)(&target) {
+            Ok(()) => ESCAPED,
+            Err(_) => FAILED,
+        };
+    }
     let confined = Preparation::new().and_then(|it| it.confine(Path::new(dir), &limits));
     if let Err(error) = confined {
         eprintln!("{error}");
@@ -223,7 +260,29 @@ fn all() -> ExitCode {
             }
         }
     }
-    if me != 0 {
+    if me == 0 {
+        let range = Range::new(0).expect("a place for attempts");
+        let numbered = ATTEMPTS.iter().enumerate();
+        let never = numbered.filter(|(_, attempt)| SERVER_NEVER.contains(&attempt.name));
+        let outcomes: Vec<_> = never
+            .map(|(number, attempt)| {
+                let outcome = range.try_it(SERVER, number, 0);
+                (attempt.name, outcome.expect("an attempt starts"))
+            })
+            .collect();
+        let right = outcomes.len() == SERVER_NEVER.len()
+            && outcomes
+                .iter()
+                .all(|(_, outcome)| *outcome == Outcome::Killed);
+        let verdict = if right { "ok" } else { "FAILED" };
+        println!("test a_mounts_server_never_does_these ... {verdict}");
+        if right {
+            passed += 1;
+        } else {
+            println!("    {outcomes:?}");
+            failed += 1;
+        }
+    } else {
         println!("SKIPPED nothing_escapes::user_0: only root can be confined as root is");
     }
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
