@@ -144,6 +144,7 @@ fn vmm_code(error: &snapstore_vmm::Error) -> u8 {
         snapstore_vmm::Error::NoMachine { .. } | snapstore_vmm::Error::NoTap { .. } => NOT_FOUND,
         snapstore_vmm::Error::TapBusy { .. }
         | snapstore_vmm::Error::DiskBusy { .. }
+        | snapstore_vmm::Error::NoAnswer { .. }
         | snapstore_vmm::Error::Refused {
             kind: ErrorKind::Busy,
             ..

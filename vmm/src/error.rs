@@ -260,6 +260,38 @@ pub enum Error {
     /// The machine has ended.
     #[error("the machine has ended: {0}")]
     Ended(crate::machine::Ending),
+    /// The machine could not be stopped in time; it goes on.
+    #[error(
+        "the machine does not stop: it waits for a page of its snapshot that the server of the \
+         mount does not give, or for its disk; look after that server and try again, or \
+         `snapstore stop` the machine"
+    )]
+    DoesNotStop,
+    /// The host could not do what the guest asked of a device. The guest stands still
+    /// until someone resumes it, and then what it asked is done once more.
+    #[error(
+        "the machine stands still, since the host failed it ({what}); mend that, then `snapstore resume` it"
+    )]
+    HostFailed {
+        /// What could not be done, and why.
+        what: String,
+    },
+    /// A machine's process does not answer.
+    #[error("the machine at {} does not answer; `snapstore stop` ends it whatever it does", path.display())]
+    NoAnswer {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The frozen memory lacks pages that the guest has changed (a check for tests).
+    #[error(
+        "{pages} changed pages are not listed as changed, the first at image offset {first:#x}: a fault of this program"
+    )]
+    Untracked {
+        /// How many.
+        pages: usize,
+        /// Where the first is in the image, in bytes.
+        first: u64,
+    },
     /// Nobody listens at a machine's socket.
     #[error("no machine is running at {}", path.display())]
     NoMachine {

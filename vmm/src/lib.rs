@@ -27,6 +27,7 @@ mod loader;
 mod machine;
 pub mod memory;
 mod proc;
+mod rate;
 mod signals;
 mod spawn;
 pub mod state;
@@ -37,5 +38,7 @@ pub use error::{Error, Result};
 pub use inherited::{heed_children, keep_descriptors_from_children, reset_signals};
 pub use loader::{Entry, FLAT_ADDRESS, Kernel};
 pub use machine::{Assembled, BuildTimings, Ending, Freeze, FreezeTimings, FrozenMemory, Machine};
-pub use signals::{MEMORY_LOST_EXIT_CODE, end_on_lost_memory};
+pub use signals::{
+    MEMORY_LOST_EXIT_CODE, PANICKED_EXIT_CODE, end_on_lost_memory, end_on_panic, forbid_merging,
+};
 pub use spawn::fork_each;

@@ -12,6 +12,34 @@ pub const MEMORY_LOST_EXIT_CODE: i32 = 1;
 const MESSAGE: &[u8] = b"error: guest memory can no longer be read: the server of the \
 mounted snapshot ended or met damaged data\n";
 
+/// Ends the process when one of its threads panics: a machine that has lost a vCPU or a
+/// device would be waited for without end. What happened is said on standard error.
+pub fn end_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let thread = thread.name().unwrap_or("a thread");
+        let words = format!("error: a fault of this program, in {thread}: {panic}\n");
+        // Without a place for it there is nobody to tell.
+        let _ = io::Write::write_all(&mut io::stderr(), words.replace(":\n", ": ").as_bytes());
+        // SAFETY: ends the process, whatever it holds.
+        unsafe { libc::_exit(PANICKED_EXIT_CODE) }
+    }));
+}
+
+/// The exit code of a process one of whose threads has panicked.
+pub const PANICKED_EXIT_CODE: i32 = 101;
+
+/// From here on this process's memory is not merged with equal pages of others (KSM),
+/// whatever it inherited: how long a write takes would tell what those hold.
+pub fn forbid_merging() {
+    const PR_SET_MEMORY_MERGE: libc::c_int = 67;
+    // SAFETY: a setting of this process; no pointers. A kernel before 6.4 or without KSM
+    // refuses it, and merges nothing that is not asked for by `madvise`.
+    unsafe {
+        libc::prctl(PR_SET_MEMORY_MERGE, 0, 0, 0, 0);
+    }
+}
+
 /// Ends the process with a message on standard error when it reads mapped memory
 /// whose file cannot be read any more (SIGBUS), instead of a silent death.
 ///

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
+use snapstore_vmm::Error;
 use snapstore_vmm::control::{Client, RunState, Seconds, Status};
 
 use crate::args::PsArgs;
@@ -26,7 +28,13 @@ struct Entry {
     pss_bytes: Option<u64>,
     /// Why it ended.
     ending: Option<String>,
+    /// Of one that lives and says nothing of itself: `starting` or `not_answering`.
+    #[serde(skip_serializing_if = "Option::is_none", rename = "state")]
+    silent: Option<&'static str>,
 }
+
+/// How long a machine may take to say how it is. Nobody is kept waiting by one.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 pub fn run(context: &Context, args: &PsArgs) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::open()?;
@@ -44,13 +52,27 @@ pub fn run(context: &Context, args: &PsArgs) -> anyhow::Result<ExitCode> {
 
 /// `None` for a machine that is just ending.
 fn look(vm: &VmDir) -> Option<Entry> {
-    let status = Client::connect(&vm.socket()).and_then(|mut client| client.status());
+    let status = Client::connect(&vm.socket())
+        .map(|client| client.with_patience(PATIENCE))
+        .and_then(|mut client| client.status());
     if let Ok(status) = status {
         return Some(Entry {
             name: None,
             pss_bytes: pss_bytes(status.pid),
             ending: None,
+            silent: None,
             status: Some(status),
+        });
+    }
+    if vm.is_running()
+        && let Err(Error::NoAnswer { .. } | Error::Refused { .. }) = status
+    {
+        return Some(Entry {
+            name: Some(vm.name.clone()),
+            status: None,
+            pss_bytes: None,
+            ending: None,
+            silent: Some("not_answering"),
         });
     }
     if vm.is_running() || !vm.exists() || vm.has_ended_in_order() {
@@ -61,11 +83,17 @@ fn look(vm: &VmDir) -> Option<Entry> {
         status: None,
         pss_bytes: None,
         ending: Some(vm.ending().unwrap_or_else(|| KILLED.to_owned())),
+        silent: None,
     })
 }
 
 fn pss_bytes(pid: u32) -> Option<u64> {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    // Waits for whoever changes the process's memory, which may hang.
+    let (sender, rollup) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        sender.send(fs::read_to_string(format!("/proc/{pid}/smaps_rollup")))
+    });
+    let rollup = rollup.recv_timeout(PATIENCE).ok()?.ok()?;
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
@@ -91,7 +119,10 @@ fn row(entry: &Entry) -> Vec<String> {
         // A process may have said much; at the end, why it ended.
         let reason = ending.lines().last().unwrap_or_default().to_owned();
         let name = entry.name.clone().unwrap_or_default();
-        let mut row = vec![name, "dead".to_owned(), reason];
+        let mut row = match entry.silent {
+            None => vec![name, "dead".to_owned(), reason],
+            Some(_) => vec![name, "not answering".to_owned(), "-".to_owned()],
+        };
         row.resize(8, String::new());
         return row;
     };
@@ -112,6 +143,8 @@ fn state_name(state: RunState) -> &'static str {
         RunState::Running => "running",
         RunState::Paused => "paused",
         RunState::Halted => "halted",
+        RunState::IoError => "i/o error",
+        RunState::Stopping => "stopping",
         RunState::Ended => "ended",
     }
 }
@@ -121,6 +154,9 @@ fn describe(entry: &Entry) -> String {
     let Some(status) = &entry.status else {
         return out;
     };
+    if let Some(trouble) = &status.trouble {
+        out += &format!("\nStands still, for the host failed it: {trouble}");
+    }
     out += &format!("\nStart:       {}\n", stages(&status.start));
     let confinement = status.confinement.as_ref();
     let confinement = confinement.map_or_else(|| "not at all".to_owned(), ToString::to_string);

@@ -34,7 +34,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     }
     let runtime = Runtime::open()?;
     let base = args.name.as_deref().unwrap_or(&args.snapshot);
-    let names = free_names(&runtime, base, args.name.is_some(), args.count.into())?;
+    let (names, _reserved) = free_names(&runtime, base, args.name.is_some(), args.count.into())?;
     let nets = networks::of_machines(&args.nets, &names)?;
     let mounted = mounts::find_or_start(&runtime, &store, id)?;
     check_restorable(&args.snapshot, &mounted.dir)?;

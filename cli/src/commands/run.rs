@@ -19,7 +19,7 @@ use crate::vms::build::{DiskAccess, DiskSpec, What, check_kind};
 use crate::vms::host::Spec;
 use crate::vms::networks;
 use crate::vms::runtime::Runtime;
-use crate::vms::start::start;
+use crate::vms::start::{free_names, start};
 
 /// The label that tells what a ready-made snapshot was booted from.
 const CONFIGURATION_LABEL: &str = "snapstore.configuration";
@@ -68,7 +68,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             replace: args.replace,
             labels: [(CONFIGURATION_LABEL.to_owned(), configuration)].into(),
         });
-    let names = vec![args.name.clone()];
+    let (names, _reserved) = free_names(&runtime, &args.name, true, 1)?;
     let nets = networks::of_machines(&args.nets, &names)?;
     let spec = Spec {
         names,

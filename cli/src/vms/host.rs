@@ -148,6 +148,7 @@ fn start(
 ) -> anyhow::Result<(Arc<Vm>, Claim)> {
     background::detach()?;
     let claim = Runtime::open()?.vm(&spec.names[number])?.adopt(lock);
+    claim.name_holder()?;
     let nets = spec.nets.get(number).map_or(&[][..], Vec::as_slice);
     let started = start_claimed(spec, nets, &claim, began);
     match started {
@@ -182,6 +183,8 @@ fn start_claimed(
     // Sockets there are named as they are once that directory is the root.
     rustix::process::chdir(claim.vm.dir()).context("cannot enter the machine's directory")?;
     snapstore_vmm::end_on_lost_memory()?;
+    snapstore_vmm::end_on_panic();
+    snapstore_vmm::forbid_merging();
     let console = Arc::new(Console::new());
     let preparation = spec.confine.then(Preparation::new).transpose()?;
     let (machine, start) = build(&spec.what, nets, &console)?;

@@ -1,6 +1,8 @@
 //! The runtime directory: one directory a machine, `vms/NAME/` with
 //!
 //! - `lock`, which the machine's process keeps locked (flock(2)) until it ends;
+//! - `starter`, which a command that starts the machine keeps locked until it has
+//!   started: no two commands choose one name;
 //! - `control.sock`, its socket;
 //! - `vsock.sock`, the host's end of its guest's sockets, if it has such a device;
 //! - `log`, its process's standard error;
@@ -13,13 +15,14 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use snapstore_vmm::Error;
 use snapstore_vmm::control::Client;
 
@@ -60,6 +63,22 @@ pub struct VmDir {
 pub struct Claim {
     pub vm: VmDir,
     lock: File,
+}
+
+/// A name that this command will start a machine with, and that no other command
+/// chooses meanwhile.
+pub struct Reservation {
+    vm: VmDir,
+    _lock: File,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // While it is still locked: who opens it now finds it gone once it is not.
+        let _ = fs::remove_file(self.vm.starter_path());
+        // Of a machine that never was nothing stays; one that is has a lock in there.
+        let _ = fs::remove_dir(&self.vm.dir);
+    }
 }
 
 impl Runtime {
@@ -279,6 +298,41 @@ impl VmDir {
         }
     }
 
+    /// Takes the name for a machine that is about to be started; none if a machine has
+    /// it, or another command that is about to start one.
+    pub fn reserve(&self) -> anyhow::Result<Option<Reservation>> {
+        loop {
+            make_private(&self.dir)?;
+            let lock = match OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(self.starter_path())
+            {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other
+                    .with_context(|| format!("cannot open {}", self.starter_path().display()))?,
+            };
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                other => other.context("cannot lock a machine's name")?,
+            }
+            if !is_same(&lock, &self.starter_path()) {
+                continue;
+            }
+            let reservation = Reservation {
+                vm: self.clone(),
+                _lock: lock,
+            };
+            return Ok((!self.is_running()).then_some(reservation));
+        }
+    }
+
+    fn starter_path(&self) -> PathBuf {
+        self.dir.join("starter")
+    }
+
     /// The name of a machine that has ended, if nobody has taken it since.
     pub fn reclaim(&self) -> anyhow::Result<Option<Claim>> {
         let lock = match File::open(self.lock_path()) {
@@ -318,7 +372,39 @@ impl VmDir {
     }
 }
 
+/// A process, by its number and when it began (proc(5), `stat`, field 22): a number alone
+/// may be another's by now.
+fn began(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = stat.rsplit_once(')')?.1;
+    after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+impl VmDir {
+    /// The process that holds the name, if it has said so and lives.
+    pub fn process(&self) -> Option<OwnedFd> {
+        let said = fs::read_to_string(self.lock_path()).ok()?;
+        let mut said = said.split_ascii_whitespace();
+        let (pid, since) = (said.next()?.parse().ok()?, said.next()?.parse().ok()?);
+        let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        // Looked at once it is held: the number is its own as long as it lives.
+        (began(pid) == Some(since) && self.is_running()).then_some(process)
+    }
+}
+
 impl Claim {
+    /// Writes down that this process is the machine's: whoever ends a machine that does
+    /// not answer has to know which process it is.
+    pub fn name_holder(&self) -> anyhow::Result<()> {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let since = began(pid).context("cannot find this process in /proc")?;
+        let said = format!("{pid} {since}\n");
+        self.lock
+            .set_len(0)
+            .and_then(|()| self.lock.write_all_at(said.as_bytes(), 0))
+            .with_context(|| format!("cannot write {}", self.vm.lock_path().display()))
+    }
+
     /// What holds it.
     pub fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
@@ -340,7 +426,11 @@ impl Claim {
                 for left in ["log", "ending", "lock"] {
                     remove_if_there(&dir.join(left))?;
                 }
-                fs::remove_dir(dir)
+                match fs::remove_dir(dir) {
+                    // Somebody is about to use the name again.
+                    Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                    done => done,
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Signal, pidfd_send_signal};
 use serde_json::json;
 use snapstore_store::Store;
 use snapstore_vmm::control::{Client, Request, RunState, Status};
@@ -18,11 +18,11 @@ use crate::args::StartArgs;
 use crate::background;
 use crate::commands::commit_vm::{Wanted, commit};
 use crate::context::Context;
-use crate::exit::{self, Elsewhere};
+use crate::exit::{self, Busy, Elsewhere};
 use crate::format::{millis, size};
 use crate::logging::say;
 use crate::vms::host::{self, Announcement, Spec};
-use crate::vms::runtime::{RUNTIME_DIR, Runtime, VmDir, forget};
+use crate::vms::runtime::{RUNTIME_DIR, Reservation, Runtime, VmDir, forget};
 use crate::vms::terminal::{self, Left};
 
 /// Requests to machines that are under way at the same time.
@@ -269,73 +269,113 @@ pub fn for_each<T: Send>(
 }
 
 /// Ends a machine and waits until its process is gone, or forgets one that has
-/// ended.
+/// ended. One that does not end when it is asked to is killed: its process may be stopped,
+/// or hang in memory that the server of its mount does not give.
 pub fn end(vm: &VmDir) -> anyhow::Result<()> {
-    if !vm.is_running() {
-        return forget(vm);
-    }
-    let deadline = Instant::now() + PATIENCE;
-    let mut ordered = false;
+    let began = Instant::now();
+    let mut asked = false;
     while vm.is_running() {
-        if !ordered {
-            match order_end(vm) {
-                Ok(process) => {
-                    wait_until_gone(vm, process.as_ref())?;
-                    ordered = true;
+        let process = vm.process();
+        if !asked {
+            asked = ask_to_end(vm, process.as_ref())?;
+        }
+        if let Some(process) = process {
+            let patience = if asked {
+                ASKED_PATIENCE
+            } else {
+                UNASKED_PATIENCE
+            };
+            if !is_gone(&process, patience.saturating_sub(began.elapsed()))? {
+                tracing::warn!(
+                    name = vm.name,
+                    "it does not end when it is asked to: it is killed"
+                );
+                match pidfd_send_signal(&process, Signal::KILL) {
+                    Ok(()) | Err(Errno::SRCH) => {}
+                    Err(error) => return Err(error).context("cannot kill a machine's process"),
                 }
-                // It ended by itself just now, or is still starting.
-                Err(snapstore_vmm::Error::NoMachine { .. } | snapstore_vmm::Error::File { .. }) => {
+                if !is_gone(&process, KILLED_PATIENCE)? {
+                    return Err(stays(vm));
                 }
-                Err(error) => return Err(error.into()),
             }
+        } else if began.elapsed() > PATIENCE {
+            return Err(vm.is_starting());
+        } else {
+            std::thread::sleep(Duration::from_millis(2));
         }
-        if Instant::now() > deadline {
-            return Err(if ordered { stays(vm) } else { vm.is_starting() });
-        }
-        std::thread::sleep(Duration::from_millis(2));
     }
-    if vm.exists() { forget(vm) } else { Ok(()) }
-}
-
-/// Ends a machine. Returns its process, which may still have to go; `None` if it
-/// has gone.
-fn order_end(vm: &VmDir) -> snapstore_vmm::Result<Option<OwnedFd>> {
-    let mut client = Client::connect(&vm.socket())?;
-    let pid = i32::try_from(client.status()?.pid)
-        .ok()
-        .and_then(Pid::from_raw);
-    // The number is still the machine's: it answers once more after this.
-    let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    client.ending(&Request::Stop)?;
-    Ok(process)
-}
-
-/// Waits until the process has given back its memory and its descriptors, among
-/// them what keeps snapshots and mounts. Its name is free earlier.
-fn wait_until_gone(vm: &VmDir, process: Option<&OwnedFd>) -> anyhow::Result<()> {
-    let Some(process) = process else {
+    if !vm.exists() {
         return Ok(());
-    };
-    let patience = Timespec::try_from(PATIENCE)?;
+    }
+    let deadline = Instant::now() + FORGET_PATIENCE;
     loop {
-        let mut fds = [PollFd::new(process, PollFlags::IN)];
-        match poll(&mut fds, Some(&patience)) {
-            Err(Errno::INTR) => {}
-            Ok(0) => return Err(stays(vm)),
-            other => {
-                return other
-                    .map(drop)
-                    .context("cannot wait for a machine's process");
+        match forget(vm) {
+            // Its supervisor is at it, or somebody has used the name again: that is
+            // another machine.
+            Err(error) if error.is::<Busy>() => {
+                if vm.process().is_some() || Instant::now() > deadline {
+                    return Ok(());
+                }
             }
+            done => return done,
+        }
+    }
+}
+
+/// Asks a machine to end, as whoever has its socket or may signal it can. Returns whether
+/// there was somebody to ask.
+fn ask_to_end(vm: &VmDir, process: Option<&OwnedFd>) -> anyhow::Result<bool> {
+    let asked = Client::connect(&vm.socket())
+        .map(|client| client.with_patience(ANSWER_PATIENCE))
+        .and_then(|mut client| client.ending(&Request::Stop));
+    match (asked, process) {
+        (Ok(_), _) => Ok(true),
+        // It ended by itself just now, or is still starting.
+        (Err(snapstore_vmm::Error::NoMachine { .. }), _) => Ok(false),
+        // It takes no clients, or does not answer.
+        (Err(_), Some(process)) => match pidfd_send_signal(process, Signal::TERM) {
+            Ok(()) | Err(Errno::SRCH) => Ok(true),
+            Err(error) => Err(error).context("cannot signal a machine's process"),
+        },
+        (Err(snapstore_vmm::Error::File { .. }), None) => Ok(false),
+        (Err(error), None) => Err(error.into()),
+    }
+}
+
+/// Whether the process has given back its memory and its descriptors, among them what
+/// keeps snapshots and mounts. Its name may be free earlier.
+fn is_gone(process: &OwnedFd, patience: Duration) -> anyhow::Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now()))?;
+        let mut fds = [PollFd::new(process, PollFlags::IN)];
+        match poll(&mut fds, Some(&left)) {
+            Err(Errno::INTR) => {}
+            other => return Ok(other.context("cannot wait for a machine's process")? > 0),
         }
     }
 }
 
 fn stays(vm: &VmDir) -> anyhow::Error {
-    anyhow::anyhow!("{} has ended, but its process does not go away", vm.name)
+    Busy(format!(
+        "{} is killed, but its process waits in the kernel, for a mount whose server does not \
+         answer or for a disk; it ends with that",
+        vm.name
+    ))
+    .into()
 }
 
-/// How long a process may take to give back what it has.
+/// How long a machine may take to end that was asked to, in all.
+const ASKED_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long one that is starting may take until it can be asked.
+const UNASKED_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long it may take to answer that it has ended.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(1200);
+/// How long the kernel may take to end a process that was killed.
+const KILLED_PATIENCE: Duration = Duration::from_secs(5);
+/// How long others may be clearing away what is left of a machine.
+const FORGET_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a name may be taken by nobody who says who they are.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A line for each of a few machines, one line for many.
@@ -387,7 +427,8 @@ fn describe(status: &Status) -> String {
 }
 
 /// Names for `count` machines called after `base`: itself if one is wanted and
-/// it is free, else the first free ones of `base.1`, `base.2` and so on.
+/// it is free, else the first free ones of `base.1`, `base.2` and so on. They are this
+/// command's as long as the reservations live.
 ///
 /// For a name that its user chose for one machine, there is no other.
 pub fn free_names(
@@ -395,21 +436,32 @@ pub fn free_names(
     base: &str,
     is_chosen: bool,
     count: usize,
-) -> anyhow::Result<Vec<String>> {
-    if count == 1 && (is_chosen || !runtime.vm(base)?.is_running()) {
-        return Ok(vec![base.to_owned()]);
+) -> anyhow::Result<(Vec<String>, Vec<Reservation>)> {
+    if count == 1 {
+        match runtime.vm(base)?.reserve()? {
+            Some(reservation) => return Ok((vec![base.to_owned()], vec![reservation])),
+            None if is_chosen => {
+                return Err(Busy(format!(
+                    "a machine named {base} runs, or is about to; choose another name, or \
+                     `snapstore stop {base}`"
+                ))
+                .into());
+            }
+            None => {}
+        }
     }
-    let mut names = Vec::new();
+    let (mut names, mut reservations) = (Vec::new(), Vec::new());
     for number in 1_u64.. {
         let name = format!("{base}.{number}");
-        if !runtime.vm(&name)?.is_running() {
+        if let Some(reservation) = runtime.vm(&name)?.reserve()? {
             names.push(name);
+            reservations.push(reservation);
         }
         if names.len() == count {
             break;
         }
     }
-    Ok(names)
+    Ok((names, reservations))
 }
 
 /// Borrowed descriptors of what is to be kept.

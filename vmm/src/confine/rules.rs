@@ -181,7 +181,12 @@ impl Allowed {
         ] {
             self.with(libc::SYS_fallocate, &[Is(1, u32_of(mode))])?;
         }
-        self.plain(&[libc::SYS_fdatasync, libc::SYS_pread64, libc::SYS_pwrite64]);
+        self.plain(&[
+            libc::SYS_fdatasync,
+            libc::SYS_fstatfs,
+            libc::SYS_pread64,
+            libc::SYS_pwrite64,
+        ]);
         Ok(())
     }
 
@@ -230,7 +235,7 @@ impl Allowed {
 
     /// Letting the vCPUs run.
     fn resuming(&mut self) -> io::Result<()> {
-        self.ioctls(&[KVM_KVMCLOCK_CTRL])
+        self.ioctls(&[KVM_KVMCLOCK_CTRL, KVM_SET_CLOCK])
     }
 
     /// Files of its own `/proc`: of itself, and of its frozen copies.
@@ -307,6 +312,7 @@ const USER_MODE_ONLY: i32 = 1;
 const KVM_RUN: u32 = request(NONE, 0x80, 0);
 const KVM_IRQ_LINE: u32 = request(WRITE, 0x61, size_of::<kvm::kvm_irq_level>());
 const KVM_KVMCLOCK_CTRL: u32 = request(NONE, 0xad, 0);
+const KVM_SET_CLOCK: u32 = request(WRITE, 0x7b, size_of::<kvm::kvm_clock_data>());
 
 /// Reading a machine's state. Nothing of it is set any more.
 const SAVED: [u32; 15] = [

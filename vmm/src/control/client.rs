@@ -1,12 +1,18 @@
 //! A client's end of a machine's control socket.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use crate::control::protocol::{
     CommitReport, DiskInfo, ErrorKind, Origin, Reply, Request, Seconds, Status,
@@ -21,16 +27,27 @@ use crate::memory::{HostSlot, ScanMethod, private_ranges, ranges};
 /// second page of a TiB would be more than any commit could write.
 const MAX_LIST_BYTES: u64 = 1 << 31;
 
+/// How long a machine may take to answer what it can answer at once, or after it has
+/// stopped for it.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to freeze, or to let go of what it froze.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(60);
+/// How often a client that has frozen a machine says that it is still there.
+const ALIVE_EVERY: Duration = Duration::from_secs(10);
+
 /// A connection to a machine.
 pub struct Client {
     connection: Connection,
     path: PathBuf,
+    patience: Option<Duration>,
 }
 
 /// A machine at one instant, to be committed by this process. The frozen copy
 /// ends with it.
 pub struct FrozenMachine {
-    client: Client,
+    client: Arc<Mutex<Client>>,
+    /// Ends the thread that says that this is alive.
+    _alive: Sender<()>,
     memory: File,
     slots: Vec<HostSlot>,
     state: Vec<u8>,
@@ -63,8 +80,11 @@ impl Client {
     /// # Errors
     /// [`Error::NoMachine`] if nobody listens there.
     pub fn connect(path: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(path).map_err(|source| match source.kind() {
+        let stream = connect(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NoMachine {
+                path: path.to_owned(),
+            },
+            io::ErrorKind::WouldBlock => Error::NoAnswer {
                 path: path.to_owned(),
             },
             _ => Error::File {
@@ -76,10 +96,23 @@ impl Client {
         Ok(Self {
             connection: Connection::new(stream),
             path: path.to_owned(),
+            patience: None,
         })
     }
 
+    /// Waits so long for answers, and not as long as the request may take.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
     fn broken(&self, source: io::Error) -> Error {
+        if source.kind() == io::ErrorKind::WouldBlock {
+            return Error::NoAnswer {
+                path: self.path.clone(),
+            };
+        }
         Error::File {
             action: "talk to the machine at",
             path: self.path.clone(),
@@ -96,6 +129,10 @@ impl Client {
     }
 
     fn request_with(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply> {
+        let patience = self.patience.or_else(|| patience(request));
+        self.connection
+            .set_patience(patience)
+            .map_err(|source| self.broken(source))?;
         match self.connection.send(request, fds) {
             // One that turned this client away has said why.
             Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
@@ -160,7 +197,12 @@ impl Client {
     /// As [`Client::request`].
     pub fn console(mut self, replay: bool) -> Result<(UnixStream, Vec<u8>)> {
         match self.request(&Request::Console { replay })? {
-            Reply::Console => Ok(self.connection.into_stream()),
+            Reply::Console => {
+                self.connection
+                    .set_patience(None)
+                    .map_err(|source| self.broken(source))?;
+                Ok(self.connection.into_stream())
+            }
             _ => Self::unexpected(),
         }
     }
@@ -181,6 +223,11 @@ impl Client {
         else {
             return Self::unexpected();
         };
+        if let Some((machine, frozen)) = self.connection.peer_pid().zip(pid)
+            && let Err(error) = volunteer(machine, frozen)
+        {
+            tracing::debug!(%error, "the frozen copy may outlive its machine when memory is short");
+        }
         let memory = self.take_file()?;
         let pagemap = pid.map(|_| self.take_file()).transpose()?;
         let mut state_file = self.take_file()?;
@@ -207,8 +254,10 @@ impl Client {
             .collect::<Result<_>>()?;
         let mut timings = timings;
         timings.insert("scan".to_owned(), began.elapsed().as_secs_f64());
+        let client = Arc::new(Mutex::new(self));
         Ok(FrozenMachine {
-            client: self,
+            _alive: say_alive(&client),
+            client,
             memory,
             slots,
             state,
@@ -313,16 +362,83 @@ impl FrozenMachine {
     /// # Errors
     /// As [`Client::request`]: the machine then takes its older snapshot for its
     /// origin and will commit the same pages once more.
-    pub fn committed(mut self, report: CommitReport, pin: Option<OwnedFd>) -> Result<()> {
+    pub fn committed(self, report: CommitReport, pin: Option<OwnedFd>) -> Result<()> {
         let fds: Vec<_> = pin.iter().map(|fd| fd.as_fd()).collect();
-        match self
-            .client
-            .request_with(&Request::Committed(report), &fds)?
-        {
+        let mut client = lock(&self.client);
+        match client.request_with(&Request::Committed(report), &fds)? {
             Reply::Done => Ok(()),
             _ => Client::unexpected(),
         }
     }
+}
+
+/// Lets the kernel end the frozen copy first when memory is short, and not the machine,
+/// which has as much and more to lose: a commit can be done again. The machine's process
+/// is confined and cannot say so; and it can name no process that is not its child.
+fn volunteer(machine: i32, frozen: i32) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let process = openat(CWD, format!("/proc/{frozen}"), flags, Mode::empty())?;
+    let open = |name: &str, flags| -> io::Result<File> {
+        Ok(openat(&process, name, flags | OFlags::CLOEXEC, Mode::empty())?.into())
+    };
+    let status = io::read_to_string(open("status", OFlags::RDONLY)?)?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    if parent.and_then(|parent| parent.trim().parse().ok()) != Some(machine) {
+        return Err(io::Error::other("it is not the machine's"));
+    }
+    open("oom_score_adj", OFlags::WRONLY)?.write_all(b"1000")
+}
+
+/// Connects without waiting: a machine that takes no clients, since its process is
+/// stopped, has no room for more at some time.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// How long a request may take; some take as long as the guest likes.
+fn patience(request: &Request) -> Option<Duration> {
+    match request {
+        Request::Wait | Request::WaitReady => None,
+        Request::Freeze | Request::Committed(_) => Some(FREEZE_PATIENCE),
+        _ => Some(PATIENCE),
+    }
+}
+
+/// Says again and again that the client of a frozen machine is there, until the sender
+/// is dropped.
+fn say_alive(client: &Arc<Mutex<Client>>) -> Sender<()> {
+    let (sender, dropped) = channel();
+    let client = Arc::downgrade(client);
+    let said = std::thread::Builder::new()
+        .name("alive".to_owned())
+        .spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = dropped.recv_timeout(ALIVE_EVERY) {
+                let Some(client) = client.upgrade() else {
+                    return;
+                };
+                if lock(&client).order(&Request::Alive).is_err() {
+                    // Whoever commits hears of it when it reads, or at the end.
+                    return;
+                }
+            }
+        });
+    if let Err(error) = said {
+        tracing::debug!(%error, "a machine is not told that it is still being committed");
+    }
+    sender
+}
+
+fn lock(client: &Mutex<Client>) -> MutexGuard<'_, Client> {
+    client.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn read_from_start(file: &mut File, out: &mut Vec<u8>, limit_bytes: u64) -> io::Result<()> {

@@ -46,6 +46,9 @@ pub enum Request {
     },
     /// Freeze this instant for a commit. Reply: `frozen`, with descriptors.
     Freeze,
+    /// The client is still at what it froze. Reply: `done`. One that says nothing for a
+    /// minute loses its frozen copy.
+    Alive,
     /// What this connection froze is durable. Reply: `done`. A descriptor that
     /// comes with this line is kept until the next one comes or the machine ends.
     Committed(CommitReport),
@@ -82,6 +85,11 @@ pub enum RunState {
     /// Every vCPU waits for an interrupt with interrupts off: it will not do
     /// anything any more.
     Halted,
+    /// The host could not do what the guest asked of a device, and the guest waits
+    /// (`trouble`); it is done once more when someone resumes it.
+    IoError,
+    /// The machine has ended, but for a vCPU that waits for the host.
+    Stopping,
     /// The machine has ended.
     Ended,
 }
@@ -95,6 +103,9 @@ pub struct Status {
     pub pid: u32,
     /// What the guest does.
     pub state: RunState,
+    /// Why the guest does not run though nobody paused it.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// Its vCPUs.
     pub cpus: usize,
     /// Its memory in bytes.

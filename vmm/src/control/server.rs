@@ -17,14 +17,20 @@ use crate::control::protocol::{
 };
 use crate::control::wire::Connection;
 use crate::devices::Console;
-use crate::devices::virtio::{Content, Extent};
+use crate::devices::virtio::{Content, Extent, FrozenDisk};
 use crate::error::{Error, Result};
 use crate::machine::{Ending, Freeze, Machine};
+use crate::rate::Rate;
 
 /// The most clients at a time; further ones are turned away.
 const MAX_CLIENTS: usize = 64;
 /// How long clients have to fetch their last answer once the machine ended.
-const FAREWELL: Duration = Duration::from_secs(2);
+const FAREWELL: Duration = Duration::from_millis(500);
+/// How long accepting waits when there is no descriptor or no memory for a client.
+const EXHAUSTED: Duration = Duration::from_millis(50);
+/// How long a client that has frozen the machine may say nothing: it says that it is
+/// alive more often than that, and one that was stopped does not.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(60);
 /// A console's reader that takes nothing for so long is dropped.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a console looks whether there is room for input.
@@ -125,11 +131,31 @@ impl Vm {
 
     fn accept(self: &Arc<Self>, listener: &UnixListener) {
         confine::enter(Role::Control);
+        // Given up for a moment to turn a client away when there is no other descriptor.
+        let mut spare = listener.as_fd().try_clone_to_owned().ok();
         for stream in listener.incoming() {
-            let Ok(stream) = stream else { continue };
+            let stream = match stream {
+                Ok(stream) => stream,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    tracing::debug!(%error, "no client can be accepted");
+                    if spare.take().is_some()
+                        && let Ok((stream, _)) = listener.accept()
+                    {
+                        turn_away(stream, "no descriptors are left to the machine");
+                    }
+                    spare = listener.as_fd().try_clone_to_owned().ok();
+                    // Until a client leaves, accepting fails at once.
+                    std::thread::sleep(EXHAUSTED);
+                    continue;
+                }
+            };
             if self.clients.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
                 self.clients.fetch_sub(1, Ordering::AcqRel);
-                turn_away(stream);
+                turn_away(
+                    stream,
+                    &format!("the machine has {MAX_CLIENTS} clients already"),
+                );
                 continue;
             }
             let vm = self.clone();
@@ -141,7 +167,8 @@ impl Vm {
                     vm.clients.fetch_sub(1, Ordering::AcqRel);
                 });
             if let Err(error) = started {
-                tracing::warn!(%error, "a client was turned away");
+                static RATE: Rate = Rate::new();
+                RATE.log(|more| tracing::warn!(%error, more, "a client was turned away"));
                 self.clients.fetch_sub(1, Ordering::AcqRel);
             }
         }
@@ -150,8 +177,11 @@ impl Vm {
     /// How the machine is.
     #[must_use]
     pub fn status(&self) -> Status {
+        let trouble = self.machine.host_fault();
         let state = match (self.machine.ending(), self.machine.is_running()) {
-            (Some(_), _) => RunState::Ended,
+            (Some(_), _) if self.machine.is_out_of_guest() => RunState::Ended,
+            (Some(_), _) => RunState::Stopping,
+            (None, false) if trouble.is_some() => RunState::IoError,
             (None, false) => RunState::Paused,
             (None, true) if self.machine.is_halted() => RunState::Halted,
             (None, true) => RunState::Running,
@@ -168,6 +198,7 @@ impl Vm {
             name: self.identity.name.clone(),
             pid: std::process::id(),
             state,
+            trouble,
             cpus: self.machine.cpus(),
             memory_bytes: self.machine.memory().layout().size_bytes(),
             networks,
@@ -194,13 +225,15 @@ impl Vm {
 }
 
 /// Says why to a client that is one too many.
-fn turn_away(stream: UnixStream) {
+fn turn_away(stream: UnixStream, why: &str) {
     let reply = Reply::Error {
         kind: ErrorKind::Busy,
-        message: format!("the machine has {MAX_CLIENTS} clients already; try again later"),
+        message: format!("{why}; try again later"),
     };
-    // A client that has gone needs no answer.
-    let _ = Connection::new(stream).send(&reply, &[]);
+    // A client that has gone needs no answer, and none is waited for.
+    let mut connection = Connection::new(stream);
+    let _ = connection.set_patience(Some(EXHAUSTED));
+    let _ = connection.send(&reply, &[]);
 }
 
 /// Requests are small and handled with few calls; a hundred machines have a
@@ -213,6 +246,11 @@ struct Client<'a> {
     connection: Option<Connection>,
     /// What this client froze and has not yet committed.
     freeze: Option<Freeze>,
+    /// The disks of what it froze and was too slow to commit. What a client reads of
+    /// them stays what it was, as long as it is there.
+    lost: Vec<FrozenDisk>,
+    /// Whether it was too slow.
+    gave_up: bool,
     /// Whether it has asked to be told when the guest is ready.
     waits_for_ready: bool,
 }
@@ -223,6 +261,8 @@ impl<'a> Client<'a> {
             vm,
             connection: Some(Connection::new(stream)),
             freeze: None,
+            lost: Vec::new(),
+            gave_up: false,
             waits_for_ready: false,
         }
     }
@@ -239,6 +279,12 @@ impl<'a> Client<'a> {
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     self.refuse(&error);
                     break;
+                }
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && self.freeze.is_some() =>
+                {
+                    self.give_up_freeze();
+                    continue;
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a client's connection broke");
@@ -279,6 +325,8 @@ impl<'a> Client<'a> {
             Request::Wait => Ok(self.ended()),
             Request::WaitReady => self.wait_ready().map(|()| Reply::Done),
             Request::Freeze => return self.freeze(),
+            Request::Alive if self.freeze.is_none() => Ok(self.nothing_frozen()),
+            Request::Alive => Ok(Reply::Done),
             Request::Committed(report) => Ok(self.committed(report)),
             Request::Console { .. } => unreachable!("taken by the caller"),
         };
@@ -388,13 +436,15 @@ impl<'a> Client<'a> {
             ]),
         };
         self.freeze = Some(freeze);
+        self.set_patience(Some(COMMIT_PATIENCE));
         Ok((reply, fds))
     }
 
     fn committed(&mut self, report: CommitReport) -> Reply {
         let Some(freeze) = self.freeze.take() else {
-            return invalid("this connection has frozen nothing");
+            return self.nothing_frozen();
         };
+        self.set_patience(None);
         let fd = self.connection.as_mut().and_then(Connection::take_fd);
         {
             let mut record = self.vm.record();
@@ -410,6 +460,37 @@ impl<'a> Client<'a> {
         }
         self.vm.machine.committed(freeze);
         Reply::Done
+    }
+
+    fn nothing_frozen(&self) -> Reply {
+        if !self.gave_up {
+            return invalid("this connection has frozen nothing");
+        }
+        invalid(
+            "the frozen copy has been given up, since its client said nothing for a minute; \
+             commit the machine again",
+        )
+    }
+
+    fn set_patience(&self, patience: Option<Duration>) {
+        if let Some(connection) = &self.connection
+            && let Err(error) = connection.set_patience(patience)
+        {
+            tracing::debug!(%error, "a client is waited for without end");
+        }
+    }
+
+    /// The client has been stopped, or hangs: others may commit. Its copy of the memory
+    /// ends, and reading it fails. Of disks what it may still read is kept, since a
+    /// commit of anything else would be wrong.
+    fn give_up_freeze(&mut self) {
+        self.set_patience(None);
+        if let Some(freeze) = self.freeze.take() {
+            self.vm.record().committer = None;
+            let Freeze { memory, disks, .. } = freeze;
+            (self.lost, self.gave_up) = (disks, true);
+            drop(memory);
+        }
     }
 
     /// Ends the frozen copy, if this client has one.
@@ -534,6 +615,7 @@ fn invalid(message: &str) -> Reply {
 fn failure(error: &Error) -> Reply {
     let kind = match error {
         Error::Ended(_) => ErrorKind::Ended,
+        Error::DoesNotStop => ErrorKind::Busy,
         _ => ErrorKind::Failed,
     };
     Reply::Error {

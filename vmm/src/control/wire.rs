@@ -5,6 +5,7 @@ use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -106,6 +107,13 @@ impl Connection {
         }
         self.received.extend_from_slice(&bytes[..got]);
         Ok(got)
+    }
+
+    /// How long to wait for the other end to send or to take something: `WouldBlock`
+    /// then. What was received until then stays.
+    pub fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        self.stream.set_read_timeout(patience)?;
+        self.stream.set_write_timeout(patience)
     }
 
     /// The oldest descriptor that came and was not yet taken.

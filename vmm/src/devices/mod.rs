@@ -11,7 +11,8 @@ mod serial;
 pub mod virtio;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 use vm_superio::{I8042Device, Trigger};
@@ -19,13 +20,14 @@ use vm_superio::{I8042Device, Trigger};
 use crate::addresses::READY_PORT;
 use crate::error::{Error, Result};
 use crate::memory::GuestMemory;
+use crate::rate::Rate;
 use crate::state::{DeviceState, MAX_VIRTIO_DEVICES, SerialState, StateError};
 pub use console::Console;
 use irq::IrqLine;
 use serial::SerialPort;
 use virtio::{
-    Disk, FrozenDisk, Interface, Interrupt, Network, Transport, VIRTIO_MMIO_BASE, VIRTIO_MMIO_LEN,
-    VirtioDevice, virtio_gsi,
+    Disk, FrozenDisk, Host, Interface, Interrupt, Network, Transport, VIRTIO_MMIO_BASE,
+    VIRTIO_MMIO_LEN, VirtioDevice, virtio_gsi,
 };
 
 const COM1: std::ops::RangeInclusive<u16> = 0x3f8..=0x3ff;
@@ -65,6 +67,7 @@ pub(crate) struct Devices {
     virtio: Vec<Arc<Mutex<Transport>>>,
     /// In the same order.
     interfaces: Vec<Interface>,
+    host: Host,
 }
 
 impl Devices {
@@ -115,13 +118,18 @@ impl Devices {
         Ok(Self::with(serial, transports))
     }
 
-    fn with(serial: SerialPort, transports: Vec<Transport>) -> Self {
+    fn with(serial: SerialPort, mut transports: Vec<Transport>) -> Self {
+        let host = Host::default();
+        for transport in &mut transports {
+            transport.set_host(host.clone());
+        }
         let line = ResetLine(AtomicBool::new(false));
         let interfaces = transports.iter();
         let interfaces = interfaces.filter_map(|transport| transport.device().interface());
         Self {
             serial,
             interfaces: interfaces.collect(),
+            host,
             keyboard: Mutex::new(I8042Device::new(line)),
             virtio: transports
                 .into_iter()
@@ -146,11 +154,30 @@ impl Devices {
         }
     }
 
+    /// What devices are told of the machine, and tell it.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// From here on no device touches guest memory or an interrupt. The vCPUs
-    /// must be stopped.
-    pub fn quiesce(&self) {
+    /// must be stopped. Returns whether that is so: a thread of a device may hang in
+    /// guest memory that is not there. Then some devices are quiet, until
+    /// [`Devices::resume`].
+    pub fn quiesce(&self, deadline: Instant) -> bool {
+        self.virtio.iter().all(|device| {
+            let device = lock_until(device, deadline);
+            device.map(|mut device| device.quiesce()).is_some()
+        })
+    }
+
+    /// The machine was about to stop and goes on: devices do what waited for that, but
+    /// for those whose thread hangs.
+    pub fn catch_up(&self) {
         for device in &self.virtio {
-            lock(device).quiesce();
+            if let Some(mut device) = lock_until(device, Instant::now() + CATCH_UP_PATIENCE) {
+                device.resume();
+                device.catch_up();
+            }
         }
     }
 
@@ -267,14 +294,32 @@ fn interrupts(
             limit: MAX_VIRTIO_DEVICES,
         })?;
         let line = IrqLine::new(vm, gsi);
+        let lost = Rate::default();
         let interrupt: Interrupt = Box::new(move || {
             if let Err(error) = line.trigger() {
-                tracing::error!(gsi, %error, "an interrupt is lost");
+                lost.log(|more| tracing::error!(gsi, %error, more, "an interrupt is lost"));
             }
         });
         Ok((device, interrupt))
     });
     with_interrupt.collect()
+}
+
+/// How long a device that is at work is waited for, to do what was postponed.
+const CATCH_UP_PATIENCE: Duration = Duration::from_millis(50);
+/// How often a lock is tried again.
+const LOCK_RETRY: Duration = Duration::from_millis(1);
+
+/// The lock, if it can be had by then.
+pub(crate) fn lock_until<T>(mutex: &Mutex<T>, deadline: Instant) -> Option<MutexGuard<'_, T>> {
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_RETRY),
+        }
+    }
 }
 
 fn lock(device: &Mutex<Transport>) -> MutexGuard<'_, Transport> {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::devices::virtio::{Disk, FrozenDisk};
 use crate::error::{Error, Result};
-use crate::machine::{Control, Machine};
+use crate::machine::{Control, Machine, PAUSE_PATIENCE};
 use crate::memory::{
     CopyRoom, Frozen, FrozenFiles, HostSlot, PageCopy, ScanMethod, Tracker, private_ranges, ranges,
 };
@@ -132,15 +132,16 @@ impl Machine {
     /// one stays paused.
     ///
     /// # Errors
-    /// The machine has ended, a disk is written in place, or KVM or the operating
-    /// system refuses; the guest then goes on as before.
+    /// The machine has ended, it does not stop in time, the host has failed one of its
+    /// devices, a disk is written in place, or KVM or the operating system refuses; the
+    /// guest then goes on as before.
     pub fn freeze(&self) -> Result<Freeze> {
         if let Some(disk) = self.disks().into_iter().find(|disk| !disk.can_freeze()) {
             return Err(Error::DiskInPlace {
                 name: disk.name().to_owned(),
             });
         }
-        let mut control = self.control();
+        let mut control = self.control(Instant::now() + PAUSE_PATIENCE)?;
         if control.tracker.is_none() {
             // All private pages are of the first freeze anyhow.
             control.tracker = Tracker::new(&self.memory().host_slots())?;
@@ -154,10 +155,10 @@ impl Machine {
             }
         }
         let began = Instant::now();
-        let was_open = self.close_gate()?;
+        let was_open = self.close_gate(began + PAUSE_PATIENCE)?;
         let stopped = Instant::now();
         let frozen = self.freeze_paused(&mut control, room);
-        self.reopen_gate(was_open)?;
+        self.reopen_gate(&mut control, was_open)?;
         let pause = began.elapsed();
         let (memory, disks, state, changed, mut timings) = frozen?;
         let number = control.freezes;
@@ -182,7 +183,7 @@ impl Machine {
 
     fn freeze_paused(&self, control: &mut Control, room: Option<CopyRoom>) -> Result<Instantly> {
         let began = Instant::now();
-        let state = self.save_paused()?;
+        let state = self.save_paused(control)?;
         let saved = Instant::now();
         control.take_written()?;
         let disks = self.shared.devices.freeze_disks()?;
@@ -231,7 +232,7 @@ impl Machine {
         let number = freeze.number;
         // So that the disks' maps can be merged where they are.
         drop(freeze);
-        let mut control = self.control();
+        let mut control = crate::machine::lock(&self.control);
         control.forget(number);
         for (disk, number) in self.disks().iter().zip(disks) {
             disk.committed(number);
@@ -321,6 +322,8 @@ mod tests {
             tracker: Some(tracker),
             uncommitted: Vec::new(),
             freezes: 0,
+            clock: None,
+            sleep: crate::machine::Sleep::default(),
         };
         control.take_written().unwrap();
         let first = control.freezes;

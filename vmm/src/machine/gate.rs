@@ -1,9 +1,11 @@
 //! Who may run: the vCPUs wait here, and whoever pauses them waits for them.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::devices::virtio::Host;
 use crate::machine::kick::Kick;
 
 /// Why a machine ended.
@@ -71,6 +73,24 @@ enum Wanted {
     End,
 }
 
+/// How long the vCPUs of a machine that ends are waited for. One that hangs in guest
+/// memory whose server does not answer ends with the process.
+const END_PATIENCE: Duration = Duration::from_millis(700);
+
+/// What closing the gate came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Closing {
+    /// Every vCPU is out of the guest.
+    Closed {
+        /// Whether the gate was open.
+        was_open: bool,
+    },
+    /// They are at their end.
+    Ended,
+    /// One did not leave the guest in time: the gate is as it was.
+    Late,
+}
+
 /// What a vCPU's thread does next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Next {
@@ -82,7 +102,8 @@ struct State {
     wanted: Wanted,
     /// By vCPU: whether it is out of the guest and waits.
     waiting: Vec<bool>,
-    ending: Option<Ending>,
+    /// Why the machine ended, and when that was said.
+    ending: Option<(Ending, Instant)>,
     /// Whether the guest has said that it is ready.
     is_ready: bool,
     /// Whether it is to stop when it says so.
@@ -96,11 +117,13 @@ pub(crate) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
     kicks: Vec<Kick>,
+    /// Told before the vCPUs are.
+    host: Host,
 }
 
 impl Gate {
     /// A closed gate.
-    pub fn new(kicks: Vec<Kick>) -> Self {
+    pub fn new(kicks: Vec<Kick>, host: Host) -> Self {
         Self {
             state: Mutex::new(State {
                 wanted: Wanted::Pause,
@@ -112,6 +135,7 @@ impl Gate {
             }),
             changed: Condvar::new(),
             kicks,
+            host,
         }
     }
 
@@ -150,26 +174,55 @@ impl Gate {
         state.wanted == Wanted::Run
     }
 
-    /// Closes the gate and waits until every vCPU is out of the guest. Returns
-    /// whether it was open, or nothing if they are at their end.
-    pub fn close(&self) -> Option<bool> {
+    /// Closes the gate and waits until every vCPU is out of the guest, or the deadline
+    /// is over.
+    pub fn close(&self, deadline: Instant) -> Closing {
         let mut state = self.lock();
         let was_open = state.wanted == Wanted::Run;
         if was_open {
+            self.host.set_closing(true);
             state.wanted = Wanted::Pause;
         }
         self.kick_all(&state);
         while state.waiting.contains(&false) {
-            state = self.wait(state);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return match state.wanted {
+                    Wanted::End => Closing::Ended,
+                    Wanted::Run | Wanted::Pause => {
+                        if was_open && !state.stands_at_ready && !self.host.has_fault() {
+                            self.host.set_closing(false);
+                            state.wanted = Wanted::Run;
+                            self.changed.notify_all();
+                        }
+                        Closing::Late
+                    }
+                };
+            }
+            state = self.wait_for(state, left);
         }
-        (state.wanted == Wanted::Pause).then_some(was_open)
+        match state.wanted {
+            Wanted::End => Closing::Ended,
+            Wanted::Run | Wanted::Pause => Closing::Closed { was_open },
+        }
+    }
+
+    /// Called by a vCPU's thread when the host has failed a device: the guest stops.
+    pub fn stop_for_fault(&self) {
+        let mut state = self.lock();
+        if state.wanted == Wanted::Run {
+            self.host.set_closing(true);
+            state.wanted = Wanted::Pause;
+            self.kick_all(&state);
+        }
     }
 
     /// Ends the machine; the first reason counts.
     pub fn end(&self, ending: Ending) {
         let mut state = self.lock();
         state.wanted = Wanted::End;
-        state.ending.get_or_insert(ending);
+        self.host.set_closing(true);
+        state.ending.get_or_insert((ending, Instant::now()));
         self.kick_all(&state);
         self.changed.notify_all();
     }
@@ -182,6 +235,7 @@ impl Gate {
             // Also during a pause that is under way: its end must not let the guest run.
             state.stands_at_ready = true;
             if state.wanted == Wanted::Run {
+                self.host.set_closing(true);
                 state.wanted = Wanted::Pause;
                 self.kick_all(&state);
             }
@@ -231,20 +285,32 @@ impl Gate {
         state.wanted == Wanted::Run
     }
 
-    /// Waits for the end.
+    /// Waits for the end: until every vCPU is out of the guest, but not for long for
+    /// one that hangs there.
     pub fn wait_for_end(&self) -> Ending {
         let mut state = self.lock();
         loop {
-            match &state.ending {
-                Some(ending) if !state.waiting.contains(&false) => return ending.clone(),
-                _ => state = self.wait(state),
+            let Some((ending, since)) = &state.ending else {
+                state = self.wait(state);
+                continue;
+            };
+            let left = END_PATIENCE.saturating_sub(since.elapsed());
+            if left.is_zero() || !state.waiting.contains(&false) {
+                return ending.clone();
             }
+            state = self.wait_for(state, left);
         }
     }
 
     /// Why the machine ended, if it has.
     pub fn ending(&self) -> Option<Ending> {
-        self.lock().ending.clone()
+        let state = self.lock();
+        state.ending.as_ref().map(|(ending, _)| ending.clone())
+    }
+
+    /// Whether every vCPU is out of the guest.
+    pub fn all_wait(&self) -> bool {
+        !self.lock().waiting.contains(&false)
     }
 
     /// Whether the vCPUs are let run.
@@ -252,9 +318,10 @@ impl Gate {
         self.lock().wanted == Wanted::Run
     }
 
-    /// Whether every vCPU's thread sleeps. Does not disturb the guest.
-    pub fn sleeps(&self) -> bool {
-        self.kicks.iter().all(Kick::sleeps)
+    /// If every vCPU's thread sleeps, how often each has gone to sleep. Does not
+    /// disturb the guest.
+    pub fn sleeps(&self) -> Option<Vec<u64>> {
+        self.kicks.iter().map(Kick::sleeps).collect()
     }
 
     fn kick_all(&self, state: &State) {
@@ -269,6 +336,15 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn wait_for<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        at_most: Duration,
+    ) -> MutexGuard<'a, State> {
+        let waited = self.changed.wait_timeout(state, at_most);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         self.changed
             .wait(state)
@@ -280,9 +356,13 @@ impl Gate {
 mod tests {
     use super::*;
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
     /// An open gate of no vCPUs, whose guest is to stop when it is ready.
     fn open_gate() -> Gate {
-        let gate = Gate::new(Vec::new());
+        let gate = Gate::new(Vec::new(), Host::default());
         gate.stop_at_ready();
         assert!(gate.open());
         gate
@@ -291,10 +371,10 @@ mod tests {
     #[test]
     fn closing_tells_whether_it_was_open() {
         let gate = open_gate();
-        assert_eq!(gate.close(), Some(true));
-        assert_eq!(gate.close(), Some(false));
+        assert_eq!(gate.close(soon()), Closing::Closed { was_open: true });
+        assert_eq!(gate.close(soon()), Closing::Closed { was_open: false });
         gate.end(Ending::Stopped);
-        assert_eq!(gate.close(), None);
+        assert_eq!(gate.close(soon()), Closing::Ended);
         assert!(!gate.open());
     }
 
@@ -303,7 +383,7 @@ mod tests {
         let gate = open_gate();
         gate.guest_is_ready();
         assert!(gate.stands_at_ready() && !gate.is_open());
-        assert_eq!(gate.close(), Some(false));
+        assert_eq!(gate.close(soon()), Closing::Closed { was_open: false });
         assert!(gate.open() && !gate.stands_at_ready());
         gate.guest_is_ready();
         assert!(gate.is_open(), "only the first time counts");
@@ -312,7 +392,7 @@ mod tests {
     #[test]
     fn a_guest_that_is_ready_while_the_gate_closes_stands_there() {
         let gate = open_gate();
-        assert_eq!(gate.close(), Some(true));
+        assert_eq!(gate.close(soon()), Closing::Closed { was_open: true });
         gate.guest_is_ready();
         assert!(gate.stands_at_ready());
     }

@@ -65,15 +65,16 @@ impl Kick {
         self.thread_id.store(id, Ordering::SeqCst);
     }
 
-    /// Whether the vCPU's thread sleeps, in the guest or before it (proc(5),
-    /// `stat`).
-    pub fn sleeps(&self) -> bool {
+    /// If the vCPU's thread sleeps, in the guest or before it, how often it has gone to
+    /// sleep (proc(5), `status`).
+    pub fn sleeps(&self) -> Option<u64> {
         let id = self.thread_id.load(Ordering::SeqCst);
-        proc::read(&format!("self/task/{id}/stat")).is_ok_and(|stat| {
-            stat.rsplit(')')
-                .next()
-                .is_some_and(|rest| rest.starts_with(" S"))
-        })
+        let status = proc::read(&format!("self/task/{id}/status")).ok()?;
+        let value = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        if !value("State:")?.trim().starts_with('S') {
+            return None;
+        }
+        value("voluntary_ctxt_switches:")?.trim().parse().ok()
     }
 
     /// Ends the `KVM_RUN` under way, or else the next one. The vCPU's thread

@@ -23,7 +23,7 @@ use crate::acpi::AcpiDevices;
 use crate::addresses::VM_GENERATION;
 use crate::confine::{self, Role};
 use crate::devices::virtio::{self, Network, VirtioDevice};
-use crate::devices::{Console, Devices};
+use crate::devices::{Console, Devices, lock_until};
 use crate::error::{Error, OsContext as _, Result};
 use crate::generation;
 use crate::loader::Kernel;
@@ -31,12 +31,20 @@ use crate::memory::{GuestMemory, Tracker};
 use crate::state::{HostFacts, MachineState, VcpuState, VmState, announce_stop};
 pub use freeze::{Freeze, FreezeTimings, FrozenMemory};
 pub use gate::Ending;
-use gate::{Gate, Next};
+use gate::{Closing, Gate, Next};
 use parts::Parts;
 use power_on::{mask_pics, power_on};
 
 /// The interrupt flag of RFLAGS.
 const INTERRUPTS_ON: u64 = 1 << 9;
+
+/// How long a machine may take to stop: as long as the longest request of a device, or
+/// as a page of the snapshot that a vCPU waits for.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a guest that does nothing may take to stop for a look at it.
+const LOOK_PATIENCE: Duration = Duration::from_millis(20);
+/// A guest that has slept for so long is looked at, whether it will ever wake.
+const LONG_SLEEP: Duration = Duration::from_millis(500);
 
 /// How long the parts of building a machine took.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -69,6 +77,19 @@ struct Control {
     uncommitted: Vec<std::ops::Range<u64>>,
     /// How often the machine was frozen.
     freezes: u64,
+    /// Where the guest's clock stands, in nanoseconds, while it is paused on request or
+    /// since it was restored.
+    clock: Option<u64>,
+    sleep: Sleep,
+}
+
+/// What is known of a guest that sleeps.
+#[derive(Default)]
+struct Sleep {
+    /// How often its vCPUs' threads have gone to sleep, and when that was seen first.
+    seen: Option<(Vec<u64>, Instant)>,
+    /// Nothing but a reset would wake it.
+    is_halted: bool,
 }
 
 /// What the vCPUs' threads share. The gate's kicks point into the vCPUs.
@@ -122,7 +143,12 @@ impl Assembled {
             load: loaded - created,
         };
         let vm_generation = acpi.vm_generation.filter(|_| entry.is_linux());
-        Machine::assembled(parts, facts, devices, vm_generation, (timings, loaded))
+        Machine::assembled(
+            (parts, devices),
+            facts,
+            (vm_generation, None),
+            (timings, loaded),
+        )
     }
 
     /// A machine as it was when its state was saved, over a memory of that
@@ -171,10 +197,9 @@ impl Assembled {
             load: loaded - created,
         };
         Machine::assembled(
-            parts,
+            (parts, devices),
             facts,
-            devices,
-            state.vm_generation,
+            (state.vm_generation, Some(state.vm.clock_nanos)),
             (timings, loaded),
         )
     }
@@ -242,15 +267,14 @@ impl Machine {
     }
 
     fn assembled(
-        parts: Parts,
+        (parts, devices): (Parts, Devices),
         facts: HostFacts,
-        devices: Devices,
-        vm_generation: Option<u64>,
+        (vm_generation, clock): (Option<u64>, Option<u64>),
         (timings, built): (BuildTimings, Instant),
     ) -> Result<Assembled> {
         kick::install_handler()?;
         let shared = Arc::new(Shared {
-            gate: Gate::new(parts.kicks),
+            gate: Gate::new(parts.kicks, devices.host().clone()),
             vcpus: parts.vcpus.into_iter().map(Mutex::new).collect(),
             devices,
             vm: parts.vm,
@@ -267,6 +291,8 @@ impl Machine {
                 tracker: None,
                 uncommitted: Vec::new(),
                 freezes: 0,
+                clock,
+                sleep: Sleep::default(),
             }),
             timings,
         }))
@@ -287,53 +313,94 @@ impl Machine {
         Ok(())
     }
 
-    /// Lets the guest run.
+    /// Lets the guest run. Its clock goes on where it stood when it was paused.
     ///
     /// # Errors
-    /// The machine has ended.
+    /// The machine has ended; it is still about to stop; or the host cannot do yet what
+    /// the guest had asked of a device ([`Error::HostFailed`]), and the guest stays
+    /// stopped.
     pub fn resume(&self) -> Result<()> {
-        let _control = self.control();
-        self.open_gate()
+        let deadline = Instant::now() + PAUSE_PATIENCE;
+        let mut control = self.control(deadline)?;
+        if self.shared.devices.host().has_fault() {
+            // It stopped by itself, and its vCPUs may still be on their way out.
+            self.close_gate(deadline)?;
+            self.shared.devices.host().mended();
+        }
+        self.open_gate(&mut control)
     }
 
-    fn open_gate(&self) -> Result<()> {
-        if !self.shared.gate.is_open() {
-            for vcpu in &self.shared.vcpus {
+    fn open_gate(&self, control: &mut Control) -> Result<()> {
+        let shared = &self.shared;
+        if !shared.gate.is_open() {
+            for vcpu in &shared.vcpus {
                 announce_stop(&lock(vcpu))?;
             }
-            self.shared.devices.resume();
+            shared.devices.host().set_closing(false);
+            shared.devices.resume();
+            if let Some(what) = shared.devices.host().fault() {
+                shared.devices.quiesce(Instant::now() + PAUSE_PATIENCE);
+                return Err(Error::HostFailed { what });
+            }
+            if let Some(nanos) = control.clock.take() {
+                VmState::set_clock(&shared.vm, nanos)?;
+            }
+            control.sleep = Sleep::default();
         }
-        if self.shared.gate.open() {
+        if shared.gate.open() {
             return Ok(());
         }
-        Err(Error::Ended(self.shared.gate.wait_for_end()))
+        Err(Error::Ended(shared.gate.wait_for_end()))
     }
 
-    /// Stops the guest and returns once every vCPU is out of it.
+    /// Stops the guest and returns once every vCPU is out of it. Its clock stops, too.
     ///
     /// # Errors
-    /// The machine has ended.
+    /// The machine has ended; or it does not stop in time and goes on
+    /// ([`Error::DoesNotStop`]).
     pub fn pause(&self) -> Result<()> {
-        let _control = self.control();
-        self.close_gate()?;
+        let deadline = Instant::now() + PAUSE_PATIENCE;
+        let mut control = self.control(deadline)?;
+        self.close_gate(deadline)?;
         self.shared.gate.stay_closed();
+        if control.clock.is_none() {
+            control.clock = Some(VmState::clock(&self.shared.vm)?);
+        }
         Ok(())
     }
 
     /// Returns whether the guest ran.
-    fn close_gate(&self) -> Result<bool> {
-        if let Some(was_open) = self.shared.gate.close() {
-            self.shared.devices.quiesce();
-            return Ok(was_open);
+    fn close_gate(&self, deadline: Instant) -> Result<bool> {
+        let shared = &self.shared;
+        match shared.gate.close(deadline) {
+            Closing::Closed { was_open } if shared.devices.quiesce(deadline) => Ok(was_open),
+            Closing::Closed { was_open } => {
+                // The thread of a device hangs. The guest goes on as it was.
+                if was_open && !shared.gate.stands_at_ready() && !shared.devices.host().has_fault()
+                {
+                    shared.devices.host().set_closing(false);
+                    shared.devices.catch_up();
+                    shared.gate.open();
+                }
+                Err(Error::DoesNotStop)
+            }
+            Closing::Ended => Err(Error::Ended(shared.gate.wait_for_end())),
+            Closing::Late => {
+                if shared.gate.is_open() {
+                    shared.devices.catch_up();
+                }
+                Err(Error::DoesNotStop)
+            }
         }
-        Err(Error::Ended(self.shared.gate.wait_for_end()))
     }
 
     /// After a pause that the guest's owner did not ask for: the guest goes on as it
-    /// was, but for one that stands still because it is ready.
-    fn reopen_gate(&self, was_open: bool) -> Result<()> {
-        if was_open && !self.shared.gate.stands_at_ready() {
-            return self.open_gate();
+    /// was, but for one that stands still because it is ready, or for a fault of the
+    /// host's.
+    fn reopen_gate(&self, control: &mut Control, was_open: bool) -> Result<()> {
+        let shared = &self.shared;
+        if was_open && !shared.gate.stands_at_ready() && !shared.devices.host().has_fault() {
+            return self.open_gate(control);
         }
         Ok(())
     }
@@ -350,9 +417,9 @@ impl Machine {
     /// # Errors
     /// The machine has ended.
     pub fn pass_ready(&self) -> Result<()> {
-        let _control = self.control();
+        let mut control = self.control(Instant::now() + PAUSE_PATIENCE)?;
         if self.shared.gate.pass_ready() {
-            return self.open_gate();
+            return self.open_gate(&mut control);
         }
         Ok(())
     }
@@ -380,16 +447,39 @@ impl Machine {
         self.shared.gate.is_open()
     }
 
+    /// Why the host keeps the guest from running: what it could not do for a device.
+    #[must_use]
+    pub fn host_fault(&self) -> Option<String> {
+        self.shared.devices.host().fault()
+    }
+
     /// Whether every vCPU waits for an interrupt with interrupts off, from which
-    /// nothing but a reset would wake it, or was never started. Stops the guest for
-    /// a moment if all its vCPUs sleep, and leaves it alone if not.
+    /// nothing but a reset would wake it, or was never started. Only a guest that did
+    /// not stir for a while is looked at, which stops it for a moment; what was found
+    /// stays so until someone lets it run anew.
     #[must_use]
     pub fn is_halted(&self) -> bool {
-        if !self.shared.gate.sleeps() {
+        let now = Instant::now();
+        let Some(mut control) = lock_until(&self.control, now) else {
+            // Someone is at it, and perhaps for long.
+            return false;
+        };
+        if control.sleep.is_halted {
+            return true;
+        }
+        let sleeps = self.shared.gate.sleeps();
+        let slept_on = match (&sleeps, &control.sleep.seen) {
+            (Some(now), Some((before, since))) if now == before => since.elapsed() >= LONG_SLEEP,
+            _ => {
+                control.sleep.seen = sleeps.map(|sleeps| (sleeps, now));
+                false
+            }
+        };
+        if !slept_on {
             return false;
         }
-        let _control = self.control();
-        let Ok(was_open) = self.close_gate() else {
+        control.sleep.seen = None;
+        let Ok(was_open) = self.close_gate(now + LOOK_PATIENCE) else {
             return false;
         };
         let halted = self.shared.vcpus.iter().all(|vcpu| {
@@ -403,7 +493,8 @@ impl Machine {
             }
         });
         // If this fails the machine has ended, which its owner will see.
-        let _ = self.reopen_gate(was_open);
+        let _ = self.reopen_gate(&mut control, was_open);
+        control.sleep.is_halted = halted;
         halted
     }
 
@@ -418,6 +509,12 @@ impl Machine {
         self.shared.gate.end(Ending::Stopped);
     }
 
+    /// Whether every vCPU is out of the guest.
+    #[must_use]
+    pub fn is_out_of_guest(&self) -> bool {
+        self.shared.gate.all_wait()
+    }
+
     /// Waits until the machine has ended, by itself or by [`Machine::stop`].
     #[must_use]
     pub fn wait(&self) -> Ending {
@@ -429,24 +526,32 @@ impl Machine {
     /// # Errors
     /// It is not paused, or has ended, or KVM refuses.
     pub fn save(&self) -> Result<MachineState> {
-        let _control = self.control();
+        let deadline = Instant::now() + PAUSE_PATIENCE;
+        let control = self.control(deadline)?;
         if self.shared.gate.is_open() {
             return Err(Error::NotPaused);
         }
         // One that stopped by itself may have vCPUs on their way out of the guest.
-        self.close_gate()?;
-        self.save_paused()
+        self.close_gate(deadline)?;
+        self.save_paused(&control)
     }
 
-    fn save_paused(&self) -> Result<MachineState> {
+    fn save_paused(&self, control: &Control) -> Result<MachineState> {
         if self.shared.gate.is_open() {
             return Err(Error::NotPaused);
         }
         let shared = &self.shared;
+        // A request may be half done.
+        if let Some(what) = shared.devices.host().fault() {
+            return Err(Error::HostFailed { what });
+        }
         // The interrupt controllers and the timer first: the timer's ticks reach
         // the vCPUs' local APICs even now, and one between the two is then seen
         // twice and not never.
-        let vm = VmState::save(&shared.vm)?;
+        let mut vm = VmState::save(&shared.vm)?;
+        if let Some(nanos) = control.clock {
+            vm.clock_nanos = nanos;
+        }
         let vcpus = shared
             .vcpus
             .iter()
@@ -499,14 +604,20 @@ impl Machine {
         }
     }
 
-    fn control(&self) -> MutexGuard<'_, Control> {
-        lock(&self.control)
+    /// Whoever has it may wait for the guest, or for a device that hangs.
+    fn control(&self, deadline: Instant) -> Result<MutexGuard<'_, Control>> {
+        lock_until(&self.control, deadline).ok_or(Error::DoesNotStop)
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
         self.stop();
+        self.shared.gate.wait_for_end();
+        if !self.shared.gate.all_wait() {
+            // One hangs in guest memory that nobody gives. It ends with the process.
+            return;
+        }
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so.
             let _ = thread.join();

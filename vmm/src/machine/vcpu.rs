@@ -68,7 +68,12 @@ fn handle(
             });
         }
         VcpuExit::MmioRead(address, data) => devices.mmio_read(address, data),
-        VcpuExit::MmioWrite(address, data) => devices.mmio_write(address, data),
+        VcpuExit::MmioWrite(address, data) => {
+            devices.mmio_write(address, data);
+            if devices.host().has_fault() {
+                gate.stop_for_fault();
+            }
+        }
         VcpuExit::IoapicEoi(_) | VcpuExit::IrqWindowOpen => {}
         VcpuExit::Shutdown => return Err(Ending::TripleFault),
         VcpuExit::SystemEvent(kind, _) => match kind {

@@ -55,7 +55,7 @@ impl VmState {
             pic_slave: chip(KVM_IRQCHIP_PIC_SLAVE)?,
             ioapic: chip(KVM_IRQCHIP_IOAPIC)?,
             pit,
-            clock_nanos: vm.get_clock().kvm("read the clock")?.clock,
+            clock_nanos: Self::clock(vm)?,
         })
     }
 
@@ -77,15 +77,23 @@ impl VmState {
         // After the controllers: the timer runs from here on, and a tick before
         // would meet controllers that have it masked.
         vm.set_pit2(&self.pit).kvm("take the timer")?;
-        // Last, and after the vCPUs' TSCs: KVM reckons the clock from the TSC, and
-        // what passes between this and the first guest instruction, the guest sees
-        // pass. No flags: those that KVM_GET_CLOCK gives are not for it.
+        // Last, and after the vCPUs' TSCs: KVM reckons the clock from the TSC.
+        Self::set_clock(vm, self.clock_nanos)
+    }
+
+    /// The guest's kvmclock in nanoseconds.
+    pub(crate) fn clock(vm: &VmFd) -> Result<u64> {
+        Ok(vm.get_clock().kvm("read the clock")?.clock)
+    }
+
+    /// Lets the guest's kvmclock go on from there.
+    pub(crate) fn set_clock(vm: &VmFd, nanos: u64) -> Result<()> {
+        // No flags: those that KVM_GET_CLOCK gives are not for it.
         vm.set_clock(&kvm_clock_data {
-            clock: self.clock_nanos,
+            clock: nanos,
             ..Default::default()
         })
-        .kvm("take the clock")?;
-        Ok(())
+        .kvm("take the clock")
     }
 
     /// Refuses controllers in the wrong places, which KVM would take for others.

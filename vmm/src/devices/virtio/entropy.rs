@@ -4,6 +4,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::{Broken, Chain, VirtioDevice, VirtioDeviceState, Virtqueue};
+use crate::rate::Rate;
 
 const QUEUE_SIZES: [u16; 1] = [64];
 /// The most bytes for one request: a driver that asks for more gets no more,
@@ -39,7 +40,8 @@ fn fill(chain: &Chain<'_>) -> Result<u32, Broken> {
             Ok(got) => got,
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => {
-                tracing::warn!(%error, "no entropy for the guest");
+                static RATE: Rate = Rate::new();
+                RATE.log(|more| tracing::warn!(%error, more, "no entropy for the guest"));
                 break;
             }
         };

@@ -7,7 +7,10 @@
 //!
 //! A device works on the thread of the vCPU that notifies it, and is done when
 //! the notification is. So a stopped guest has no request under way, and there is
-//! nothing to drain before a snapshot. A device that also hears from outside
+//! nothing to drain before a snapshot. A machine that is to stop waits for one request
+//! at most; what is left in a queue is done when it goes on. So is a request that the
+//! host could not do (no space, an I/O error): the machine stops, and the driver never
+//! hears of it. A device that also hears from outside
 //! (network, sockets) has threads of its own; they reach their queues through the
 //! transport's lock only, and a transport that was made quiet lets them wait.
 //!
@@ -23,6 +26,7 @@ mod block;
 mod chain;
 mod disk;
 mod entropy;
+mod host;
 #[cfg(test)]
 mod hostile;
 mod net;
@@ -43,6 +47,7 @@ pub use block::Block;
 pub use chain::Chain;
 pub use disk::{Content, DISK_BLOCK_BYTES, Disk, Extent, FrozenDisk, MAX_DISK_BYTES};
 pub use entropy::Entropy;
+pub(crate) use host::Host;
 pub use net::{Interface, MacAddress, Net, Network, NotAMacAddress, Tap};
 pub use queue::{Broken, Virtqueue};
 pub use transport::{Interrupt, Transport};
@@ -116,6 +121,12 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// The queue is not one; the device then waits for a reset.
     fn process(&mut self, queue_index: usize, queue: &mut Virtqueue<'_>) -> Result<(), Broken>;
+
+    /// What the host failed in during the last [`VirtioDevice::process`], which put
+    /// the request back ([`Virtqueue::put_back`]).
+    fn take_fault(&mut self) -> Option<String> {
+        None
+    }
 
     /// The driver starts anew.
     fn reset(&mut self) {}

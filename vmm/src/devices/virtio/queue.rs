@@ -6,7 +6,7 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT as _, QueueState, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
-use super::Chain;
+use super::{Chain, Host};
 use crate::state::VirtioQueueState;
 
 /// What a driver made is not a queue.
@@ -129,13 +129,18 @@ impl QueueSlot {
     }
 
     /// The queue in use, for one pass of a device over it.
-    pub fn open<'m>(&'m mut self, memory: &'m GuestMemoryMmap<()>) -> Option<Virtqueue<'m>> {
+    pub fn open<'m>(
+        &'m mut self,
+        memory: &'m GuestMemoryMmap<()>,
+        host: &'m Host,
+    ) -> Option<Virtqueue<'m>> {
         let queue = self.active.as_mut()?;
         Some(Virtqueue {
             left: queue.size(),
             longest: self.max_size,
             queue,
             memory,
+            host,
             used: false,
         })
     }
@@ -175,6 +180,7 @@ impl QueueSlot {
 pub struct Virtqueue<'m> {
     queue: &'m mut Queue,
     memory: &'m GuestMemoryMmap<()>,
+    host: &'m Host,
     /// How many more buffers this pass takes.
     left: u16,
     /// The longest chain.
@@ -190,13 +196,31 @@ impl<'m> Virtqueue<'m> {
     pub fn has_next(&self) -> Result<bool, Broken> {
         let available = self.queue.avail_idx(self.memory, Ordering::Acquire);
         let available = available.map_err(Broken::Ring)?.0;
-        Ok(self.left > 0 && available != self.queue.next_avail())
+        Ok(self.may_take() && available != self.queue.next_avail())
     }
 
     /// Whether this pass may take no more, whatever there is.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.left == 0
+        !self.may_take()
+    }
+
+    /// Nothing is begun in a machine that is about to stop.
+    fn may_take(&self) -> bool {
+        self.left > 0 && !self.host.is_closing()
+    }
+
+    /// Whether the driver has put more into the queue than was taken.
+    pub(super) fn has_more(&self) -> bool {
+        let available = self.queue.avail_idx(self.memory, Ordering::Acquire);
+        available.is_ok_and(|available| available.0 != self.queue.next_avail())
+    }
+
+    /// The request that was taken last, and not given back, is the next one again.
+    pub fn put_back(&mut self) {
+        let next = self.queue.next_avail();
+        self.queue.set_next_avail(next.wrapping_sub(1));
+        self.left += 1;
     }
 
     /// The next request, or `None` when there is none or this pass has taken as
@@ -206,7 +230,7 @@ impl<'m> Virtqueue<'m> {
     /// # Errors
     /// The queue is not one.
     pub fn pop(&mut self) -> Result<Option<Chain<'m>>, Broken> {
-        if self.left == 0 {
+        if !self.may_take() {
             return Ok(None);
         }
         let next = self.queue.iter(self.memory).map_err(Broken::Ring)?.next();

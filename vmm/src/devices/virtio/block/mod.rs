@@ -10,7 +10,11 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
+use request::Answer;
+
 use super::disk::{DISK_BLOCK_BYTES, SECTOR_BYTES};
+use crate::rate::Rate;
+
 use super::{Broken, Disk, VirtioDevice, VirtioDeviceState, Virtqueue};
 
 const QUEUE_SIZE: u16 = 128;
@@ -38,6 +42,9 @@ pub struct Block {
     write_through: bool,
     /// On the way between disk and guest memory.
     buffer: Vec<u8>,
+    /// What the host failed in.
+    fault: Option<String>,
+    flush_failures: Rate,
 }
 
 impl Block {
@@ -48,6 +55,8 @@ impl Block {
             disk,
             write_through: true,
             buffer: Vec::new(),
+            fault: None,
+            flush_failures: Rate::default(),
         }
     }
 
@@ -127,10 +136,20 @@ impl VirtioDevice for Block {
 
     fn process(&mut self, _queue_index: usize, queue: &mut Virtqueue<'_>) -> Result<(), Broken> {
         while let Some(chain) = queue.pop()? {
-            let written_bytes = self.answer(&chain)?;
-            queue.push(&chain, written_bytes)?;
+            match self.answer(&chain)? {
+                Answer::Done { written_bytes } => queue.push(&chain, written_bytes)?,
+                Answer::HostFailed(what) => {
+                    queue.put_back();
+                    self.fault = Some(what);
+                    return Ok(());
+                }
+            }
         }
         Ok(())
+    }
+
+    fn take_fault(&mut self) -> Option<String> {
+        self.fault.take()
     }
 
     fn reset(&mut self) {

@@ -25,6 +25,18 @@ const RANGE_BYTES: u64 = 16;
 /// How much goes between disk and guest memory at a time, in bytes.
 const PIECE_BYTES: u64 = 128 << 10;
 
+/// What became of a request.
+pub(super) enum Answer {
+    /// The driver was told how it went.
+    Done {
+        /// How many bytes were written to the request.
+        written_bytes: u32,
+    },
+    /// The host could not do it, for the cause that is told. It may be half done, and
+    /// is to be done once more.
+    HostFailed(String),
+}
+
 /// Why a request is answered with an error.
 enum Failure {
     /// The device has no such request.
@@ -33,6 +45,9 @@ enum Failure {
     Invalid(&'static str),
     /// The disk failed.
     Disk(io::Error),
+    /// What was written is perhaps not durable, and nothing that is done again makes it
+    /// so: after a failed fsync(2) the kernel takes the lost pages for written.
+    Flush(io::Error),
     /// The request's buffers are not in guest memory.
     Memory(GuestMemoryError),
 }
@@ -50,12 +65,12 @@ impl From<GuestMemoryError> for Failure {
 }
 
 impl Block {
-    /// Does what the request asks, and tells the driver how that went. Returns
-    /// how many bytes were written to the request.
+    /// Does what the request asks, and tells the driver how that went, unless the host
+    /// was at fault.
     ///
     /// # Errors
     /// There is no header, or no place for the status.
-    pub(super) fn answer(&mut self, chain: &Chain<'_>) -> Result<u32, Broken> {
+    pub(super) fn answer(&mut self, chain: &Chain<'_>) -> Result<Answer, Broken> {
         let mut header = [0; HEADER_BYTES as usize];
         chain.read_at(0, &mut header)?;
         let [kind, _, sector_low, sector_high] = words(header);
@@ -66,7 +81,7 @@ impl Block {
         let done = match kind {
             VIRTIO_BLK_T_IN => self.read(chain, sector, data_bytes),
             VIRTIO_BLK_T_OUT => self.write(chain, sector),
-            VIRTIO_BLK_T_FLUSH => self.disk.flush().map(|()| 0).map_err(Failure::Disk),
+            VIRTIO_BLK_T_FLUSH => self.flush().map(|()| 0),
             VIRTIO_BLK_T_GET_ID => self.identify(chain, data_bytes),
             VIRTIO_BLK_T_DISCARD => self.zero(chain, MAX_DISCARD_SECTORS, 0),
             VIRTIO_BLK_T_WRITE_ZEROES => {
@@ -76,11 +91,28 @@ impl Block {
         };
         let (status, written_bytes) = match done {
             Ok(written_bytes) => (VIRTIO_BLK_S_OK, written_bytes),
+            Err(Failure::Disk(error)) if error.kind() != io::ErrorKind::ReadOnlyFilesystem => {
+                let done = if kind == VIRTIO_BLK_T_IN {
+                    "read"
+                } else {
+                    "write"
+                };
+                let disk = self.disk.name();
+                return Ok(Answer::HostFailed(format!(
+                    "{disk}: cannot {done}: {error}"
+                )));
+            }
             Err(failure) => (self.status(kind, sector, &failure), 0),
         };
         let status = u8::try_from(status).unwrap_or(u8::MAX);
         chain.write_at(data_bytes, &[status])?;
-        Ok(u32::try_from(written_bytes + 1).unwrap_or(u32::MAX))
+        Ok(Answer::Done {
+            written_bytes: u32::try_from(written_bytes + 1).unwrap_or(u32::MAX),
+        })
+    }
+
+    fn flush(&self) -> Result<(), Failure> {
+        self.disk.flush().map_err(Failure::Flush)
     }
 
     /// The status for a failure, which the log hears of when it is the host's.
@@ -90,9 +122,12 @@ impl Block {
             Failure::Unsupported => return VIRTIO_BLK_S_UNSUPP,
             Failure::Invalid(what) => tracing::debug!(disk, kind, sector, what, "refused"),
             Failure::Memory(error) => tracing::debug!(disk, kind, sector, %error, "refused"),
-            // A read-only disk refuses by its mode, which is the driver's doing.
-            Failure::Disk(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
-            Failure::Disk(error) => tracing::warn!(disk, kind, sector, %error, "disk error"),
+            // A read-only disk refuses by its mode, which is the driver's doing; all else
+            // is the host's.
+            Failure::Disk(error) => tracing::debug!(disk, kind, sector, %error, "refused"),
+            Failure::Flush(error) => self.flush_failures.log(|more| {
+                tracing::warn!(disk, %error, more, "what was written may not be durable");
+            }),
         }
         VIRTIO_BLK_S_IOERR
     }
@@ -114,7 +149,7 @@ impl Block {
             Ok(block.disk.write_at(start + at, piece)?)
         })?;
         if self.write_through {
-            self.disk.flush()?;
+            self.flush()?;
         }
         Ok(0)
     }
@@ -159,7 +194,7 @@ impl Block {
             self.disk.zero(start, length)?;
         }
         if self.write_through {
-            self.disk.flush()?;
+            self.flush()?;
         }
         Ok(0)
     }

@@ -24,8 +24,8 @@ use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use vm_memory::GuestMemoryMmap;
 
-use super::VirtioDevice;
 use super::queue::{Broken, QueueSlot};
+use super::{Host, VirtioDevice};
 
 /// Raises the device's interrupt, once for each call.
 pub type Interrupt = Box<dyn Fn() + Send>;
@@ -37,6 +37,7 @@ pub struct Transport {
     interrupt: Interrupt,
     registers: Registers,
     queues: Vec<QueueSlot>,
+    host: Host,
     /// The machine is stopped: nothing touches guest memory or the interrupt.
     quiet: bool,
     /// By queue, a bit: to be worked on when the machine runs again.
@@ -84,6 +85,7 @@ impl Transport {
             memory,
             interrupt,
             registers: Registers::default(),
+            host: Host::default(),
             quiet: true,
             postponed: 0,
             config_postponed: false,
@@ -112,6 +114,11 @@ impl Transport {
         &*self.device
     }
 
+    /// The machine around the device.
+    pub(crate) fn set_host(&mut self, host: Host) {
+        self.host = host;
+    }
+
     /// Works on a queue, as when the guest notifies it: for a thread of the
     /// device that has something for the driver. In a stopped machine it is done
     /// when that runs again.
@@ -119,19 +126,47 @@ impl Transport {
         if !self.registers.is_running() || queue_index >= self.queues.len() {
             return;
         }
-        if self.quiet {
+        if self.quiet || self.host.is_closing() || self.host.has_fault() {
             self.postponed |= 1 << queue_index;
             return;
         }
-        let Some(mut queue) = self.queues[queue_index].open(&self.memory) else {
+        let due = std::mem::take(&mut self.postponed) | 1 << queue_index;
+        for queue_index in 0..self.queues.len() {
+            if due & 1 << queue_index != 0 {
+                self.work(queue_index);
+            }
+        }
+    }
+
+    fn work(&mut self, queue_index: usize) {
+        let Some(mut queue) = self.queues[queue_index].open(&self.memory, &self.host) else {
             return;
         };
         let processed = self.device.process(queue_index, &mut queue);
-        if queue.wants_interrupt() {
+        let wants_interrupt = queue.wants_interrupt();
+        let mut postpone = self.host.is_closing() && queue.has_more();
+        if let Some(fault) = self.device.take_fault() {
+            self.host.fail(fault);
+            postpone = true;
+        }
+        if postpone {
+            self.postponed |= 1 << queue_index;
+        }
+        if wants_interrupt {
             self.raise(VIRTIO_MMIO_INT_VRING);
         }
         if let Err(broken) = processed {
             self.need_reset(&broken);
+        }
+    }
+
+    /// Does what was postponed while the machine was about to stop, and then did not.
+    pub fn catch_up(&mut self) {
+        let postponed = std::mem::take(&mut self.postponed);
+        for queue_index in 0..self.queues.len() {
+            if postponed & 1 << queue_index != 0 {
+                self.serve(queue_index);
+            }
         }
     }
 
@@ -149,12 +184,7 @@ impl Transport {
         if std::mem::take(&mut self.config_postponed) {
             self.config_changed();
         }
-        let postponed = std::mem::take(&mut self.postponed);
-        for queue_index in 0..self.queues.len() {
-            if postponed & 1 << queue_index != 0 {
-                self.serve(queue_index);
-            }
-        }
+        self.catch_up();
     }
 
     /// The device's configuration changed: the driver is to look at it, in a

@@ -65,6 +65,7 @@ impl Transport {
                 interrupt_status: state.interrupt_status.into(),
                 config_generation: state.config_generation,
             },
+            host: super::Host::default(),
             quiet: true,
             postponed: 0,
             config_postponed: false,

@@ -8,6 +8,7 @@ pub(super) use rustix::event::epoll::EventFlags;
 use rustix::event::{Timespec, epoll};
 
 use super::packet::{ANY_PORT, Ports};
+use crate::rate::Rate;
 
 /// The most events that are taken at once.
 const EVENTS: usize = 64;
@@ -75,7 +76,8 @@ impl Poll {
     pub fn change(&self, fd: impl AsFd, source: Source, events: EventFlags) {
         let data = epoll::EventData::new_u64(source.to_u64());
         if let Err(error) = epoll::modify(&self.0, fd, data, events) {
-            tracing::warn!(%error, "cannot wait for a socket");
+            static RATE: Rate = Rate::new();
+            RATE.log(|more| tracing::warn!(%error, more, "cannot wait for a socket"));
         }
     }
 

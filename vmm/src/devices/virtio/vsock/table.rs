@@ -15,6 +15,7 @@ use super::connection::{BUFFER_BYTES, Connection, Phase, Violation};
 use super::host::Host;
 use super::packet::{ANY_PORT, HOST_CID, Header, Operation, Ports, TYPE_STREAM};
 use super::poll::{EventFlags, Poll, Source};
+use crate::rate::Rate;
 
 /// The most connections of a device.
 pub(super) const MAX_CONNECTIONS: usize = 1024;
@@ -206,7 +207,8 @@ impl Table {
             .poll
             .add(&connection.stream, source, EventFlags::ONESHOT)
         {
-            tracing::warn!(%error, "cannot wait for a socket");
+            static RATE: Rate = Rate::new();
+            RATE.log(|more| tracing::warn!(%error, more, "cannot wait for a socket"));
             return false;
         }
         self.connections.insert(ports, connection);

@@ -9,6 +9,7 @@ use super::poll::{EventFlags, Poll, Source};
 use super::{News, RECEIVE, Shared, lock};
 use crate::confine::{self, Role};
 use crate::devices::virtio::{Transport, Wake};
+use crate::rate::Rate;
 
 const STACK_BYTES: usize = 256 << 10;
 /// How long it waits when it has no descriptor for one who connects.
@@ -68,7 +69,10 @@ fn hear(shared: &mut Shared, wake: &Wake, source: Source, flags: EventFlags) -> 
         Source::Wake => wake.heard(),
         Source::Listener => {
             return shared.table.accept().inspect_err(|error| {
-                tracing::warn!(%error, "cannot accept a connection to the guest");
+                static RATE: Rate = Rate::new();
+                RATE.log(|more| {
+                    tracing::warn!(%error, more, "cannot accept a connection to the guest");
+                });
             });
         }
         Source::Greeting(number) => shared.table.hear_greeting(number),
