@@ -230,6 +230,13 @@ pub struct StartArgs {
     /// Then a guest that breaks out of its machine has them, too (docs/SECURITY-MODEL.md)
     #[arg(long)]
     pub no_confine: bool,
+    /// Where what the guest writes to its disks is kept until it is committed [default:
+    /// /var/tmp]. The last GiB of that filesystem, or 5 % of a small one, is left free
+    #[arg(long, value_name = "DIR")]
+    pub overlay_dir: Option<PathBuf>,
+    /// The most of it for each disk. A guest that writes more stands still (`ps` says so)
+    #[arg(long, value_name = "SIZE", value_parser = crate::format::parse_size)]
+    pub overlay_limit: Option<u64>,
 }
 
 #[derive(Args)]

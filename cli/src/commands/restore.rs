@@ -12,7 +12,7 @@ use crate::args::RestoreArgs;
 use crate::context::Context;
 use crate::exit::Usage;
 use crate::logging::say;
-use crate::vms::build::What;
+use crate::vms::build::{Overlays, What};
 use crate::vms::host::Spec;
 use crate::vms::mounts;
 use crate::vms::networks;
@@ -39,7 +39,9 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let mounted = mounts::find_or_start(&runtime, &store, id)?;
     check_restorable(&args.snapshot, &mounted.dir)?;
     tracing::debug!(seconds = began.elapsed().as_secs_f64(), dir = %mounted.dir.display(), "mounted");
+    let overlays = Overlays::new(args.start.overlay_dir.as_deref(), args.start.overlay_limit)?;
     let spec = Spec {
+        overlays,
         names,
         what: What::Restore {
             dir: mounted.dir.clone(),

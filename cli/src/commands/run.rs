@@ -15,7 +15,7 @@ use crate::commands::restore;
 use crate::context::Context;
 use crate::exit::Usage;
 use crate::logging::say;
-use crate::vms::build::{DiskAccess, DiskSpec, What, check_kind};
+use crate::vms::build::{DiskAccess, DiskSpec, Overlays, What, check_kind};
 use crate::vms::host::Spec;
 use crate::vms::networks;
 use crate::vms::runtime::Runtime;
@@ -70,7 +70,9 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
         });
     let (names, _reserved) = free_names(&runtime, &args.name, true, 1)?;
     let nets = networks::of_machines(&args.nets, &names)?;
+    let overlays = Overlays::new(args.start.overlay_dir.as_deref(), args.start.overlay_limit)?;
     let spec = Spec {
+        overlays,
         names,
         nets,
         what: What::Boot {

@@ -68,6 +68,7 @@ type Devices = Vec<Box<dyn VirtioDevice>>;
 pub fn build(
     what: &What,
     nets: &[NetSpec],
+    overlays: &Overlays,
     console: &Arc<Console>,
 ) -> anyhow::Result<(Assembled, Seconds)> {
     let mut stages = Stages::new();
@@ -89,7 +90,7 @@ pub fn build(
                     bail!("a flat program has no disks; leave --disk out")
                 }
                 Kernel::Flat(_) => Devices::new(),
-                Kernel::Linux { .. } => linux_devices(disks, nets)?,
+                Kernel::Linux { .. } => linux_devices(disks, nets, overlays)?,
             };
             stages.end("open");
             if *memory_bytes < LEAST_MEMORY_BYTES {
@@ -106,7 +107,7 @@ pub fn build(
         What::Restore { dir } => {
             let state = read_state(&dir.join("vmstate"))?;
             let image = open(&dir.join("memory.bin"))?;
-            let devices = saved_devices(&state, dir, nets)?;
+            let devices = saved_devices(&state, dir, nets, overlays)?;
             stages.end("open");
             let memory = GuestMemory::from_image(MemoryLayout::new(state.memory_bytes)?, &image)?;
             stages.end("map");
@@ -169,12 +170,16 @@ fn kernel_of(path: &Path, initrd: Option<&Path>, cmdline: &str) -> anyhow::Resul
     })
 }
 
-fn linux_devices(disks: &[DiskSpec], nets: &[NetSpec]) -> anyhow::Result<Devices> {
+fn linux_devices(
+    disks: &[DiskSpec],
+    nets: &[NetSpec],
+    overlays: &Overlays,
+) -> anyhow::Result<Devices> {
     let mut devices = Devices::new();
     for (number, disk) in disks.iter().enumerate() {
         let name = disk_name(number);
         let disk = match disk.access {
-            DiskAccess::Overlay => Disk::overlay(&name, open(&disk.path)?, &overlays())?,
+            DiskAccess::Overlay => overlays.disk(&name, open(&disk.path)?)?,
             DiskAccess::ReadOnly => Disk::read_only(&name, open(&disk.path)?)?,
             DiskAccess::InPlace => Disk::in_place(&name, open_for_writing(&disk.path)?)?,
         };
@@ -190,7 +195,12 @@ fn linux_devices(disks: &[DiskSpec], nets: &[NetSpec]) -> anyhow::Result<Devices
 
 /// The devices that a snapshot's machine had. A network interface for which there
 /// is no tap has its link down.
-fn saved_devices(state: &MachineState, dir: &Path, nets: &[NetSpec]) -> anyhow::Result<Devices> {
+fn saved_devices(
+    state: &MachineState,
+    dir: &Path,
+    nets: &[NetSpec],
+    overlays: &Overlays,
+) -> anyhow::Result<Devices> {
     let mut devices = Devices::new();
     let (mut disks, mut interfaces) = (0, 0);
     for saved in &state.devices.virtio {
@@ -202,7 +212,7 @@ fn saved_devices(state: &MachineState, dir: &Path, nets: &[NetSpec]) -> anyhow::
                 Box::new(Block::new(if read_only {
                     Disk::read_only(&name, base)?
                 } else {
-                    Disk::overlay(&name, base, &overlays())?
+                    overlays.disk(&name, base)?
                 }))
             }
             VirtioDeviceState::Entropy => Box::new(Entropy::new()),
@@ -233,14 +243,29 @@ fn disk_name(number: usize) -> String {
     format!("disk{number}")
 }
 
-/// Where what guests write to their disks is kept: not in memory, if there is a
-/// directory for large temporary files (hier(7)).
-fn overlays() -> PathBuf {
-    let large = PathBuf::from("/var/tmp");
-    if large.is_dir() {
-        large
-    } else {
-        std::env::temp_dir()
+/// Where what guests write to their disks is kept, and how much of it for each disk.
+#[derive(Serialize, Deserialize)]
+pub struct Overlays {
+    dir: PathBuf,
+    limit_bytes: Option<u64>,
+}
+
+impl Overlays {
+    /// As the user wants it, else not in memory, if there is a directory for large
+    /// temporary files (hier(7)).
+    pub fn new(dir: Option<&Path>, limit_bytes: Option<u64>) -> anyhow::Result<Self> {
+        let large = Path::new("/var/tmp");
+        let dir = match dir {
+            Some(dir) => std::path::absolute(dir)
+                .with_context(|| format!("cannot find {}", dir.display()))?,
+            None if large.is_dir() => large.to_owned(),
+            None => std::env::temp_dir(),
+        };
+        Ok(Self { dir, limit_bytes })
+    }
+
+    fn disk(&self, name: &str, base: File) -> Result<Disk, Error> {
+        Disk::limited_overlay(name, base, &self.dir, self.limit_bytes)
     }
 }
 

@@ -23,7 +23,7 @@ use snapstore_vmm::control::{Identity, Origin, RunState, Status, Vm};
 use crate::background;
 use crate::exit;
 use crate::logging::say;
-use crate::vms::build::{What, build};
+use crate::vms::build::{Overlays, What, build};
 use crate::vms::networks::NetSpec;
 use crate::vms::runtime::{Claim, IN_ORDER, Runtime, VSOCK};
 use crate::vms::supervisor::{self, NOT_STARTED};
@@ -40,6 +40,7 @@ pub struct Spec {
     /// One machine for each.
     pub names: Vec<String>,
     pub what: What,
+    pub overlays: Overlays,
     /// The network interfaces of each.
     pub nets: Vec<Vec<NetSpec>>,
     pub origin: Origin,
@@ -187,7 +188,7 @@ fn start_claimed(
     snapstore_vmm::forbid_merging();
     let console = Arc::new(Console::new());
     let preparation = spec.confine.then(Preparation::new).transpose()?;
-    let (machine, start) = build(&spec.what, nets, &console)?;
+    let (machine, start) = build(&spec.what, nets, &spec.overlays, &console)?;
     let listener = listen(&claim.vm.socket())?;
     let limits = Limits {
         cpus: u64::try_from(machine.cpus()).unwrap_or(u64::MAX),

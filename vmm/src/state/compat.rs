@@ -29,6 +29,7 @@ pub fn check_host(
     }
     let mut features = missing_features(snapshot, host_supported);
     features.extend(moved_components(snapshot, host_supported));
+    features.extend(counters(snapshot));
     features.extend(missing_address_bits(snapshot, host_supported));
     if features.is_empty() {
         return Ok(());
@@ -48,6 +49,22 @@ fn missing_features(snapshot: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) ->
         );
     }
     missing
+}
+
+/// Performance counters and nested virtualisation, which no guest is offered: their
+/// state is not saved. Their leaves hold numbers, not features.
+fn counters(snapshot: &[kvm_cpuid_entry2]) -> Vec<String> {
+    let told = [
+        (0xa, "performance counters"),
+        (0x8000_0022, "performance counters of AMD"),
+        (0x8000_000a, "SVM"),
+    ];
+    let has = |function| {
+        let leaf = find(snapshot, function, 0);
+        leaf.is_some_and(|leaf| (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) != (0, 0, 0, 0))
+    };
+    let told = told.into_iter().filter(|(function, _)| has(*function));
+    told.map(|(_, name)| name.to_owned()).collect()
 }
 
 /// XSAVE components that are elsewhere in this host's area: a saved area could not
@@ -200,6 +217,22 @@ mod tests {
         guest[1].edx |= 1 << 28;
         guest[2].ecx |= 1 << 4;
         check_host(&guest, &host()).unwrap();
+    }
+
+    #[test]
+    fn what_is_never_offered_is_refused_though_the_host_has_it() {
+        let mut crafted = host();
+        crafted.push(leaf(0xa, 0, [0x0730_0805, 0, 0, 0x603]));
+        crafted.push(leaf(0x8000_000a, 0, [1, 0, 0, 0]));
+        let refused = check_host(&crafted, &crafted).unwrap_err().to_string();
+        assert!(refused.contains("performance counters, SVM"), "{refused}");
+        let mut crafted = host();
+        crafted[1].ecx |= 1 << 5;
+        crafted[2].ecx |= 1 << 7;
+        let mut offered = crafted.clone();
+        crate::state::cpuid::leave_out_all(&mut offered);
+        let refused = check_host(&crafted, &offered).unwrap_err().to_string();
+        assert!(refused.contains("VMX, SHSTK"), "{refused}");
     }
 
     #[test]

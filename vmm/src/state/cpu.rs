@@ -125,7 +125,7 @@ impl VcpuState {
         if self.sregs.apic_base & BOOTSTRAP_PROCESSOR != 0 {
             msrs::leave_tsc(vcpu, &self.msrs)?;
         }
-        msrs::restore(vcpu, &self.msrs, self.armed_deadline())?;
+        msrs::restore(vcpu, &self.msrs, self.armed_deadline(), &host.msr_indices)?;
         // Last: KVM_SET_REGS drops pending exceptions, KVM_SET_SREGS pending
         // interrupts.
         vcpu.set_vcpu_events(&self.events).kvm("take vCPU events")?;

@@ -98,6 +98,17 @@ pub(super) fn offer_tsc_deadline(supported: &mut [kvm_cpuid_entry2]) {
     }
 }
 
+/// Takes away from a host's list what no guest is offered.
+pub(super) fn leave_out_all(supported: &mut [kvm_cpuid_entry2]) {
+    let tiles = |entry: &kvm_cpuid_entry2| {
+        (entry.function, entry.index) == (0xd, 0) && entry.eax & XCR0_TILE_DATA != 0
+    };
+    let has_tiles = supported.iter().any(tiles);
+    for entry in supported {
+        leave_out(entry, has_tiles);
+    }
+}
+
 /// Takes away what the machine state does not hold.
 fn leave_out(entry: &mut kvm_cpuid_entry2, has_tiles: bool) {
     match (entry.function, entry.index) {

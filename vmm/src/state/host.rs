@@ -15,6 +15,8 @@ pub struct HostFacts {
     pub(super) msr_indices: Vec<u32>,
     pub(super) xsave_bytes: usize,
     pub(super) has_xsave2: bool,
+    /// IA32_ARCH_CAPABILITIES as this host has it; none if KVM does not tell.
+    pub(super) arch_capabilities: Option<u64>,
 }
 
 impl HostFacts {
@@ -35,6 +37,7 @@ impl HostFacts {
         if kvm.check_extension(Cap::TscDeadlineTimer) {
             cpuid::offer_tsc_deadline(&mut supported);
         }
+        cpuid::leave_out_all(&mut supported);
         let listed = kvm.get_msr_index_list().kvm("list the MSRs it keeps")?;
         let (xsave_bytes, has_xsave2) = xsave_size(vm)?;
         Ok(Self {
@@ -42,10 +45,12 @@ impl HostFacts {
             msr_indices: msrs::indices(listed.as_slice()),
             xsave_bytes,
             has_xsave2,
+            arch_capabilities: msrs::host_arch_capabilities(kvm),
         })
     }
 
-    /// The CPUID that KVM can give to a guest on this host.
+    /// The CPUID that a guest can be given on this host: what KVM supports, but for what
+    /// is never offered ([`guest_cpuid`]).
     pub fn supported_cpuid(&self) -> &[kvm_cpuid_entry2] {
         &self.supported
     }
@@ -60,7 +65,9 @@ impl HostFacts {
     pub(super) fn given_cpuid(&self, vcpu: &VcpuFd) -> Result<Vec<kvm_cpuid_entry2>> {
         let listed = CpuId::from_entries(&self.supported).expect("KVM made a list as long");
         vcpu.set_cpuid2(&listed).kvm("take the CPUID it supports")?;
-        cpu::cpuid(vcpu)
+        let mut given = cpu::cpuid(vcpu)?;
+        cpuid::leave_out_all(&mut given);
+        Ok(given)
     }
 
     /// The CPUID of one vCPU of a new guest; see [`guest_cpuid`].

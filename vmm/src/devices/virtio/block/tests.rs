@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use proptest::prelude::*;
 use virtio_bindings::virtio_blk::*;
 
+use super::super::Host;
 use super::super::testing::Driver;
 use super::super::testing::Part::{Readable, Writable};
 use super::*;
@@ -245,22 +246,83 @@ fn requests_that_cannot_be_are_answered_with_errors() {
 }
 
 #[test]
-fn a_disk_that_fails_is_an_error_for_the_guest_and_not_the_end() {
+fn what_the_host_could_not_do_is_done_once_it_can() {
     let (base, _) = image();
     let disk = overlay(&base);
+    let length = base.metadata().unwrap().len();
     let mut driver = driver(&disk);
+    let host = Host::default();
+    driver.transport.set_host(host.clone());
+    // A read, and a part of a block whose rest cannot be read.
+    for (kind, out, room) in [(VIRTIO_BLK_T_IN, 0, 512), (VIRTIO_BLK_T_OUT, 512, 0)] {
+        base.set_len(4096).unwrap();
+        let (header, out) = (header(kind, 100), vec![1; out]);
+        let parts = [
+            Readable(&header),
+            Readable(&out),
+            Writable(room),
+            Writable(1),
+        ];
+        driver.submit(&parts);
+        for _ in 0..3 {
+            driver.notify();
+            assert!(
+                host.fault()
+                    .is_some_and(|what| what.starts_with("root: cannot "))
+            );
+            assert_eq!(driver.take_used(), None, "the driver hears of nothing");
+            assert_eq!(driver.interrupts(), 0);
+            // Tried once more, in vain.
+            driver.transport.quiesce();
+            host.mended();
+            driver.transport.resume();
+            assert!(host.has_fault());
+        }
+        base.set_len(length).unwrap();
+        driver.transport.quiesce();
+        host.mended();
+        driver.transport.resume();
+        assert!(!host.has_fault());
+        assert_eq!(driver.take_used().map(|(head, _)| head), Some(1));
+        assert_eq!(driver.interrupts(), 1);
+        assert_eq!(driver.written(&parts).last(), Some(&0), "status");
+    }
+}
+
+#[test]
+fn a_request_that_waits_for_the_host_is_in_the_saved_state() {
+    let (base, _) = image();
+    let length = base.metadata().unwrap().len();
+    let disk = overlay(&base);
+    let mut driver = driver(&disk);
+    let header = header(VIRTIO_BLK_T_IN, 100);
+    let parts = [Readable(&header), Writable(512), Writable(1)];
     base.set_len(4096).unwrap();
-    assert_eq!(
-        ask(&mut driver, VIRTIO_BLK_T_IN, 100, &[], 512).0,
-        VIRTIO_BLK_S_IOERR
-    );
-    assert_eq!(
-        ask(&mut driver, VIRTIO_BLK_T_IN, 0, &[], 512).0,
-        VIRTIO_BLK_S_OK
-    );
-    // A part of a block whose rest cannot be read.
-    assert_eq!(
-        ask(&mut driver, VIRTIO_BLK_T_OUT, 100, &[1; 512], 0).0,
-        VIRTIO_BLK_S_IOERR
-    );
+    driver.submit(&parts);
+    driver.notify();
+    assert_eq!(driver.take_used(), None);
+    driver.transport.quiesce();
+    let state = driver.transport.save();
+    base.set_len(length).unwrap();
+    let mut driver = driver.restored(Box::new(Block::new(overlay(&base))), &state);
+    driver.transport.resume();
+    assert_eq!(driver.take_used().map(|(head, _)| head), Some(1));
+}
+
+#[test]
+fn a_machine_that_stops_begins_no_request() {
+    let (base, _) = image();
+    let mut driver = driver(&overlay(&base));
+    let host = Host::default();
+    driver.transport.set_host(host.clone());
+    let header = header(VIRTIO_BLK_T_IN, 0);
+    let parts = [Readable(&header), Writable(512), Writable(1)];
+    host.set_closing(true);
+    driver.submit(&parts);
+    driver.notify();
+    assert_eq!(driver.take_used(), None);
+    // It did not stop after all.
+    host.set_closing(false);
+    driver.transport.catch_up();
+    assert_eq!(driver.take_used().map(|(head, _)| head), Some(1));
 }

@@ -96,12 +96,27 @@ impl Disk {
     /// Its size is not one of a disk, a machine writes to it in place, or there
     /// can be no file in the directory.
     pub fn overlay(name: &str, base: File, directory: &Path) -> Result<Self> {
+        Self::limited_overlay(name, base, directory, None)
+    }
+
+    /// As [`Disk::overlay`], with at most so many bytes of what the guest wrote at a time,
+    /// and what commits still read of it. Beyond that, and where the directory's
+    /// filesystem is nearly full, writing fails with `StorageFull`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn limited_overlay(
+        name: &str,
+        base: File,
+        directory: &Path,
+        limit_bytes: Option<u64>,
+    ) -> Result<Self> {
         let file = tempfile::tempfile_in(directory).map_err(|source| Error::File {
             action: "make an overlay in",
             path: directory.to_owned(),
             source,
         })?;
-        let overlay = Mutex::new(Overlay::new(file));
+        let overlay = Mutex::new(Overlay::new(file, limit_bytes));
         Self::open(name, base, Access::Overlay(overlay))
     }
 

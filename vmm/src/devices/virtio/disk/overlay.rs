@@ -54,13 +54,13 @@ struct Run {
 }
 
 impl Overlay {
-    pub fn new(file: File) -> Self {
+    pub fn new(file: File, limit_bytes: Option<u64>) -> Self {
         Self {
             file: Arc::new(file),
             committed: Arc::default(),
             frozen: Vec::new(),
             current: Map::default(),
-            slots: Slots::default(),
+            slots: Slots::new(limit_bytes),
             replaced: Vec::new(),
             holds: Vec::new(),
         }
@@ -192,7 +192,7 @@ impl Overlay {
         if self.slots.has_no_free() && !self.replaced.is_empty() {
             self.reuse();
         }
-        self.slots.take()
+        self.slots.take(&self.file)
     }
 
     /// Gives a block, of which only a part is written, a slot with all of it.

@@ -3,18 +3,32 @@
 use std::fs::File;
 use std::io;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 
 use super::DISK_BLOCK_BYTES;
 use super::map::{LAST_SLOT, Slot};
 
+fn is_nearly_full(file: &File) -> io::Result<bool> {
+    let now = fstatvfs(file)?;
+    let reserved = (now.f_blocks.saturating_mul(now.f_frsize) / RESERVED_PART).min(RESERVED_BYTES);
+    Ok(now.f_bavail.saturating_mul(now.f_frsize) < reserved)
+}
+
 /// Which slots are in use.
-#[derive(Default)]
 pub(super) struct Slots {
     /// Slots from here on were never used.
     next: u32,
     free: Vec<Slot>,
+    /// The most slots there may be.
+    most: u32,
 }
+
+/// New slots between two looks at the room that the filesystem has: 4 MiB.
+const LOOK_EVERY: u32 = 1024;
+/// What is left free of the filesystem: a part of it,
+const RESERVED_PART: u64 = 20;
+/// but not more bytes than these. A guest must not fill up its host.
+const RESERVED_BYTES: u64 = 1 << 30;
 
 impl Slot {
     /// Where the slot is in the overlay's file, in bytes.
@@ -24,13 +38,32 @@ impl Slot {
 }
 
 impl Slots {
+    /// No slots, and at most so many bytes of them.
+    pub fn new(limit_bytes: Option<u64>) -> Self {
+        let most = limit_bytes.map_or(u64::MAX, |bytes| bytes / DISK_BLOCK_BYTES);
+        Self {
+            next: 0,
+            free: Vec::new(),
+            most: u32::try_from(most).unwrap_or(u32::MAX).min(LAST_SLOT),
+        }
+    }
+
     /// A slot for a block that was not yet written. What is in it is not zeros.
-    pub fn take(&mut self) -> io::Result<Slot> {
+    pub fn take(&mut self, file: &File) -> io::Result<Slot> {
         if let Some(slot) = self.free.pop() {
             return Ok(slot);
         }
-        if self.next > LAST_SLOT {
-            return Err(io::ErrorKind::StorageFull.into());
+        if self.next >= self.most {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "its overlay is as large as it may be (--overlay-limit)",
+            ));
+        }
+        if self.next.is_multiple_of(LOOK_EVERY) && is_nearly_full(file)? {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "the filesystem of its overlay is nearly full (--overlay-dir)",
+            ));
         }
         let slot = Slot(self.next);
         self.next += 1;

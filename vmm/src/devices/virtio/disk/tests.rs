@@ -312,3 +312,19 @@ fn files_that_are_no_disks_are_refused() {
     let second = Disk::read_only("one", file.reopen().unwrap());
     assert!(matches!(second.err().unwrap(), Error::DiskBusy { .. }));
 }
+
+#[test]
+fn an_overlay_is_not_larger_than_it_may_be() {
+    let base = tempfile::tempfile().unwrap();
+    base.set_len(1 << 20).unwrap();
+    let disk = Disk::limited_overlay("root", base, &std::env::temp_dir(), Some(5 << 12)).unwrap();
+    for block in 0..5 {
+        disk.write_at(block * 8192, &[1; 4096]).unwrap();
+    }
+    let full = disk.write_at(100 << 10, &[2; 4096]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull, "{full}");
+    // What is there can be written again, and what was given back be used.
+    disk.write_at(8192, &[3; 4096]).unwrap();
+    disk.zero(0, 4096).unwrap();
+    disk.write_at(100 << 10, &[2; 4096]).unwrap();
+}
