@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test sim soak bench check clean
+.PHONY: help setup build demo test sim soak mutations bench check clean
 
 # Finds a cargo that is new enough wherever it was installed.
 with_cargo := . scripts/toolchain.sh;
@@ -10,8 +10,6 @@ with_cargo := . scripts/toolchain.sh;
 export IMAGES
 # "no" leaves the demonstration on a running Debian guest out
 export LINUX
-# Which history the simulator tells; how many it runs
-export SIM_SEED SIM_HISTORIES
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -35,6 +33,9 @@ sim: setup ## Simulate histories of the store, or tell that of SIM_SEED
 
 soak: setup ## Simulate histories that nobody has seen yet, for SECONDS (3600)
 	@$(with_cargo) $(sim) --from $$(date +%s)000000 --seconds $(or $(SECONDS),3600)
+
+mutations: setup ## Put known faults back, or FAULT; the simulator has to find each
+	@$(with_cargo) $(sim) $(if $(FAULT),--mutations=$(FAULT),--mutations)
 
 bench: setup ## Measure on the guest's images, machines and Linux guests
 	@$(with_cargo) cargo build --release --locked --workspace; \

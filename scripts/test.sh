@@ -43,6 +43,9 @@ check_with() {
 
 check_with fmt rustfmt cargo fmt --all --check
 check_with clippy clippy cargo clippy --workspace --all-targets --locked -- -D warnings
+# What only the simulator has.
+check_with clippy clippy cargo clippy -p snapstore-store -p snapstore-tests \
+    --features snapstore-tests/sim --all-targets --locked -- -D warnings
 check doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 if [ "${1:-}" = --checks-only ]; then
@@ -66,6 +69,11 @@ say tests
 status=0
 # Colours would hide the results from what reads them below.
 CARGO_TERM_COLOR=never cargo test --workspace --locked --no-fail-fast -- --nocapture 2>&1 | tee "$log" || status=$?
+# The simulator needs a store that is built for it.
+simulator=(cargo test -p snapstore-tests --features sim --locked --no-fail-fast)
+export CARGO_TERM_COLOR=never
+"${simulator[@]}" --test sim -- --nocapture 2>&1 | tee -a "$log" || status=$?
+"${simulator[@]}" --lib sim:: -- --nocapture 2>&1 | tee -a "$log" || status=$?
 
 # Output of tests that run side by side may share a line with cargo's own.
 read -r cargo_passed cargo_failed < <(

@@ -32,7 +32,7 @@ use crate::id::ChunkKey;
 use crate::index::IndexWriter;
 use crate::pack::writer::SealedPack;
 use crate::pack::{Location, PackNumber};
-use crate::sim::{self, Fault};
+use crate::sim;
 
 /// A chunk that the collector has copied.
 #[derive(Clone, Copy)]
@@ -54,17 +54,13 @@ pub(crate) fn enter_new(
         let now = index.get(chunk.key)?;
         let replaces = match now {
             None => true,
-            Some(_) if sim::on(Fault::DeltaReplacesStandalone) => true,
             Some(now) => match present(chunks, chunk.key, now)? {
                 None => true,
                 Some(place) => {
                     let going = condemned.contains_key(&now.pack);
                     if place.is_standalone() {
                         going && chunk.standalone
-                    } else if sim::on(Fault::DeltaKeptInIndex)
-                        || sim::on(Fault::BaseByHint)
-                        || sim::on(Fault::BaseOfBaseNotMarked)
-                    {
+                    } else if sim::bases_by_id() {
                         false
                     } else {
                         chunk.standalone || going || !has_base(chunks, index, &place)?
@@ -75,12 +71,6 @@ pub(crate) fn enter_new(
         if replaces {
             entries.push((chunk.key, chunk.at));
         }
-    }
-    if sim::on(Fault::PackNotKept) {
-        index.put(entries)?;
-        index.flush()?;
-        pack.keep();
-        return Ok(());
     }
     pack.keep();
     index.put(entries)?;

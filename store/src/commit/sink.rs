@@ -266,7 +266,7 @@ impl<'a> Sink<'a> {
             Err(Error::Damaged(_)) => return Ok(None),
             other => other?,
         };
-        let indexed = if sim::on(Fault::BaseByHint) || sim::on(Fault::BaseOfBaseNotMarked) {
+        let indexed = if sim::bases_by_id() {
             let found = self.chunks().readable(id.key(), hint)?;
             Some(found.base.unwrap_or(found.place).location())
         } else {

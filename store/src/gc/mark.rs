@@ -201,7 +201,10 @@ impl<'a> Reach<'a> {
         if let Some(base) = &found.base
             && !sim::on(Fault::BaseNotMarked)
         {
-            self.set(base.slot.entry.key, base.location())?;
+            let key = base.slot.entry.key;
+            let indexed = sim::bases_by_id().then(|| self.places.index.get(key));
+            let at = indexed.transpose()?.flatten();
+            self.set(key, at.unwrap_or(base.location()))?;
         }
         let at = found.place.location();
         self.set(id.key(), at)?;

@@ -5,9 +5,12 @@
 #[cfg_attr(not(feature = "sim"), allow(dead_code))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Fault {
-    /// The index keeps a delta where a copy that can be a base is published.
+    /// The index keeps a delta where a copy that can be a base is published. Deltas
+    /// are made against what hints lead to, and the collector marks as their base
+    /// what the index leads to.
     DeltaKeptInIndex,
-    /// What was marked as a base is not marked again, so its own base is not.
+    /// The same, and what was marked as a base is not marked again, so that its own
+    /// base is not.
     BaseOfBaseNotMarked,
     /// A commit that begins while repair runs trusts the old index.
     WriterDuringRepair,
@@ -55,12 +58,6 @@ pub enum Fault {
     ParentNotPinned,
     /// A removal that a power cut takes back is relied on.
     TagsNotSyncedBeforeDeletion,
-    /// A pack that the index may lead to is removed when a commit fails.
-    PackNotKept,
-    /// A delta takes the place of a copy that can be a base.
-    DeltaReplacesStandalone,
-    /// The index keeps a delta, and a delta is made against what a hint leads to.
-    BaseByHint,
     /// The base of what is marked is not marked.
     BaseNotMarked,
     /// The index leads to copies before they are durable.
@@ -73,28 +70,34 @@ pub enum Fault {
     RevivedWithoutLock,
 }
 
-/// Whether a fault is on that a commit hides by looking again, under the publish
-/// lock, whether what it relies on is there: then it does not look.
+/// Whether encoding is taken for identity, in one of both ways.
+pub(crate) fn bases_by_id() -> bool {
+    super::on(Fault::DeltaKeptInIndex) || super::on(Fault::BaseOfBaseNotMarked)
+}
+
+/// Faults that a commit hides by looking again, under the publish lock, whether
+/// what it relies on is there. With them it does not look.
+const HIDDEN_BY_SECOND_LOOK: [Fault; 8] = [
+    Fault::LeaseAfterEpoch,
+    Fault::OldWriterIgnored,
+    Fault::CondemnedReused,
+    Fault::DeletedWithoutLock,
+    Fault::LateRootsNotMarked,
+    Fault::ParentNotPinned,
+    Fault::PublishingPackJudged,
+    Fault::RoomMadeBesideWriters,
+];
+
+/// Whether a commit does not look again.
 pub(crate) fn no_second_look() -> bool {
-    [
-        Fault::WriterDuringRepair,
-        Fault::LeaseAfterEpoch,
-        Fault::OldWriterIgnored,
-        Fault::CondemnedReused,
-        Fault::DeletedWithoutLock,
-        Fault::LateRootsNotMarked,
-        Fault::ParentNotPinned,
-        Fault::PublishingPackJudged,
-        Fault::RoomMadeBesideWriters,
-    ]
-    .into_iter()
-    .any(super::on)
+    let hidden = HIDDEN_BY_SECOND_LOOK.into_iter();
+    hidden.chain([Fault::WriterDuringRepair]).any(super::on)
 }
 
 #[cfg(feature = "sim")]
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 30] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -120,13 +123,18 @@ impl Fault {
         Self::LateRootsNotMarked,
         Self::ParentNotPinned,
         Self::TagsNotSyncedBeforeDeletion,
-        Self::PackNotKept,
-        Self::DeltaReplacesStandalone,
-        Self::BaseByHint,
         Self::BaseNotMarked,
         Self::CopiesEnteredBeforeSealed,
         Self::FoundNotIndexed,
         Self::RoomMadeBesideWriters,
         Self::RevivedWithoutLock,
     ];
+
+    /// What the store has to get through for a history to say anything of this
+    /// fault: without the fault, but for what is switched off along with it.
+    #[must_use]
+    pub fn baseline(self) -> Option<Self> {
+        let hidden = HIDDEN_BY_SECOND_LOOK.contains(&self);
+        hidden.then_some(Self::WriterDuringRepair)
+    }
 }

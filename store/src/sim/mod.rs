@@ -16,7 +16,7 @@ mod inert;
 pub use fault::Fault;
 #[cfg(not(feature = "sim"))]
 pub(crate) use fault::Fault;
-pub(crate) use fault::no_second_look;
+pub(crate) use fault::{bases_by_id, no_second_look};
 #[cfg(feature = "sim")]
 pub use hooks::*;
 #[cfg(not(feature = "sim"))]

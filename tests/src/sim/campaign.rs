@@ -117,7 +117,8 @@ pub fn hunt(
             continue;
         };
         // What fails without the fault says nothing of it.
-        if crew.run_history(&plan, None, false)?.failure.is_some() {
+        let baseline = crew.run_history(&plan, fault.baseline(), false)?;
+        if baseline.failure.is_some() {
             continue;
         }
         return Ok(Some(Found {

@@ -196,11 +196,11 @@ impl Plan {
             used: vec![],
             tags: rng.u8(2..=if few { 3 } else { 5 }),
             damage: !few && rng.u8(..if repair { 2 } else { 8 }) == 0,
-            repair: if repair { 5 } else { rng.u8(..4) / 3 },
+            repair: if repair { 5 } else { rng.u8(..8) / 3 },
             families: [1, 1, 2, 2, 3, FAMILIES][rng.usize(..if few { 2 } else { 6 })],
-            variants: [2, 3, 3, 4, 5, VARIANTS][rng.usize(..if few { 4 } else { 6 })],
+            variants: [3, 4, 3, 2, 5, VARIANTS][rng.usize(..if few { 3 } else { 6 })],
             stride: if !few && rng.u8(..12) == 0 { 190 } else { 1 },
-            most_pages: [1, 1, 2, 3, 3, 4, 6, 8, 24, 200][rng.usize(..if few { 4 } else { 10 })],
+            most_pages: [1, 1, 2, 3, 3, 4, 6, 8, 24, 200][rng.usize(..if few { 3 } else { 10 })],
             collect: rng.u8(3..=9),
             disk: rng.u8(2..=8),
             rng,
@@ -326,7 +326,7 @@ impl Draft {
     fn commit(&mut self) -> Action {
         let tag = self.tag();
         let mut parent = None;
-        if !self.used.is_empty() && self.rng.u8(..4) != 0 {
+        if !self.used.is_empty() && self.rng.u8(..3) != 0 {
             parent = Some(self.used_tag());
         }
         self.used.push(tag);

@@ -271,6 +271,7 @@ impl World {
         &'a self,
         mut shared: MutexGuard<'a, Shared>,
         actor: usize,
+        kind: StepKind,
         what: &dyn Fn() -> String,
     ) -> MutexGuard<'a, Shared> {
         let Some(running) = &shared.actors[actor].running else {
@@ -280,10 +281,14 @@ impl World {
         let preemption = match &self.plan.schedule {
             Schedule::Random { one_in, .. } => {
                 let others = shared.runnable(actor);
-                if others.is_empty() || shared.schedule.u32(..*one_in) != 0 {
+                let one_in = match is_critical(kind) {
+                    true => (one_in / 4).max(2),
+                    false => *one_in,
+                };
+                if others.is_empty() || shared.schedule.u32(..one_in) != 0 {
                     None
                 } else {
-                    let stall = match shared.schedule.u8(..4) {
+                    let stall = match shared.schedule.u8(..3) {
                         0 => shared.schedule.u32(1..=4),
                         _ => 0,
                     };
@@ -400,6 +405,15 @@ fn wait<'a>(condition: &Condvar, shared: MutexGuard<'a, Shared>) -> MutexGuard<'
         .unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Steps before which another process matters most.
+fn is_critical(kind: StepKind) -> bool {
+    use StepKind as K;
+    matches!(
+        kind,
+        K::Lock | K::Unlock | K::Rename | K::Unlink | K::IndexOpen | K::IndexFlush | K::List
+    )
+}
+
 fn needs_space(kind: StepKind) -> bool {
     use StepKind as K;
     matches!(kind, K::Create | K::Write | K::MakeDir | K::IndexFlush)
@@ -486,7 +500,7 @@ impl Observer for Actor {
         if shared.every_step {
             shared.tell(|| format!("    actor {me}: {}", what()));
         }
-        let mut shared = world.maybe_preempt(shared, me, &what);
+        let mut shared = world.maybe_preempt(shared, me, kind, &what);
         if shared.is_over() {
             drop(shared);
             self.die();
@@ -508,6 +522,12 @@ impl Observer for Actor {
                     }
                     Mishap::IoError => {
                         shared.refuse(me);
+                        // Repair gives up what it cannot read.
+                        if kind == StepKind::ReadPack && shared.repairs > 0 {
+                            shared.damaged = true;
+                            shared.damage_count += 1;
+                            shared.firm.clear();
+                        }
                         return Err(Errno::IO.into());
                     }
                     Mishap::DiskFull(steps) => {
