@@ -24,11 +24,13 @@ use crate::layout::Layout;
 use crate::lease;
 use crate::lock::{self, LockKind};
 use crate::manifest;
-use crate::pack::writer::{EncodedChunk, PackWriter};
+use crate::pack::codec;
+use crate::pack::reader::payload_limit;
+use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack};
 use crate::pack::{PackNumber, format};
 use crate::page::PageSize;
 use crate::progress::Progress;
-use crate::salvage::{self, Wanted};
+use crate::salvage::{self, Found, Wanted};
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
 use crate::store::{CONFIG_FORMAT, Store};
@@ -158,7 +160,8 @@ impl Store {
             let index = IndexWriter::open_or_create(&fresh.index())?;
             // Condemned packs first: later copies of their chunks win.
             for (done, number) in (1..).zip(numbers.iter().rev()) {
-                let whole = look_at(&chunks, *number, Wanted::Standalone, &mut bad, report)?;
+                let found = look_at(&chunks, *number, Wanted::Standalone, &mut bad, report)?;
+                let whole = found.whole;
                 report.indexed_chunks += whole.len() as u64;
                 index.put(
                     whole
@@ -174,11 +177,13 @@ impl Store {
         let chunks = Chunks::new(fresh.clone(), self.page_size());
         let standalone = chunks.index()?;
         let mut entered = HashSet::new();
+        let mut baseless = Vec::new();
         let index = IndexWriter::open(&fresh.index())?;
         for (done, number) in (numbers.len() as u64 + 1..).zip(&numbers) {
-            let whole = look_at(&chunks, *number, Wanted::Deltas, &mut bad, report)?;
+            let found = look_at(&chunks, *number, Wanted::Deltas, &mut bad, report)?;
+            baseless.extend(found.baseless);
             let mut entries = Vec::new();
-            for place in whole {
+            for place in found.whole {
                 let key = place.slot.entry.key;
                 let only_copy = standalone.get(key)?.is_none();
                 if (only_copy || sim::on(Fault::RepairEntersDeadDelta)) && entered.insert(key) {
@@ -191,8 +196,80 @@ impl Store {
         }
         index.flush()?;
         drop(index);
+        self.store_bases(baseless, fresh, report)?;
         self.copy_out_of(&bad, fresh)?;
         Ok(bad)
+    }
+
+    /// Stores the bases of deltas standalone which are there only as deltas
+    /// themselves, and enters the deltas that are whole by that. An older version
+    /// could collect the standalone copy of such a base.
+    fn store_bases(
+        &self,
+        mut baseless: Vec<Place>,
+        fresh: &Layout,
+        report: &mut RepairReport,
+    ) -> Result<()> {
+        // Each round can make others whole, which may be bases in their turn.
+        while let Some(sealed) = self.write_bases(&baseless, fresh)? {
+            sealed.keep();
+            let index = IndexWriter::open(&fresh.index())?;
+            index.put(sealed.chunks().map(|chunk| (chunk.key, chunk.at)))?;
+            index.flush()?;
+            let chunks = Chunks::new(fresh.clone(), self.page_size());
+            let (whole, rest): (Vec<_>, Vec<_>) = baseless
+                .into_iter()
+                .partition(|place| chunks.check_at(place).is_ok());
+            let reader = chunks.index()?;
+            let mut entries = Vec::new();
+            for place in whole {
+                let key = place.slot.entry.key;
+                if reader.get(key)?.is_none() {
+                    entries.push((key, place.location()));
+                }
+            }
+            report.indexed_chunks += entries.len() as u64;
+            index.put(entries)?;
+            index.flush()?;
+            baseless = rest;
+        }
+        Ok(())
+    }
+
+    /// Writes the bases of these deltas that can be read, standalone.
+    fn write_bases(&self, baseless: &[Place], fresh: &Layout) -> Result<Option<SealedPack>> {
+        let chunks = Chunks::new(fresh.clone(), self.page_size());
+        let mut writer = None;
+        let mut written = HashSet::new();
+        for place in baseless {
+            let base = match place.pack.base(&place.slot) {
+                Ok(Some(base)) => base.id,
+                Ok(None) | Err(Error::Damaged(_)) => continue,
+                Err(other) => return Err(other),
+            };
+            if !written.insert(base.key()) {
+                continue;
+            }
+            let mut payload = Scratch::zeroed(payload_limit(base.kind(), self.page_size()));
+            let len = match chunks.read(base, None, &mut payload) {
+                Err(Error::Damaged(_) | Error::Newer { .. }) => continue,
+                other => other?,
+            };
+            let mut stored = Vec::new();
+            let encoding = codec::encode(&payload[..len], None, &mut stored);
+            if writer.is_none() {
+                writer = Some(self.chunks.packs().create()?);
+            }
+            let writer: &mut PackWriter = writer.as_mut().expect("just set");
+            let chunk = EncodedChunk {
+                key: base.key(),
+                encoding,
+                check: format::stored_check(&stored),
+                len: stored.len(),
+            };
+            writer.append(&[chunk], stored)?;
+        }
+        writer.map(PackWriter::seal).transpose()
     }
 
     /// Copies the whole chunks of damaged packs into new packs, and points the
@@ -305,31 +382,31 @@ impl Store {
     }
 }
 
-/// The whole chunks of a pack. Notes it among `bad` if it holds damage.
+/// The chunks of a pack. Notes it among `bad` if it holds damage.
 fn look_at(
     chunks: &Chunks,
     number: PackNumber,
     wanted: Wanted,
     bad: &mut BTreeSet<PackNumber>,
     report: &mut RepairReport,
-) -> Result<Vec<Place>> {
+) -> Result<Found> {
     let pack = match chunks.packs().get(number) {
         Ok(Some(pack)) => pack,
-        Ok(None) => return Ok(Vec::new()),
+        Ok(None) => return Ok(Found::default()),
         Err(Error::Damaged(damage)) => {
             if bad.insert(number) {
                 report.remaining.push(damage);
             }
-            return Ok(Vec::new());
+            return Ok(Found::default());
         }
         Err(other) => return Err(other),
     };
-    let found = salvage::chunks_of(chunks, &pack, wanted)?;
+    let mut found = salvage::chunks_of(chunks, &pack, wanted)?;
     if !found.damage.is_empty() {
         bad.insert(number);
-        report.remaining.extend(found.damage);
+        report.remaining.append(&mut found.damage);
     }
-    Ok(found.whole)
+    Ok(found)
 }
 
 /// A commit under way has opened the index that is about to be replaced.

@@ -45,8 +45,18 @@ impl Wanted {
 pub(crate) struct Found {
     /// Chunks that decode to what their keys say, with their true entries.
     pub whole: Vec<Place>,
+    /// Deltas whose bases are nowhere standalone. They may be dead, or of a store
+    /// in which a base was lost that is there as a delta itself.
+    pub baseless: Vec<Place>,
     /// What is damaged. A delta whose base is nowhere is not.
     pub damage: Vec<Damage>,
+}
+
+/// What a look at one place has shown.
+enum Looked {
+    Whole(Place),
+    Baseless(Place),
+    Unwanted,
 }
 
 /// The wanted chunks of a pack. Bases of deltas are looked up in `chunks`.
@@ -62,7 +72,7 @@ pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted)
         Err(other) => return Err(other),
     };
     let footer_is_whole = found.damage.is_empty();
-    let looked: Vec<Result<Option<Place>>> = slots
+    let looked: Vec<Result<Looked>> = slots
         .into_par_iter()
         .map(|slot| {
             let place = Place {
@@ -71,29 +81,31 @@ pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted)
             };
             if !footer_is_whole {
                 let place = identify(chunks, place)?;
-                return Ok(place.filter(|it| wanted.takes(it.slot.entry.encoding)));
+                let place = place.filter(|it| wanted.takes(it.slot.entry.encoding));
+                return Ok(place.map_or(Looked::Unwanted, Looked::Whole));
             }
             // What only a newer version can read is left as it is.
             if !wanted.takes(slot.entry.encoding)
                 || matches!(slot.entry.encoding, Encoding::Unknown(_))
             {
-                return Ok(None);
+                return Ok(Looked::Unwanted);
             }
             match chunks.check_at(&place) {
-                Err(Error::Damaged(Damage::Missing { .. }))
-                    if sim::on(Fault::RepairEntersDeadDelta) =>
-                {
-                    Ok(Some(place))
-                }
-                other => other.map(|()| Some(place)),
+                Ok(()) => Ok(Looked::Whole(place)),
+                // What is stored here may be right.
+                Err(Error::Damaged(Damage::Missing { .. })) => Ok(Looked::Baseless(place)),
+                Err(error) => Err(error),
             }
         })
         .collect();
     for result in looked {
         match result {
-            Ok(place) => found.whole.extend(place),
-            // The base of a delta is nowhere: what is stored here may be right.
-            Err(Error::Damaged(Damage::Missing { .. })) => {}
+            Ok(Looked::Whole(place)) => found.whole.push(place),
+            Ok(Looked::Baseless(place)) if sim::on(Fault::RepairEntersDeadDelta) => {
+                found.whole.push(place);
+            }
+            Ok(Looked::Baseless(place)) => found.baseless.push(place),
+            Ok(Looked::Unwanted) => {}
             Err(Error::Damaged(damage)) => found.damage.push(damage),
             Err(other) => return Err(other),
         }
