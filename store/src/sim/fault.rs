@@ -96,14 +96,13 @@ pub(crate) fn no_second_look() -> bool {
 
 #[cfg(feature = "sim")]
 impl Fault {
-    /// All of them.
-    pub const ALL: [Self; 30] = [
+    /// Those that the simulator has to find.
+    pub const FOUND: [Self; 21] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
         Self::PackNotLookedFor,
         Self::DeadDeltaTrusted,
-        Self::RepairEntersDeadDelta,
         Self::PublishHeldThroughout,
         Self::TagBeforeIndex,
         Self::RenameBeforeSync,
@@ -111,22 +110,28 @@ impl Fault {
         Self::PackNameNotSynced,
         Self::SmallFileNotSynced,
         Self::SmallFileNameNotSynced,
-        Self::LeaseAfterEpoch,
         Self::DeletedWithoutLock,
         Self::OldWriterIgnored,
         Self::CondemnedReused,
-        Self::StaleLeafTrusted,
         Self::StaleHintTrusted,
+        Self::LateRootsNotMarked,
+        Self::ParentNotPinned,
+        Self::BaseNotMarked,
+        Self::CopiesEnteredBeforeSealed,
+        Self::RoomMadeBesideWriters,
+    ];
+
+    /// Those that it has not been seen to find: what it takes comes together too
+    /// seldom, or something else makes them harmless.
+    pub const ELUSIVE: [Self; 9] = [
+        Self::RepairEntersDeadDelta,
+        Self::LeaseAfterEpoch,
+        Self::StaleLeafTrusted,
         Self::NotRevived,
         Self::NumberUsedAgain,
         Self::PublishingPackJudged,
-        Self::LateRootsNotMarked,
-        Self::ParentNotPinned,
         Self::TagsNotSyncedBeforeDeletion,
-        Self::BaseNotMarked,
-        Self::CopiesEnteredBeforeSealed,
         Self::FoundNotIndexed,
-        Self::RoomMadeBesideWriters,
         Self::RevivedWithoutLock,
     ];
 

@@ -109,9 +109,7 @@ pub fn hunt(
     first_seed: u64,
     most: u64,
 ) -> anyhow::Result<Option<Found>> {
-    let mut after = 0;
-    for seed in first_seed..first_seed.saturating_add(most) {
-        after += 1;
+    for (after, seed) in (1..).zip(first_seed..first_seed.saturating_add(most)) {
         let plan = Plan::of_seed(seed);
         let Some(failure) = crew.run_history(&plan, Some(fault), false)?.failure else {
             continue;
