@@ -42,8 +42,10 @@ pub(super) fn enter(dir: &Path, user_namespace: &OwnedFd) -> Result<Entered> {
     // SAFETY: with these flags the descriptors stay shared, of which the caller's only
     // thread is the only user.
     unsafe { unshare_unsafe(all) }.map_err(refused("have namespaces of its own"))?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change("/", private).map_err(refused("have mounts of its own"))?;
+    // Until the old root is gone, what the host unmounts goes here, too: no mount of
+    // another's is kept.
+    let own = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", own).map_err(refused("have mounts of its own"))?;
     let proc = new_proc().map_err(refused("mount a /proc of its own"))?;
     let (tree, owns_directory) = tree_of(dir, user_namespace)?;
     let change_root = || -> rustix::io::Result<()> {
