@@ -329,6 +329,18 @@ impl VmDir {
         }
     }
 
+    /// What a command that was killed has left of its reservation: nobody holds it.
+    fn remove_abandoned_reservation(&self) -> io::Result<()> {
+        let Ok(lock) = File::open(self.starter_path()) else {
+            return Ok(());
+        };
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if is_same(&lock, &self.starter_path()) => remove_if_there(&self.starter_path()),
+            Ok(()) | Err(Errno::WOULDBLOCK) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn starter_path(&self) -> PathBuf {
         self.dir.join("starter")
     }
@@ -426,6 +438,7 @@ impl Claim {
                 for left in ["log", "ending", "lock"] {
                     remove_if_there(&dir.join(left))?;
                 }
+                self.vm.remove_abandoned_reservation()?;
                 match fs::remove_dir(dir) {
                     // Somebody is about to use the name again.
                     Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
@@ -582,6 +595,23 @@ mod tests {
             fs::write(vm.dir.join(name), "").unwrap();
         }
         claim.release(None).unwrap();
+        assert!(!vm.dir.exists());
+    }
+
+    #[test]
+    fn a_reservation_of_a_command_that_was_killed_goes_with_the_machine() {
+        let (_dir, runtime) = runtime();
+        let vm = runtime.vm("a").unwrap();
+        // As a killed command leaves it: there, and not locked.
+        let claim = vm.claim().unwrap();
+        fs::write(vm.starter_path(), "").unwrap();
+        claim.release(None).unwrap();
+        assert!(!vm.dir.exists());
+        // One that is held stays, and with it the directory.
+        let held = vm.reserve().unwrap().unwrap();
+        vm.claim().unwrap().release(None).unwrap();
+        assert!(vm.starter_path().exists());
+        drop(held);
         assert!(!vm.dir.exists());
     }
 
