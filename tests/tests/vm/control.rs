@@ -220,13 +220,24 @@ fn more_clients_than_fit_do_no_harm() -> Result<()> {
         }
         Ok((served == 64).then_some(()))
     })?;
-    for command in ["resume", "stop"] {
-        let said = lab.cli.fails(5, &[command, "web"])?;
-        ensure!(said.contains("clients"), "{said}");
-    }
+    let said = lab.cli.fails(5, &["resume", "web"])?;
+    ensure!(said.contains("clients"), "{said}");
     drop(idle);
     eventually("it answers again", || Ok(lab.ps("web").ok()))?;
     is_well(&lab)
+}
+
+#[test]
+fn a_machine_with_too_many_clients_is_stopped_all_the_same() -> Result<()> {
+    let Some(lab) = with_machine("a_machine_with_too_many_clients_is_stopped_all_the_same")? else {
+        return Ok(());
+    };
+    let idle: Vec<_> = (0..100)
+        .map(|_| lab.connect("web"))
+        .collect::<Result<_>>()?;
+    lab.cli.ok(&["stop", "web"])?;
+    drop(idle);
+    lab.finish()
 }
 
 #[test]

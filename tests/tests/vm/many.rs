@@ -28,12 +28,16 @@ fn twenty_machines_live_side_by_side() -> Result<()> {
     let names = lab.restore("base", &["-n", "20"])?;
     let wanted: Vec<_> = (1..=20).map(|number| format!("base.{number}")).collect();
     ensure!(names == wanted, "{names:?}");
-    let listed = lab.machines()?;
+    // They were told to run when the command ended; the last one takes a moment.
+    let listed = eventually("all run", || {
+        let listed = lab.machines()?;
+        let run = listed.iter().all(|machine| machine["state"] == "running");
+        Ok(run.then_some(listed))
+    })?;
     ensure!(listed.len() == 20, "{listed:?}");
     let mut pids = BTreeSet::new();
     for machine in &listed {
         let name = machine["name"].as_str().context("no name")?;
-        ensure!(machine["state"] == "running", "{machine}");
         ensure!(machine["origin"]["tag"] == "base", "{machine}");
         ensure!(machine["pss_bytes"].as_u64() > Some(0), "{machine}");
         pids.insert(machine["pid"].as_u64());
