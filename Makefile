@@ -31,8 +31,8 @@ sim := cargo run --locked -p snapstore-tests --features sim --bin sim --
 sim: setup ## Simulate histories of the store, or tell that of SIM_SEED
 	@$(with_cargo) $(sim) $(SIM_ARGS)
 
-soak: setup ## Simulate histories that nobody has seen yet, for SECONDS (3600)
-	@$(with_cargo) $(sim) --from $$(date +%s)000000 --seconds $(or $(SECONDS),3600)
+soak: setup ## Look for faults for SECONDS (3600): simulator, mounts, images of a real guest
+	@scripts/soak.sh $(or $(SECONDS),3600)
 
 mutations: setup ## Put known faults back, or FAULT; the simulator has to find each
 	@$(with_cargo) $(sim) $(if $(FAULT),--mutations=$(FAULT),--mutations)

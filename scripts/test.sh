@@ -72,7 +72,7 @@ CARGO_TERM_COLOR=never cargo test --workspace --locked --no-fail-fast -- --nocap
 # The simulator needs a store that is built for it.
 simulator=(cargo test -p snapstore-tests --features sim --locked --no-fail-fast)
 export CARGO_TERM_COLOR=never
-"${simulator[@]}" --test sim -- --nocapture 2>&1 | tee -a "$log" || status=$?
+"${simulator[@]}" --test sim --test unconfirmed -- --nocapture 2>&1 | tee -a "$log" || status=$?
 "${simulator[@]}" --lib sim:: -- --nocapture 2>&1 | tee -a "$log" || status=$?
 
 # Output of tests that run side by side may share a line with cargo's own.

@@ -179,6 +179,10 @@ pub(super) fn make_room(
 }
 
 fn unlink(store: &Store, number: PackNumber, report: &mut GcReport) -> Result<()> {
+    // It made room before it could be condemned.
+    if !store.chunks.packs().is_there(number)? {
+        return Ok(());
+    }
     let packs = &report.plan.packs;
     let planned = packs.binary_search_by_key(&number, |pack| pack.number);
     let file_len = planned.map_or(0, |position| packs[position].file_bytes);
