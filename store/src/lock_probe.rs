@@ -13,7 +13,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
@@ -51,7 +51,7 @@ pub(crate) fn check(layout: &Layout) -> Result<()> {
     let (filesystem, options) = filesystem_of(root)?;
     let why = match why_not(&filesystem, &options) {
         Some(why) => why,
-        None if exclude_each_other(&layout.config())? => return Ok(()),
+        None if exclude_each_other(&probed(layout))? => return Ok(()),
         None => "which does not honour locks",
     };
     Err(Error::NoLocks {
@@ -105,6 +105,16 @@ fn pretended() -> Option<String> {
         return std::env::var("SNAPSTORE_PRETEND_FILESYSTEM").ok();
     }
     None
+}
+
+/// What to try locks on: a store that is being created has no configuration yet.
+fn probed(layout: &Layout) -> PathBuf {
+    let config = layout.config();
+    if config.exists() {
+        config
+    } else {
+        layout.locks()
+    }
 }
 
 /// Whether the lock on one open file keeps that on another one away.

@@ -628,10 +628,7 @@ mod tests {
         assert_eq!(vm.ending().as_deref(), Some(KILLED));
         let said = [plain, "error: memory\n", coloured, "2026 was a year\n"].concat();
         fs::write(vm.log(), said).unwrap();
-        assert_eq!(
-            vm.ending().as_deref(),
-            Some("error: memory\n2026 was a year")
-        );
+        assert_eq!(vm.ending().as_deref(), Some("memory\n2026 was a year"));
     }
 
     #[test]

@@ -5,8 +5,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Signal, kill_process};
 use snapstore_store::mount_table;
@@ -68,7 +70,18 @@ impl Place {
         let number = round % 2;
         let server = self.mount(number)?;
         self.stays(number)?;
-        let detach = |dir: &Path, flags| unmount(dir, flags).context("umount(2)");
+        // A process that another test is starting has duplicates of what was open
+        // here until it begins its program: the mount may be busy for a moment.
+        let detach = |dir: &Path, flags| {
+            let mut attempts = 200;
+            loop {
+                match unmount(dir, flags) {
+                    Err(Errno::BUSY) if attempts > 0 => attempts -= 1,
+                    other => return other.context("umount(2)"),
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
         match round % 6 {
             0 => drop(self.cli.ok(&["umount", &self.dir.display().to_string()])?),
             1 => detach(&self.dir, UnmountFlags::empty())?,
