@@ -349,7 +349,9 @@ impl VmDir {
     pub fn reclaim(&self) -> anyhow::Result<Option<Claim>> {
         let lock = match File::open(self.lock_path()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
+            other => {
+                other.with_context(|| format!("cannot open {}", self.lock_path().display()))?
+            }
         };
         for _ in 0..LOCK_ATTEMPTS {
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -370,7 +372,11 @@ impl VmDir {
     /// host have put beside it for its guest, `vsock.sock_PORT`.
     fn remove_sockets(&self) -> io::Result<()> {
         remove_if_there(&self.socket())?;
-        for entry in fs::read_dir(&self.dir)? {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        for entry in entries {
             let entry = entry?;
             if entry.file_name().as_bytes().starts_with(b"vsock.sock") {
                 remove_if_there(&entry.path())?;
@@ -440,8 +446,15 @@ impl Claim {
                 }
                 self.vm.remove_abandoned_reservation()?;
                 match fs::remove_dir(dir) {
-                    // Somebody is about to use the name again.
-                    Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                    // Somebody is about to use the name again, or has cleared away, too.
+                    Err(error)
+                        if matches!(
+                            error.kind(),
+                            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound
+                        ) =>
+                    {
+                        Ok(())
+                    }
                     done => done,
                 }
             }
@@ -534,7 +547,11 @@ fn make_private(dir: &Path) -> anyhow::Result<()> {
         }
         other => other.with_context(|| format!("cannot create {}", dir.display()))?,
     }
-    let found = fs::symlink_metadata(dir)?;
+    let found = match fs::symlink_metadata(dir) {
+        // Whoever cleared away what was left in it has removed it meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return make_private(dir),
+        other => other.with_context(|| format!("cannot inspect {}", dir.display()))?,
+    };
     let ours = found.uid() == rustix::process::geteuid().as_raw();
     if !found.is_dir() || !ours || found.mode() & 0o077 != 0 {
         bail!(
