@@ -74,6 +74,7 @@ simulator=(cargo test -p snapstore-tests --features sim --locked --no-fail-fast)
 export CARGO_TERM_COLOR=never
 "${simulator[@]}" --test sim --test unconfirmed -- --nocapture 2>&1 | tee -a "$log" || status=$?
 "${simulator[@]}" --lib sim:: -- --nocapture 2>&1 | tee -a "$log" || status=$?
+cargo test -p snapstore-store --features sim --locked --lib index:: -- --nocapture 2>&1 | tee -a "$log" || status=$?
 
 # Output of tests that run side by side may share a line with cargo's own.
 read -r cargo_passed cargo_failed < <(

@@ -9,6 +9,9 @@
 mod double;
 #[cfg_attr(feature = "sim", allow(dead_code))]
 mod rocks;
+#[cfg(all(test, feature = "sim"))]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use std::path::Path;
 
