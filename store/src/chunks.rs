@@ -72,6 +72,34 @@ impl Place {
         }
     }
 
+    /// Whether it is a delta that needs one copy of its base, whatever has the
+    /// same id: an older version made such deltas of nodes.
+    pub fn needs_one_copy(&self) -> bool {
+        let entry = self.slot.entry;
+        entry.encoding == Encoding::Delta && entry.key.kind == ChunkKind::Node
+    }
+
+    /// Whether what is damaged is the chunk here, and not another one.
+    pub fn is_told_by(&self, damage: &Damage) -> bool {
+        let Error::Damaged(here) = self.pack.damaged(self.slot.entry, "") else {
+            return false;
+        };
+        match (here, damage) {
+            (
+                Damage::Chunk {
+                    path, offset_bytes, ..
+                },
+                Damage::Chunk {
+                    path: other,
+                    offset_bytes: there,
+                    ..
+                },
+            ) => path == *other && offset_bytes == *there,
+            (Damage::Chunk { path, .. }, Damage::Pack { path: other, .. }) => path == *other,
+            _ => false,
+        }
+    }
+
     /// Whether the chunk decodes here without another one.
     pub fn is_standalone(&self) -> bool {
         self.slot.entry.encoding.is_standalone()
@@ -211,7 +239,7 @@ impl Chunks {
     /// # Errors
     /// As [`Chunks::read`].
     pub fn readable(&self, key: ChunkKey, hint: Option<Location>) -> Result<Readable> {
-        first_readable(self.places(key, hint), key, |base| {
+        first_readable(self, self.places(key, hint), key, |base| {
             self.places(base.id.key(), Some(base.hint))
         })
     }
@@ -329,6 +357,20 @@ impl Chunks {
             .map(|_| ())
     }
 
+    /// Whether a delta that needs one copy of its base decodes with this one.
+    fn fits(&self, delta: &Place, base: &Place) -> bool {
+        let entry = delta.slot.entry;
+        let mut stored = Scratch::take();
+        let mut out = Scratch::zeroed(payload_limit(entry.key.kind, self.page_size));
+        let Ok(payload) = self.base_payload(base) else {
+            return false;
+        };
+        delta.pack.read(&delta.slot, &mut stored).is_ok()
+            && codec::decode(&stored, entry.encoding, &payload, &mut out)
+                .and_then(|len| payload_id(entry.key.kind, &out[..len], self.page_size))
+                .is_some_and(|id| id.key() == entry.key)
+    }
+
     /// What decodes from these stored bytes, as the place's entry tells to.
     pub fn id_at(&self, place: &Place, stored: &[u8]) -> Result<ChunkId> {
         let kind = place.slot.entry.key.kind;
@@ -369,14 +411,25 @@ impl Chunks {
             Encoding::Unknown(encoding) => {
                 return Err(place.pack.newer(place.slot.entry, encoding));
             }
-            Encoding::Delta => {}
+            Encoding::Delta | Encoding::IdDelta => {}
         }
         let base = base_in(entry, stored).ok_or_else(undecodable)?;
         let mut failure = Failure::default();
         for base_place in self.places(base.id.key(), Some(base.hint)) {
             let read = base_place.and_then(|base_place| {
                 let payload = self.base_payload(&base_place)?;
-                let len = decode(&payload, out)?;
+                let dictionary = match entry.encoding {
+                    Encoding::IdDelta => identified(entry.key.kind, &payload),
+                    _ => &payload,
+                };
+                let len = decode(dictionary, out).map_err(|error| {
+                    // It may be another copy that is needed.
+                    if place.needs_one_copy() {
+                        missing(base.id.key())
+                    } else {
+                        error
+                    }
+                })?;
                 self.remember(base.id.key(), Some(base.hint), base_place.location());
                 Ok(len)
             });
@@ -405,6 +458,14 @@ impl Chunks {
     }
 }
 
+/// The part of a payload that its id is the hash of.
+pub(crate) fn identified(kind: ChunkKind, payload: &[u8]) -> &[u8] {
+    match kind {
+        ChunkKind::Node => &payload[..node::canonical_len(payload).unwrap_or(payload.len())],
+        ChunkKind::Page | ChunkKind::Manifest => payload,
+    }
+}
+
 /// What a payload is; `None` if it cannot be a chunk of this kind.
 fn payload_id(kind: ChunkKind, payload: &[u8], page_size: PageSize) -> Option<ChunkId> {
     let hashed = match kind {
@@ -417,6 +478,7 @@ fn payload_id(kind: ChunkKind, payload: &[u8], page_size: PageSize) -> Option<Ch
 
 /// The first of `places` that counts.
 pub(crate) fn first_readable<P, B>(
+    chunks: &Chunks,
     places: P,
     key: ChunkKey,
     bases: impl Fn(BaseRef) -> B,
@@ -430,14 +492,19 @@ where
         let found = place.and_then(|place| match place.slot.entry.encoding {
             Encoding::Raw | Encoding::Zstd => Ok(Readable { place, base: None }),
             Encoding::Unknown(encoding) => Err(place.pack.newer(place.slot.entry, encoding)),
-            Encoding::Delta => {
+            Encoding::Delta | Encoding::IdDelta => {
                 let base = place.pack.base(&place.slot)?;
                 let base = base.ok_or_else(|| {
                     place
                         .pack
                         .damaged(place.slot.entry, "its footer entry is damaged")
                 })?;
-                let base = first_standalone(bases(base), base.id.key())?;
+                let key = base.id.key();
+                let fitting = bases(base).filter(|candidate| match candidate {
+                    Ok(candidate) if place.needs_one_copy() => chunks.fits(&place, candidate),
+                    _ => true,
+                });
+                let base = first_standalone(fitting, key)?;
                 Ok(Readable {
                     place,
                     base: Some(base),

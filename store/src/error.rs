@@ -294,7 +294,7 @@ pub enum Damage {
         reason: &'static str,
     },
     /// A pack's header, footer or seal is damaged.
-    #[error("pack {} is damaged: {reason}; run `snapstore verify` for the snapshots it touches", path.display())]
+    #[error("pack {} is damaged: {reason}; run `snapstore repair`, which copies what is whole", path.display())]
     Pack {
         /// The pack file.
         path: PathBuf,

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use crate::chunks::{Chunks, Place};
 use crate::error::{Error, Result};
 use crate::gc::state::Epoch;
-use crate::id::ChunkKey;
+use crate::id::{ChunkKey, ChunkKind};
 use crate::index::IndexWriter;
 use crate::pack::writer::SealedPack;
 use crate::pack::{Location, PackNumber};
@@ -84,6 +84,15 @@ pub(crate) fn enter_copies(chunks: &Chunks, index: &IndexWriter, moved: &[Moved]
         let replaces = match index.get(chunk.key)? {
             None => true,
             Some(now) if now == chunk.from => true,
+            // A delta of an older version may need this very copy of a node. To all
+            // others any standalone copy is as good.
+            Some(_)
+                if chunk.key.kind == ChunkKind::Node
+                    && present(chunks, chunk.key, chunk.to)?
+                        .is_some_and(|place| place.is_standalone()) =>
+            {
+                true
+            }
             Some(now) => {
                 present(chunks, chunk.key, now)?.is_none_or(|place| !place.is_standalone())
             }
@@ -141,6 +150,9 @@ fn present(chunks: &Chunks, key: ChunkKey, at: Location) -> Result<Option<Place>
 
 /// Whether the index leads from a delta to a standalone copy of its base.
 fn has_base(chunks: &Chunks, index: &IndexWriter, delta: &Place) -> Result<bool> {
+    if delta.needs_one_copy() {
+        return Ok(false);
+    }
     let base = match delta.pack.base(&delta.slot) {
         Ok(Some(base)) => base,
         Ok(None) | Err(Error::Damaged(_)) => return Ok(false),

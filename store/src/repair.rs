@@ -18,7 +18,7 @@ use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
 use crate::gc::mark::Reach;
 use crate::gc::state::CollectorState;
-use crate::id::{ChunkKind, SnapshotId};
+use crate::id::{ChunkKey, ChunkKind, SnapshotId};
 use crate::index::IndexWriter;
 use crate::layout::Layout;
 use crate::lease;
@@ -211,7 +211,8 @@ impl Store {
         report: &mut RepairReport,
     ) -> Result<()> {
         // Each round can make others whole, which may be bases in their turn.
-        while let Some(sealed) = self.write_bases(&baseless, fresh)? {
+        let mut written = HashSet::new();
+        while let Some(sealed) = self.write_bases(&baseless, fresh, &mut written)? {
             sealed.keep();
             let index = IndexWriter::open(&fresh.index())?;
             index.put(sealed.chunks().map(|chunk| (chunk.key, chunk.at)))?;
@@ -237,17 +238,22 @@ impl Store {
     }
 
     /// Writes the bases of these deltas that can be read, standalone.
-    fn write_bases(&self, baseless: &[Place], fresh: &Layout) -> Result<Option<SealedPack>> {
+    /// Each once.
+    fn write_bases(
+        &self,
+        baseless: &[Place],
+        fresh: &Layout,
+        written: &mut HashSet<ChunkKey>,
+    ) -> Result<Option<SealedPack>> {
         let chunks = Chunks::new(fresh.clone(), self.page_size());
         let mut writer = None;
-        let mut written = HashSet::new();
         for place in baseless {
             let base = match place.pack.base(&place.slot) {
                 Ok(Some(base)) => base.id,
                 Ok(None) | Err(Error::Damaged(_)) => continue,
                 Err(other) => return Err(other),
             };
-            if !written.insert(base.key()) {
+            if place.needs_one_copy() || written.contains(&base.key()) {
                 continue;
             }
             let mut payload = Scratch::zeroed(payload_limit(base.kind(), self.page_size()));
@@ -255,6 +261,7 @@ impl Store {
                 Err(Error::Damaged(_) | Error::Newer { .. }) => continue,
                 other => other?,
             };
+            written.insert(base.key());
             let mut stored = Vec::new();
             let encoding = codec::encode(&payload[..len], None, &mut stored);
             if writer.is_none() {

@@ -34,7 +34,7 @@ impl Wanted {
     fn takes(self, encoding: Encoding) -> bool {
         match self {
             Self::Standalone => encoding.is_standalone(),
-            Self::Deltas => encoding == Encoding::Delta,
+            Self::Deltas => encoding.is_delta(),
             Self::All => true,
         }
     }
@@ -94,6 +94,10 @@ pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted)
                 Ok(()) => Ok(Looked::Whole(place)),
                 // What is stored here may be right.
                 Err(Error::Damaged(Damage::Missing { .. })) => Ok(Looked::Baseless(place)),
+                // What is damaged is its base, which is told where that is.
+                Err(Error::Damaged(damage)) if !place.is_told_by(&damage) => {
+                    Ok(Looked::Baseless(place))
+                }
                 Err(error) => Err(error),
             }
         })
@@ -192,7 +196,7 @@ fn own_len(pack: &PackReader, slot: &Slot) -> Result<Option<u64>> {
     };
     Ok(match slot.entry.encoding {
         Encoding::Zstd => frame(0),
-        Encoding::Delta => frame(DELTA_HEAD_LEN),
+        Encoding::Delta | Encoding::IdDelta => frame(DELTA_HEAD_LEN),
         Encoding::Raw => Some(pack.page_len() as u64),
         Encoding::Unknown(_) => None,
     })
@@ -202,7 +206,12 @@ fn own_len(pack: &PackReader, slot: &Slot) -> Result<Option<u64>> {
 /// to a chunk.
 fn identify(chunks: &Chunks, place: Place) -> Result<Option<Place>> {
     const KINDS: [ChunkKind; 3] = [ChunkKind::Page, ChunkKind::Node, ChunkKind::Manifest];
-    const ENCODINGS: [Encoding; 3] = [Encoding::Raw, Encoding::Zstd, Encoding::Delta];
+    const ENCODINGS: [Encoding; 4] = [
+        Encoding::Raw,
+        Encoding::Zstd,
+        Encoding::Delta,
+        Encoding::IdDelta,
+    ];
     let said = place.slot.entry;
     match chunks.check_at(&place) {
         Ok(()) => return Ok(Some(place)),

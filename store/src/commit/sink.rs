@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::chunks::{Chunks, Place};
+use crate::chunks::{Chunks, Place, identified};
 use crate::error::{Error, Result};
 use crate::gc::state::{CollectorState, Epoch};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
@@ -291,7 +291,11 @@ impl<'a> Sink<'a> {
             return Ok(None);
         };
         let looks_for_base = !sim::on(Fault::DeadDeltaTrusted);
-        if looks_for_base && place.slot.entry.encoding == Encoding::Delta {
+        // Which copy of its base such a delta needs is not looked into.
+        if place.needs_one_copy() {
+            return Ok(None);
+        }
+        if looks_for_base && place.slot.entry.encoding.is_delta() {
             let base = match place.pack.base(&place.slot) {
                 Ok(Some(base)) => base,
                 Ok(None) | Err(Error::Damaged(_)) => return Ok(None),
@@ -392,7 +396,11 @@ pub(crate) fn encode_into(
         .filter(|(base, _)| base.id != id)
         .map(|(base, len)| Base {
             head: delta_head(*base),
-            payload: &buffer[..*len],
+            payload: identified(id.kind(), &buffer[..*len]),
+            encoding: match id.kind() {
+                ChunkKind::Node => Encoding::IdDelta,
+                ChunkKind::Page | ChunkKind::Manifest => Encoding::Delta,
+            },
             max_percent: match id.kind() {
                 ChunkKind::Node => codec::NODE_DELTA_MAX_PERCENT,
                 ChunkKind::Page | ChunkKind::Manifest => codec::PAGE_DELTA_MAX_PERCENT,

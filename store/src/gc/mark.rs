@@ -1,6 +1,6 @@
 //! Following references: from snapshots to every chunk they need.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::chunks::{Chunks, Place, Readable, first_readable};
@@ -88,7 +88,7 @@ impl<'a> Places<'a> {
     /// Where the chunk is, and its base if it is a delta there, by the rule of
     /// [`crate::chunks`].
     pub fn find(&self, key: ChunkKey, hint: Option<Location>) -> Result<Readable> {
-        first_readable(self.places(key, hint), key, |base| {
+        first_readable(self.chunks, self.places(key, hint), key, |base| {
             self.places(base.id.key(), Some(base.hint))
         })
     }
@@ -121,6 +121,9 @@ pub(crate) struct Reach<'a> {
     entered: Marks,
     /// Chunks at places that the index does not lead to.
     not_indexed: Vec<(ChunkKey, Location)>,
+    /// Packs with a copy of a node that a delta of an older version needs, and that
+    /// the index does not lead to: it would not be found where it is moved to.
+    exact: HashSet<PackNumber>,
 }
 
 impl<'a> Reach<'a> {
@@ -140,11 +143,17 @@ impl<'a> Reach<'a> {
             marks: Marks::default(),
             entered: Marks::default(),
             not_indexed: Vec::new(),
+            exact: HashSet::new(),
         }
     }
 
     pub fn marks(&self) -> &Marks {
         &self.marks
+    }
+
+    /// Packs that must not be repacked.
+    pub fn exact(&self) -> &HashSet<PackNumber> {
+        &self.exact
     }
 
     /// Chunks marked at places that the index does not lead to: what a reader
@@ -202,6 +211,9 @@ impl<'a> Reach<'a> {
             && !sim::on(Fault::BaseNotMarked)
         {
             let key = base.slot.entry.key;
+            if found.place.needs_one_copy() && !self.places.leads_to(key, base.location())? {
+                self.exact.insert(base.location().pack);
+            }
             let indexed = sim::bases_by_id().then(|| self.places.index.get(key));
             let at = indexed.transpose()?.flatten();
             self.set(key, at.unwrap_or(base.location()))?;

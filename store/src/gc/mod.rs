@@ -135,6 +135,7 @@ impl Store {
         mark_roots(&mut reach, &roots, &mut marked, progress)?;
         let packs = self.chunks.packs();
         report.plan = GcPlan::make(packs, &numbers, reach.marks(), options.keep_percent)?;
+        report.plan.spare_marked(reach.marks(), reach.exact());
         if options.dry_run {
             return Ok(report);
         }
@@ -190,7 +191,7 @@ impl Store {
         let _publish = self.publish_lock()?;
         reach.refresh()?;
         mark_roots(reach, &self.roots()?, marked, &crate::Silent)?;
-        report.plan.spare_marked(reach.marks());
+        report.plan.spare_marked(reach.marks(), reach.exact());
         let condemned = self
             .index_found(reach)
             .and_then(|()| self.condemn(&report.plan));

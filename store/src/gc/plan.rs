@@ -1,6 +1,6 @@
 //! What a collection would do, pack by pack, before it does anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::error::Result;
 use crate::gc::mark::Marks;
@@ -80,10 +80,12 @@ impl GcPlan {
         Ok(plan)
     }
 
-    /// Keeps the packs that were to be deleted and have got live chunks since.
-    pub(crate) fn spare_marked(&mut self, live: &Marks) {
+    /// Keeps the packs that were to be deleted and have got live chunks since, and
+    /// those of which something must not be moved.
+    pub(crate) fn spare_marked(&mut self, live: &Marks, exact: &HashSet<PackNumber>) {
         for pack in &mut self.packs {
-            if pack.decision == Decision::Delete && live.has_any(pack.number) {
+            let revived = pack.decision == Decision::Delete && live.has_any(pack.number);
+            if revived || exact.contains(&pack.number) {
                 pack.decision = Decision::Keep;
             }
         }

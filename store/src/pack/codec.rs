@@ -6,7 +6,12 @@
 //! delta   32 bytes id of the base chunk, 8 bytes hint where it is stored
 //!         (pack number, entry number), one zstd frame that was compressed
 //!         with the base's payload as a raw-content dictionary
+//! id delta  the same, with that part of the base's payload as dictionary that
+//!         its id is the hash of: a node's canonical part
 //! ```
+//! Copies of one node may hint at different places of its children. A delta
+//! against a whole payload of a node needs just that copy, so none is made any
+//! more; those of older stores are read as long as the copy is there.
 //! A base is always stored raw or as zstd, so any chunk is at most two decodes
 //! away whatever the depth of its chain.
 
@@ -37,7 +42,10 @@ const DICTIONARY_MAGIC: [u8; 4] = [0x37, 0xa4, 0x30, 0xec];
 pub(crate) enum Encoding {
     Raw,
     Zstd,
+    /// Against the base's whole payload.
     Delta,
+    /// Against the part of the base's payload that its id is the hash of.
+    IdDelta,
     /// One that only a newer version knows.
     Unknown(u8),
 }
@@ -48,6 +56,7 @@ impl Encoding {
             0 => Self::Raw,
             1 => Self::Zstd,
             2 => Self::Delta,
+            3 => Self::IdDelta,
             other => Self::Unknown(other),
         }
     }
@@ -57,6 +66,7 @@ impl Encoding {
             Self::Raw => 0,
             Self::Zstd => 1,
             Self::Delta => 2,
+            Self::IdDelta => 3,
             Self::Unknown(byte) => byte,
         }
     }
@@ -66,6 +76,11 @@ impl Encoding {
     pub fn is_standalone(self) -> bool {
         matches!(self, Self::Raw | Self::Zstd)
     }
+
+    /// Whether a chunk stored so needs its base.
+    pub fn is_delta(self) -> bool {
+        matches!(self, Self::Delta | Self::IdDelta)
+    }
 }
 
 /// A chunk that a delta may be made against.
@@ -73,6 +88,8 @@ pub(crate) struct Base<'a> {
     /// The head of the delta: id and hint.
     pub head: [u8; DELTA_HEAD_LEN],
     pub payload: &'a [u8],
+    /// What the delta is called.
+    pub encoding: Encoding,
     /// The largest share of the plain encoding that a delta may have.
     pub max_percent: usize,
 }
@@ -94,7 +111,7 @@ pub(crate) fn encode(payload: &[u8], base: Option<Base<'_>>, out: &mut Vec<u8>) 
             let delta_len = out.len() - middle;
             if delta_len * 100 <= plain_len.min(payload.len()) * base.max_percent {
                 out.drain(start..middle);
-                return Encoding::Delta;
+                return base.encoding;
             }
             out.truncate(middle);
         }
@@ -145,7 +162,7 @@ pub(crate) fn decode(
             Some(stored.len())
         }
         Encoding::Zstd => decompress(stored, &[], out),
-        Encoding::Delta => decompress(stored.get(DELTA_HEAD_LEN..)?, base, out),
+        Encoding::Delta | Encoding::IdDelta => decompress(stored.get(DELTA_HEAD_LEN..)?, base, out),
         Encoding::Unknown(_) => None,
     }
 }
@@ -172,6 +189,7 @@ mod tests {
         Base {
             head: [9; DELTA_HEAD_LEN],
             payload,
+            encoding: Encoding::Delta,
             max_percent: PAGE_DELTA_MAX_PERCENT,
         }
     }

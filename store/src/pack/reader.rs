@@ -262,7 +262,7 @@ impl PackReader {
 
     /// Reads what a delta was made against; `None` for the other encodings.
     pub fn base(&self, slot: &Slot) -> Result<Option<BaseRef>> {
-        if slot.entry.encoding != Encoding::Delta || slot.stored_len() < DELTA_HEAD_LEN as u64 {
+        if !slot.entry.encoding.is_delta() || slot.stored_len() < DELTA_HEAD_LEN as u64 {
             return Ok(None);
         }
         let mut head = [0; DELTA_HEAD_LEN];
@@ -404,7 +404,7 @@ impl Iterator for Scan<'_> {
 
 /// What a delta with these stored bytes was made against.
 pub(crate) fn base_in(entry: Entry, stored: &[u8]) -> Option<BaseRef> {
-    if entry.encoding != Encoding::Delta {
+    if !entry.encoding.is_delta() {
         return None;
     }
     let hash = stored.get(..32)?.try_into().ok()?;

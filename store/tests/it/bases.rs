@@ -154,3 +154,39 @@ fn many_small_packs_become_one_and_every_snapshot_stays() {
     collect(&fixture.other());
     assert!(before == fixture.content());
 }
+
+/// Copies of one node may hint at different places of its children.
+#[test]
+fn a_delta_of_a_node_is_read_with_any_copy_of_its_base() {
+    let fixture = Fixture::new(PageSize::default());
+    let leaf: Vec<_> = others(4, 512).collect();
+    let shuffled: Vec<_> = leaf.iter().rev().cloned().collect();
+    let rest: Vec<_> = others(5, 512).collect();
+    let mut step = leaf.clone();
+    for page in [7, 100, 300] {
+        step[page] = noise(90_000 + page as u64, PAGE);
+    }
+    let first = [shuffled.clone(), leaf.clone()].concat();
+    fixture
+        .commit("a", ParentChoice::Nothing, image(&first))
+        .unwrap();
+    let second = [shuffled, step.clone(), rest.clone()].concat();
+    let on_a = ParentChoice::Named("a".to_owned());
+    fixture.commit("b", on_a, image(&second)).unwrap();
+    fixture
+        .commit("rest", ParentChoice::Nothing, image(&rest))
+        .unwrap();
+    remove(&fixture.store, "a");
+    remove(&fixture.store, "b");
+    collect(&fixture.other());
+    // The base of the dead delta comes back, with other hints.
+    fixture
+        .commit("leaf", ParentChoice::Nothing, image(&leaf))
+        .unwrap();
+    assert_whole(&fixture, "leaf", &leaf);
+    let on_leaf = ParentChoice::Named("leaf".to_owned());
+    fixture.commit("step", on_leaf, image(&step)).unwrap();
+    assert_whole(&fixture, "step", &step);
+    collect(&fixture.other());
+    assert_whole(&fixture, "step", &step);
+}
