@@ -96,9 +96,22 @@ fn serve(
     }
     mounted.wait()?;
     if let Some(lock) = &args.while_locked {
-        let _undoing = lock_parent(lock)?;
-        // It was made for this mount. If this fails the next one uses it.
-        let _ = fs::remove_dir(dir);
+        remove_mount_point(lock, &dir)?;
+    }
+    Ok(())
+}
+
+/// Removes the directory that was made for a mount. The kernel may take a moment to
+/// let go of it. If this fails for good the next mount uses it.
+fn remove_mount_point(lock: &Path, dir: &Path) -> anyhow::Result<()> {
+    for _ in 0..100 {
+        let undoing = lock_parent(lock)?;
+        match fs::remove_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+            _ => return Ok(()),
+        }
+        drop(undoing);
+        std::thread::sleep(std::time::Duration::from_millis(50));
     }
     Ok(())
 }
