@@ -76,7 +76,7 @@ fn serve(
         .map_err(anyhow::Error::from)
         .and_then(|_| unmount_on_signal(undo.clone()))
         .and_then(|()| match &args.while_locked {
-            Some(lock) => unmount_when_unused(lock, undo.clone()),
+            Some(lock) => unmount_when_unused(lock, &dir, undo.clone()),
             None => Ok(()),
         });
     if let Err(error) = watched {
@@ -100,6 +100,9 @@ fn serve(
     }
     Ok(())
 }
+
+/// How long a server whose mount is undone waits for the kernel to say so.
+const COPIES_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Removes the directory that was made for a mount. The kernel may take a moment to
 /// let go of it. If this fails for good the next mount uses it.
@@ -152,9 +155,9 @@ fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Res
 /// lock on it does, so that whoever then gets the lock can tell; and the mount
 /// goes under the directory's lock, so that whoever makes the next one does not
 /// find this one on its way out.
-fn unmount_when_unused(lock: &Path, undo: Undo) -> anyhow::Result<()> {
+fn unmount_when_unused(lock: &Path, dir: &Path, undo: Undo) -> anyhow::Result<()> {
     let file = fs::File::open(lock).with_context(|| format!("cannot open {}", lock.display()))?;
-    let lock = lock.to_owned();
+    let (lock, dir) = (lock.to_owned(), dir.to_owned());
     start_thread("last-user", move || {
         let locked = loop {
             match rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive) {
@@ -172,9 +175,19 @@ fn unmount_when_unused(lock: &Path, undo: Undo) -> anyhow::Result<()> {
         if let Err(error) = ended {
             tracing::error!(%error, "watching for the last user of the mount");
         }
-        if let Err(error) = undo.detach() {
+        let detached = undo.detach();
+        drop(undoing);
+        if let Err(error) = detached {
             tracing::error!(%error, "unmounting");
+            return;
         }
+        // Usually the process has ended by now. Where another mount namespace still has
+        // a copy of the mount, the kernel does not tell that it is over; nobody uses it.
+        std::thread::sleep(COPIES_PATIENCE);
+        if let Err(error) = remove_mount_point(&lock, &dir) {
+            tracing::error!(%error, "clearing the mount point away");
+        }
+        std::process::exit(0);
     })
 }
 
