@@ -189,7 +189,7 @@ pub struct MountArgs {
     #[arg(long)]
     pub allow_other: bool,
     /// How much the kernel reads around a fault, at most 128K
-    #[arg(long, default_value = "16K", value_name = "SIZE", value_parser = crate::format::parse_size)]
+    #[arg(long, default_value = "16K", value_name = "SIZE", value_parser = crate::format::parse_read_ahead)]
     pub read_ahead: u64,
     /// Threads that answer the kernel
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]

@@ -48,6 +48,15 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The same for what the kernel reads around a fault, which it caps at 128 KiB.
+pub fn parse_read_ahead(text: &str) -> Result<u64, String> {
+    const MOST_BYTES: u64 = 128 << 10;
+    match parse_size(text)? {
+        bytes if bytes <= MOST_BYTES => Ok(bytes),
+        _ => Err("at most 128K: the kernel reads no more at once".to_owned()),
+    }
+}
+
 /// `1234567` as `1 234 567`.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -145,6 +154,14 @@ pub fn table(header: &[&str], left: usize, rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn read_ahead_is_at_most_what_the_kernel_takes() {
+        assert_eq!(parse_read_ahead("128K"), Ok(128 << 10));
+        assert_eq!(parse_read_ahead("0"), Ok(0));
+        assert!(parse_read_ahead("129K").is_err());
+        assert!(parse_read_ahead("1G").is_err());
+    }
 
     #[test]
     fn sizes_go_both_ways() {

@@ -7,8 +7,9 @@
 //! leads, since the collector may have moved the chunk after this one was opened.
 //! A place counts if the footer entry there has the chunk's key, and if the chunk
 //! is stored standalone there, or as a delta whose base has a place of its own
-//! where it is stored standalone. The first place that counts and whose bytes
-//! match the id is what the reader returns.
+//! where it is stored standalone. A delta of a node that an older version made
+//! counts only with the copy of its base that it decodes with. The first place
+//! that counts and whose bytes match the id is what the reader returns.
 //!
 //! [`Chunks::read`] reads by this rule. [`Chunks::readable`] follows it without
 //! reading the bytes, for those who only need to know: `verify`, the collector,

@@ -1,4 +1,5 @@
-//! Where the index leads: the only code that changes its entries.
+//! Where the index leads: the only code that changes its entries. (`repair` makes
+//! an index anew, from packs alone: standalone copies first.)
 //!
 //! A chunk may be stored in several places, standalone in one and as a delta in
 //! another. The index leads to one of them. **The invariant of bases:**
@@ -8,7 +9,7 @@
 //! > is never made to lead to a delta.
 //!
 //! So as long as a delta is needed, the index leads from its base to a standalone
-//! copy, wherever the collector has moved that. It is kept by three rules, one a
+//! copy, wherever the collector has moved that. It is kept by four rules, one a
 //! function below:
 //!
 //! - [`enter_new`]: a commit's copy takes the place of none, of one that is gone,
@@ -16,7 +17,11 @@
 //!   copy. A second standalone copy waits: the collector may have counted on the
 //!   first.
 //! - [`enter_copies`]: the collector's copy takes the place of what it was copied
-//!   from, and of any delta, which may be of a commit that never ends well.
+//!   from, and of any delta, which may be of a commit that never ends well. A
+//!   standalone copy of a node always does: a delta of an older version may need
+//!   that very copy ([`Place::needs_one_copy`]).
+//! - [`enter_found`]: a place that only a hint led to takes the place of none, of
+//!   one that is gone, and of a delta if it is standalone.
 //! - [`remove`]: an entry is removed only if its pack is gone.
 //!
 //! All run under the publish lock. An entry that leads nowhere is harmless:

@@ -282,16 +282,6 @@ pub enum Error {
         /// The socket.
         path: PathBuf,
     },
-    /// The frozen memory lacks pages that the guest has changed (a check for tests).
-    #[error(
-        "{pages} changed pages are not listed as changed, the first at image offset {first:#x}: a fault of this program"
-    )]
-    Untracked {
-        /// How many.
-        pages: usize,
-        /// Where the first is in the image, in bytes.
-        first: u64,
-    },
     /// Nobody listens at a machine's socket.
     #[error("no machine is running at {}", path.display())]
     NoMachine {

@@ -256,19 +256,7 @@ impl VmDir {
     pub fn claim(&self) -> anyhow::Result<Claim> {
         let mut attempts = LOCK_ATTEMPTS;
         loop {
-            make_private(&self.dir)?;
-            let lock = match OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .mode(0o600)
-                .open(self.lock_path())
-            {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => {
-                    other.with_context(|| format!("cannot open {}", self.lock_path().display()))?
-                }
-            };
+            let lock = self.open_own(&self.lock_path())?;
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 // Perhaps somebody only looks whether it is locked.
                 Err(Errno::WOULDBLOCK) if attempts > 0 => {
@@ -298,22 +286,25 @@ impl VmDir {
         }
     }
 
+    /// Opens a file of the machine's directory, making both if they are not there.
+    fn open_own(&self, path: &Path) -> anyhow::Result<File> {
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        loop {
+            make_private(&self.dir)?;
+            match options.open(path) {
+                // The directory was cleared away meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => return other.with_context(|| format!("cannot open {}", path.display())),
+            }
+        }
+    }
+
     /// Takes the name for a machine that is about to be started; none if a machine has
     /// it, or another command that is about to start one.
     pub fn reserve(&self) -> anyhow::Result<Option<Reservation>> {
         loop {
-            make_private(&self.dir)?;
-            let lock = match OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .mode(0o600)
-                .open(self.starter_path())
-            {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => other
-                    .with_context(|| format!("cannot open {}", self.starter_path().display()))?,
-            };
+            let lock = self.open_own(&self.starter_path())?;
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 other => other.context("cannot lock a machine's name")?,
