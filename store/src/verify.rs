@@ -71,6 +71,8 @@ impl Store {
         // A collection moves and deletes packs: what it does must not look like
         // damage.
         let _collect = self.collect_lock_to_read()?;
+        // What another process has deleted is not there, though it may be open here.
+        self.chunks.packs().reopen_all();
         let mut report = VerifyReport::default();
         self.verify_state(&mut report)?;
         let mut walker = Walker {

@@ -61,7 +61,7 @@ impl<'a> Places<'a> {
     /// Looks up every chunk: right for a few snapshots.
     pub fn few(chunks: &'a Chunks) -> Result<Self> {
         Ok(Self {
-            index: chunks.refresh_index()?,
+            index: as_it_is_now(chunks)?,
             chunks,
             indexed: None,
         })
@@ -69,7 +69,7 @@ impl<'a> Places<'a> {
 
     /// Reads the index once: right for the whole store.
     pub fn all(chunks: &'a Chunks) -> Result<Self> {
-        let index = chunks.refresh_index()?;
+        let index = as_it_is_now(chunks)?;
         let mut indexed = Marks::default();
         for entry in index.entries() {
             indexed.set(entry?.1);
@@ -110,6 +110,16 @@ impl<'a> Places<'a> {
         let places = agreed.into_iter().chain(by_index).chain(hint.map(Ok));
         places.filter_map(move |at| at.and_then(|at| self.chunks.at(key, at)).transpose())
     }
+}
+
+/// The index, and no pack but those that are in their places. A pack that this
+/// process holds open may have been deleted by another one: it can be read, but a
+/// snapshot that needs it is not whole.
+fn as_it_is_now(chunks: &Chunks) -> Result<Arc<IndexReader>> {
+    if !sim::on(Fault::DeletedPackTrusted) {
+        chunks.packs().reopen_all();
+    }
+    chunks.refresh_index()
 }
 
 /// What the snapshots added so far can reach.
@@ -164,7 +174,7 @@ impl<'a> Reach<'a> {
 
     /// Sees what was published since this began.
     pub fn refresh(&mut self) -> Result<()> {
-        self.places.index = self.places.chunks.refresh_index()?;
+        self.places.index = as_it_is_now(self.places.chunks)?;
         Ok(())
     }
 

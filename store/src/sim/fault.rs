@@ -68,6 +68,9 @@ pub enum Fault {
     RoomMadeBesideWriters,
     /// A commit looks whether what it relies on stays before it has the lock.
     RevivedWithoutLock,
+    /// A snapshot without a tag is taken for whole though it needs a pack that is
+    /// deleted: this process has it open still.
+    DeletedPackTrusted,
 }
 
 /// Whether encoding is taken for identity, in one of both ways.
@@ -97,7 +100,7 @@ pub(crate) fn no_second_look() -> bool {
 #[cfg(feature = "sim")]
 impl Fault {
     /// Those that the simulator has to find.
-    pub const FOUND: [Self; 21] = [
+    pub const FOUND: [Self; 22] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -119,6 +122,7 @@ impl Fault {
         Self::BaseNotMarked,
         Self::CopiesEnteredBeforeSealed,
         Self::RoomMadeBesideWriters,
+        Self::DeletedPackTrusted,
     ];
 
     /// Those that it has not been seen to find: what it takes comes together too

@@ -230,3 +230,22 @@ fn an_untagged_snapshot_is_pinned_if_it_is_whole() {
     // What could not be pinned does not stop a collection.
     collect_all(&other);
 }
+
+#[test]
+fn what_another_process_has_collected_is_not_whole_though_it_is_open_here() {
+    let (fixture, base) = fixture();
+    let here = &fixture.store;
+    // Its packs are open here now.
+    let manifest = here.manifest(base).unwrap();
+    assert!(fixture.memory(&manifest) == expected(1, &[]));
+    remove(&fixture.other(), "base");
+    // As a collection leaves it that was killed before it cleaned up the index.
+    for pack in std::fs::read_dir(here.path().join("packs")).unwrap() {
+        std::fs::remove_file(pack.unwrap().path()).unwrap();
+    }
+    let tagged = here.set_tag("again", base, false);
+    assert!(matches!(tagged, Err(Error::Damaged(_))), "{tagged:?}");
+    let pinned = here.pin(&base.to_string());
+    assert!(pinned.is_err(), "a pin of what is gone");
+    assert_eq!(here.tag("again").unwrap(), None);
+}
