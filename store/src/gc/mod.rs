@@ -140,7 +140,7 @@ impl Store {
             return Ok(report);
         }
         if nothing_to_do(&report.plan, &before) {
-            self.clean_index(&numbers)?;
+            self.clean_index()?;
             return Ok(report);
         }
         // Most of what came meanwhile is marked before the lock is taken. Roots
@@ -166,7 +166,7 @@ impl Store {
         let repacked = numbers_of(&report.plan, Decision::Repack);
         deletion.delete(&repacked, &mut report)?;
         report.freed_bytes -= copied.cast_signed();
-        self.clean_index(&numbers)?;
+        self.clean_index()?;
         Ok(report)
     }
 
@@ -241,24 +241,37 @@ impl Store {
     }
 
     /// Removes entries of the index that lead to packs which are gone. They do no
-    /// harm but take space. `judged` are packs that were there.
-    fn clean_index(&self, judged: &[PackNumber]) -> Result<()> {
+    /// harm but take space.
+    fn clean_index(&self) -> Result<()> {
         let packs = self.chunks.packs();
-        let there: BTreeSet<PackNumber> = packs.sealed()?.into_iter().collect();
-        let newest = judged.last().copied();
-        // A pack newer than those judged may just have been sealed.
-        let is_gone = |pack| Some(pack) <= newest && !there.contains(&pack);
+        // The index first: what it leads to was sealed before, so a pack that is not
+        // there when the packs are listed is gone. The other way round a pack that
+        // is sealed between the two would be taken for gone.
+        let (index, there) = match sim::on(Fault::PackTakenForGone) {
+            true => {
+                let there = packs.sealed()?;
+                (self.chunks.refresh_index()?, there)
+            }
+            false => (self.chunks.refresh_index()?, packs.sealed()?),
+        };
+        let there: BTreeSet<PackNumber> = there.into_iter().collect();
         let mut astray = Vec::new();
-        for entry in self.chunks.refresh_index()?.entries() {
+        for entry in index.entries() {
             let (key, at) = entry?;
-            if is_gone(at.pack) && astray.len() < MAX_ASTRAY {
+            if !there.contains(&at.pack) && astray.len() < MAX_ASTRAY {
                 astray.push(key);
             }
         }
         for keys in astray.chunks(index_batch()) {
+            // A key may lead to another pack by now. Under the lock no entry comes, and
+            // no pack goes.
             let _publish = self.publish_lock()?;
+            let there: BTreeSet<PackNumber> = match sim::on(Fault::PackTakenForGone) {
+                true => there.clone(),
+                false => packs.sealed()?.into_iter().collect(),
+            };
             let index = IndexWriter::open(&self.layout.index())?;
-            match placement::remove(&index, keys, is_gone) {
+            match placement::remove(&index, keys, |pack| !there.contains(&pack)) {
                 // There is no room for less.
                 Err(error) if error.is_full_disk() => return Ok(()),
                 other => other?,

@@ -71,6 +71,9 @@ pub enum Fault {
     /// A snapshot without a tag is taken for whole though it needs a pack that is
     /// deleted: this process has it open still.
     DeletedPackTrusted,
+    /// What leads to a pack that was sealed while the index is cleaned up is taken
+    /// for an entry that leads nowhere.
+    PackTakenForGone,
 }
 
 /// Whether encoding is taken for identity, in one of both ways.
@@ -100,7 +103,7 @@ pub(crate) fn no_second_look() -> bool {
 #[cfg(feature = "sim")]
 impl Fault {
     /// Those that the simulator has to find.
-    pub const FOUND: [Self; 22] = [
+    pub const FOUND: [Self; 23] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -123,6 +126,7 @@ impl Fault {
         Self::CopiesEnteredBeforeSealed,
         Self::RoomMadeBesideWriters,
         Self::DeletedPackTrusted,
+        Self::PackTakenForGone,
     ];
 
     /// Those that it has not been seen to find: what it takes comes together too
