@@ -8,7 +8,8 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
-use crate::vms::networks::NetSpec;
+use snapstore_host::mount_server::ServerRequest;
+use snapstore_host::networks::NetSpec;
 
 /// Snapshots of virtual machines: each distinct page stored once, any snapshot
 /// readable at once as a flat file.
@@ -192,7 +193,7 @@ pub struct MountArgs {
     #[arg(long, default_value = "16K", value_name = "SIZE", value_parser = crate::format::parse_read_ahead)]
     pub read_ahead: u64,
     /// Threads that answer the kernel
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    #[arg(long, default_value_t = ServerRequest::THREADS, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub threads: u8,
     /// Write "ready" to standard output once mounted, then detach
     #[arg(long, hide = true, requires = "foreground")]
@@ -200,21 +201,6 @@ pub struct MountArgs {
     /// Unmount once nobody holds a shared lock on this file
     #[arg(long, hide = true, value_name = "FILE")]
     pub while_locked: Option<PathBuf>,
-}
-
-impl MountArgs {
-    /// A read-only mount with the defaults.
-    pub fn of(what: Vec<OsString>) -> Self {
-        Self {
-            what,
-            foreground: false,
-            allow_other: false,
-            read_ahead: 16 << 10,
-            threads: 2,
-            announce: false,
-            while_locked: None,
-        }
-    }
 }
 
 /// How machines are started.

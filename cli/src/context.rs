@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use snapstore_store::{PageSize, Store};
 
 use crate::exit;
@@ -103,9 +103,4 @@ fn default_store() -> anyhow::Result<PathBuf> {
         Some(home) => Ok(PathBuf::from(home).join(".local/share/snapstore")),
         None => bail!("neither HOME nor XDG_DATA_HOME is set; name the store with --store DIR"),
     }
-}
-
-/// The path of this program.
-pub fn own_program() -> anyhow::Result<PathBuf> {
-    std::env::current_exe().context("cannot find this program's own file")
 }

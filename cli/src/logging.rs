@@ -59,10 +59,11 @@ fn start<W>(verbose: u8, colours: bool, writer: W)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
+    // Of every crate of ours: a target is compared with the beginning of a name.
     let level = match verbose {
         0 => "warn",
-        1 => "snapstore=info,snapstore_store=info,snapstore_fuse=info,snapstore_vmm=info,warn",
-        _ => "snapstore=debug,snapstore_store=debug,snapstore_fuse=debug,snapstore_vmm=debug,info",
+        1 => "snapstore=info,warn",
+        _ => "snapstore=debug,info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt()

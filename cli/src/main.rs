@@ -3,17 +3,14 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod background;
 mod bounded_log;
 mod commands;
 mod context;
 mod exit;
 mod format;
 mod logging;
-mod look;
-mod mount_server;
 mod progress;
-mod vms;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -24,17 +21,13 @@ use bounded_log::Sink;
 use context::Context;
 
 fn main() -> ExitCode {
-    if let Err(error) = background::tidy() {
+    if let Err(error) = snapstore_host::tidy() {
         return exit::report(&error);
     }
     // Parsing leaves a heap in pieces, and every machine's process would fill
     // those anew.
-    if let Some(done) = vms::host::run_if_hidden(|| logging::to_file_at_stderr(0)) {
-        return done.unwrap_or_else(|error| exit::report(&error));
-    }
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == look::COMMAND) {
-        return look::run(&arguments.collect::<Vec<_>>());
+    if let Some(done) = snapstore_host::run_if_hidden(|| logging::to_file_at_stderr(0)) {
+        return done.map_or_else(|error| exit::report(&error), ExitCode::from);
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -50,9 +43,9 @@ fn main() -> ExitCode {
 fn start_logging(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Mount(args) if args.announce => {
-            background::detach()?;
+            snapstore_host::detach()?;
             let store = Context::new(cli.store.clone(), false, None).store_path()?;
-            let log = commands::mount::log_path(&store);
+            let log = snapstore_host::mount_server::log_path(&store);
             logging::to_bounded(cli.verbose, Sink::File(log));
         }
         Command::Mount(args) if args.foreground => logging::to_bounded(cli.verbose, Sink::Stderr),

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use serde_json::json;
+use snapstore_host::Usage;
 use snapstore_store::{
     CommitRequest, CommitTimings, Committed, Error, ImageRole, Input, InputData, InputKind,
     ParentChoice, Store,
@@ -14,7 +15,6 @@ use snapstore_store::{
 use crate::args::CommitArgs;
 use crate::commands::commit_vm;
 use crate::context::Context;
-use crate::exit::Usage;
 use crate::format::{count, size};
 use crate::progress::{Bar, Unit};
 

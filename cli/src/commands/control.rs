@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 
 use serde_json::json;
+use snapstore_host::runtime::{Runtime, VmDir};
+use snapstore_host::start::{end, for_each};
 use snapstore_vmm::control::Request;
 
 use crate::args::{ConsoleArgs, StopArgs, VmArgs};
 use crate::context::Context;
-use crate::vms::runtime::{Runtime, VmDir};
-use crate::vms::start::{end, for_each};
-use crate::vms::terminal::{self, Attach};
+use crate::terminal::{self, Attach};
 
 pub fn pause(context: &Context, args: &VmArgs) -> anyhow::Result<ExitCode> {
     order(context, &args.name, &Request::Pause, "paused")

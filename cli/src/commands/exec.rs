@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use anyhow::bail;
 use serde_json::json;
+use snapstore_host::runtime::{Runtime, VmDir};
 use snapstore_vmm::agent::{self, AGENT_PORT, AgentClient, AgentError, Exec, Exit, Stream};
 use snapstore_vmm::control::RunState;
 
 use crate::args::ExecArgs;
 use crate::context::Context;
-use crate::exit::{self, Elsewhere};
+use crate::exit::{self, NoCommand};
 use crate::logging::say;
-use crate::vms::runtime::{Runtime, VmDir};
 
 pub fn run(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::open()?;
@@ -94,14 +94,11 @@ fn explained(
         AgentError::Refused {
             kind: agent::ErrorKind::NotFound,
             message,
-        } => Ok(Elsewhere {
-            message: format!(
-                "{} has no command {}: {message}; name one of its PATH, or give its whole path",
-                args.name,
-                args.command.first().map_or("", String::as_str)
-            ),
-            exit_code: exit::NO_COMMAND,
-        }
+        } => Ok(NoCommand(format!(
+            "{} has no command {}: {message}; name one of its PATH, or give its whole path",
+            args.name,
+            args.command.first().map_or("", String::as_str)
+        ))
         .into()),
         AgentError::Connection(_) => {
             runtime.running(&args.name)?;

@@ -15,6 +15,7 @@ pub mod repair;
 pub mod restore;
 pub mod run;
 pub mod show;
+pub mod start;
 pub mod stats;
 pub mod tag;
 pub mod umount;

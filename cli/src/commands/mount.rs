@@ -4,22 +4,22 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use serde_json::json;
 use snapstore_fuse::{MountOptions, Surroundings, Undo, What, mount};
+use snapstore_host::mount_server::{Announcement, ServerRequest, launch};
+use snapstore_host::mounts::lock_dir;
+use snapstore_host::{look, runtime};
 use snapstore_store::Store;
 use snapstore_vmm::confine::forbid_for_server;
 
 use crate::args::MountArgs;
 use crate::context::Context;
+use crate::exit;
 use crate::logging::say;
-use crate::look;
-use crate::mount_server::{Announcement, launch};
-use crate::vms::mounts::lock_dir;
-use crate::vms::runtime;
 
 pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     let (what, dir) = match args.what.as_slice() {
@@ -35,9 +35,12 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     let served = serve(context, args, &what, dir, &mut announcement);
     match (served, announcement) {
         (Ok(()), _) => Ok(ExitCode::SUCCESS),
-        (Err(error), Some(announcement)) => Ok(announcement.failed(&error)),
+        (Err(error), Some(announcement)) => {
+            announcement.failed(&error);
+            Ok(ExitCode::from(exit::code(&error)))
+        }
         (Err(error), None) => {
-            tracing::error!(error = crate::exit::message(&error), "the server ends");
+            tracing::error!(error = snapstore_host::message(&error), "the server ends");
             Err(error)
         }
     }
@@ -218,7 +221,18 @@ fn start_server(
         store.resolve(name)?;
     }
     snapstore_fuse::prepare(dir, &around(context, &store)?, &look::is_dead)?;
-    let server = launch(&store, args, dir)?;
+    let request = ServerRequest {
+        snapshot: match what {
+            What::Snapshot(name) => Some(name.clone()),
+            What::AllTags => None,
+        },
+        dir: dir.to_owned(),
+        allow_other: args.allow_other,
+        read_ahead_bytes: args.read_ahead,
+        threads: args.threads,
+        while_locked: args.while_locked.clone(),
+    };
+    let server = launch(&store, &request)?;
     for note in &server.notes {
         say!("warning: {note}");
     }
@@ -234,9 +248,4 @@ fn start_server(
         None => format!("Mounted all tags on {shown}."),
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// What the servers of a store's mounts have to say.
-pub fn log_path(store: &Path) -> PathBuf {
-    store.join("mounts.log")
 }

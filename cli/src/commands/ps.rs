@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
+use snapstore_host::runtime::{KILLED, Runtime, VmDir};
+use snapstore_host::start::for_each;
 use snapstore_vmm::Error;
 use snapstore_vmm::control::{Client, RunState, Seconds, Status};
 
 use crate::args::PsArgs;
 use crate::context::Context;
 use crate::format::{duration, millis, size, table};
-use crate::vms::runtime::{KILLED, Runtime, VmDir};
-use crate::vms::start::for_each;
 
 /// One machine, running or badly ended.
 #[derive(Serialize)]

@@ -5,19 +5,16 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::bail;
+use snapstore_host::runtime::Runtime;
+use snapstore_host::start::{borrowed, free_names};
+use snapstore_host::{Overlays, Spec, Usage, What, mounts, networks};
 use snapstore_store::SnapshotId;
 use snapstore_vmm::control::Origin;
 
 use crate::args::RestoreArgs;
+use crate::commands::start::start;
 use crate::context::Context;
-use crate::exit::Usage;
 use crate::logging::say;
-use crate::vms::build::{Overlays, What};
-use crate::vms::host::Spec;
-use crate::vms::mounts;
-use crate::vms::networks;
-use crate::vms::runtime::Runtime;
-use crate::vms::start::{borrowed, free_names, start};
 
 pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     if args.count > 1 && !args.start.detach {

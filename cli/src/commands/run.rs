@@ -6,20 +6,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use snapstore_host::commit::Wanted;
+use snapstore_host::runtime::Runtime;
+use snapstore_host::start::free_names;
+use snapstore_host::{DiskAccess, DiskSpec, Overlays, Spec, Usage, What, check_kind, networks};
 use snapstore_store::Error;
 use snapstore_vmm::control::Origin;
 
 use crate::args::{RestoreArgs, RunArgs};
-use crate::commands::commit_vm::Wanted;
 use crate::commands::restore;
+use crate::commands::start::start;
 use crate::context::Context;
-use crate::exit::Usage;
 use crate::logging::say;
-use crate::vms::build::{DiskAccess, DiskSpec, Overlays, What, check_kind};
-use crate::vms::host::Spec;
-use crate::vms::networks;
-use crate::vms::runtime::Runtime;
-use crate::vms::start::{free_names, start};
 
 /// The label that tells what a ready-made snapshot was booted from.
 const CONFIGURATION_LABEL: &str = "snapstore.configuration";

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use serde_json::json;
+use snapstore_host::look;
 
 use crate::args::UmountArgs;
 use crate::context::Context;
-use crate::look;
 
 pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<ExitCode> {
     snapstore_fuse::unmount(&args.dir, args.lazy, &look::is_dead)?;

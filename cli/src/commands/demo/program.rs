@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::context::own_program;
+use snapstore_host::own_program;
+
 use crate::{exit, logging};
 
 /// Something that took time.

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use snapstore_host::look;
+
 use crate::logging::say;
-use crate::look;
 
 /// How long a server may take to let go of the store after the last unmount.
 const PATIENCE: Duration = Duration::from_millis(100);

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, ExitCode, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -16,7 +16,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::background;
-use crate::logging::say;
+use crate::error::Usage;
+use crate::process::FAILED;
 
 /// The hidden command's name.
 pub const COMMAND: &str = "look-at-mount";
@@ -128,7 +129,7 @@ impl Look {
 }
 
 /// The hidden command.
-pub fn run(arguments: &[OsString]) -> ExitCode {
+pub fn run(arguments: &[OsString]) -> anyhow::Result<u8> {
     let answer = match arguments {
         [what, dir] if what == "state" => {
             let dead = snapstore_fuse::is_dead(dir.as_ref());
@@ -140,17 +141,14 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
             shown.map_or_else(String::new, |number| number.to_string())
         }
         _ => {
-            say!(
-                "error: this command is for {} itself",
-                env!("CARGO_PKG_NAME")
-            );
-            return ExitCode::from(crate::exit::USAGE);
+            let message = format!("{COMMAND} is for this program's own use");
+            return Err(Usage(message).into());
         }
     };
     // One write: it is read at once.
     match io::stdout().write_all(answer.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+        Ok(()) => Ok(0),
+        Err(_) => Ok(FAILED),
     }
 }
 

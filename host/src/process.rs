@@ -8,7 +8,6 @@ use std::os::unix::fs::FileExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,12 +20,12 @@ use snapstore_vmm::confine::{self, Limits, Preparation, Role, keep_only};
 use snapstore_vmm::control::{Identity, Origin, RunState, Status, Vm};
 
 use crate::background;
-use crate::exit;
-use crate::logging::say;
-use crate::vms::build::{Overlays, What, build};
-use crate::vms::networks::NetSpec;
-use crate::vms::runtime::{Claim, IN_ORDER, Runtime, VSOCK};
-use crate::vms::supervisor::{self, NOT_STARTED};
+use crate::build::{Overlays, What, build};
+use crate::error::ChildFailure;
+use crate::look;
+use crate::networks::NetSpec;
+use crate::runtime::{Claim, IN_ORDER, Runtime, VSOCK};
+use crate::supervisor::{self, NOT_STARTED};
 
 /// The hidden command that starts machines and supervises them.
 pub const COMMAND: &str = "vm-host";
@@ -39,10 +38,13 @@ pub const MACHINE_COMMAND: &str = "vm-machine";
 pub struct Spec {
     /// One machine for each.
     pub names: Vec<String>,
+    /// What each is made from.
     pub what: What,
+    /// Where what guests write to their disks is kept.
     pub overlays: Overlays,
     /// The network interfaces of each.
     pub nets: Vec<Vec<NetSpec>>,
+    /// The snapshot that they come from.
     pub origin: Origin,
     /// Whether they begin to run at once.
     pub run: bool,
@@ -67,28 +69,20 @@ pub struct Spec {
 pub struct Announcement {
     pub name: String,
     /// How it began, or why it did not.
-    pub outcome: Result<Status, Failure>,
+    pub outcome: Result<Status, ChildFailure>,
 }
 
-#[derive(Serialize, Deserialize)]
-pub struct Failure {
-    pub message: String,
-    pub exit_code: u8,
-}
+/// What a hidden command exits with that failed.
+pub const FAILED: u8 = 1;
 
-impl Failure {
-    pub fn of(error: &anyhow::Error) -> Self {
-        Self {
-            message: exit::message(error),
-            exit_code: exit::code(error),
-        }
-    }
-}
-
-/// One of the hidden commands, if this process is to be it.
-pub fn run_if_hidden(prepare: impl Fn()) -> Option<anyhow::Result<ExitCode>> {
+/// One of the hidden commands, if this process is to be it: what it exits with.
+/// `prepare` sets up the log of a process that lives long.
+pub fn run_if_hidden(prepare: impl Fn()) -> Option<anyhow::Result<u8>> {
     let mut arguments = std::env::args_os().skip(1);
     let command = arguments.next()?;
+    if command == look::COMMAND {
+        return Some(look::run(&arguments.collect::<Vec<_>>()));
+    }
     if command != COMMAND && command != MACHINE_COMMAND {
         return None;
     }
@@ -102,13 +96,13 @@ pub fn run_if_hidden(prepare: impl Fn()) -> Option<anyhow::Result<ExitCode>> {
 }
 
 /// `snapstore vm-host`
-pub fn run() -> anyhow::Result<ExitCode> {
+pub fn run() -> anyhow::Result<u8> {
     let line = io::stdin().lines().next().transpose()?.unwrap_or_default();
     supervisor::run(&parse(&line)?, &line)
 }
 
 /// `snapstore vm-machine`
-pub fn run_machine(arguments: &[String]) -> anyhow::Result<ExitCode> {
+pub fn run_machine(arguments: &[String]) -> anyhow::Result<u8> {
     let misused = || anyhow::anyhow!("{MACHINE_COMMAND} is for this program's own use");
     let (number, fds) = arguments.split_first().ok_or_else(misused)?;
     let fds: Vec<i32> = fds.iter().map(|fd| fd.parse()).collect::<Result<_, _>>()?;
@@ -120,7 +114,7 @@ pub fn run_machine(arguments: &[String]) -> anyhow::Result<ExitCode> {
     drop(file);
     let spec = parse(&String::from_utf8(line)?)?;
     let ended = machine_process(&spec, number.parse()?, lock, fds.collect());
-    Ok(ExitCode::from(ended))
+    Ok(ended)
 }
 
 fn parse(line: &str) -> anyhow::Result<Spec> {
@@ -135,7 +129,7 @@ pub fn machine_process(spec: &Spec, number: usize, lock: OwnedFd, _kept: Vec<Own
         Ok((vm, _claim)) => live(&vm),
         Err(error) => {
             // Without a reader there is nobody to tell.
-            let _ = announce(&spec.names[number], Err(Failure::of(&error)));
+            let _ = announce(&spec.names[number], Err(ChildFailure::of(&error)));
             NOT_STARTED
         }
     }
@@ -278,14 +272,20 @@ fn has_word() -> bool {
 fn live(vm: &Arc<Vm>) -> u8 {
     let ending = vm.wait();
     if ending.is_orderly() {
-        say!("{IN_ORDER}{ending}");
+        say_last(&format!("{IN_ORDER}{ending}"));
         return 0;
     }
-    say!("error: {ending}");
-    exit::FAILED
+    say_last(&format!("error: {ending}"));
+    FAILED
 }
 
-pub fn announce(name: &str, outcome: Result<Status, Failure>) -> io::Result<()> {
+/// The last line of the machine's log, which is this process's standard error. One that
+/// cannot be written is lost.
+fn say_last(line: &str) {
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+pub fn announce(name: &str, outcome: Result<Status, ChildFailure>) -> io::Result<()> {
     let announcement = Announcement {
         name: name.to_owned(),
         outcome,

@@ -20,11 +20,10 @@ use rustix::io::Errno;
 use snapstore_fuse::Mountpoint;
 use snapstore_store::{SnapshotId, Store};
 
-use crate::args::MountArgs;
-use crate::exit::Busy;
+use crate::error::Busy;
 use crate::look;
-use crate::mount_server::launch;
-use crate::vms::runtime::Runtime;
+use crate::mount_server::{ServerRequest, launch};
+use crate::runtime::Runtime;
 
 /// How often a mount that is just ending is looked at again, and how long that
 /// may go on.
@@ -35,6 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A snapshot as files.
 pub struct MountedSnapshot {
+    /// Where its files are.
     pub dir: PathBuf,
     /// Keeps the mount, if it was made for machines.
     pub users_lock: Option<File>,
@@ -116,11 +116,12 @@ fn start(
         tracing::warn!(dir = %dir.display(), "the mount's server does not answer; another is started");
         snapstore_fuse::unmount(dir, true, &look::is_dead)?;
     }
-    let args = MountArgs {
+    let request = ServerRequest {
+        snapshot: Some(id.to_string()),
         while_locked: Some(lock_path.to_owned()),
-        ..MountArgs::of(vec![id.to_string().into(), dir.into()])
+        ..ServerRequest::new(dir)
     };
-    launch(store, &args, dir)?;
+    launch(store, &request)?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `snapstore commit --vm`: a running machine.
+//! Commits of running machines.
 //!
 //! The machine freezes a copy of itself and goes on; this process reads from the
 //! copy what changed, and commits it onto the snapshot that the machine was made
@@ -8,55 +8,46 @@
 mod disks;
 
 use std::collections::BTreeMap;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use serde_json::json;
 use snapstore_store::{
     CommitRequest, Committed, Extent, ImageRole, Input, InputData, InputKind, ParentChoice,
-    SnapshotId, Store,
+    Progress, SnapshotId, Store,
 };
 use snapstore_vmm::control::{CommitReport, FrozenMachine, Seconds};
 
-use crate::args::CommitArgs;
-use crate::commands::commit::{describe, labels, left_out, parent_name};
-use crate::context::Context;
-use crate::exit::NotFound;
-use crate::format::millis;
-use crate::progress::{Bar, Unit};
-use crate::vms::runtime::{Runtime, VmDir};
-
-pub fn run(context: &Context, args: &CommitArgs, name: &str) -> anyhow::Result<ExitCode> {
-    let vm = Runtime::open()?.running(name)?;
-    let store = context.open_or_create_default()?;
-    let wanted = Wanted {
-        tag: args.tag.clone(),
-        replace: args.replace,
-        labels: labels(args)?,
-    };
-    let done = commit(&store, &vm, &wanted)?;
-    answer(context, &args.tag, name, &store, &done)?;
-    Ok(ExitCode::SUCCESS)
-}
+use crate::error::NotFound;
+use crate::runtime::VmDir;
 
 /// What a machine is to be committed as.
 pub struct Wanted {
+    /// The tag to create.
     pub tag: String,
+    /// Whether a tag that exists is moved.
     pub replace: bool,
+    /// The labels of the snapshot.
     pub labels: BTreeMap<String, String>,
 }
 
 /// A commit of a machine, and what it took.
 pub struct Done {
-    committed: Committed,
-    timings: Seconds,
-    read_bytes: u64,
+    /// The snapshot.
+    pub committed: Committed,
+    /// How long its parts took.
+    pub timings: Seconds,
+    /// What was read of the machine's memory.
+    pub read_bytes: u64,
 }
 
 /// Commits a running machine.
-pub fn commit(store: &Store, vm: &VmDir, wanted: &Wanted) -> anyhow::Result<Done> {
+pub fn commit(
+    store: &Store,
+    vm: &VmDir,
+    wanted: &Wanted,
+    progress: &dyn Progress,
+) -> anyhow::Result<Done> {
     let began = Instant::now();
     // Before the machine is disturbed.
     store.check_tag_free(&wanted.tag, wanted.replace)?;
@@ -64,7 +55,7 @@ pub fn commit(store: &Store, vm: &VmDir, wanted: &Wanted) -> anyhow::Result<Done
     let request = request(wanted, &frozen)?;
     let read_bytes = frozen.written().iter().map(|r| r.end - r.start).sum();
     check_origin(store, &vm.name, &request)?;
-    let mut committed = store.commit(&request, &Bar::new(Unit::Bytes))?;
+    let mut committed = store.commit(&request, progress)?;
     let mut timings = frozen.timings().clone();
     timings.extend(stages(&committed));
     timings.insert("total".to_owned(), began.elapsed().as_secs_f64());
@@ -185,42 +176,4 @@ fn stages(committed: &Committed) -> Seconds {
     .into_iter()
     .map(|(name, duration)| (name.to_owned(), duration.as_secs_f64()))
     .collect()
-}
-
-fn answer(
-    context: &Context,
-    tag: &str,
-    name: &str,
-    store: &Store,
-    done: &Done,
-) -> anyhow::Result<()> {
-    let Done {
-        committed,
-        timings,
-        read_bytes,
-    } = done;
-    let parent = parent_name(store, committed, None);
-    let value = json!({
-        "tag": tag,
-        "vm": name,
-        "id": committed.id,
-        "parent": committed.manifest.parent,
-        "parent_tag": parent,
-        "images": committed.manifest.images,
-        "inherited": committed.inherited,
-        "left_out": left_out(committed),
-        "added_chunks": committed.manifest.added_chunks,
-        "added_bytes": committed.manifest.added_bytes,
-        "read_bytes": read_bytes,
-        "timings": timings,
-    });
-    context.answer(&value, || {
-        let stage = |name: &str| millis(timings.get(name).copied().unwrap_or(0.0));
-        describe(tag, committed, parent.as_deref())
-            + &format!(
-                "  {name} stood still for {}, of {} in all\n",
-                stage("pause"),
-                stage("total")
-            )
-    })
 }

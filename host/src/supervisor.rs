@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -21,9 +21,9 @@ use rustix::process::{WaitOptions, WaitStatus, wait};
 use snapstore_vmm::confine::keep_only;
 
 use crate::background;
-use crate::exit;
-use crate::vms::host::{self, Failure, Spec, announce};
-use crate::vms::runtime::{Claim, KILLED, Runtime, VmDir};
+use crate::error::ChildFailure;
+use crate::process::{self, Spec, announce};
+use crate::runtime::{Claim, KILLED, Runtime, VmDir};
 
 /// What a machine's process exits with that could not start: nothing of it is kept.
 pub const NOT_STARTED: u8 = 70;
@@ -34,7 +34,7 @@ const FORBIDDEN: &str = "it was ended by a forbidden system call: a fault of thi
 
 /// Starts the machines of a spec, and returns once they have ended. `line` is the spec
 /// as it was read.
-pub fn run(spec: &Spec, line: &str) -> anyhow::Result<ExitCode> {
+pub fn run(spec: &Spec, line: &str) -> anyhow::Result<u8> {
     // Nothing of whoever called the command that started this.
     let kept = keep_only(&spec.kept)?;
     background::detach()?;
@@ -45,7 +45,7 @@ pub fn run(spec: &Spec, line: &str) -> anyhow::Result<ExitCode> {
         match runtime.vm(name).and_then(|vm| vm.claim()) {
             Ok(claim) => claims.push(claim),
             Err(error) => {
-                announce(name, Err(Failure::of(&error)))?;
+                announce(name, Err(ChildFailure::of(&error)))?;
                 return give_up(claims);
             }
         }
@@ -63,11 +63,11 @@ pub fn run(spec: &Spec, line: &str) -> anyhow::Result<ExitCode> {
 }
 
 /// Without one of its names, none of the machines starts.
-fn give_up(claims: Vec<Claim>) -> anyhow::Result<ExitCode> {
+fn give_up(claims: Vec<Claim>) -> anyhow::Result<u8> {
     for claim in claims {
         claim.release(None)?;
     }
-    Ok(ExitCode::from(exit::FAILED))
+    Ok(process::FAILED)
 }
 
 /// A process for each that begins with a copy of this one.
@@ -79,7 +79,7 @@ fn fork_all(spec: &Spec, claims: &[Claim]) -> anyhow::Result<Vec<i32>> {
         match keep_only(&held) {
             Ok(mut held) => {
                 let lock = held.pop().expect("there is one at least");
-                host::machine_process(spec, number, lock, held)
+                process::machine_process(spec, number, lock, held)
             }
             Err(_) => NOT_STARTED,
         }
@@ -103,7 +103,7 @@ fn execute_all(line: &str, claims: &[Claim], kept: &[OwnedFd]) -> anyhow::Result
         let fds = fds.chain(kept.iter().map(|fd| fd.as_fd()));
         // The very program that runs, whatever has become of its file.
         let child = Command::new("/proc/self/exe")
-            .arg(host::MACHINE_COMMAND)
+            .arg(process::MACHINE_COMMAND)
             .arg(number.to_string())
             .args(fds.map(|fd| raw(fd).to_string()))
             .spawn()
@@ -140,7 +140,7 @@ fn let_go_of_starter() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn supervise(mut machines: BTreeMap<i32, VmDir>) -> anyhow::Result<ExitCode> {
+fn supervise(mut machines: BTreeMap<i32, VmDir>) -> anyhow::Result<u8> {
     while !machines.is_empty() {
         let (pid, status) = match wait(WaitOptions::empty()) {
             Ok(Some(ended)) => ended,
@@ -152,7 +152,7 @@ fn supervise(mut machines: BTreeMap<i32, VmDir>) -> anyhow::Result<ExitCode> {
             let _ = settle(&vm, status);
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
 /// Leaves of a machine what `ps` needs to say how it ended.

@@ -7,22 +7,22 @@
 use std::fs::OpenOptions;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::Context as _;
 use snapstore_store::Store;
 
-use crate::args::MountArgs;
 use crate::background;
-use crate::commands::mount::log_path;
-use crate::exit::{self, Elsewhere};
+use crate::error::{ChildFailure, ErrorClass, class, message};
 
 const READY: &str = "ready";
 const FAILED: &str = "failed";
 
 /// A server whose mount is usable.
 pub struct Server {
+    /// Its process.
     pub pid: u32,
+    /// Where it logs.
     pub log: PathBuf,
     /// What is to be known of the mount.
     pub notes: Vec<String>,
@@ -55,18 +55,58 @@ impl Announcement {
     }
 
     /// Tells the waiting parent why there is no mount.
-    pub fn failed(self, error: &anyhow::Error) -> ExitCode {
-        let code = exit::code(error);
-        let text = format!("{FAILED} {code}\n{}\n", exit::message(error));
+    pub fn failed(self, error: &anyhow::Error) {
+        let class = serde_json::to_string(&class(error)).unwrap_or_default();
+        let text = format!("{FAILED} {class}\n{}\n", message(error));
         let mut out = io::stdout();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        ExitCode::from(code)
     }
 }
 
+/// What a server is to show, and how.
+#[derive(Clone, Debug)]
+pub struct ServerRequest {
+    /// A tag, or the beginning of a snapshot id; every tag without it.
+    pub snapshot: Option<String>,
+    /// The mount point.
+    pub dir: PathBuf,
+    /// Whether other users may read the mount.
+    pub allow_other: bool,
+    /// How much the kernel reads around a fault.
+    pub read_ahead_bytes: u64,
+    /// Threads that answer the kernel.
+    pub threads: u8,
+    /// The mount ends once nobody holds a shared lock on this file.
+    pub while_locked: Option<PathBuf>,
+}
+
+impl ServerRequest {
+    /// How much the kernel reads around a fault, unless its user wants otherwise.
+    pub const READ_AHEAD_BYTES: u64 = 16 << 10;
+    /// Threads that answer the kernel, unless its user wants otherwise.
+    pub const THREADS: u8 = 2;
+
+    /// Every tag, for this user alone.
+    pub fn new(dir: &Path) -> Self {
+        Self {
+            snapshot: None,
+            dir: dir.to_owned(),
+            allow_other: false,
+            read_ahead_bytes: Self::READ_AHEAD_BYTES,
+            threads: Self::THREADS,
+            while_locked: None,
+        }
+    }
+}
+
+/// What the servers of a store's mounts have to say.
+pub fn log_path(store: &Path) -> PathBuf {
+    store.join("mounts.log")
+}
+
 /// Starts a server and waits until the mount is usable.
-pub fn launch(store: &Store, args: &MountArgs, dir: &Path) -> anyhow::Result<Server> {
-    let mut child = server_command(store, args, dir)?
+pub fn launch(store: &Store, request: &ServerRequest) -> anyhow::Result<Server> {
+    let mut child = server_command(store, request)?
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -87,14 +127,14 @@ pub fn launch(store: &Store, args: &MountArgs, dir: &Path) -> anyhow::Result<Ser
             notes: rest.lines().map(str::to_owned).collect(),
         });
     }
-    let code = word
+    let class = word
         .strip_prefix(FAILED)
-        .and_then(|it| it.trim().parse().ok());
-    match code {
-        Some(exit_code) => {
+        .and_then(|it| serde_json::from_str::<ErrorClass>(it.trim()).ok());
+    match class {
+        Some(class) => {
             child.wait().context("cannot wait for the mount's server")?;
             let message = rest.trim_end().to_owned();
-            Err(Elsewhere { message, exit_code }.into())
+            Err(ChildFailure { message, class }.into())
         }
         None => Err(silent_end(&mut child, &log)),
     }
@@ -113,21 +153,21 @@ fn silent_end(child: &mut Child, log: &Path) -> anyhow::Error {
     )
 }
 
-fn server_command(store: &Store, args: &MountArgs, dir: &Path) -> anyhow::Result<Command> {
+fn server_command(store: &Store, request: &ServerRequest) -> anyhow::Result<Command> {
     let mut command = background::command()?;
     command
         .arg("--store")
         .arg(store.path())
         .args(["mount", "--foreground", "--announce"])
-        .args(["--read-ahead", &args.read_ahead.to_string()])
-        .args(["--threads", &args.threads.to_string()]);
-    if args.allow_other {
+        .args(["--read-ahead", &request.read_ahead_bytes.to_string()])
+        .args(["--threads", &request.threads.to_string()]);
+    if request.allow_other {
         command.arg("--allow-other");
     }
-    if let Some(lock) = &args.while_locked {
+    if let Some(lock) = &request.while_locked {
         command.arg("--while-locked").arg(lock);
     }
-    command.arg("--").args(&args.what[..args.what.len() - 1]);
-    command.arg(std::path::absolute(dir)?);
+    command.arg("--").args(&request.snapshot);
+    command.arg(std::path::absolute(&request.dir)?);
     Ok(command)
 }

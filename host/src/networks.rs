@@ -22,7 +22,9 @@ const RETRY: Duration = Duration::from_millis(20);
 /// What a user said of an interface.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NetSpec {
+    /// The tap; `{}` in its name stands for the machine's number.
     pub tap: String,
+    /// The address of the interface; a random one without it.
     pub mac: Option<MacAddress>,
 }
 

@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use rustix::termios::{OptionalActions, Termios};
+use snapstore_host::message;
+use snapstore_host::runtime::{KILLED, VmDir};
+use snapstore_host::start::Word;
 use snapstore_vmm::Ending;
 use snapstore_vmm::control::{Client, Request};
 
 use crate::exit;
-use crate::vms::runtime::{KILLED, VmDir};
-use crate::vms::start::{Word, exit_code};
 
 /// Ctrl-]: leaves the serial line, as in telnet.
 const ESCAPE: u8 = 0x1d;
@@ -46,7 +47,8 @@ impl Left {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::ByUser => ExitCode::SUCCESS,
-            Self::WithMachine(ending) => exit_code(ending),
+            Self::WithMachine(ending) if ending.is_orderly() => ExitCode::SUCCESS,
+            Self::WithMachine(_) => ExitCode::from(exit::FAILED),
         }
     }
 }
@@ -91,7 +93,7 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<Left> {
     match shown {
         Err(error) if is_owner => {
             stop(&vm.socket());
-            let why = exit::message(&error);
+            let why = message(&error);
             say(&format!("{}: its output cannot be shown: {why}", vm.name));
         }
         shown => shown?,

@@ -8,14 +8,14 @@
 //! descriptor is handed on with [`hand_on`].
 
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context as _;
 use rustix::fs::Mode;
 use rustix::io::FdFlags;
 
-use crate::context::own_program;
-use crate::vms::runtime::RUNTIME_DIR;
+use crate::runtime::RUNTIME_DIR;
 
 /// What is kept of the environment: where programs and libraries are found, what
 /// the runtime directory depends on, and what a developer asks for.
@@ -55,6 +55,11 @@ pub fn command() -> anyhow::Result<Command> {
         .filter_map(|name| Some((name, std::env::var_os(name)?)));
     command.env_clear().envs(kept).current_dir("/");
     Ok(command)
+}
+
+/// The path of this program.
+pub fn own_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file")
 }
 
 /// Leaves an inheritable descriptor to the programs that are started from now on.

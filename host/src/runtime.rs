@@ -26,7 +26,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use snapstore_vmm::Error;
 use snapstore_vmm::control::Client;
 
-use crate::exit::{Busy, NotFound, Usage};
+use crate::error::{Busy, NotFound, Usage};
 
 /// The environment's variable that names the runtime directory.
 pub const RUNTIME_DIR: &str = "SNAPSTORE_RUNTIME_DIR";
@@ -55,12 +55,14 @@ pub struct Runtime {
 /// The directory of one machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VmDir {
+    /// The machine's name.
     pub name: String,
     dir: PathBuf,
 }
 
 /// A machine's name, taken for as long as this or a duplicate of it is open.
 pub struct Claim {
+    /// The machine's directory.
     pub vm: VmDir,
     lock: File,
 }

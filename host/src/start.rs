@@ -1,146 +1,23 @@
-//! Starting machines: names, processes, and what their user sees of it.
+//! Starting and ending machines: their names and their processes.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
-use std::process::{Child, ChildStdin, ExitCode, Stdio};
-use std::thread::JoinHandle;
+use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
-use serde_json::json;
-use snapstore_store::Store;
-use snapstore_vmm::control::{Client, Request, RunState, Status};
+use snapstore_vmm::control::{Client, Request, Status};
 
-use crate::args::StartArgs;
 use crate::background;
-use crate::commands::commit_vm::{Wanted, commit};
-use crate::context::Context;
-use crate::exit::{self, Busy, Elsewhere};
-use crate::format::{millis, size};
-use crate::logging::say;
-use crate::vms::host::{self, Announcement, Spec};
-use crate::vms::runtime::{RUNTIME_DIR, Reservation, Runtime, VmDir, forget};
-use crate::vms::terminal::{self, Left};
+use crate::error::{Busy, ChildFailure};
+use crate::process::{self, Announcement, Spec};
+use crate::runtime::{RUNTIME_DIR, Reservation, Runtime, VmDir, forget};
 
 /// Requests to machines that are under way at the same time.
 const MAX_THREADS: usize = 64;
-
-/// What `--no-confine` gives up.
-const UNCONFINED: &str = "warning: not confined: a guest that breaks out of its machine has this \
-                          user's rights, files, network and processes";
-
-/// Starts what the spec says. The machines inherit `kept`, which stays open as
-/// long as they live. Either all are started or none.
-pub fn start(
-    context: &Context,
-    runtime: &Runtime,
-    args: &StartArgs,
-    mut spec: Spec,
-    kept: &[BorrowedFd<'_>],
-    when_ready: Option<Wanted>,
-) -> anyhow::Result<ExitCode> {
-    let vms: Vec<VmDir> = spec
-        .names
-        .iter()
-        .map(|name| runtime.vm(name))
-        .collect::<Result<_, _>>()?;
-    // Several begin to run together, and only once all of them can; one that is
-    // attached, once its user can see what it does.
-    spec.confine = !args.no_confine;
-    if args.no_confine {
-        say!("{UNCONFINED}");
-    }
-    let later = spec.run && (vms.len() > 1 || !args.detach);
-    spec.run &= !later;
-    spec.run_on_word = later;
-    // Opened before anything runs: what is wrong with it is said now.
-    let when_ready = when_ready
-        .map(|wanted| Ok::<_, anyhow::Error>((context.open_or_create_default()?, wanted)))
-        .transpose()?;
-    spec.kept = kept.iter().map(|fd| fd.as_raw_fd()).collect();
-    let (started, word) = launch(runtime, &spec, kept)?;
-    for status in &started {
-        let confinement = status.confinement.as_ref();
-        let confinement = confinement.map_or_else(|| "none".to_owned(), ToString::to_string);
-        tracing::info!(name = status.name, confinement);
-    }
-    let ready =
-        when_ready.map(|(store, wanted)| commit_when_ready(store, &vms[0], wanted, !args.detach));
-    if args.detach {
-        if let Some(ready) = ready {
-            let committed = ready.join().expect("it does not panic");
-            committed.map_err(|error| still_there(error, &vms[0]))?;
-        }
-        return report(context, started, word, later);
-    }
-    let [vm] = vms.as_slice() else {
-        unreachable!("several machines are only restored with --detach");
-    };
-    let run = later;
-    let left = terminal::attach(vm, terminal::Attach::AsOwner { word, run })?;
-    let Some(ready) = ready else {
-        return Ok(left.exit_code());
-    };
-    if matches!(left, Left::ByUser) && !ready.is_finished() {
-        say!("error: it is not committed when it is ready: this command had to wait for that");
-        return Ok(ExitCode::from(exit::FAILED));
-    }
-    // Why it failed has been said.
-    match ready.join().expect("it does not panic") {
-        Ok(()) => Ok(left.exit_code()),
-        Err(_) => Ok(ExitCode::from(exit::FAILED)),
-    }
-}
-
-/// An error of a machine that was started, and goes on.
-fn still_there(error: anyhow::Error, vm: &VmDir) -> anyhow::Error {
-    if !vm.is_running() {
-        return error;
-    }
-    Elsewhere {
-        message: format!(
-            "{}; {1} still runs: `snapstore stop {1}` ends it",
-            exit::message(&error),
-            vm.name
-        ),
-        exit_code: exit::code(&error),
-    }
-    .into()
-}
-
-/// Commits the machine in a thread once its guest is ready, and lets it go on.
-fn commit_when_ready(
-    store: Store,
-    vm: &VmDir,
-    wanted: Wanted,
-    attached: bool,
-) -> JoinHandle<anyhow::Result<()>> {
-    let vm = vm.clone();
-    std::thread::spawn(move || {
-        // The guest stands still as long as this client is there.
-        let mut client = None;
-        let committed = Client::connect(&vm.socket())
-            .and_then(|connected| client.insert(connected).order(&Request::WaitReady))
-            .map_err(anyhow::Error::from)
-            .and_then(|()| commit(&store, &vm, &wanted));
-        // An attached user's command goes on; else the command itself fails.
-        if attached && let Err(error) = &committed {
-            say!(
-                "error: {} is not committed: {}",
-                wanted.tag,
-                exit::message(error)
-            );
-        }
-        // Whatever became of the commit, the guest goes on.
-        let resumed = client.map_or(Ok(()), |mut client| client.order(&Request::Resume));
-        // What failed first tells why.
-        committed?;
-        Ok(resumed?)
-    })
-}
 
 /// What lets machines run that wait for it; without it they end. As long as it is
 /// there, a guest may stop when it is ready.
@@ -155,16 +32,20 @@ impl Word {
     }
 }
 
-fn launch(
+/// Starts what the spec says. The machines inherit `kept`, which stays open as
+/// long as they live. Either all are started or none.
+pub fn start(
     runtime: &Runtime,
-    spec: &Spec,
+    mut spec: Spec,
     kept: &[BorrowedFd<'_>],
 ) -> anyhow::Result<(Vec<Status>, Word)> {
+    spec.kept = kept.iter().map(|fd| fd.as_raw_fd()).collect();
+    let spec = &spec;
     for fd in kept {
         background::hand_on(*fd)?;
     }
     let mut host = background::command()?
-        .arg(host::COMMAND)
+        .arg(process::COMMAND)
         // Of a machine's process: one heap for all of its threads, and what its
         // start freed goes back to the system (mallopt(3)).
         .env("MALLOC_ARENA_MAX", "1")
@@ -200,9 +81,9 @@ fn all_started(spec: &Spec, announced: &[Announcement]) -> anyhow::Result<Vec<St
     // What failed first kept others from starting.
     let failed = announced.iter().find(|by| by.outcome.is_err());
     if let Some((failed, Err(failure))) = failed.map(|by| (by, &by.outcome)) {
-        return Err(Elsewhere {
+        return Err(ChildFailure {
             message: format!("{}: {}", failed.name, failure.message),
-            exit_code: failure.exit_code,
+            class: failure.class,
         }
         .into());
     }
@@ -227,24 +108,6 @@ fn announcements(host: &mut Child, spec: &Spec) -> anyhow::Result<Vec<Announceme
         announced.push(serde_json::from_str::<Announcement>(&line?)?);
     }
     Ok(announced)
-}
-
-/// What was started, for those who do not attach; lets it run if it waits for that.
-fn report(
-    context: &Context,
-    mut started: Vec<Status>,
-    mut word: Word,
-    later: bool,
-) -> anyhow::Result<ExitCode> {
-    if later {
-        word.give(started.len())?;
-        for status in &mut started {
-            status.state = RunState::Running;
-        }
-    }
-    let value = json!({"machines": started});
-    context.answer(&value, || describe_all(&started))?;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Asks something of machines side by side, since each may take its time; the
@@ -378,54 +241,6 @@ const FORGET_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a name may be taken by nobody who says who they are.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A line for each of a few machines, one line for many.
-fn describe_all(started: &[Status]) -> String {
-    const MANY: usize = 5;
-    let [first, .., last] = started else {
-        return started.iter().map(describe).collect();
-    };
-    let first_number = started.iter().find_map(|status| number_of(&status.name));
-    let in_a_row = started
-        .iter()
-        .zip(first_number.unwrap_or(1)..)
-        .all(|(status, number)| number_of(&status.name) == Some(number));
-    if started.len() < MANY || !in_a_row {
-        return started.iter().map(describe).collect::<Vec<_>>().join("\n");
-    }
-    format!(
-        "{} machines: {} to {}, each with {} of memory",
-        started.len(),
-        first.name,
-        last.name,
-        size(first.memory_bytes),
-    )
-}
-
-/// What a name ends in after its last dot.
-fn number_of(name: &str) -> Option<u64> {
-    name.rsplit_once('.')?.1.parse().ok()
-}
-
-fn describe(status: &Status) -> String {
-    let total: f64 = status.start.values().sum();
-    format!(
-        "{} {}: process {}, {} of memory, {}; started in {}",
-        status.name,
-        if status.state == RunState::Paused {
-            "is paused"
-        } else {
-            "runs"
-        },
-        status.pid,
-        size(status.memory_bytes),
-        match status.cpus {
-            1 => "1 vCPU".to_owned(),
-            cpus => format!("{cpus} vCPUs"),
-        },
-        millis(total),
-    )
-}
-
 /// Names for `count` machines called after `base`: itself if one is wanted and
 /// it is free, else the first free ones of `base.1`, `base.2` and so on. They are this
 /// command's as long as the reservations live.
@@ -469,13 +284,4 @@ pub fn borrowed<'a, T: std::os::fd::AsFd + 'a>(
     kept: impl IntoIterator<Item = &'a T>,
 ) -> Vec<BorrowedFd<'a>> {
     kept.into_iter().map(|fd| fd.as_fd()).collect()
-}
-
-/// The exit code that an ending stands for.
-pub fn exit_code(ending: &snapstore_vmm::Ending) -> ExitCode {
-    if ending.is_orderly() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(exit::FAILED)
-    }
 }

@@ -20,22 +20,30 @@ use snapstore_vmm::state::{MAX_STATE_BYTES, MachineState, VirtioDeviceState};
 use snapstore_vmm::virtio::{Block, Disk, Entropy, VirtioDevice, Vsock};
 use snapstore_vmm::{Assembled, Console, Error, Kernel};
 
-use crate::exit::Usage;
-use crate::vms::networks::{self, NetSpec};
-use crate::vms::runtime::VSOCK;
+use crate::error::Usage;
+use crate::networks::{self, NetSpec};
+use crate::runtime::VSOCK;
 
 /// What a machine is made from.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
+    /// A kernel, from its beginning.
     Boot {
+        /// A Linux bzImage or vmlinux, else a flat program.
         kernel: PathBuf,
+        /// Linux's first root filesystem.
         initrd: Option<PathBuf>,
+        /// Linux's command line.
         cmdline: String,
+        /// The guest's memory.
         memory_bytes: u64,
+        /// How many vCPUs.
         cpus: u32,
+        /// Its disks, in the order of their numbers.
         disks: Vec<DiskSpec>,
     },
+    /// A machine that was committed, as it was then.
     Restore {
         /// The snapshot's files.
         dir: PathBuf,
@@ -45,16 +53,21 @@ pub enum What {
 /// A disk that a user named.
 #[derive(Serialize, Deserialize)]
 pub struct DiskSpec {
+    /// A raw image.
     pub path: PathBuf,
+    /// What becomes of what the guest writes.
     pub access: DiskAccess,
 }
 
+/// What becomes of what a guest writes to a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskAccess {
-    /// The guest's writes are kept apart.
+    /// It is kept apart, until it is committed.
     Overlay,
+    /// The guest cannot write.
     ReadOnly,
+    /// It goes to the file; such a machine cannot be committed.
     InPlace,
 }
 

@@ -1,0 +1,32 @@
+//! Running virtual machines: where they are found, how they are started, and the
+//! processes they run in.
+//!
+//! A machine is a process with a directory of its own under the runtime
+//! directory: its socket, a lock that it holds as long as it lives, its log and,
+//! once it ended badly, why. Nothing else knows about machines, so nothing can be
+//! out of date.
+
+//!
+//! A program that uses this crate calls [`tidy`] and then [`run_if_hidden`] when it
+//! begins: machines, their supervisor and whoever looks at a mount are processes of that
+//! program. Nothing here prints, but for what a machine's process says in its log.
+
+#![forbid(unsafe_code)]
+
+mod background;
+mod build;
+pub mod commit;
+mod error;
+pub mod look;
+pub mod mount_server;
+pub mod mounts;
+pub mod networks;
+mod process;
+pub mod runtime;
+pub mod start;
+mod supervisor;
+
+pub use background::{detach, own_program, tidy};
+pub use build::{DiskAccess, DiskSpec, Overlays, What, check_kind};
+pub use error::{Busy, ChildFailure, ErrorClass, NotFound, Usage, class, message};
+pub use process::{Spec, run_if_hidden};
