@@ -3,6 +3,8 @@
 //!
 //! `tests/fixtures/FORMAT/hashes.txt` says what they hold, a line an image: store,
 //! tag, image, length, BLAKE3. `make.py` beside it says what is odd about each.
+//! `store-v1` was left by the first program, `store-v1-node-deltas` by one that
+//! stored deltas of nodes in encoding 3 and files of any length.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,12 +17,14 @@ use snapstore_vmm::state::MachineState;
 use tempfile::TempDir;
 
 /// Stores whose snapshots can all be read as they are.
-const WHOLE: [&str; 5] = [
-    "chain",
-    "delta-on-delta",
-    "dead-delta",
-    "condemned",
-    "large-pages",
+const WHOLE: [&str; 7] = [
+    "store-v1/chain",
+    "store-v1/delta-on-delta",
+    "store-v1/dead-delta",
+    "store-v1/condemned",
+    "store-v1/large-pages",
+    "store-v1-node-deltas/node-deltas",
+    "store-v1-node-deltas/repacked",
 ];
 
 /// A copy of a store that an old program left.
@@ -39,8 +43,11 @@ struct Expected {
 }
 
 impl Fixture {
-    fn unpack(name: &str) -> anyhow::Result<Self> {
-        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/store-v1");
+    /// The store of a path such as `FORMAT/NAME`.
+    fn unpack(path: &str) -> anyhow::Result<Self> {
+        let (format, name) = path.split_once('/').context("a format and a name")?;
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+        let fixtures = fixtures.join(format);
         let dir = tempfile::tempdir()?;
         let status = Command::new("tar")
             .arg("-xf")
@@ -173,13 +180,13 @@ fn they_are_committed_to_and_collected() -> anyhow::Result<()> {
 
 #[test]
 fn they_lose_tags_and_are_collected() -> anyhow::Result<()> {
-    let fixture = Fixture::unpack("chain")?;
+    let fixture = Fixture::unpack("store-v1/chain")?;
     fixture.cli.ok(&["rm", "base+1"])?;
     fixture.cli.ok(&["gc", "--keep-percent", "100"])?;
     fixture.cli.ok(&["gc", "--keep-percent", "100"])?;
     fixture.holds(|tag| tag != "base+1")?;
     fixture.is_undamaged()?;
-    let fixture = Fixture::unpack("condemned")?;
+    let fixture = Fixture::unpack("store-v1/condemned")?;
     let packs = || -> anyhow::Result<usize> { Ok(list(&fixture.cli.store().join("packs"))?.len()) };
     assert_eq!(packs()?, 4, "three packs and one that was never finished");
     fixture.cli.ok(&["gc"])?;
@@ -206,7 +213,7 @@ fn they_are_repaired() -> anyhow::Result<()> {
 /// says that `c3` cannot be read, and `repair` stores the page standalone again.
 #[test]
 fn a_delta_on_a_delta_is_found_and_mended() -> anyhow::Result<()> {
-    let fixture = Fixture::unpack("delta-on-delta-collected")?;
+    let fixture = Fixture::unpack("store-v1/delta-on-delta-collected")?;
     fixture.holds(|tag| tag == "c1")?;
     let verified = fixture.cli.run(&["verify", "--read-data"])?;
     let text = String::from_utf8_lossy(&verified.stdout).into_owned();
@@ -224,7 +231,7 @@ fn a_delta_on_a_delta_is_found_and_mended() -> anyhow::Result<()> {
 #[test]
 fn a_machine_can_be_restored() -> anyhow::Result<()> {
     const TEST: &str = "a_machine_can_be_restored";
-    let fixture = Fixture::unpack("machine")?;
+    let fixture = Fixture::unpack("store-v1/machine")?;
     fixture.is_undamaged()?;
     let store = Store::open(fixture.cli.store())?;
     for tag in ["booted", "again"] {
@@ -265,7 +272,7 @@ fn a_machine_can_be_restored() -> anyhow::Result<()> {
 
 #[test]
 fn labels_and_parents_are_read() -> anyhow::Result<()> {
-    let fixture = Fixture::unpack("chain")?;
+    let fixture = Fixture::unpack("store-v1/chain")?;
     let store = Store::open(fixture.cli.store())?;
     let mut parent = None;
     for (step, tag) in ["base", "base+1", "base+2"].into_iter().enumerate() {
