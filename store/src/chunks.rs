@@ -22,18 +22,18 @@ use std::sync::{Arc, PoisonError, RwLock};
 use quick_cache::sync::Cache;
 
 use crate::error::{Damage, Error, Result};
+use crate::format::entry::stored_check;
+use crate::format::node::{self, Child, Node};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
 use crate::index::IndexReader;
 use crate::layout::Layout;
 use crate::pack::Location;
 use crate::pack::codec::{self, Encoding};
-use crate::pack::format::stored_check;
 use crate::pack::reader::{BaseRef, PackReader, Slot, base_in, payload_limit};
 use crate::pack::set::PackSet;
 use crate::page::PageSize;
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
-use crate::tree::node::{self, Child, Node};
 use crate::tree::read::node_id;
 
 /// Decoded tree nodes kept, of about 20 KiB each: 20 MiB, the leaves of 2 GiB.

@@ -25,17 +25,12 @@ use std::path::PathBuf;
 
 use crate::durable;
 use crate::error::{IoContext as _, Result};
+use crate::format::lease::{FORMAT, decode, encode};
 use crate::gc::state::Epoch;
 use crate::id::SnapshotId;
 use crate::layout::Layout;
 use crate::lock::{self, Lock, LockKind};
-use crate::sealed_file::Format;
 use crate::sim::{self, StepKind};
-
-const FORMAT: Format = Format {
-    magic: *b"SNAPLEAS",
-    version: 1,
-};
 
 /// What the holder of a lease needs.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -206,36 +201,6 @@ fn create_unique(layout: &Layout) -> Result<(File, PathBuf)> {
             other => return Ok((other.context("create", &path)?, path)),
         }
     }
-}
-
-/// One byte, 1 for a writer; its epoch, 8 bytes; the pinned ids.
-fn encode(claim: &Claim) -> Vec<u8> {
-    let mut bytes = vec![u8::from(claim.writing_since.is_some())];
-    bytes.extend_from_slice(&claim.writing_since.unwrap_or(Epoch::FIRST).to_bytes());
-    claim
-        .pins
-        .iter()
-        .for_each(|id| bytes.extend_from_slice(id.as_bytes()));
-    bytes
-}
-
-fn decode(payload: &[u8]) -> Option<Claim> {
-    let (writing, rest) = payload.split_first()?;
-    let (epoch, pins) = rest.split_first_chunk::<8>()?;
-    let pins = pins.chunks_exact(32);
-    if !pins.remainder().is_empty() {
-        return None;
-    }
-    Some(Claim {
-        writing_since: match writing {
-            0 => None,
-            1 => Some(Epoch::from_bytes(*epoch)),
-            _ => return None,
-        },
-        pins: pins
-            .map(|id| SnapshotId::from_bytes(id.try_into().expect("chunks of 32 bytes")))
-            .collect(),
-    })
 }
 
 #[cfg(test)]

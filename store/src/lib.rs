@@ -35,6 +35,7 @@ mod commit;
 mod diff;
 mod durable;
 mod error;
+mod format;
 mod gc;
 mod id;
 mod image;
@@ -55,7 +56,6 @@ mod recent;
 mod repair;
 mod salvage;
 mod scratch;
-mod sealed_file;
 #[cfg(feature = "sim")]
 pub mod sim;
 #[cfg(not(feature = "sim"))]

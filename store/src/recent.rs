@@ -13,9 +13,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use crate::error::{IoContext as _, Result};
+use crate::format::sealed_file::Format;
 use crate::layout::Layout;
 use crate::name::check_tag;
-use crate::sealed_file::Format;
 
 /// How many tags are kept.
 pub(crate) const MOST: usize = 32;

@@ -16,6 +16,7 @@ use std::path::Path;
 use crate::chunks::{Chunks, Place};
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::format::{entry, pack_v1};
 use crate::gc::mark::Reach;
 use crate::gc::state::CollectorState;
 use crate::id::{ChunkKey, ChunkKind, SnapshotId};
@@ -24,10 +25,10 @@ use crate::layout::Layout;
 use crate::lease;
 use crate::lock::{self, LockKind};
 use crate::manifest;
+use crate::pack::PackNumber;
 use crate::pack::codec;
 use crate::pack::reader::payload_limit;
 use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack};
-use crate::pack::{PackNumber, format};
 use crate::page::PageSize;
 use crate::progress::Progress;
 use crate::salvage::{self, Found, Wanted};
@@ -271,7 +272,7 @@ impl Store {
             let chunk = EncodedChunk {
                 key: base.key(),
                 encoding,
-                check: format::stored_check(&stored),
+                check: entry::stored_check(&stored),
                 len: stored.len(),
             };
             writer.append(&[chunk], stored)?;
@@ -302,7 +303,7 @@ impl Store {
                 let chunk = EncodedChunk {
                     key: entry.key,
                     encoding: entry.encoding,
-                    check: format::stored_check(&stored),
+                    check: entry::stored_check(&stored),
                     len: stored.len(),
                 };
                 writer.append(&[chunk], stored.to_vec())?;
@@ -464,10 +465,10 @@ fn page_size_of_packs(layout: &Layout) -> Result<Option<PageSize>> {
     let dir = layout.packs();
     for entry in fs::read_dir(&dir).context("list", &dir)? {
         let path = entry.context("list", &dir)?.path();
-        let mut header = [0; format::HEADER_LEN];
+        let mut header = [0; pack_v1::HEADER_LEN];
         let read = fs::File::open(&path).and_then(|mut file| file.read_exact(&mut header));
         if read.is_ok()
-            && let Some(page_size) = format::page_size_in_header(&header)
+            && let Some(page_size) = pack_v1::page_size_in_header(&header)
         {
             return Ok(Some(page_size));
         }

@@ -13,10 +13,11 @@ use rayon::prelude::*;
 
 use crate::chunks::{Chunks, Place};
 use crate::error::{Damage, Error, Result};
+use crate::format::entry::{self, ENTRY_LEN, Entry};
+use crate::format::pack_v1::HEADER_LEN;
 use crate::id::ChunkKind;
 use crate::pack::EntryNumber;
 use crate::pack::codec::{self, DELTA_HEAD_LEN, Encoding};
-use crate::pack::format::{self, ENTRY_LEN, Entry, HEADER_LEN};
 use crate::pack::reader::{PackReader, Slot};
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
@@ -132,7 +133,7 @@ fn lines(pack: &PackReader, damage: &mut Vec<Damage>) -> Result<Vec<Slot>> {
     let mut start = HEADER_LEN as u64;
     for (position, line) in raw.iter().enumerate() {
         let next = raw.get(position + 1);
-        let told = next.map_or(pack.chunks_end(), |next| u64::from(format::offset_in(next)));
+        let told = next.map_or(pack.chunks_end(), |next| u64::from(entry::offset_in(next)));
         let Some(entry) = guess(line, start) else {
             start = told;
             continue;
@@ -173,7 +174,7 @@ fn fits(pack: &PackReader, slot: &Slot) -> Result<bool> {
     let mut stored = Scratch::take();
     match pack.read(slot, &mut stored) {
         Err(Error::Damaged(_)) => Ok(false),
-        other => other.map(|()| format::stored_check(&stored) == slot.entry.check),
+        other => other.map(|()| entry::stored_check(&stored) == slot.entry.check),
     }
 }
 
@@ -223,7 +224,7 @@ fn identify(chunks: &Chunks, place: Place) -> Result<Option<Place>> {
         Err(Error::Damaged(_)) => return Ok(None),
         other => other?,
     }
-    let stored_is_right = format::stored_check(&stored) == said.check;
+    let stored_is_right = entry::stored_check(&stored) == said.check;
     let others = KINDS
         .into_iter()
         .flat_map(|kind| ENCODINGS.map(|encoding| (kind, encoding)));

@@ -6,12 +6,12 @@ use std::path::Path;
 
 use crate::chunks::Place;
 use crate::error::{IoContext as _, Result};
+use crate::format::entry::ENTRY_LEN;
+use crate::format::node::Child;
 use crate::gc::mark::Places;
 use crate::id::{ChunkId, ChunkKind};
-use crate::pack::format::ENTRY_LEN;
 use crate::pack::{Location, PackNumber};
 use crate::store::Store;
-use crate::tree::node::Child;
 use crate::tree::read::node_id;
 
 /// Numbers about a whole store.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::chunks::Chunks;
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::format::sealed_file::Format;
 use crate::gc::mark::Reach;
 use crate::id::SnapshotId;
 use crate::image::ImageReader;
@@ -17,7 +18,6 @@ use crate::layout::Layout;
 use crate::lock::{self, Lock, LockKind};
 use crate::manifest::{self, Image, Manifest};
 use crate::page::PageSize;
-use crate::sealed_file::Format;
 use crate::tags;
 
 /// The payload is the page size in bytes, u32.

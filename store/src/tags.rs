@@ -9,11 +9,11 @@ use std::fs;
 
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::format::sealed_file::Format;
 use crate::id::SnapshotId;
 use crate::layout::Layout;
 use crate::name::check_tag;
 use crate::recent;
-use crate::sealed_file::Format;
 use crate::sim::{self, StepKind};
 
 const FORMAT: Format = Format {

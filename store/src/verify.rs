@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use crate::chunks::{Chunks, Place};
 use crate::error::{Damage, Error, Result};
+use crate::format::node::{Child, Node};
 use crate::gc::mark::Marks;
 use crate::gc::state::CollectorState;
 use crate::id::{ChunkId, SnapshotId};
@@ -25,7 +26,6 @@ use crate::scratch::Scratch;
 use crate::store::Store;
 use crate::tags;
 use crate::threads;
-use crate::tree::node::{Child, Node};
 use crate::tree::read::node_id;
 
 /// One damage, and the tags of the snapshots that need what is damaged.

@@ -14,12 +14,12 @@ use rayon::prelude::*;
 use crate::commit::sink::{Claimed, EncodedRun, Sink, encode_into};
 use crate::commit::source::Source;
 use crate::error::Result;
+use crate::format::node::{Child, FAN_OUT, Node};
 use crate::id::{ChunkId, ChunkKind};
 use crate::manifest::Image;
 use crate::page::is_zero;
 use crate::progress::Progress;
 use crate::tree::build::{TreeBuilder, Unmentioned};
-use crate::tree::node::{Child, FAN_OUT, Node};
 use crate::tree::read::{Tree, node_id};
 use crate::tree::shape::{Shape, slot};
 

@@ -5,6 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::chunks::{Chunks, Place, identified};
 use crate::error::{Error, Result};
+use crate::format::entry;
+use crate::format::node::{Child, Node};
 use crate::gc::state::{CollectorState, Epoch};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
 use crate::index::{IndexReader, IndexWriter};
@@ -13,13 +15,12 @@ use crate::lock::Lock;
 use crate::pack::codec::{self, Base, Encoding};
 use crate::pack::reader::{BaseRef, delta_head, payload_limit};
 use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack};
-use crate::pack::{EntryNumber, Location, PackNumber, format};
+use crate::pack::{EntryNumber, Location, PackNumber};
 use crate::placement;
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
 use crate::store::Store;
 use crate::tree::build::NodeSink;
-use crate::tree::node::{Child, Node};
 
 /// The new chunks of one commit.
 ///
@@ -181,7 +182,7 @@ impl<'a> Sink<'a> {
             return Ok(());
         }
         self.added_chunks += run.chunks.len() as u64;
-        self.added_bytes += (run.bytes.len() + run.chunks.len() * format::ENTRY_LEN) as u64;
+        self.added_bytes += (run.bytes.len() + run.chunks.len() * entry::ENTRY_LEN) as u64;
         self.writer()?.append(&run.chunks, run.bytes)
     }
 
@@ -412,7 +413,7 @@ pub(crate) fn encode_into(
     run.chunks.push(EncodedChunk {
         key: id.key(),
         encoding,
-        check: format::stored_check(stored),
+        check: entry::stored_check(stored),
         len: stored.len(),
     });
     Ok(())

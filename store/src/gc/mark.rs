@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use crate::chunks::{Chunks, Place, Readable, first_readable};
 use crate::error::Result;
+use crate::format::node::Child;
 use crate::id::{ChunkId, ChunkKey, SnapshotId};
 use crate::index::IndexReader;
 use crate::manifest;
 use crate::pack::{Location, PackNumber};
 use crate::sim::{self, Fault};
-use crate::tree::node::Child;
 use crate::tree::read::node_id;
 
 /// One bit per entry of each pack.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::error::Result;
+use crate::format::entry::ENTRY_LEN;
 use crate::gc::mark::Marks;
-use crate::pack::format::ENTRY_LEN;
 use crate::pack::reader::PackReader;
 use crate::pack::set::PackSet;
 use crate::pack::{Location, PackNumber};

@@ -1,24 +1,14 @@
 //! The collector's durable state: an epoch, and the packs it has condemned.
 //!
-//! ```text
-//!  8  epoch
-//!  4  number of condemned packs; for each: 4 pack number, 8 epoch it was
-//!     condemned in
-//! ```
-//! in a sealed file. Numbers are little-endian. A missing file is epoch 1 with
-//! nothing condemned: losing it delays deletion and loses nothing.
+//! A missing file is epoch 1 with nothing condemned: losing it delays deletion and
+//! loses nothing.
 
 use std::collections::BTreeMap;
 
 use crate::error::{Damage, Result};
+use crate::format::collector::{FORMAT, decode, encode};
 use crate::layout::Layout;
 use crate::pack::PackNumber;
-use crate::sealed_file::Format;
-
-const FORMAT: Format = Format {
-    magic: *b"SNAPGCST",
-    version: 1,
-};
 
 /// Counts collections. A writer's lease carries the epoch it began in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -34,6 +24,11 @@ impl Epoch {
 
     pub fn from_bytes(bytes: [u8; 8]) -> Self {
         Self(u64::from_le_bytes(bytes))
+    }
+
+    /// Whether there is none after it.
+    pub fn is_last(self) -> bool {
+        self.0 == u64::MAX
     }
 
     pub fn next(self) -> Self {
@@ -73,42 +68,6 @@ impl CollectorState {
 
     /// Replaces the state, durably. The caller holds the publish lock.
     pub fn write(&self, layout: &Layout) -> Result<()> {
-        let mut payload = self.epoch.to_bytes().to_vec();
-        let count = u32::try_from(self.condemned.len()).expect("packs are counted in 32 bits");
-        payload.extend_from_slice(&count.to_le_bytes());
-        for (pack, epoch) in &self.condemned {
-            payload.extend_from_slice(&pack.0.to_le_bytes());
-            payload.extend_from_slice(&epoch.to_bytes());
-        }
-        FORMAT.write(&layout.collector(), &payload)
+        FORMAT.write(&layout.collector(), &encode(self))
     }
-}
-
-fn decode(payload: &[u8]) -> Option<CollectorState> {
-    let (epoch, rest) = payload.split_first_chunk::<8>()?;
-    let (count, rest) = rest.split_first_chunk::<4>()?;
-    let entries = rest.chunks_exact(12);
-    if usize::try_from(u32::from_le_bytes(*count)).ok()? != entries.len()
-        || !entries.remainder().is_empty()
-    {
-        return None;
-    }
-    let condemned: Vec<(PackNumber, Epoch)> = entries
-        .map(|entry| {
-            let (pack, epoch) = entry.split_first_chunk::<4>()?;
-            let pack = PackNumber(u32::from_le_bytes(*pack));
-            Some((pack, Epoch::from_bytes(epoch.try_into().ok()?)))
-        })
-        .collect::<Option<_>>()?;
-    let epoch = Epoch::from_bytes(*epoch);
-    let in_order = condemned.windows(2).all(|pair| pair[0].0 < pair[1].0);
-    let in_time = condemned.iter().all(|(_, condemned)| *condemned <= epoch);
-    // There is one after it.
-    if !in_order || !in_time || epoch == Epoch(u64::MAX) {
-        return None;
-    }
-    Some(CollectorState {
-        epoch,
-        condemned: condemned.into_iter().collect(),
-    })
 }

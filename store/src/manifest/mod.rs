@@ -1,7 +1,5 @@
 //! A snapshot's manifest: what it holds.
 
-mod format;
-
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,13 +7,13 @@ use serde::Serialize;
 
 use crate::chunks::Chunks;
 use crate::error::{Damage, Error, Result};
+use crate::format::manifest::Malformed;
+use crate::format::node::Child;
 use crate::id::SnapshotId;
 use crate::name;
 use crate::page::PageSize;
-use crate::tree::node::Child;
 use crate::tree::read::Tree;
 use crate::tree::shape::Shape;
-use format::Malformed;
 
 /// The longest manifest that is read or written.
 pub(crate) const MAX_LEN: usize = 1 << 20;

@@ -1,11 +1,10 @@
 //! Packs: append-only, then sealed and immutable files of encoded chunks.
 //!
-//! `format` draws the file, `codec` turns chunks into stored bytes and back,
+//! `crate::format` draws the file, `codec` turns chunks into stored bytes and back,
 //! `writer` makes one pack, `reader` maps one, `set` keeps the open ones and
 //! hands out numbers. Nothing here knows what a chunk means.
 
 pub(crate) mod codec;
-pub(crate) mod format;
 pub(crate) mod reader;
 pub(crate) mod set;
 pub(crate) mod writer;

@@ -16,11 +16,10 @@ use quick_cache::sync::Cache;
 
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result, is_unreadable};
+use crate::format::entry::{self, ENTRY_LEN, Entry};
+use crate::format::pack_v1::{self as format, Frame, FrameHasher, HEADER_LEN, Header, SEAL_LEN};
 use crate::id::{ChunkId, ChunkKey, ChunkKind};
 use crate::pack::codec::{DELTA_HEAD_LEN, Encoding};
-use crate::pack::format::{
-    self, ENTRY_LEN, Entry, Frame, FrameHasher, HEADER_LEN, Header, SEAL_LEN,
-};
 use crate::pack::{EntryNumber, Location, PackNumber};
 use crate::page::PageSize;
 use crate::sim::{self, StepKind};
@@ -151,7 +150,7 @@ impl PackReader {
         for frame in candidates {
             let mut first = [0; ENTRY_LEN];
             durable::read_at(&self.file, &self.path, &mut first, frame.footer_offset)?;
-            if format::offset_in(&first) as usize == HEADER_LEN {
+            if entry::offset_in(&first) as usize == HEADER_LEN {
                 return Ok(frame);
             }
         }
@@ -340,7 +339,7 @@ impl PackReader {
         let entry = Entry::from_bytes(run.get(at..at + ENTRY_LEN)?)?;
         let next = run.get(at + ENTRY_LEN..at + 2 * ENTRY_LEN);
         let end = next.map_or(self.frame.footer_offset, |next| {
-            u64::from(format::offset_in(next))
+            u64::from(entry::offset_in(next))
         });
         Some(Slot { number, entry, end })
     }
@@ -427,7 +426,7 @@ pub(crate) fn delta_head(base: BaseRef) -> [u8; DELTA_HEAD_LEN] {
 pub(crate) fn payload_limit(kind: ChunkKind, page_size: PageSize) -> usize {
     match kind {
         ChunkKind::Page => page_size.len(),
-        ChunkKind::Node => crate::tree::node::MAX_PAYLOAD_LEN,
+        ChunkKind::Node => crate::format::node::MAX_PAYLOAD_LEN,
         ChunkKind::Manifest => crate::manifest::MAX_LEN,
     }
 }

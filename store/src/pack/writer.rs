@@ -12,15 +12,19 @@ use std::thread::JoinHandle;
 
 use crate::durable;
 use crate::error::{IoContext as _, Result};
+use crate::format::entry::Entry;
+use crate::format::pack_v1::{self as format, HEADER_LEN};
 use crate::id::ChunkKey;
 use crate::layout::Layout;
 use crate::pack::codec::Encoding;
-use crate::pack::format::{
-    self, Entry, HEADER_LEN, PACK_SOFT_LIMIT_BYTES, PACK_SOFT_LIMIT_ENTRIES,
-};
 use crate::pack::{EntryNumber, Location, PackNumber};
 use crate::page::PageSize;
 use crate::sim::{self, Fault};
+
+/// A pack is sealed once it holds this many bytes or entries. Offsets of 32
+/// bits leave room for the batch that crosses the limit.
+const PACK_SOFT_LIMIT_BYTES: u64 = 256 << 20;
+const PACK_SOFT_LIMIT_ENTRIES: usize = 1 << 18;
 
 /// How many buffers may wait for the file.
 const QUEUE_LEN: usize = 4;

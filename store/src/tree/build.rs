@@ -2,7 +2,7 @@
 
 use crate::chunks::Chunks;
 use crate::error::Result;
-use crate::tree::node::{Child, FAN_OUT, Node};
+use crate::format::node::{Child, FAN_OUT, Node};
 use crate::tree::read::Tree;
 use crate::tree::shape::{Shape, pages_under};
 

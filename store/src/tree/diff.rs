@@ -2,7 +2,7 @@
 
 use crate::chunks::Chunks;
 use crate::error::Result;
-use crate::tree::node::{Child, FAN_OUT};
+use crate::format::node::{Child, FAN_OUT};
 use crate::tree::read::Tree;
 use crate::tree::shape::pages_per_child;
 

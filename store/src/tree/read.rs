@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::chunks::Chunks;
 use crate::error::Result;
+use crate::format::node::{Child, FAN_OUT, Node};
 use crate::id::{ChunkId, ChunkKind};
-use crate::tree::node::{Child, FAN_OUT, Node};
 use crate::tree::shape::{Shape, pages_per_child, pages_under, slot};
 
 /// The page tree of one image.

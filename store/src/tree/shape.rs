@@ -1,6 +1,6 @@
 //! The arithmetic of a page tree: which node covers which pages.
 
-use crate::tree::node::FAN_OUT;
+use crate::format::node::FAN_OUT;
 
 const FAN_OUT_U64: u64 = FAN_OUT as u64;
 

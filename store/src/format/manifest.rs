@@ -26,11 +26,11 @@
 
 use std::collections::BTreeMap;
 
+use crate::format::node::Child;
 use crate::id::SnapshotId;
 use crate::manifest::{Image, ImageRole, MAX_IMAGES, MAX_LABELS, MAX_LEN, Manifest};
 use crate::pack::Location;
 use crate::page::PageSize;
-use crate::tree::node::Child;
 
 const VERSION: u32 = 1;
 
