@@ -21,6 +21,7 @@ build: setup ## Build the program: target/release/snapstore
 	@$(with_cargo) cargo build --release --locked -p snapstore
 
 demo: build ## Do the main job on memory of a real guest, and measure it; then run Debian guests
+	@$(with_cargo) cargo build --release --locked -p snapstore --example demo
 	@scripts/demo.sh $(DEMO_ARGS)
 
 test: setup ## Run all checks and tests; ends with the numbers
@@ -40,7 +41,7 @@ mutations: setup ## Put known faults back, or FAULT; the simulator has to find e
 bench: setup ## Measure on the guest's images, machines and Linux guests
 	@$(with_cargo) cargo build --release --locked --workspace; \
 	images="$$(scripts/guest-images.sh)"; \
-	SNAPSTORE_IMAGES="$$images" cargo run --release --locked -p snapstore-tests --bin bench
+	SNAPSTORE_IMAGES="$$images" cargo run --release --locked -p snapstore-bench --bin bench
 	@scripts/linux-bench.sh
 
 check: setup ## Run formatter, linter and documentation only

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs `snapstore demo` on RAM images of a real guest, which it makes if need be, then
+# Runs the demonstration (cli/examples/demo) on RAM images of a real guest, which it makes if need be, then
 # the story of a running Debian guest: scripts/linux-demo.sh (LINUX=no leaves it out).
 #
-#   scripts/demo.sh [OPTION OF snapstore demo]...
+#   scripts/demo.sh [OPTION OF THE DEMONSTRATION]...
 #
 # IMAGES="tag=file tag=file ..." names other images, in the order to commit them.
 set -euo pipefail
@@ -22,5 +22,5 @@ else
     done
 fi
 target="${CARGO_TARGET_DIR:-target}"
-"$target/release/snapstore" demo "${images[@]}" "$@"
+"$target/release/examples/demo" "${images[@]}" "$@"
 scripts/linux-demo.sh

@@ -94,8 +94,6 @@ pub enum Command {
     /// Count what is stored, and what each snapshot adds
     #[command(after_help = "Example:\n  snapstore stats --json")]
     Stats,
-    /// Run the main job on real guest memory, and measure it
-    Demo(DemoArgs),
 }
 
 #[derive(Args)]
@@ -466,20 +464,6 @@ pub struct VerifyArgs {
     /// Read and check every stored byte, not only footers and references
     #[arg(long)]
     pub read_data: bool,
-}
-
-#[derive(Args)]
-#[command(after_help = "Example:\n  snapstore demo --image base=a.ram --image base+1=b.ram")]
-pub struct DemoArgs {
-    /// A tag and a memory image to commit under it, in order; may be repeated
-    #[arg(long = "image", value_name = "TAG=FILE", value_parser = key_value, required = true)]
-    pub images: Vec<(String, String)>,
-    /// Where to put the demonstration's store, and keep it [default: a temporary directory]
-    #[arg(long, value_name = "DIR")]
-    pub work_dir: Option<PathBuf>,
-    /// Keep the temporary directory
-    #[arg(long)]
-    pub keep: bool,
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

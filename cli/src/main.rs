@@ -79,6 +79,5 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => commands::verify::run(&context, &args),
         Command::Repair => commands::repair::run(&context),
         Command::Stats => commands::stats::run(&context),
-        Command::Demo(args) => commands::demo::run(&context, &args),
     }
 }

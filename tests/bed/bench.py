@@ -196,7 +196,7 @@ HEAD = ("measured", "figure", "baseline", "its figure", "ratio")
 
 
 class Table:
-    """As that of the benchmarks in tests/src/bench. Ratios are those of each round's figures; what
+    """As that of the benchmarks in bench/src. Ratios are those of each round's figures; what
     was measured once is compared with the other's median."""
 
     def __init__(self, found):

@@ -1,6 +1,5 @@
 //! What the tests of snapstore share.
 
-pub mod bench;
 pub mod crashing;
 pub mod harness;
 pub mod inherited;

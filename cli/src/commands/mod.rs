@@ -3,7 +3,6 @@
 pub mod commit;
 pub mod commit_vm;
 pub mod control;
-pub mod demo;
 pub mod diff;
 pub mod exec;
 pub mod gc;

@@ -8,9 +8,9 @@ use snapstore_tests::harness::{noise, skipped};
 
 use crate::{Fixture, PAGE};
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 14] = [
     "init", "commit", "mount", "umount", "tag", "tags", "rm", "log", "show", "diff", "gc",
-    "verify", "repair", "stats", "demo",
+    "verify", "repair", "stats",
 ];
 
 /// A store with `one` and its child `two`.

@@ -3,10 +3,10 @@
 use std::fs;
 use std::process::Command;
 
-use crate::bench::deep::{DEPTH, EDITS, timed_commit};
-use crate::bench::stats::{Random, Run, alternate};
-use crate::bench::tools::{find, settle, timed};
-use crate::bench::{Bench, utf8};
+use crate::deep::{DEPTH, EDITS, timed_commit};
+use crate::stats::{Random, Run, alternate};
+use crate::tools::{find, settle, timed};
+use crate::{Bench, utf8};
 
 /// Committing an image that is in the store already, against hashing its file.
 ///
@@ -105,7 +105,7 @@ pub fn diff_depth(bench: &mut Bench) -> anyhow::Result<()> {
     let end = format!("d{DEPTH}");
     let deep = bench.deep()?;
     // The same pages change at the same places in each round's three commits.
-    let step = |guest: &crate::bench::guest::Guest, round: usize| {
+    let step = |guest: &crate::guest::Guest, round: usize| {
         let mut guest = guest.clone();
         let step = guest.run(&mut Random::new(1000 + round as u64), EDITS, 0);
         (guest, step)

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::time::Instant;
 
-use crate::bench::Bench;
-use crate::bench::guest::PAGE;
-use crate::bench::stats::alternate;
-use crate::bench::tools::settle;
-use crate::bench::vm_rig::{FIRST, MIB_PAGES, Talk, lab, mount, snapshot, stage};
-use crate::vm::Lab;
+use crate::Bench;
+use crate::guest::PAGE;
+use crate::stats::alternate;
+use crate::tools::settle;
+use crate::vm_rig::{FIRST, MIB_PAGES, Talk, lab, mount, snapshot, stage};
+use snapstore_tests::vm::Lab;
 
 const MEMORY_BYTES: u64 = 512 << 20;
 const CHANGED_MIB: [u32; 3] = [1, 8, 64];

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use snapstore_guests::HALT;
 
-use crate::bench::Bench;
-use crate::bench::report::{Comparison, Unit};
-use crate::bench::stats::{Samples, alternate};
-use crate::bench::tools::figure;
-use crate::bench::vm_frozen::Helper;
-use crate::bench::vm_rig::{MIB_PAGES, lab, mount, snapshot};
-use crate::vm::Lab;
+use crate::Bench;
+use crate::report::{Comparison, Unit};
+use crate::stats::{Samples, alternate};
+use crate::tools::figure;
+use crate::vm_frozen::Helper;
+use crate::vm_rig::{MIB_PAGES, lab, mount, snapshot};
+use snapstore_tests::vm::Lab;
 
 const COUNT: usize = 100;
 /// What a machine may take beyond a bare one, in bytes: 0.12 MiB.

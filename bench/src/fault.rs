@@ -7,15 +7,15 @@ use std::time::Instant;
 
 use memmap2::Advice;
 
-use crate::bench::Bench;
-use crate::bench::deep::DEPTH;
-use crate::bench::guest::{PAGE, nonzero_pages};
-use crate::bench::mounts::Mount;
-use crate::bench::read::read_timed;
-use crate::bench::stats::{Run, alternate};
-use crate::bench::tools::settle;
-use crate::bench::touch::faults;
-use crate::harness::Cli;
+use crate::Bench;
+use crate::deep::DEPTH;
+use crate::guest::{PAGE, nonzero_pages};
+use crate::mounts::Mount;
+use crate::read::read_timed;
+use crate::stats::{Run, alternate};
+use crate::tools::settle;
+use crate::touch::faults;
+use snapstore_tests::harness::Cli;
 
 /// Random faults in a fresh mount, against the trivial server and plain files.
 ///

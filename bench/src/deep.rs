@@ -8,11 +8,11 @@ use snapstore_store::{
     CommitRequest, Committed, ImageRole, Input, InputData, InputKind, ParentChoice, Silent, Store,
 };
 
-use crate::bench::guest::{Guest, Step};
-use crate::bench::new_store;
-use crate::bench::stats::Random;
-use crate::bench::tools::hash;
-use crate::harness::Cli;
+use crate::guest::{Guest, Step};
+use crate::new_store;
+use crate::stats::Random;
+use crate::tools::hash;
+use snapstore_tests::harness::Cli;
 
 /// How long the chain is.
 pub const DEPTH: usize = 100;
@@ -145,9 +145,9 @@ pub fn timed_commit(
     diff: &Path,
 ) -> anyhow::Result<f64> {
     guest.write_diff(step, diff)?;
-    crate::bench::tools::settle(&[diff, cli.store()])?;
-    let diff = crate::bench::utf8(diff)?;
-    crate::bench::tools::timed(&mut cli.command(&[
+    crate::tools::settle(&[diff, cli.store()])?;
+    let diff = crate::utf8(diff)?;
+    crate::tools::timed(&mut cli.command(&[
         "commit", tag, "--diff", "--memory", diff, "--parent", parent,
     ])?)
 }

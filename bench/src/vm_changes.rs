@@ -15,12 +15,12 @@ use snapstore_store::{
 use snapstore_vmm::control::{Client, CommitReport, Seconds};
 use snapstore_vmm::memory::{HostSlot, ScanMethod, private_ranges};
 
-use crate::bench::Bench;
-use crate::bench::mounts::Mount;
-use crate::bench::stats::Samples;
-use crate::bench::vm_frozen::Helper;
-use crate::bench::vm_rig::{FIRST, MIB_PAGES, Talk, lab, mount, snapshot};
-use crate::vm::Lab;
+use crate::Bench;
+use crate::mounts::Mount;
+use crate::stats::Samples;
+use crate::vm_frozen::Helper;
+use crate::vm_rig::{FIRST, MIB_PAGES, Talk, lab, mount, snapshot};
+use snapstore_tests::vm::Lab;
 
 const PRIVATE_MIB: [u32; 2] = [64, 256];
 const CHANGED_MIB: u32 = 1;

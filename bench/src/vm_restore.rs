@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use snapstore_guests::TOUCH;
 
-use crate::bench::Bench;
-use crate::bench::mounts::Mount;
-use crate::bench::stats::{Run, Samples, take_turns};
-use crate::bench::vm_frozen::Helper;
-use crate::bench::vm_rig::{FIRST, MIB_PAGES, boot, lab, mount, snapshot};
-use crate::vm::{Lab, eventually};
+use crate::Bench;
+use crate::mounts::Mount;
+use crate::stats::{Run, Samples, take_turns};
+use crate::vm_frozen::Helper;
+use crate::vm_rig::{FIRST, MIB_PAGES, boot, lab, mount, snapshot};
+use snapstore_tests::vm::{Lab, eventually};
 
 /// The longest chain, in commits after the first.
 const DEPTH: u32 = 100;

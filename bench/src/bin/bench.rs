@@ -1,12 +1,12 @@
-//! Measures snapstore: `cargo run --release -p snapstore-tests --bin bench`.
+//! Measures snapstore: `cargo run --release -p snapstore-bench`.
 
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
-use snapstore_tests::bench::guest::Images;
-use snapstore_tests::bench::{ALL, Bench, Needs, serve_ram, vm_bare, vm_frozen, vm_rig};
+use snapstore_bench::guest::Images;
+use snapstore_bench::{ALL, Bench, Needs, serve_ram, vm_bare, vm_frozen, vm_rig};
 
 /// Compares snapstore with other programs and with itself, in turns. Takes the
 /// guest images from the directory `$SNAPSTORE_IMAGES`; the benchmarks of

@@ -23,7 +23,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use snapstore_guests::LOAD_ADDRESS;
 use snapstore_vmm::memory::{GuestMemory, HostSlot, MemoryLayout};
 
-use crate::bench::vm_frozen::Children;
+use crate::vm_frozen::Children;
 
 /// What a bare machine is made of.
 #[derive(Clone, Copy, Debug)]

@@ -1,11 +1,11 @@
 //! How long a guest stands still for a commit.
 
-use crate::bench::Bench;
-use crate::bench::mounts::Mount;
-use crate::bench::stats::{Samples, alternate};
-use crate::bench::vm_frozen::Helper;
-use crate::bench::vm_rig::{FIRST, MIB_PAGES, MemoryFile, Talk, lab, mount, snapshot, stage, warm};
-use crate::vm::Lab;
+use crate::Bench;
+use crate::mounts::Mount;
+use crate::stats::{Samples, alternate};
+use crate::vm_frozen::Helper;
+use crate::vm_rig::{FIRST, MIB_PAGES, MemoryFile, Talk, lab, mount, snapshot, stage, warm};
+use snapstore_tests::vm::Lab;
 
 /// What the guests have written since they were restored, in MiB.
 const PRIVATE_MIB: [u32; 5] = [1, 8, 64, 256, 512];

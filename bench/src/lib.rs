@@ -33,7 +33,7 @@ use guest::Images;
 use report::{Comparison, Report, Unit};
 use stats::{Random, Samples};
 
-use crate::harness::Cli;
+use snapstore_tests::harness::Cli;
 
 /// What every benchmark needs.
 pub struct Bench {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use snapstore_store::is_zero;
 
-use crate::bench::stats::Random;
+use crate::stats::Random;
 
 /// The size of a page.
 pub const PAGE: usize = 4096;

@@ -1,30 +1,72 @@
-//! `snapstore demo`: commits the given images, shows and compares them, and
-//! cleans up, by running this program as a user would.
+//! The main job on memory of real guests, by the program as its user would run it:
+//! commits the given images, shows and compares them, commits and restores running
+//! machines, and cleans up. `make demo` runs it.
 
 mod compare;
+#[path = "../../src/format.rs"]
+#[expect(dead_code, reason = "the demonstration shows less than the program")]
+mod format;
 mod machines;
 mod program;
 mod report;
 mod workspace;
 
 use std::fs::File;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use clap::Parser;
 use snapstore_store::{ImageRole, SnapshotId, Store};
 
-use crate::args::DemoArgs;
-use crate::context::Context;
-use crate::format::size;
 use compare::{Comparison, Stored};
+use format::size;
 use program::{Program, say};
 use report::{ImageRow, Report, StoreRow, duration, rate};
 use workspace::{Mount, Workspace};
 
-pub fn run(context: &Context, args: &DemoArgs) -> anyhow::Result<ExitCode> {
-    if context.json() {
+/// Run the main job on real guest memory, and measure it.
+#[derive(Parser)]
+struct Args {
+    /// A tag and a memory image to commit under it, in order; may be repeated
+    #[arg(long = "image", value_name = "TAG=FILE", value_parser = tag_and_file, required = true)]
+    images: Vec<(String, String)>,
+    /// Where to put the demonstration's store, and keep it [default: a temporary directory]
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    /// Keep the temporary directory
+    #[arg(long)]
+    keep: bool,
+    /// Print what was measured as one JSON object; the rest goes to standard error
+    #[arg(long)]
+    json: bool,
+}
+
+fn tag_and_file(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((tag, file)) if !tag.is_empty() && !file.is_empty() => {
+            Ok((tag.to_owned(), file.to_owned()))
+        }
+        _ => Err("it has the form TAG=FILE".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    let Err(error) = run(&Args::parse()) else {
+        return ExitCode::SUCCESS;
+    };
+    // A reader that went away is no failure.
+    if let Some(io::ErrorKind::BrokenPipe) = error.downcast_ref().map(io::Error::kind) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("error: {}", snapstore_host::message(&error));
+    ExitCode::FAILURE
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    if args.json {
         program::keep_stdout_free();
     }
     for (_, image) in &args.images {
@@ -51,12 +93,16 @@ pub fn run(context: &Context, args: &DemoArgs) -> anyhow::Result<ExitCode> {
         report: Report::default(),
     };
     demo.run()?;
-    let measured = demo.report.to_json(demo.program.steps());
-    context.answer(&measured, || demo.report.describe(demo.program.steps()))?;
+    let steps = demo.program.steps();
+    if args.json {
+        program::answer(&demo.report.to_json(steps).to_string())?;
+    } else {
+        program::answer(&demo.report.describe(steps))?;
+    }
     if workspace.is_kept() {
         say(&format!("The store is in {}.", workspace.store().display()))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 struct Demo<'a> {
@@ -186,7 +232,7 @@ impl Demo<'_> {
 
     fn mount(&mut self, tag: Option<&str>) -> anyhow::Result<Mount> {
         // The guard is there first: it does no harm if nothing was mounted.
-        let mount = Mount::at(self.workspace.mount_dir()?);
+        let mount = Mount::at(self.workspace.mount_dir()?, self.program.path());
         let dir = mount.dir().to_str().context("the path is not UTF-8")?;
         let arguments: Vec<&str> = ["mount"].into_iter().chain(tag).chain([dir]).collect();
         self.program.run_whatever_signal(&arguments)?;

@@ -1,10 +1,10 @@
 //! What tracking its writes costs a guest.
 
-use crate::bench::Bench;
-use crate::bench::mounts::Mount;
-use crate::bench::stats::alternate;
-use crate::bench::vm_rig::{BareTouch, FIRST, MIB_PAGES, Talk, lab, mount, snapshot, warm};
-use crate::vm::Lab;
+use crate::Bench;
+use crate::mounts::Mount;
+use crate::stats::alternate;
+use crate::vm_rig::{BareTouch, FIRST, MIB_PAGES, Talk, lab, mount, snapshot, warm};
+use snapstore_tests::vm::Lab;
 
 const MEMORY_BYTES: u64 = 512 << 20;
 /// Of these a word each is stored: what it takes is faults.

@@ -9,12 +9,12 @@ use anyhow::{Context as _, ensure};
 use snapstore_store::Store;
 use zstd::bulk::Compressor;
 
-use crate::bench::deep::commit_file;
-use crate::bench::guest::{Guest, NAMES, PAGE};
-use crate::bench::report::{Comparison, Unit};
-use crate::bench::stats::{Random, Samples};
-use crate::bench::tools::{bytes_under, figure, find, settle, timed};
-use crate::bench::{Bench, utf8};
+use crate::deep::commit_file;
+use crate::guest::{Guest, NAMES, PAGE};
+use crate::report::{Comparison, Unit};
+use crate::stats::{Random, Samples};
+use crate::tools::{bytes_under, figure, find, settle, timed};
+use crate::{Bench, utf8};
 
 /// What is aimed at: 112 MB for 254 MiB of distinct pages.
 const AIM: f64 = 112e6 / (254.0 * 1024.0 * 1024.0);

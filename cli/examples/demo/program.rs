@@ -1,4 +1,4 @@
-//! Running this program's commands in the open: each is shown, then its output.
+//! Running the program's commands in the open: each is shown, then its output.
 
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -10,10 +10,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use snapstore_host::own_program;
-
-use crate::{exit, logging};
-
 /// Something that took time.
 pub struct Step {
     pub what: String,
@@ -21,7 +17,7 @@ pub struct Step {
     pub note: String,
 }
 
-/// This program, on one store.
+/// The program, on one store.
 pub struct Program {
     path: PathBuf,
     store: PathBuf,
@@ -40,12 +36,17 @@ impl Program {
                 .context("cannot watch for signals")?;
         }
         Ok(Self {
-            path: own_program()?,
+            path: program()?,
             store: store.to_owned(),
             runtime: runtime.to_owned(),
             steps: Vec::new(),
             interrupted,
         })
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     pub fn check_interrupted(&self) -> anyhow::Result<()> {
@@ -77,7 +78,7 @@ impl Program {
             .command(arguments)
             .process_group(0)
             .output()
-            .context("cannot start this program's own file")?;
+            .context("cannot start the program")?;
         if !output.status.success() {
             bail!(
                 "`snapstore {}` ended with {}",
@@ -112,7 +113,7 @@ impl Program {
         let started = Instant::now();
         let output = configure(&mut command)
             .output()
-            .context("cannot start this program's own file")?;
+            .context("cannot start the program")?;
         let time = started.elapsed();
         let text = String::from_utf8_lossy(&output.stdout);
         for text_line in text.lines() {
@@ -150,6 +151,14 @@ impl Program {
     }
 }
 
+/// The built program: this one is `examples/demo` beside it.
+fn program() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find this program's own file")?;
+    let program = own.ancestors().nth(2).map(|dir| dir.join("snapstore"));
+    let program = program.filter(|program| program.is_file());
+    program.context("snapstore is not built in the same profile; run `cargo build` first")
+}
+
 /// Whether standard output is kept for one JSON object.
 static STORY_ON_STDERR: AtomicBool = AtomicBool::new(false);
 
@@ -162,11 +171,17 @@ pub fn keep_stdout_free() {
 /// away.
 pub fn say(line: &str) -> anyhow::Result<()> {
     if STORY_ON_STDERR.load(Ordering::Relaxed) {
-        logging::line(format_args!("{line}"));
+        let _ = writeln!(io::stderr(), "{line}");
         return Ok(());
     }
+    answer(line)
+}
+
+/// Writes a line to standard output.
+pub fn answer(line: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    exit::output(writeln!(out, "{line}").and_then(|()| out.flush()))
+    writeln!(out, "{}", line.trim_end())?;
+    Ok(out.flush()?)
 }
 
 /// As one would type it in a shell.

@@ -6,9 +6,9 @@ use std::time::Instant;
 use anyhow::ensure;
 use zstd::zstd_safe::{CCtx, DCtx, compress_bound};
 
-use crate::bench::Bench;
-use crate::bench::guest::{PAGE, distinct_pages};
-use crate::bench::stats::{Random, Run, alternate};
+use crate::Bench;
+use crate::guest::{PAGE, distinct_pages};
+use crate::stats::{Random, Run, alternate};
 
 /// Pages that are looked at.
 const SAMPLE: usize = 8192;

@@ -10,8 +10,8 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use rustix::mount::{UnmountFlags, unmount};
 
-use crate::bench::serve_ram;
-use crate::harness::Cli;
+use crate::serve_ram;
+use snapstore_tests::harness::Cli;
 
 /// A mount that is gone when this is.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail, ensure};
 use memmap2::{Advice, MmapMut, MmapOptions};
 
-use crate::bench::guest::PAGE;
+use crate::guest::PAGE;
 
 /// Children that hold copies of this process's memory and run nothing.
 #[derive(Debug, Default)]

@@ -7,12 +7,12 @@ use std::time::Instant;
 use anyhow::ensure;
 use snapstore_store::Store;
 
-use crate::bench::Bench;
-use crate::bench::deep::DEPTH;
-use crate::bench::guest::PAGE;
-use crate::bench::mounts::Mount;
-use crate::bench::stats::{Run, Samples, alternate};
-use crate::bench::tools::{find, hash, read_all, settle, timed};
+use crate::Bench;
+use crate::deep::DEPTH;
+use crate::guest::PAGE;
+use crate::mounts::Mount;
+use crate::stats::{Run, Samples, alternate};
+use crate::tools::{find, hash, read_all, settle, timed};
 
 /// What one read(2) asks for.
 const BUFFER: usize = 1 << 20;

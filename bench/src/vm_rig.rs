@@ -9,10 +9,10 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use snapstore_guests::{TOUCH, TouchCommand, page_sum};
 
-use crate::bench::mounts::Mount;
-use crate::bench::tools::read_all;
-use crate::bench::vm_frozen::Helper;
-use crate::vm::{Control, Lab};
+use crate::mounts::Mount;
+use crate::tools::read_all;
+use crate::vm_frozen::Helper;
+use snapstore_tests::vm::{Control, Lab};
 
 /// The first page that a guest is told to touch; the guest itself is below.
 pub const FIRST: u32 = 512;
@@ -56,7 +56,7 @@ pub fn snapshot(lab: &Lab, tag: &str, memory: &str, pages: u32, halt: bool) -> a
     guest.write(FIRST, pages, 0)?;
     if halt {
         guest.send(TouchCommand::Halt)?;
-        crate::vm::eventually("the guest halts", || {
+        snapstore_tests::vm::eventually("the guest halts", || {
             Ok((lab.ps(tag)?["state"] == "halted").then_some(()))
         })?;
     }

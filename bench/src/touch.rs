@@ -8,8 +8,8 @@ use std::time::Instant;
 use anyhow::ensure;
 use memmap2::{Advice, Mmap};
 
-use crate::bench::guest::PAGE;
-use crate::bench::stats::percentile;
+use crate::guest::PAGE;
+use crate::stats::percentile;
 
 /// How long faults took, in seconds.
 #[derive(Clone, Copy, Debug)]

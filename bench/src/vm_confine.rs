@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use crate::bench::Bench;
-use crate::bench::report::{Comparison, Unit};
-use crate::bench::stats::{Run, take_turns};
-use crate::bench::vm_rig::{MIB_PAGES, lab, mount, snapshot};
-use crate::vm::Lab;
+use crate::Bench;
+use crate::report::{Comparison, Unit};
+use crate::stats::{Run, take_turns};
+use crate::vm_rig::{MIB_PAGES, lab, mount, snapshot};
+use snapstore_tests::vm::Lab;
 
 const COUNT: usize = 100;
 /// Machines that are started one at a time, in a round; the middle one counts.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::bench::stats::{Samples, Spread};
+use crate::stats::{Samples, Spread};
 
 /// What a figure counts; fewer is better.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,7 +90,7 @@ impl Report {
     /// # Panics
     /// If no benchmark was begun.
     pub fn skip(&mut self, what: &str, reason: &str) {
-        crate::harness::skipped(what, reason);
+        snapstore_tests::harness::skipped(what, reason);
         self.section().skipped.push(format!("{what}: {reason}"));
     }
 
