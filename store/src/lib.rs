@@ -70,7 +70,7 @@ mod verify;
 
 pub use commit::input::{Extent, Input, InputData, InputKind};
 pub use commit::unchanging::{FileState, Unchanging};
-pub use commit::{CommitRequest, CommitTimings, Committed, ParentChoice};
+pub use commit::{CommitRequest, CommitTimings, Committed, ParentChoice, Precopy};
 pub use diff::{ChangedRange, ImageDiff};
 pub use error::{Damage, Error, ErrorClass, Result};
 pub use gc::{Decision, GcOptions, GcPlan, GcReport, PackPlan};

@@ -8,6 +8,7 @@ mod grain;
 pub(crate) mod input;
 pub(crate) mod pages;
 pub(crate) mod parent;
+mod precopy;
 mod request;
 pub(crate) mod sink;
 pub(crate) mod source;
@@ -30,7 +31,8 @@ use crate::tags;
 use crate::threads;
 use crate::tree::build::Unmentioned;
 use input::{Input, InputKind};
-use pages::commit_image;
+use pages::{Before, commit_image};
+pub use precopy::Precopy;
 use sink::Sink;
 use source::Source;
 use unchanging::Unchanging;
@@ -148,7 +150,7 @@ impl Store {
         let mut attempts = ATTEMPTS;
         loop {
             attempts -= 1;
-            match self.try_commit(request, progress) {
+            match self.try_commit(request, None, progress) {
                 Err(error @ Error::Overtaken { .. }) if attempts > 0 => {
                     tracing::debug!(%error, "commits again");
                     self.chunks.packs().reopen_all();
@@ -158,7 +160,30 @@ impl Store {
         }
     }
 
-    fn try_commit(&self, request: &CommitRequest, progress: &dyn Progress) -> Result<Committed> {
+    /// Commits inputs of which one has been read before, while it changed.
+    ///
+    /// That one, of the image's name, is a diff to what was read last: it has data
+    /// wherever the image may have changed since. All else is as with [`Store::commit`];
+    /// the parent is the one that the reading began with.
+    ///
+    /// # Errors
+    /// As [`Store::commit`]; [`Error::Overtaken`] if meanwhile a repair took away what was
+    /// stored, and then all has to be read anew.
+    pub fn commit_after(
+        &self,
+        precopy: Precopy<'_>,
+        request: &CommitRequest,
+        progress: &dyn Progress,
+    ) -> Result<Committed> {
+        self.try_commit(request, Some(precopy), progress)
+    }
+
+    fn try_commit(
+        &self,
+        request: &CommitRequest,
+        precopy: Option<Precopy<'_>>,
+        progress: &dyn Progress,
+    ) -> Result<Committed> {
         let mut stages = Stages(Instant::now());
         let mut timings = CommitTimings::default();
         request::check(request)?;
@@ -170,15 +195,26 @@ impl Store {
             .iter()
             .map(|input| Source::open(input, page_size))
             .collect::<Result<Vec<_>>>()?;
-        let mut sink = Sink::new(self)?;
-        let parent = self.pin_parent(request, &sources, &mut sink)?;
+        let (mut sink, parent, read) = match precopy {
+            Some(precopy) => (precopy.sink, precopy.parent, precopy.image),
+            None => {
+                let mut sink = Sink::new(self)?;
+                let parent = self.pin_parent(request, &sources, &mut sink)?;
+                (sink, parent, None)
+            }
+        };
         tracing::debug!(?parent, "began");
         let parent_manifest = parent.map(|id| self.manifest(id)).transpose()?;
         timings.prepare = stages.end_of_stage();
         let mut images = Vec::new();
         for (input, source) in request.inputs.iter().zip(&sources) {
             let old = parent_manifest.as_ref().and_then(|m| m.image(&input.name));
-            images.push(commit_input(&mut sink, input, source, old, progress)?);
+            let read = read.as_ref().filter(|read| read.name == input.name);
+            let image = match read {
+                Some(read) => precopy::commit_rest(&mut sink, source, read, old, progress)?,
+                None => commit_input(&mut sink, input, source, old, progress)?,
+            };
+            images.push(image);
         }
         timings.pages = stages.end_of_stage();
         tracing::debug!("stored images");
@@ -341,18 +377,15 @@ fn commit_input(
             let old = old.ok_or_else(|| Error::NoParentImage {
                 image: input.name.clone(),
             })?;
-            if old.size_bytes != source.size_bytes() {
-                return Err(Error::DiffSize {
-                    path: source.path().to_owned(),
-                    size_bytes: source.size_bytes(),
-                    image: input.name.clone(),
-                    parent_bytes: old.size_bytes,
-                });
-            }
+            same_size(source, old)?;
             Unmentioned::Inherited
         }
     };
-    let done = commit_image(sink, source, old, unmentioned, progress)?;
+    let before = Before {
+        image: old,
+        counted_from: None,
+    };
+    let done = commit_image(sink, source, before, unmentioned, progress)?;
     Ok(Image {
         name: input.name.clone(),
         role: input.role,
@@ -361,6 +394,19 @@ fn commit_input(
         changed_pages: done.changed_pages,
         root: done.tree.root(),
         page_size: sink.chunks().page_size(),
+    })
+}
+
+/// A diff is as long as what it differs from.
+fn same_size(source: &Source<'_>, old: &Image) -> Result<()> {
+    if old.size_bytes == source.size_bytes() {
+        return Ok(());
+    }
+    Err(Error::DiffSize {
+        path: source.path().to_owned(),
+        size_bytes: source.size_bytes(),
+        image: old.name.clone(),
+        parent_bytes: old.size_bytes,
     })
 }
 

@@ -6,6 +6,7 @@
 //! is not the same then is an input that changed, which is an error.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -41,12 +42,23 @@ pub(crate) struct CommittedImage {
     pub changed_pages: u64,
 }
 
+/// What an image's tree is made from.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Before<'a> {
+    /// Its predecessor: the parent's image, or what this commit has stored of this one.
+    pub image: Option<&'a Image>,
+    /// The parent's tree, of which changes are counted, where that is another.
+    pub counted_from: Option<Option<Tree>>,
+}
+
 /// Pages of the leaves that were taken up, before and now.
 #[derive(Default)]
 struct Counts {
     old: u64,
     new: u64,
     changed: u64,
+    /// Of what the predecessor counts as changed.
+    changed_before: u64,
 }
 
 /// Stores the input as a page tree. With [`Unmentioned::Inherited`] its holes
@@ -54,16 +66,18 @@ struct Counts {
 pub(crate) fn commit_image(
     sink: &mut Sink<'_>,
     source: &Source<'_>,
-    old: Option<&Image>,
+    before: Before<'_>,
     unmentioned: Unmentioned,
     progress: &dyn Progress,
 ) -> Result<CommittedImage> {
+    let old = before.image;
     let parent = old.map(Image::tree);
     let page_bytes = sink.chunks().page_size().bytes();
     let shape = Shape::of_pages(source.size_bytes().div_ceil(page_bytes));
     let job = Job {
         source,
         parent,
+        counted_from: before.counted_from,
         unmentioned,
         page_bytes,
         pages: shape.pages(),
@@ -101,11 +115,15 @@ pub(crate) fn commit_image(
     let tree = builder.finish(sink)?;
     let old_nonzero = old.map_or(0, |image| image.nonzero_pages);
     let elsewhere = old_nonzero.saturating_sub(counts.old);
+    // Of the leaves that were not taken up the predecessor has counted what changed.
+    let counted = before.counted_from.and(old);
+    let counted = counted.map_or(0, |image| image.changed_pages);
+    let counted = counted.saturating_sub(counts.changed_before);
     Ok(match unmentioned {
         Unmentioned::Inherited => CommittedImage {
             tree,
             nonzero_pages: elsewhere + counts.new,
-            changed_pages: counts.changed,
+            changed_pages: counted + counts.changed,
         },
         // What the parent has elsewhere is zero now.
         Unmentioned::Zero => CommittedImage {
@@ -119,6 +137,7 @@ pub(crate) fn commit_image(
 struct Job<'a> {
     source: &'a Source<'a>,
     parent: Option<Tree>,
+    counted_from: Option<Option<Tree>>,
     unmentioned: Unmentioned,
     page_bytes: u64,
     pages: u64,
@@ -154,14 +173,26 @@ struct LeafWork {
     /// The slots whose pages the input has data for.
     slots: Vec<usize>,
     parent: Option<(Child, Arc<Node>)>,
+    /// The leaf that changes are counted from, if that is not the parent's.
+    counted_from: Option<Option<Arc<Node>>>,
     node: Node,
     /// The node's id once it is known to be new.
     new_id: Option<ChunkId>,
     /// The slots whose pages this leaf must encode.
     fresh: Vec<usize>,
     encode_leaf: bool,
+    /// Of a live input the pages that may have to be encoded, as they were hashed.
+    kept: HashMap<usize, Box<[u8]>>,
     run: EncodedRun,
     result: Option<Child>,
+}
+
+/// A page of an input.
+struct Hashed {
+    /// `None` for zero, the parent's child if it is equal.
+    child: Option<Child>,
+    /// Its bytes, if it cannot be read again.
+    bytes: Option<Box<[u8]>>,
 }
 
 /// Reads and hashes a batch, and finds out what is in the store.
@@ -223,10 +254,12 @@ impl LeafWork {
             index,
             slots: Vec::new(),
             parent: None,
+            counted_from: None,
             node: Node::empty(0),
             new_id: None,
             fresh: Vec::new(),
             encode_leaf: false,
+            kept: HashMap::new(),
             run: EncodedRun::default(),
             result: None,
         }
@@ -242,6 +275,11 @@ impl LeafWork {
         };
         if let (Some((_, node)), Unmentioned::Inherited) = (&self.parent, job.unmentioned) {
             self.node = (**node).clone();
+        }
+        if let Some(tree) = job.counted_from {
+            let tree = tree.filter(|tree| first_page < tree.shape().pages());
+            let leaf = tree.map(|tree| tree.node_over(sink.chunks(), 0, first_page));
+            self.counted_from = Some(leaf.transpose()?.flatten().map(|(_, leaf)| leaf));
         }
         self.hash(sink, job)?;
         if self.node.is_zero() {
@@ -269,14 +307,19 @@ impl LeafWork {
 
     fn count(&self, counts: &mut Counts) {
         let old = self.parent.as_ref().map(|(_, node)| node);
+        let from = self.counted_from.as_ref().map(Option::as_ref);
+        let page = |leaf: Option<&Arc<Node>>, slot| {
+            let child = leaf.and_then(|node| node.child(slot));
+            child.map(|child| child.hash)
+        };
         for slot in 0..FAN_OUT {
-            let before = old
-                .and_then(|node| node.child(slot))
-                .map(|child| child.hash);
+            let before = page(old, slot);
             let now = self.node.child(slot).map(|child| child.hash);
+            let from = from.map_or(before, |leaf| page(leaf, slot));
             counts.old += u64::from(before.is_some());
             counts.new += u64::from(now.is_some());
-            counts.changed += u64::from(before != now);
+            counts.changed += u64::from(from != now);
+            counts.changed_before += u64::from(from != before);
         }
     }
 
@@ -284,14 +327,16 @@ impl LeafWork {
     fn hash(&mut self, sink: &Sink<'_>, job: &Job<'_>) -> Result<()> {
         let pieces = self.pieces(job)?;
         let this: &Self = self;
-        let hashed: Vec<Vec<Option<Child>>> = pieces
+        let hashed: Vec<Vec<Hashed>> = pieces
             .par_iter()
             .map(|pages| this.hash_piece(sink, job, pages))
             .collect::<Result<_>>()?;
         for (pages, children) in pieces.into_iter().zip(hashed) {
-            for (page, child) in pages.zip(children) {
-                self.slots.push(slot(page, 0));
-                self.node.set_child(slot(page, 0), child);
+            for (page, hashed) in pages.zip(children) {
+                let slot = slot(page, 0);
+                self.slots.push(slot);
+                self.node.set_child(slot, hashed.child);
+                self.kept.extend(hashed.bytes.map(|bytes| (slot, bytes)));
             }
         }
         Ok(())
@@ -323,13 +368,14 @@ impl LeafWork {
         Ok(pieces)
     }
 
-    /// The pages of a piece: `None` for zero, the parent's child if it is equal.
     fn hash_piece(
         &self,
         sink: &Sink<'_>,
         job: &Job<'_>,
         pages: &Range<u64>,
-    ) -> Result<Vec<Option<Child>>> {
+    ) -> Result<Vec<Hashed>> {
+        let is_live = job.source.is_live();
+        let known = |child| Hashed { child, bytes: None };
         PIECE.with_borrow_mut(|bytes| {
             self.read(sink, job, pages, bytes)?;
             let page_len = sink.chunks().page_size().len();
@@ -338,7 +384,7 @@ impl LeafWork {
                 .zip(bytes.chunks(page_len))
                 .map(|(page, bytes)| {
                     if is_zero(bytes) {
-                        return Ok(None);
+                        return Ok(known(None));
                     }
                     let id = ChunkKind::Page.hash(bytes);
                     let hash = *id.as_bytes();
@@ -346,9 +392,12 @@ impl LeafWork {
                         && old.hash == hash
                         && sink.in_place(id, old.hint)?
                     {
-                        return Ok(Some(old));
+                        return Ok(known(Some(old)));
                     }
-                    Ok(Some(Child { hash, hint: None }))
+                    Ok(Hashed {
+                        child: Some(Child { hash, hint: None }),
+                        bytes: is_live.then(|| bytes.into()),
+                    })
                 });
             children.collect()
         })
@@ -451,7 +500,13 @@ impl LeafWork {
         PIECE.with_borrow_mut(|bytes| {
             for slot in slots {
                 let page = self.first_page() + *slot as u64;
-                self.read(sink, job, &(page..page + 1), bytes)?;
+                match self.kept.get(slot) {
+                    Some(kept) => {
+                        bytes.clear();
+                        bytes.extend_from_slice(kept);
+                    }
+                    None => self.read(sink, job, &(page..page + 1), bytes)?,
+                }
                 let child = self.node.child(*slot).expect("a fresh page is not zero");
                 let id = self.node.child_id(child);
                 if ChunkKind::Page.hash(bytes) != id {

@@ -193,6 +193,13 @@ impl<'a> Sink<'a> {
         if !self.writer.as_ref().is_some_and(PackWriter::is_full) {
             return Ok(());
         }
+        self.finish_pack()
+    }
+
+    /// Seals the pack being written and enters its chunks into the index: from then on
+    /// they are read like any others. No snapshot needs them yet; this commit's lease
+    /// keeps them.
+    pub fn finish_pack(&mut self) -> Result<()> {
         if let Some(pack) = self.seal()? {
             let _publish = self.store.publish_lock()?;
             self.publish_pack(Some(&pack))?;

@@ -26,6 +26,8 @@ pub(crate) struct Source<'a> {
     /// The file's path, or what messages call the input.
     path: PathBuf,
     size_bytes: u64,
+    /// Whether it may change while it is read; each page is then read once.
+    is_live: bool,
 }
 
 enum Data<'a> {
@@ -86,7 +88,20 @@ impl<'a> Source<'a> {
             data,
             path,
             size_bytes,
+            is_live: false,
         })
+    }
+
+    /// The same input, which changes while it is read.
+    pub fn live(self) -> Self {
+        Self {
+            is_live: true,
+            ..self
+        }
+    }
+
+    pub fn is_live(&self) -> bool {
+        self.is_live
     }
 
     pub fn path(&self) -> &Path {

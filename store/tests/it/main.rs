@@ -7,6 +7,7 @@ mod bases;
 mod inputs;
 mod partial_pages;
 mod pins;
+mod precopy;
 
 use std::collections::BTreeMap;
 use std::fs::File;
