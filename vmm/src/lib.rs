@@ -37,7 +37,10 @@ pub use devices::{Console, virtio};
 pub use error::{Error, Result};
 pub use inherited::{heed_children, keep_descriptors_from_children, reset_signals};
 pub use loader::{Entry, FLAT_ADDRESS, Kernel};
-pub use machine::{Assembled, BuildTimings, Ending, Freeze, FreezeTimings, FrozenMemory, Machine};
+pub use machine::{
+    Assembled, BuildTimings, Ending, Freeze, FreezeOptions, FreezeTimings, FrozenMemory,
+    LiveMemory, Machine,
+};
 pub use signals::{
     MEMORY_LOST_EXIT_CODE, PANICKED_EXIT_CODE, end_on_lost_memory, end_on_panic, forbid_merging,
 };

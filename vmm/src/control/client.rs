@@ -53,6 +53,7 @@ pub struct FrozenMachine {
     state: Vec<u8>,
     disks: Vec<FrozenDisk>,
     written: Vec<Range<u64>>,
+    after_rounds: bool,
     origin: Origin,
     timings: Seconds,
 }
@@ -211,61 +212,8 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::request`]; [`ErrorKind::Busy`] if another process commits it.
-    pub fn freeze(mut self) -> Result<FrozenMachine> {
-        let Reply::Frozen {
-            pid,
-            slots,
-            lists_changes,
-            disks,
-            origin,
-            timings,
-        } = self.request(&Request::Freeze)?
-        else {
-            return Self::unexpected();
-        };
-        if let Some((machine, frozen)) = self.connection.peer_pid().zip(pid)
-            && let Err(error) = volunteer(machine, frozen)
-        {
-            tracing::debug!(%error, "the frozen copy may outlive its machine when memory is short");
-        }
-        let memory = self.take_file()?;
-        let pagemap = pid.map(|_| self.take_file()).transpose()?;
-        let mut state_file = self.take_file()?;
-        let mut state = Vec::new();
-        let began = std::time::Instant::now();
-        read_from_start(&mut state_file, &mut state, crate::state::MAX_STATE_BYTES)
-            .map_err(|source| self.broken(source))?;
-        let private = pagemap
-            .map(|pagemap| private_ranges(&pagemap, &slots, ScanMethod::Automatic))
-            .transpose()?;
-        let mut changed = None;
-        if lists_changes {
-            let mut list = self.take_file()?;
-            changed = Some(read_ranges(&mut list).map_err(|source| self.broken(source))?);
-        }
-        let written = match (private, changed) {
-            (Some(private), Some(changed)) => ranges::intersect(&private, &changed),
-            (Some(all), None) | (None, Some(all)) => all,
-            (None, None) => return Self::unexpected(),
-        };
-        let disks = disks
-            .into_iter()
-            .map(|info| self.take_disk(info))
-            .collect::<Result<_>>()?;
-        let mut timings = timings;
-        timings.insert("scan".to_owned(), began.elapsed().as_secs_f64());
-        let client = Arc::new(Mutex::new(self));
-        Ok(FrozenMachine {
-            _alive: say_alive(&client),
-            client,
-            memory,
-            slots,
-            state,
-            disks,
-            written,
-            origin,
-            timings,
-        })
+    pub fn freeze(self) -> Result<FrozenMachine> {
+        Committer::new(self).freeze(false)
     }
 
     fn take_disk(&mut self, info: DiskInfo) -> Result<FrozenDisk> {
@@ -291,7 +239,151 @@ impl Client {
     }
 }
 
+/// A connection that commits a machine.
+pub struct Committer {
+    client: Arc<Mutex<Client>>,
+    /// Ends the thread that says that this is alive.
+    alive: Sender<()>,
+    /// The last round whose pages were handed out.
+    round: Option<u64>,
+}
+
+/// Some of a running guest's memory, to be read now.
+pub struct LiveMemory {
+    /// To be read at the slots' host addresses.
+    pub memory: File,
+    /// Where guest memory lies in it.
+    pub slots: Vec<HostSlot>,
+    /// What may differ from the origin, or from what the round before has read: image
+    /// ranges in bytes.
+    pub written: Vec<Range<u64>>,
+    /// The snapshot that the rest of the memory is of; without one it is zero.
+    pub origin: Origin,
+}
+
+impl Committer {
+    /// From here on the machine hears now and then that this process lives.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        let client = Arc::new(Mutex::new(client));
+        Self {
+            alive: say_alive(&client),
+            client,
+            round: None,
+        }
+    }
+
+    /// Memory that may be read while the guest runs. By asking once more the caller says
+    /// that it has read what it was told before; pages written meanwhile are listed again.
+    /// `None` if no further round is worthwhile.
+    ///
+    /// # Errors
+    /// As [`Client::request`]; [`ErrorKind::Busy`] if another process commits it.
+    pub fn next_round(&mut self) -> Result<Option<LiveMemory>> {
+        let mut client = lock(&self.client);
+        let after = self.round;
+        let (slots, round, origin) = match client.request(&Request::Precopy { after })? {
+            Reply::Done => return Ok(None),
+            Reply::Live {
+                slots,
+                round,
+                origin,
+            } => (slots, round, origin),
+            _ => return Client::unexpected(),
+        };
+        let memory = client.take_file()?;
+        let mut list = client.take_file()?;
+        let written = read_ranges(&mut list).map_err(|source| client.broken(source))?;
+        self.round = Some(round);
+        Ok(Some(LiveMemory {
+            memory,
+            slots,
+            written,
+            origin,
+        }))
+    }
+
+    /// Freezes the machine, and finds what it changed: since the last round, if its pages
+    /// have been read ([`FrozenMachine::after_rounds`]). With `whole` all of the memory is
+    /// frozen, and not only what changed.
+    ///
+    /// # Errors
+    /// As [`Committer::next_round`].
+    pub fn freeze(self, whole: bool) -> Result<FrozenMachine> {
+        let asked = self.round;
+        let mut client = lock(&self.client);
+        let request = Request::Freeze {
+            after: asked,
+            whole,
+        };
+        let Reply::Frozen {
+            pid,
+            slots,
+            lists_changes,
+            after,
+            disks,
+            origin,
+            timings,
+        } = client.request(&request)?
+        else {
+            return Client::unexpected();
+        };
+        if let Some((machine, frozen)) = client.connection.peer_pid().zip(pid)
+            && let Err(error) = volunteer(machine, frozen)
+        {
+            tracing::debug!(%error, "the frozen copy may outlive its machine when memory is short");
+        }
+        let memory = client.take_file()?;
+        let pagemap = pid.map(|_| client.take_file()).transpose()?;
+        let mut state_file = client.take_file()?;
+        let mut state = Vec::new();
+        let began = std::time::Instant::now();
+        read_from_start(&mut state_file, &mut state, crate::state::MAX_STATE_BYTES)
+            .map_err(|source| client.broken(source))?;
+        let private = pagemap
+            .map(|pagemap| private_ranges(&pagemap, &slots, ScanMethod::Automatic))
+            .transpose()?;
+        let mut changed = None;
+        if lists_changes {
+            let mut list = client.take_file()?;
+            changed = Some(read_ranges(&mut list).map_err(|source| client.broken(source))?);
+        }
+        let written = match (private, changed) {
+            (Some(private), Some(changed)) => ranges::intersect(&private, &changed),
+            (Some(all), None) | (None, Some(all)) => all,
+            (None, None) => return Client::unexpected(),
+        };
+        let disks = disks
+            .into_iter()
+            .map(|info| client.take_disk(info))
+            .collect::<Result<_>>()?;
+        let mut timings = timings;
+        timings.insert("scan".to_owned(), began.elapsed().as_secs_f64());
+        drop(client);
+        Ok(FrozenMachine {
+            client: self.client,
+            _alive: self.alive,
+            memory,
+            slots,
+            state,
+            disks,
+            written,
+            after_rounds: after.is_some() && after == asked,
+            origin,
+            timings,
+        })
+    }
+}
+
 impl FrozenMachine {
+    /// Whether what was written is what was written since the last round of
+    /// [`Committer::next_round`]; else it is since the last commit, and what the rounds
+    /// have read is of no use.
+    #[must_use]
+    pub fn after_rounds(&self) -> bool {
+        self.after_rounds
+    }
+
     /// The frozen memory, to be read at the slots' host addresses. If what was written was
     /// copied it holds nothing else.
     #[must_use]
@@ -408,7 +500,9 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
 fn patience(request: &Request) -> Option<Duration> {
     match request {
         Request::Wait | Request::WaitReady => None,
-        Request::Freeze | Request::Committed(_) => Some(FREEZE_PATIENCE),
+        Request::Precopy { .. } | Request::Freeze { .. } | Request::Committed(_) => {
+            Some(FREEZE_PATIENCE)
+        }
         _ => Some(PATIENCE),
     }
 }

@@ -44,10 +44,24 @@ pub enum Request {
         /// Begin with the output that is still kept (up to 64 KiB).
         replay: bool,
     },
+    /// What a commit may read while the guest runs, to have less to freeze. Reply:
+    /// `live`, with descriptors, or `done` if nothing is to be gained.
+    Precopy {
+        /// The round before, which has been read.
+        #[serde(default)]
+        after: Option<u64>,
+    },
     /// Freeze this instant for a commit. Reply: `frozen`, with descriptors.
-    Freeze,
-    /// The client is still at what it froze. Reply: `done`. One that says nothing for a
-    /// minute loses its frozen copy.
+    Freeze {
+        /// The last round of this connection's `precopy`, which has been read.
+        #[serde(default)]
+        after: Option<u64>,
+        /// All of the memory, however little was written.
+        #[serde(default)]
+        whole: bool,
+    },
+    /// The client is still at what it froze, or reads before that. Reply: `done`. One that
+    /// says nothing for a minute loses its frozen copy, and its turn.
     Alive,
     /// What this connection froze is durable. Reply: `done`. A descriptor that
     /// comes with this line is kept until the next one comes or the machine ends.
@@ -167,10 +181,22 @@ pub enum Reply {
     Status(Box<Status>),
     /// Raw bytes follow.
     Console,
+    /// Memory that the guest goes on writing. Descriptors: the memory, to be read at the
+    /// slots' host addresses, and the image ranges to be read (as with `frozen`). What
+    /// is written from here on is in the list of the next round, or of the freeze.
+    Live {
+        /// Where the guest's memory lies.
+        slots: Vec<HostSlot>,
+        /// The number to name next.
+        round: u64,
+        /// The snapshot it differs from.
+        origin: Origin,
+    },
     /// The instant is frozen. Descriptors, in order: its memory, to be read at the
     /// slots' host addresses; if a process has it, that one's pagemap; the machine
     /// state; and, if `lists_changes`, the image ranges that changed since the last
-    /// commit (pairs of little-endian u64: start and end in bytes). Without a process
+    /// commit, or since the round `after` (pairs of little-endian u64: start and end in
+    /// bytes). Without a process
     /// they are listed and the memory holds nothing else. Then for each
     /// disk its base, its overlay if it has one, and what of it differs from the
     /// origin, or without one from the base (four little-endian u64 each: offset
@@ -183,6 +209,10 @@ pub enum Reply {
         slots: Vec<HostSlot>,
         /// Whether the changed ranges come with it.
         lists_changes: bool,
+        /// The round of `precopy` that the list begins after; none if it begins after
+        /// the last commit.
+        #[serde(default)]
+        after: Option<u64>,
         /// The disks.
         disks: Vec<DiskInfo>,
         /// The snapshot it differs from.

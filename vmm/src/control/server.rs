@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
+use std::ops::Range;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,7 +20,7 @@ use crate::control::wire::Connection;
 use crate::devices::Console;
 use crate::devices::virtio::{Content, Extent, FrozenDisk};
 use crate::error::{Error, Result};
-use crate::machine::{Ending, Freeze, Machine};
+use crate::machine::{Ending, Freeze, FreezeOptions, Machine};
 use crate::rate::Rate;
 
 /// The most clients at a time; further ones are turned away.
@@ -249,6 +250,8 @@ struct Client<'a> {
     /// The disks of what it froze and was too slow to commit. What a client reads of
     /// them stays what it was, as long as it is there.
     lost: Vec<FrozenDisk>,
+    /// Whether it is this client that commits.
+    commits: bool,
     /// Whether it was too slow.
     gave_up: bool,
     /// Whether it has asked to be told when the guest is ready.
@@ -262,6 +265,7 @@ impl<'a> Client<'a> {
             connection: Some(Connection::new(stream)),
             freeze: None,
             lost: Vec::new(),
+            commits: false,
             gave_up: false,
             waits_for_ready: false,
         }
@@ -280,9 +284,7 @@ impl<'a> Client<'a> {
                     self.refuse(&error);
                     break;
                 }
-                Err(error)
-                    if error.kind() == io::ErrorKind::WouldBlock && self.freeze.is_some() =>
-                {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.commits => {
                     self.give_up_freeze();
                     continue;
                 }
@@ -324,8 +326,11 @@ impl<'a> Client<'a> {
             }
             Request::Wait => Ok(self.ended()),
             Request::WaitReady => self.wait_ready().map(|()| Reply::Done),
-            Request::Freeze => return self.freeze(),
-            Request::Alive if self.freeze.is_none() => Ok(self.nothing_frozen()),
+            Request::Precopy { after } => return self.precopy(after),
+            Request::Freeze { after, whole } => {
+                return self.freeze(FreezeOptions { after, whole });
+            }
+            Request::Alive if !self.commits => Ok(self.nothing_frozen()),
             Request::Alive => Ok(Reply::Done),
             Request::Committed(report) => Ok(self.committed(report)),
             Request::Console { .. } => unreachable!("taken by the caller"),
@@ -355,34 +360,78 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn freeze(&mut self) -> (Reply, Vec<OwnedFd>) {
-        if self.freeze.is_some() {
-            return (invalid("this connection has frozen already"), Vec::new());
+    /// Makes this client the one that commits. If another does, what it hears.
+    fn begin_commit(&mut self) -> Option<Reply> {
+        if self.commits {
+            return None;
         }
         let peer = self.connection.as_ref().and_then(Connection::peer_pid);
-        {
-            let mut record = self.vm.record();
-            if let Some(pid) = record.committer {
-                let reply = Reply::Error {
-                    kind: ErrorKind::Busy,
-                    message: format!("process {pid} is committing this machine; try again later"),
-                };
-                return (reply, Vec::new());
-            }
-            record.committer = Some(peer.unwrap_or(0));
+        let mut record = self.vm.record();
+        if let Some(pid) = record.committer {
+            return Some(Reply::Error {
+                kind: ErrorKind::Busy,
+                message: format!("process {pid} is committing this machine; try again later"),
+            });
         }
-        match self.frozen() {
-            Ok(answer) => answer,
-            Err(error) => {
-                self.thaw();
-                self.vm.record().committer = None;
-                (failure(&error), Vec::new())
-            }
+        record.committer = Some(peer.unwrap_or(0));
+        drop(record);
+        self.commits = true;
+        self.set_patience(Some(COMMIT_PATIENCE));
+        None
+    }
+
+    fn end_commit(&mut self) {
+        if std::mem::take(&mut self.commits) {
+            self.vm.record().committer = None;
+            self.set_patience(None);
         }
     }
 
-    fn frozen(&mut self) -> Result<(Reply, Vec<OwnedFd>)> {
-        let freeze = self.vm.machine.freeze()?;
+    fn precopy(&mut self, after: Option<u64>) -> (Reply, Vec<OwnedFd>) {
+        if self.freeze.is_some() {
+            return (invalid("this connection has frozen already"), Vec::new());
+        }
+        if let Some(busy) = self.begin_commit() {
+            return (busy, Vec::new());
+        }
+        self.live(after).unwrap_or_else(|error| {
+            self.end_commit();
+            (failure(&error), Vec::new())
+        })
+    }
+
+    fn live(&self, after: Option<u64>) -> Result<(Reply, Vec<OwnedFd>)> {
+        let Some(live) = self.vm.machine.precopy(after)? else {
+            return Ok((Reply::Done, Vec::new()));
+        };
+        let list = memory_file("written ranges", &range_bytes(&live.pages));
+        let list = list.map_err(|source| Error::Os {
+            action: "hand over what was written",
+            source,
+        })?;
+        let reply = Reply::Live {
+            slots: live.slots,
+            round: live.round,
+            origin: self.vm.record().origin.clone(),
+        };
+        Ok((reply, vec![live.memory.into(), list]))
+    }
+
+    fn freeze(&mut self, options: FreezeOptions) -> (Reply, Vec<OwnedFd>) {
+        if self.freeze.is_some() {
+            return (invalid("this connection has frozen already"), Vec::new());
+        }
+        if let Some(busy) = self.begin_commit() {
+            return (busy, Vec::new());
+        }
+        self.frozen(options).unwrap_or_else(|error| {
+            self.thaw();
+            (failure(&error), Vec::new())
+        })
+    }
+
+    fn frozen(&mut self, options: FreezeOptions) -> Result<(Reply, Vec<OwnedFd>)> {
+        let freeze = self.vm.machine.freeze_with(options)?;
         let io = |source| Error::Os {
             action: "hand over the frozen copy",
             source,
@@ -393,12 +442,7 @@ impl<'a> Client<'a> {
         }
         fds.push(memory_file("machine state", &freeze.state.encode()).map_err(io)?);
         if let Some(changed) = &freeze.changed {
-            let bytes: Vec<u8> = changed
-                .iter()
-                .flat_map(|range| [range.start.to_le_bytes(), range.end.to_le_bytes()])
-                .flatten()
-                .collect();
-            fds.push(memory_file("changed ranges", &bytes).map_err(io)?);
+            fds.push(memory_file("changed ranges", &range_bytes(changed)).map_err(io)?);
         }
         let origin = self.vm.record().origin.clone();
         let mut disks = Vec::new();
@@ -424,6 +468,7 @@ impl<'a> Client<'a> {
             pid: freeze.memory.process().map(|(pid, _)| pid),
             slots: freeze.memory.slots().to_vec(),
             lists_changes: freeze.changed.is_some(),
+            after: freeze.after,
             disks,
             origin,
             timings: seconds([
@@ -436,7 +481,6 @@ impl<'a> Client<'a> {
             ]),
         };
         self.freeze = Some(freeze);
-        self.set_patience(Some(COMMIT_PATIENCE));
         Ok((reply, fds))
     }
 
@@ -444,7 +488,6 @@ impl<'a> Client<'a> {
         let Some(freeze) = self.freeze.take() else {
             return self.nothing_frozen();
         };
-        self.set_patience(None);
         let fd = self.connection.as_mut().and_then(Connection::take_fd);
         {
             let mut record = self.vm.record();
@@ -454,10 +497,10 @@ impl<'a> Client<'a> {
             };
             record.last_commit = Some(report);
             record.pin = fd;
-            // Before the copy goes, so that whoever sees that it is gone can commit: at
-            // worst that lists again what this one has committed.
-            record.committer = None;
         }
+        // Before the copy goes, so that whoever sees that it is gone can commit: at
+        // worst that lists again what this one has committed.
+        self.end_commit();
         self.vm.machine.committed(freeze);
         Reply::Done
     }
@@ -484,22 +527,20 @@ impl<'a> Client<'a> {
     /// ends, and reading it fails. Of disks what it may still read is kept, since a
     /// commit of anything else would be wrong.
     fn give_up_freeze(&mut self) {
-        self.set_patience(None);
+        self.end_commit();
+        self.gave_up = true;
         if let Some(freeze) = self.freeze.take() {
-            self.vm.record().committer = None;
             let Freeze { memory, disks, .. } = freeze;
-            (self.lost, self.gave_up) = (disks, true);
+            self.lost = disks;
             drop(memory);
         }
     }
 
     /// Ends the frozen copy, if this client has one.
     fn thaw(&mut self) {
-        if let Some(freeze) = self.freeze.take() {
-            // First, so that whoever sees that the copy is gone can commit.
-            self.vm.record().committer = None;
-            drop(freeze);
-        }
+        // First, so that whoever sees that the copy is gone can commit.
+        self.end_commit();
+        self.freeze = None;
     }
 
     fn console(&mut self, replay: bool) {
@@ -583,6 +624,14 @@ fn print_to(console: &Console, mut stream: &UnixStream, mut from: u64, gone: &At
             return;
         }
     }
+}
+
+/// What a list of image ranges looks like (`Reply::Frozen`).
+fn range_bytes(ranges: &[Range<u64>]) -> Vec<u8> {
+    let ends = ranges
+        .iter()
+        .flat_map(|range| [range.start.to_le_bytes(), range.end.to_le_bytes()]);
+    ends.flatten().collect()
 }
 
 /// What the list of a disk's extents looks like (`Reply::Frozen`).

@@ -4,6 +4,9 @@
 //! written since the last commit, and keeping that: by fork(2), whose child is then
 //! the frozen memory, or by a copy of those pages where they are few.
 //!
+//! Before that, memory can be read while the guest runs (`precopy`); then only what was
+//! written again is left for the pause.
+//!
 //! What was written is only forgotten once a commit of it is known to be
 //! durable; a freeze whose commit failed leaves its pages to the next.
 
@@ -28,10 +31,13 @@ pub struct Freeze {
     pub disks: Vec<FrozenDisk>,
     /// Everything else.
     pub state: MachineState,
-    /// The image ranges (bytes) written since the last durable commit, a
-    /// superset by pages that hold what they held; `None` if this kernel cannot
-    /// tell, and then all private pages may have changed.
+    /// The image ranges (bytes) written since the last durable commit, or since the
+    /// round [`Freeze::after`], a superset by pages that hold what they held; `None` if
+    /// this kernel cannot tell, and then all private pages may have changed.
     pub changed: Option<Vec<Range<u64>>>,
+    /// The round of [`Machine::precopy`] after which the list begins; `None` if it
+    /// begins after the last durable commit.
+    pub after: Option<u64>,
     /// What it took.
     pub timings: FreezeTimings,
     /// Which of the machine's freezes this is.
@@ -124,8 +130,20 @@ type Instantly = (
     Vec<FrozenDisk>,
     MachineState,
     Option<Vec<Range<u64>>>,
+    Option<u64>,
     FreezeTimings,
 );
+
+/// How a machine is to be frozen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FreezeOptions {
+    /// The last round of [`Machine::precopy`] of this commit, which has read what that
+    /// listed. What is frozen may begin after the last commit nevertheless
+    /// ([`Freeze::after`]).
+    pub after: Option<u64>,
+    /// All of the memory is frozen, by fork(2), however little was written.
+    pub whole: bool,
+}
 
 impl Machine {
     /// Freezes the machine at this instant. A running guest goes on; a paused
@@ -136,21 +154,29 @@ impl Machine {
     /// devices, a disk is written in place, or KVM or the operating system refuses; the
     /// guest then goes on as before.
     pub fn freeze(&self) -> Result<Freeze> {
+        self.freeze_with(FreezeOptions::default())
+    }
+
+    /// [`Machine::freeze`], after memory was read while the guest ran, or of all memory.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn freeze_with(&self, options: FreezeOptions) -> Result<Freeze> {
         if let Some(disk) = self.disks().into_iter().find(|disk| !disk.can_freeze()) {
             return Err(Error::DiskInPlace {
                 name: disk.name().to_owned(),
             });
         }
         let mut control = self.control(Instant::now() + PAUSE_PATIENCE)?;
-        if control.tracker.is_none() {
-            // All private pages are of the first freeze anyhow.
-            control.tracker = Tracker::new(&self.memory().host_slots())?;
-        }
+        control.track(&self.memory().host_slots())?;
+        control
+            .since_round
+            .take_if(|since| Some(since.round) != options.after);
+        let all_is_new = control.freezes == 0 && control.since_round.is_none();
         let mut room = None;
         if let Some(tracker) = &mut control.tracker {
             tracker.prepare();
-            // The first time everything is listed that is private.
-            if control.freezes > 0 {
+            if !all_is_new && !options.whole {
                 room = Some(CopyRoom::new(self.memory())?);
             }
         }
@@ -160,7 +186,7 @@ impl Machine {
         let frozen = self.freeze_paused(&mut control, room);
         self.reopen_gate(&mut control, was_open)?;
         let pause = began.elapsed();
-        let (memory, disks, state, changed, mut timings) = frozen?;
+        let (memory, disks, state, changed, after, mut timings) = frozen?;
         let number = control.freezes;
         timings.pause = pause;
         timings.stop = stopped - began;
@@ -176,6 +202,7 @@ impl Machine {
             disks,
             state,
             changed,
+            after,
             timings,
             number,
         })
@@ -187,10 +214,12 @@ impl Machine {
         let saved = Instant::now();
         control.take_written()?;
         let disks = self.shared.devices.freeze_disks()?;
+        // What was read in rounds is read once: a commit that fails begins anew.
+        let since_round = control.since_round.take();
+        let after = since_round.as_ref().map(|since| since.round);
+        let written = since_round.map_or_else(|| control.uncommitted.clone(), |s| s.written);
         let few = match (&mut control.tracker, &room) {
-            (Some(tracker), Some(room)) => {
-                few_pages(tracker, &control.uncommitted, room.limit_bytes())?
-            }
+            (Some(tracker), Some(room)) => few_pages(tracker, &written, room.limit_bytes())?,
             _ => None,
         };
         let listed = Instant::now();
@@ -208,10 +237,7 @@ impl Machine {
         };
         let changed = match &memory {
             Kept::Copied(copy) => Some(copy.pages().to_vec()),
-            Kept::Forked(_) => control
-                .tracker
-                .is_some()
-                .then(|| control.uncommitted.clone()),
+            Kept::Forked(_) => control.tracker.is_some().then_some(written),
         };
         let timings = FreezeTimings {
             save: saved - began,
@@ -220,7 +246,7 @@ impl Machine {
             fork: copied.elapsed(),
             ..FreezeTimings::default()
         };
-        Ok((memory, disks, state, changed, timings))
+        Ok((memory, disks, state, changed, after, timings))
     }
 
     /// A commit of this freeze is durable: its pages are no longer listed, unless
@@ -252,11 +278,7 @@ impl Control {
         // Before anything is taken: what a freeze that fails has taken is not of the
         // one before it.
         self.freezes += 1;
-        if let Some(tracker) = &mut self.tracker {
-            let written = tracker.take()?;
-            self.uncommitted = ranges::union(&self.uncommitted, &written);
-        }
-        Ok(())
+        self.take()
     }
 
     /// What was taken until this freeze is in a commit, if it is the last one.
@@ -267,22 +289,22 @@ impl Control {
     }
 }
 
-/// The kernel is asked for one piece at a time, in about a microsecond.
-const MANY_PIECES: u64 = 2048;
+/// The kernel is asked for one piece at a time, in about a microsecond; what lies between
+/// pieces is looked through in less.
+const MANY_PIECES: usize = 2048;
 
 /// The pages of a list that are not only read, if they are no more than may be copied.
-fn few_pages(
+pub(super) fn few_pages(
     tracker: &mut Tracker,
     listed: &[Range<u64>],
     limit_bytes: u64,
 ) -> Result<Option<Vec<Range<u64>>>> {
-    // What was only read is listed, too; looking through much of it takes too long, as
-    // does asking for each of many pieces.
-    let pieces = u64::try_from(listed.len()).unwrap_or(u64::MAX);
-    if ranges::total_bytes(listed) > 4 * limit_bytes || pieces > MANY_PIECES {
+    // What was only read is listed, too; looking through much of it takes too long.
+    if ranges::total_bytes(listed) > 4 * limit_bytes {
         return Ok(None);
     }
-    let pages = tracker.private_of(listed)?;
+    let private = tracker.private_of(&ranges::fewer(listed, MANY_PIECES))?;
+    let pages = ranges::intersect(&private, listed);
     Ok((ranges::total_bytes(&pages) <= limit_bytes).then_some(pages))
 }
 
@@ -318,13 +340,8 @@ mod tests {
         let Some(tracker) = tracker(&memory) else {
             return;
         };
-        let mut control = Control {
-            tracker: Some(tracker),
-            uncommitted: Vec::new(),
-            freezes: 0,
-            clock: None,
-            sleep: crate::machine::Sleep::default(),
-        };
+        let mut control = Control::new(None);
+        control.tracker = Some(tracker);
         control.take_written().unwrap();
         let first = control.freezes;
         let written = 5 * PAGE..6 * PAGE;
@@ -342,8 +359,9 @@ mod tests {
     }
 
     #[test]
-    fn many_pieces_are_not_looked_at() {
-        let memory = memory();
+    fn only_listed_pages_are_copied_however_many_pieces_they_are() {
+        let layout = MemoryLayout::new(64 << 20).unwrap();
+        let memory = GuestMemory::anonymous(layout).unwrap();
         let Some(mut tracker) = tracker(&memory) else {
             return;
         };
@@ -351,10 +369,17 @@ mod tests {
             let starts = (0..count).map(|piece| piece * 2 * PAGE);
             starts.map(|start| start..start + PAGE).collect()
         };
-        let limit = 16 << 20;
-        let few = few_pages(&mut tracker, &pieces(1024), limit).unwrap();
+        let limit = 64 << 20;
+        let many = pieces(2 * MANY_PIECES as u64);
+        let few = few_pages(&mut tracker, &many, limit).unwrap();
         assert_eq!(few, Some(Vec::new()), "nothing was written");
-        let many = pieces(MANY_PIECES + 1);
+        for page in 0..4 * MANY_PIECES as u64 {
+            let address = GuestAddress(page * PAGE);
+            memory.ram().write_obj(1_u8, address).unwrap();
+        }
+        let few = few_pages(&mut tracker, &many, limit).unwrap();
+        assert_eq!(few, Some(many.clone()));
+        let limit = ranges::total_bytes(&many) - 1;
         assert_eq!(few_pages(&mut tracker, &many, limit).unwrap(), None);
         let long = 0..4 * limit + PAGE;
         let looked = few_pages(&mut tracker, std::slice::from_ref(&long), limit);

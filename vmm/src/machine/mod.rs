@@ -9,6 +9,7 @@ mod gate;
 mod kick;
 mod parts;
 mod power_on;
+mod precopy;
 mod vcpu;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,11 +30,13 @@ use crate::generation;
 use crate::loader::Kernel;
 use crate::memory::{GuestMemory, Tracker};
 use crate::state::{HostFacts, MachineState, VcpuState, VmState, announce_stop};
-pub use freeze::{Freeze, FreezeTimings, FrozenMemory};
+pub use freeze::{Freeze, FreezeOptions, FreezeTimings, FrozenMemory};
 pub use gate::Ending;
 use gate::{Closing, Gate, Next};
 use parts::Parts;
 use power_on::{mask_pics, power_on};
+pub use precopy::LiveMemory;
+use precopy::SinceRound;
 
 /// The interrupt flag of RFLAGS.
 const INTERRUPTS_ON: u64 = 1 << 9;
@@ -75,12 +78,30 @@ struct Control {
     /// Written since the last commit that is known to be durable, beyond what
     /// the tracker knows: image offsets in bytes.
     uncommitted: Vec<std::ops::Range<u64>>,
+    /// Of a commit that reads memory before it freezes the machine.
+    since_round: Option<SinceRound>,
+    /// The number of its last round; numbers are never used again.
+    round: u64,
     /// How often the machine was frozen.
     freezes: u64,
     /// Where the guest's clock stands, in nanoseconds, while it is paused on request or
     /// since it was restored.
     clock: Option<u64>,
     sleep: Sleep,
+}
+
+impl Control {
+    fn new(clock: Option<u64>) -> Self {
+        Self {
+            tracker: None,
+            uncommitted: Vec::new(),
+            since_round: None,
+            round: 0,
+            freezes: 0,
+            clock,
+            sleep: Sleep::default(),
+        }
+    }
 }
 
 /// What is known of a guest that sleeps.
@@ -287,13 +308,7 @@ impl Machine {
         Ok(Assembled(Self {
             shared,
             threads: Vec::new(),
-            control: Mutex::new(Control {
-                tracker: None,
-                uncommitted: Vec::new(),
-                freezes: 0,
-                clock,
-                sleep: Sleep::default(),
-            }),
+            control: Mutex::new(Control::new(clock)),
             timings,
         }))
     }

@@ -23,6 +23,11 @@ const FEW_PAGES: u64 = 128;
 /// down, since the guest pays for a fork afterwards, too (docs/BENCHMARKS.md).
 const SHARED_PER_COPY: u64 = 64;
 
+/// The most that is copied rather than shared, with so many private pages.
+pub(crate) fn limit_bytes(private_pages: u64) -> u64 {
+    (FEW_PAGES + private_pages / SHARED_PER_COPY) * PAGE_BYTES
+}
+
 /// Some pages of guest memory, copied.
 #[derive(Debug)]
 pub struct PageCopy {
@@ -52,7 +57,7 @@ impl CopyRoom {
             .os("make a file for copied pages")?;
         Ok(Self {
             file,
-            limit_bytes: (FEW_PAGES + private_pages()? / SHARED_PER_COPY) * PAGE_BYTES,
+            limit_bytes: limit_bytes(private_pages()?),
         })
     }
 
@@ -113,7 +118,7 @@ impl PageCopy {
 }
 
 /// The pages of this process that a fork would have to share, about.
-fn private_pages() -> Result<u64> {
+pub(crate) fn private_pages() -> Result<u64> {
     // "size resident shared ...", in pages; shared are those of files.
     let line = proc::read("self/statm").os("read /proc/self/statm")?;
     let mut fields = line

@@ -7,8 +7,8 @@
 //! - [`Frozen`]: a copy-on-write copy of the memory that stands still.
 //! - [`PageCopy`]: a copy of a few of its pages.
 //!
-//! The vCPUs are stopped while a [`Tracker`] is asked and while a [`Frozen`] is
-//! made; nothing else here needs that. Nothing here takes pages away from the
+//! The vCPUs are stopped while a [`Frozen`] is made, and while a [`Tracker`] is asked for
+//! the answer of one instant; nothing else here needs that. Nothing here takes pages away from the
 //! guest: a page that is discarded looks as if it had never been written.
 
 #![cfg_attr(
@@ -34,6 +34,7 @@ mod uapi;
 mod written;
 
 pub use copy::{CopyRoom, PageCopy};
+pub(crate) use copy::{limit_bytes, private_pages};
 pub use freeze::{Frozen, FrozenFiles};
 pub use guest::{GuestMemory, HostSlot};
 pub use layout::{

@@ -65,6 +65,27 @@ pub fn intersect(a: &[Range<u64>], b: &[Range<u64>]) -> Vec<Range<u64>> {
     both
 }
 
+/// The list with its smallest gaps closed, so that it has no more than so many ranges, or
+/// about: gaps of one length go together.
+#[must_use]
+pub fn fewer(list: &[Range<u64>], most: usize) -> Vec<Range<u64>> {
+    let surplus = list.len().saturating_sub(most.max(1));
+    if surplus == 0 {
+        return list.to_vec();
+    }
+    let gap = |pair: &[Range<u64>]| pair[1].start - pair[0].end;
+    let mut gaps: Vec<u64> = list.windows(2).map(gap).collect();
+    let (_, &mut closed, _) = gaps.select_nth_unstable(surplus - 1);
+    let mut fewer: Vec<Range<u64>> = Vec::with_capacity(most);
+    for range in list {
+        match fewer.last_mut() {
+            Some(last) if range.start - last.end <= closed => last.end = range.end,
+            _ => fewer.push(range.clone()),
+        }
+    }
+    fewer
+}
+
 /// A part of a range of image offsets that lies in one slot.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Piece {
@@ -130,7 +151,26 @@ mod tests {
         assert!(intersect(&[0..4], &[4..8]).is_empty());
     }
 
+    #[test]
+    fn the_smallest_gaps_are_closed() {
+        let list = [0..1, 3..4, 5..6, 9..10];
+        assert_eq!(fewer(&list, 4), list);
+        assert_eq!(fewer(&list, 3), [0..1, 3..6, 9..10]);
+        assert_eq!(fewer(&list, 2), [0..6, 9..10]);
+        assert_eq!(fewer(&list, 1), vec![0..10]);
+        assert_eq!(fewer(&list, 0), vec![0..10]);
+        assert!(fewer(&[], 0).is_empty());
+    }
+
     proptest! {
+        #[test]
+        fn fewer_ranges_cover_the_same(list in any_ranges(), most in 1_usize..20) {
+            let list = coalesce(list);
+            let fewer = fewer(&list, most);
+            prop_assert!(is_normal(&fewer) && fewer.len() <= most.max(list.len().min(1)));
+            prop_assert_eq!(intersect(&fewer, &list), list);
+        }
+
         #[test]
         fn sets_of_bytes_are_the_model(a in any_ranges(), b in any_ranges()) {
             let (set_a, set_b) = (bytes(&a), bytes(&b));

@@ -46,7 +46,7 @@ const TAKE_WRITTEN: ScanRequest = ScanRequest {
     ..PRIVATE_PAGES
 };
 
-/// Lists them only.
+/// Lists them only, also while the guest runs.
 const LOOK_WRITTEN: ScanRequest = ScanRequest {
     flags: PM_SCAN_CHECK_WPASYNC,
     ..TAKE_WRITTEN
@@ -104,7 +104,9 @@ impl Tracker {
     /// pages of the image that were read, which [`super::private_ranges`] tells
     /// from them.
     /// Each page is listed and marked in one step, so that a write is never
-    /// lost, but for an answer of one moment the vCPUs have to stand still.
+    /// lost, but for an answer of one moment the vCPUs have to stand still. While they
+    /// run, each page that is written after its step is in the next answer; so what is
+    /// read after this call is what a page holds until then.
     ///
     /// No later answer has a page again that is not written again: the caller
     /// keeps what it was told until that is durable.
@@ -113,24 +115,44 @@ impl Tracker {
     /// [`crate::Error::Os`] if the kernel refuses. Nothing is lost then: the
     /// next call returns what this one had found.
     pub fn take(&mut self) -> Result<Vec<Range<u64>>> {
+        let (scanned, found) = self.scan(TAKE_WRITTEN);
+        self.pending = ranges::union(&self.pending, &found);
+        scanned?;
+        Ok(std::mem::take(&mut self.pending))
+    }
+
+    /// What [`Tracker::take`] would return now. Nothing is marked, so it costs the guest
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`crate::Error::Os`] if the kernel refuses.
+    pub fn look(&mut self) -> Result<Vec<Range<u64>>> {
+        let (scanned, found) = self.scan(LOOK_WRITTEN);
+        scanned?;
+        Ok(ranges::union(&self.pending, &found))
+    }
+
+    /// All private pages, as [`super::private_ranges`] finds them.
+    ///
+    /// # Errors
+    /// [`crate::Error::Os`] if the kernel refuses.
+    pub fn private(&mut self) -> Result<Vec<Range<u64>>> {
+        let (scanned, found) = self.scan(PRIVATE_PAGES);
+        scanned?;
+        Ok(found)
+    }
+
+    /// What a scan of all slots reports, also if it then fails.
+    fn scan(&mut self, request: ScanRequest) -> (Result<()>, Vec<Range<u64>>) {
         self.prepare();
         let mut found = Vec::new();
         let scanned = self.slots.iter().try_for_each(|slot| {
-            scan_slot(
-                &self.pagemap,
-                slot,
-                TAKE_WRITTEN,
-                &mut self.regions,
-                &mut found,
-            )
+            scan_slot(&self.pagemap, slot, request, &mut self.regions, &mut found)
         });
-        self.pending = ranges::union(&self.pending, &ranges::coalesce(found));
-        scanned.os("track writes to guest memory")?;
-        Ok(std::mem::take(&mut self.pending))
+        let scanned = scanned.os("track writes to guest memory");
+        (scanned, ranges::coalesce(found))
     }
-}
 
-impl Tracker {
     /// Which pages of a list of image ranges are private; others of it were only read.
     ///
     /// # Errors
