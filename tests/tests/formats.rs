@@ -237,8 +237,14 @@ fn a_machine_can_be_restored() -> anyhow::Result<()> {
     for tag in ["booted", "again"] {
         let manifest = store.manifest(store.resolve(tag)?)?;
         let image = manifest.image("vmstate").context("no vmstate")?;
-        let state = MachineState::decode(&store.read_file_image(image, 16 << 20)?)?;
+        let bytes = store.read_file_image(image, 16 << 20)?;
+        assert_eq!(bytes[..12], *b"SNAPVMST\x01\0\0\0", "{tag}");
+        let state = MachineState::decode(&bytes)?;
         assert_eq!(state.memory_bytes, 16 << 20, "{tag}");
+        // What it is written as today is the same machine.
+        let again = MachineState::decode(&state.encode())?;
+        assert_eq!(again.vcpus, state.vcpus, "{tag}");
+        assert_eq!(again.devices, state.devices, "{tag}");
     }
     for device in ["/dev/kvm", "/dev/fuse"] {
         let opened = fs::File::options().read(true).write(true).open(device);
@@ -267,6 +273,9 @@ fn a_machine_can_be_restored() -> anyhow::Result<()> {
     cli.ok(&["stop", "vm"])?;
     let committed = committed?;
     ensure!(committed.status.success(), "{committed:?}");
+    // Of the format of today, and as good as the old one.
+    cli.ok(&["restore", "later", "--detach", "--name", "vm"])?;
+    cli.ok(&["stop", "vm"])?;
     Ok(())
 }
 

@@ -74,9 +74,30 @@ fn damaged_states_are_refused() -> Result<()> {
         flipped[at] ^= 1;
         is_refused(&lab, &format!("flipped{number}"), &memory, Some(&flipped))?;
     }
-    let other = sealed(&state, |state| state[8] = 2);
+    // What another version wrote is not damaged.
+    let other = sealed(&state, |state| state[8] = 3);
     let said = is_refused(&lab, "version", &memory, Some(&other))?;
-    ensure!(said.contains("version"), "{said}");
+    ensure!(
+        said.contains("newer snapstore: it has format version 3"),
+        "{said}"
+    );
+    // Its first part of a later version, and of an unknown kind.
+    let clock = state.windows(5).position(|five| five == b"clock");
+    ensure!(clock == Some(HEADER), "{clock:?}");
+    let other = sealed(&state, |state| state[HEADER + 16] = 9);
+    let said = is_refused(&lab, "part", &memory, Some(&other))?;
+    ensure!(
+        said.contains("newer snapstore: its part \"clock\" has version 9"),
+        "{said}"
+    );
+    let other = sealed(&state, |state| {
+        state[HEADER..][..5].copy_from_slice(b"chime")
+    });
+    let said = is_refused(&lab, "kind", &memory, Some(&other))?;
+    ensure!(
+        said.contains("newer snapstore: its part \"chime\""),
+        "{said}"
+    );
     let huge = sealed(&state, |state| state[12..20].fill(0xff));
     is_refused(&lab, "huge", &memory, Some(&huge))?;
     let zeros = sealed(&state, |state| state[HEADER..].fill(0));

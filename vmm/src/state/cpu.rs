@@ -15,7 +15,8 @@ use super::{HostFacts, StateError, bounded, msrs, xsave};
 use crate::error::KvmContext;
 use crate::{Error, Result};
 
-/// What KVM holds of one vCPU.
+/// What KVM holds of one vCPU. Its layout is that of the format's version 1 and of the payload
+/// `vcpu` 1, and stays: another one is a type of its own, and another version of the payload.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct VcpuState {
     /// What the guest sees of the CPU.

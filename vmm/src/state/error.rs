@@ -11,13 +11,35 @@ pub enum StateError {
     NotAState,
     /// A format that this program does not know.
     #[error(
-        "the machine state has format version {found}, this program reads version {supported}; use a program of the version that wrote it"
+        "the machine state was made by a newer snapstore: it has format version {found}, this program reads versions up to {supported}; use the newer program"
     )]
     Version {
         /// The version in the bytes.
         found: u32,
-        /// The version this program reads.
+        /// The newest version this program reads.
         supported: u32,
+    },
+    /// A part of the machine that this program does not know, or not of this version.
+    #[error("the machine state was made by a newer snapstore: its part {kind:?} has version {version}, this program {}; use the newer program", known(*supported))]
+    NewerPayload {
+        /// Which part.
+        kind: String,
+        /// Its version in the bytes.
+        version: u32,
+        /// The newest version this program reads; 0 if it does not know the part.
+        supported: usize,
+    },
+    /// A list of payloads that cannot be.
+    #[error("the machine state has {what}; it is not genuine")]
+    Payloads {
+        /// What cannot be.
+        what: &'static str,
+    },
+    /// A part that every machine has is not there.
+    #[error("the machine state lacks its part {kind:?}; it is not genuine")]
+    LacksPayload {
+        /// Which part.
+        kind: &'static str,
     },
     /// The bytes end early.
     #[error(
@@ -203,4 +225,12 @@ pub enum StateError {
         /// The greatest size in bytes.
         limit: usize,
     },
+}
+
+/// What this program knows of a part of the machine.
+fn known(versions: usize) -> String {
+    match versions {
+        0 => "does not know this part".to_owned(),
+        newest => format!("reads versions up to {newest}"),
+    }
 }

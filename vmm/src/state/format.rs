@@ -5,23 +5,30 @@
 //! ```text
 //! offset   size  what
 //! 0           8  "SNAPVMST"
-//! 8           4  version of the format, 1
+//! 8           4  version of the format, 1 or 2
 //! 12          8  N, the length of the content in bytes, at most 16 MiB
-//! 20          N  content: a MachineState in postcard's wire format, KVM's
-//!                structures as the bytes of the kernel's ABI
+//! 20          N  content: of version 2 payloads (`payload.rs`), of version 1 one
+//!                structure (`version1.rs`)
 //! 20 + N     32  BLAKE3-256 of all bytes before
 //! ```
 //!
-//! There is one valid form per state. Reading goes from the outside to the
-//! inside, and each step relies on the ones before: magic, version, length,
-//! checksum, content, then every size and count in the content. A change of any
-//! structure in the content, of its fields or of their order is a new version.
+//! All versions have this frame: bytes whose checksum matches and whose version is
+//! not known were made by a newer snapstore, and are not damaged. Version 2 is
+//! written, version 1 is read for ever.
+//!
+//! There is one valid form per state and version. Reading goes from the outside to
+//! the inside, and each step relies on the ones before: magic, length, checksum,
+//! version, the list of payloads, each payload, then every size and count in it.
+
+mod kinds;
+mod payload;
+mod version1;
 
 use super::{MachineState, StateError};
 use crate::Result;
 
 const MAGIC: [u8; 8] = *b"SNAPVMST";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 20;
 const CHECKSUM_BYTES: usize = blake3::OUT_LEN;
 const MAX_CONTENT_BYTES: u64 = 16 << 20;
@@ -33,50 +40,50 @@ pub const MAX_STATE_BYTES: u64 = MAX_CONTENT_BYTES + HEADER_BYTES as u64 + CHECK
 impl MachineState {
     /// The state as bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let content = self.content();
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + content.len() + CHECKSUM_BYTES);
-        bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&(content.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(&content);
-        let checksum = blake3::hash(&bytes);
-        bytes.extend_from_slice(checksum.as_bytes());
-        bytes
+        framed(VERSION, &payload::write(&kinds::payloads(self)))
     }
 
-    /// The state of the bytes that [`MachineState::encode`] gave.
+    /// The state of the bytes that [`MachineState::encode`] gave, of this version of
+    /// the format or an older one.
     ///
     /// # Errors
-    /// A [`StateError`] for bytes that are not exactly one whole, valid state,
-    /// [`Error::MemorySize`](crate::Error::MemorySize) and
+    /// [`StateError::Version`] and [`StateError::NewerPayload`] for what a newer
+    /// program wrote, another [`StateError`] for bytes that are not exactly one whole,
+    /// valid state, [`Error::MemorySize`](crate::Error::MemorySize) and
     /// [`Error::Cpus`](crate::Error::Cpus) for a machine that cannot be. Never
     /// panics, and allocates at most a small multiple of the bytes' length.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let content = verified_content(bytes)?;
-        let (state, rest) = postcard::take_from_bytes::<Self>(content)
-            .map_err(|source| StateError::Malformed { source })?;
-        state.validate()?;
-        if !rest.is_empty() {
-            return Err(StateError::TrailingBytes {
-                extra: rest.len() as u64,
+        let (version, content) = verified(bytes)?;
+        let state = match version {
+            1 => version1::decode(content)?,
+            VERSION => kinds::decode(payload::read(content)?, kinds::KINDS)?,
+            found => {
+                return Err(StateError::Version {
+                    found,
+                    supported: VERSION,
+                }
+                .into());
             }
-            .into());
-        }
-        // Postcard and the KVM bindings also read overlong numbers and structures
-        // of another length. Two byte strings would then be one state.
-        if state.content() != content {
-            return Err(StateError::NotCanonical.into());
-        }
+        };
+        state.validate()?;
         Ok(state)
-    }
-
-    fn content(&self) -> Vec<u8> {
-        postcard::to_stdvec(self).expect("every list of a state knows its length")
     }
 }
 
-/// The content of the bytes, after everything around it was checked.
-fn verified_content(bytes: &[u8]) -> Result<&[u8], StateError> {
+/// The content with everything that belongs around it.
+fn framed(version: u32, content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + content.len() + CHECKSUM_BYTES);
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&version.to_le_bytes());
+    bytes.extend_from_slice(&(content.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(content);
+    let checksum = blake3::hash(&bytes);
+    bytes.extend_from_slice(checksum.as_bytes());
+    bytes
+}
+
+/// The version and the content of the bytes, after everything around it was checked.
+fn verified(bytes: &[u8]) -> Result<(u32, &[u8]), StateError> {
     if !bytes.starts_with(&MAGIC[..bytes.len().min(MAGIC.len())]) {
         return Err(StateError::NotAState);
     }
@@ -87,13 +94,6 @@ fn verified_content(bytes: &[u8]) -> Result<&[u8], StateError> {
     let short = || truncated((HEADER_BYTES + CHECKSUM_BYTES) as u64);
     let after_magic = bytes.get(MAGIC.len()..).ok_or_else(short)?;
     let (version, after_version) = after_magic.split_first_chunk().ok_or_else(short)?;
-    let found = u32::from_le_bytes(*version);
-    if found != VERSION {
-        return Err(StateError::Version {
-            found,
-            supported: VERSION,
-        });
-    }
     let (length, body) = after_version.split_first_chunk().ok_or_else(short)?;
     let length = u64::from_le_bytes(*length);
     if length > MAX_CONTENT_BYTES {
@@ -119,7 +119,34 @@ fn verified_content(bytes: &[u8]) -> Result<&[u8], StateError> {
     if blake3::hash(covered) != blake3::Hash::from_bytes(*checksum) {
         return Err(StateError::Checksum);
     }
-    Ok(content)
+    Ok((u32::from_le_bytes(*version), content))
+}
+
+/// The value of exactly these bytes, in postcard's wire format, which must get through
+/// `check`. Postcard and the KVM bindings also read overlong numbers and structures of
+/// another length; two byte strings would then be one value.
+fn exactly<T>(bytes: &[u8], check: impl Fn(&T) -> Result<(), StateError>) -> Result<T, StateError>
+where
+    T: serde::Serialize + serde::de::DeserializeOwned,
+{
+    let (value, rest) =
+        postcard::take_from_bytes::<T>(bytes).map_err(|source| StateError::Malformed { source })?;
+    // First: lists that are too long are not kept whole, and have other bytes.
+    check(&value)?;
+    if !rest.is_empty() {
+        return Err(StateError::TrailingBytes {
+            extra: rest.len() as u64,
+        });
+    }
+    if wire(&value) != bytes {
+        return Err(StateError::NotCanonical);
+    }
+    Ok(value)
+}
+
+/// A value in postcard's wire format.
+fn wire(value: &impl serde::Serialize) -> Vec<u8> {
+    postcard::to_stdvec(value).expect("every list of a state knows its length")
 }
 
 #[cfg(test)]

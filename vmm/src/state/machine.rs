@@ -5,8 +5,7 @@ use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    HostFacts, MAX_VIRTIO_DEVICES, StateError, VcpuState, VirtioState, VmState, bounded,
-    check_host, msrs,
+    HostFacts, MAX_VIRTIO_DEVICES, StateError, VcpuState, VirtioState, VmState, check_host, msrs,
 };
 use crate::memory::MemoryLayout;
 use crate::{Error, Result, generation};
@@ -27,10 +26,7 @@ pub const MAX_SERIAL_FIFO_BYTES: usize = 64;
 pub const MAX_PENDING_INPUT_BYTES: usize = 64 << 10;
 
 /// Everything of a stopped machine but the content of its memory.
-///
-/// `vcpus` comes last: a list with nothing behind it can be left unread beyond
-/// its limit.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct MachineState {
     /// The size of the guest's memory in bytes.
     pub memory_bytes: u64,
@@ -42,23 +38,21 @@ pub struct MachineState {
     /// for a guest that was told of one. A restored machine gets another identifier.
     pub vm_generation: Option<u64>,
     /// The vCPUs in the order of their indices.
-    #[serde(deserialize_with = "bounded::last_list::<_, _, { MAX_CPUS as usize }>")]
     pub vcpus: Vec<VcpuState>,
 }
 
-/// The devices that the monitor plays. Another device is another version of the
-/// state's format.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+/// The devices that the monitor plays.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DeviceState {
     /// The first serial port.
     pub serial: SerialState,
     /// The virtio devices in the order of their windows, at most
     /// [`MAX_VIRTIO_DEVICES`].
-    #[serde(deserialize_with = "bounded::list::<_, _, { MAX_VIRTIO_DEVICES }>")]
     pub virtio: Vec<VirtioState>,
 }
 
-/// A 16550 serial port, by the names of its registers.
+/// A 16550 serial port, by the names of its registers. Its layout is that of the format's
+/// version 1 and of the payload `serial` 1, and stays.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SerialState {
     /// Divisor latch, low byte.
@@ -160,7 +154,7 @@ impl SerialState {
 }
 
 impl VcpuState {
-    fn validate(&self, cpu: usize) -> Result<(), StateError> {
+    pub(super) fn validate(&self, cpu: usize) -> Result<(), StateError> {
         let lists = [
             (self.cpuid.len(), MAX_CPUID_ENTRIES, "CPUID entries"),
             (self.msrs.len(), MAX_MSRS, "MSRs"),

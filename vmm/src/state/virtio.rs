@@ -12,7 +12,7 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 
-use super::{StateError, bounded};
+use super::StateError;
 
 /// The most virtio devices a machine can have.
 pub const MAX_VIRTIO_DEVICES: usize = 16;
@@ -21,7 +21,7 @@ pub const MAX_VIRTIO_QUEUES: usize = 8;
 
 /// A virtio device and its transport, by the names of the registers of virtio
 /// 1.2, section 4.2.2.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VirtioState {
     /// Which kind of device it is, and what only this kind has.
     pub device: VirtioDeviceState,
@@ -40,12 +40,11 @@ pub struct VirtioState {
     /// ConfigGeneration.
     pub config_generation: u32,
     /// The queues by their numbers, at most [`MAX_VIRTIO_QUEUES`].
-    #[serde(deserialize_with = "bounded::list::<_, _, { MAX_VIRTIO_QUEUES }>")]
     pub queues: Vec<VirtioQueueState>,
 }
 
 /// What only one kind of virtio device has.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum VirtioDeviceState {
     /// A disk.
     Block {
@@ -68,7 +67,8 @@ pub enum VirtioDeviceState {
     },
 }
 
-/// A split virtqueue, virtio 1.2, section 2.7.
+/// A split virtqueue, virtio 1.2, section 2.7. Its layout is that of the format's version 1
+/// and of the payloads `virtio-*` 1, and stays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct VirtioQueueState {
     /// QueueNumMax.

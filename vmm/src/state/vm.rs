@@ -7,14 +7,13 @@ use kvm_bindings::{
     kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
-use serde::{Deserialize, Serialize};
 
 use super::StateError;
 use crate::Result;
 use crate::error::KvmContext;
 
 /// What KVM holds for all vCPUs together.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone)]
 pub struct VmState {
     /// The first 8259 interrupt controller.
     pub pic_master: kvm_irqchip,
