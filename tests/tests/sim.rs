@@ -21,7 +21,7 @@ fn what_was_acknowledged_is_kept_in_every_history() -> Result<()> {
         first_seed: 0,
         histories,
         time: Duration::MAX,
-        fault: None,
+        shape: None,
     };
     let report = run(&crew, &campaign)?;
     println!("{} histories", report.histories);
@@ -29,7 +29,7 @@ fn what_was_acknowledged_is_kept_in_every_history() -> Result<()> {
         println!("the publish lock was held for {steps} steps of {name}");
     }
     if let Some((seed, _)) = report.failed {
-        println!("{}", explain(&crew, seed, None)?);
+        println!("{}", explain(&crew, seed, None, None)?);
         bail!("the history of seed {seed} fails; it is told above");
     }
     Ok(())

@@ -242,36 +242,33 @@ impl Store {
 
     /// Removes entries of the index that lead to packs which are gone. They do no
     /// harm but take space.
+    ///
+    /// Whether a pack is gone is looked at again under the publish lock. A number is
+    /// handed out long before the pack gets its name: one that was not there a moment
+    /// ago, of whatever number, may have been sealed and entered since.
     fn clean_index(&self) -> Result<()> {
         let packs = self.chunks.packs();
-        // The index first: what it leads to was sealed before, so a pack that is not
-        // there when the packs are listed is gone. The other way round a pack that
-        // is sealed between the two would be taken for gone.
-        let (index, there) = match sim::on(Fault::PackTakenForGone) {
-            true => {
-                let there = packs.sealed()?;
-                (self.chunks.refresh_index()?, there)
-            }
-            false => (self.chunks.refresh_index()?, packs.sealed()?),
-        };
-        let there: BTreeSet<PackNumber> = there.into_iter().collect();
+        let there: BTreeSet<PackNumber> = packs.sealed()?.into_iter().collect();
         let mut astray = Vec::new();
-        for entry in index.entries() {
+        for entry in self.chunks.refresh_index()?.entries() {
             let (key, at) = entry?;
             if !there.contains(&at.pack) && astray.len() < MAX_ASTRAY {
-                astray.push(key);
+                astray.push((key, at.pack));
             }
         }
-        for keys in astray.chunks(index_batch()) {
-            // A key may lead to another pack by now. Under the lock no entry comes, and
-            // no pack goes.
+        for batch in astray.chunks(index_batch()) {
             let _publish = self.publish_lock()?;
-            let there: BTreeSet<PackNumber> = match sim::on(Fault::PackTakenForGone) {
-                true => there.clone(),
-                false => packs.sealed()?.into_iter().collect(),
-            };
+            let mut gone: BTreeSet<PackNumber> = batch.iter().map(|(_, pack)| *pack).collect();
+            if !sim::on(Fault::CleanedByOldList) {
+                for pack in gone.clone() {
+                    if packs.is_there(pack)? {
+                        gone.remove(&pack);
+                    }
+                }
+            }
+            let keys: Vec<ChunkKey> = batch.iter().map(|(key, _)| *key).collect();
             let index = IndexWriter::open(&self.layout.index())?;
-            match placement::remove(&index, keys, |pack| !there.contains(&pack)) {
+            match placement::remove(&index, &keys, |pack| gone.contains(&pack)) {
                 // There is no room for less.
                 Err(error) if error.is_full_disk() => return Ok(()),
                 other => other?,

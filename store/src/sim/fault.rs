@@ -71,9 +71,9 @@ pub enum Fault {
     /// A snapshot without a tag is taken for whole though it needs a pack that is
     /// deleted: this process has it open still.
     DeletedPackTrusted,
-    /// What leads to a pack that was sealed while the index is cleaned up is taken
-    /// for an entry that leads nowhere.
-    PackTakenForGone,
+    /// A collection removes index entries by a list of packs that it made before it
+    /// had the publish lock.
+    CleanedByOldList,
 }
 
 /// Whether encoding is taken for identity, in one of both ways.
@@ -81,23 +81,10 @@ pub(crate) fn bases_by_id() -> bool {
     super::on(Fault::DeltaKeptInIndex) || super::on(Fault::BaseOfBaseNotMarked)
 }
 
-/// Faults that a commit hides by looking again, under the publish lock, whether
-/// what it relies on is there. With them it does not look.
-const HIDDEN_BY_SECOND_LOOK: [Fault; 8] = [
-    Fault::LeaseAfterEpoch,
-    Fault::OldWriterIgnored,
-    Fault::CondemnedReused,
-    Fault::DeletedWithoutLock,
-    Fault::LateRootsNotMarked,
-    Fault::ParentNotPinned,
-    Fault::PublishingPackJudged,
-    Fault::RoomMadeBesideWriters,
-];
-
-/// Whether a commit does not look again.
+/// Whether a commit does not look again, under the publish lock, whether what it
+/// relies on is there.
 pub(crate) fn no_second_look() -> bool {
-    let hidden = HIDDEN_BY_SECOND_LOOK.into_iter();
-    hidden.chain([Fault::WriterDuringRepair]).any(super::on)
+    super::on(Fault::WriterDuringRepair)
 }
 
 #[cfg(feature = "sim")]
@@ -126,7 +113,7 @@ impl Fault {
         Self::CopiesEnteredBeforeSealed,
         Self::RoomMadeBesideWriters,
         Self::DeletedPackTrusted,
-        Self::PackTakenForGone,
+        Self::CleanedByOldList,
     ];
 
     /// Those that it has not been seen to find: what it takes comes together too
@@ -143,11 +130,21 @@ impl Fault {
         Self::RevivedWithoutLock,
     ];
 
-    /// What the store has to get through for a history to say anything of this
-    /// fault: without the fault, but for what is switched off along with it.
+    /// What hides this fault, as what is done twice does, and has to be put back
+    /// along with it to be found. Then the store has to get through a history with
+    /// that alone for it to say anything of this fault.
     #[must_use]
-    pub fn baseline(self) -> Option<Self> {
-        let hidden = HIDDEN_BY_SECOND_LOOK.contains(&self);
-        hidden.then_some(Self::WriterDuringRepair)
+    pub fn hidden_by(self) -> Option<Self> {
+        match self {
+            Self::LeaseAfterEpoch
+            | Self::OldWriterIgnored
+            | Self::CondemnedReused
+            | Self::DeletedWithoutLock
+            | Self::LateRootsNotMarked
+            | Self::ParentNotPinned
+            | Self::PublishingPackJudged
+            | Self::RoomMadeBesideWriters => Some(Self::WriterDuringRepair),
+            _ => None,
+        }
     }
 }

@@ -73,7 +73,7 @@ pub fn unobserved<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Puts a fault back for this thread, or none.
+/// Puts a fault back for this thread, or none, and what would hide it.
 pub fn put_back(fault: Option<Fault>) {
     FAULT.set(fault);
 }
@@ -88,7 +88,9 @@ fn observer() -> Option<Arc<dyn Observer>> {
 }
 
 pub(crate) fn on(fault: Fault) -> bool {
-    FAULT.get() == Some(fault)
+    FAULT
+        .get()
+        .is_some_and(|on| on == fault || on.hidden_by() == Some(fault))
 }
 
 pub(crate) fn before(kind: StepKind, path: &Path) -> io::Result<()> {

@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Parser;
 use snapstore_store::sim::Fault;
 use snapstore_tests::sim::plan::Plan;
-use snapstore_tests::sim::{Campaign, Crew, explain, hunt, run};
+use snapstore_tests::sim::{Campaign, Crew, Shape, explain, hunt, run};
 
 /// In how many histories a fault that is put back has to be found.
 const MOST_HISTORIES: u64 = 20_000;
@@ -28,12 +28,18 @@ struct Arguments {
     /// The longest time to run them, in seconds
     #[arg(long, default_value_t = u64::MAX)]
     seconds: u64,
+    /// Only histories of this shape
+    #[arg(long, value_enum)]
+    shape: Option<Shape>,
     /// Tell the history of the seed as it is, without making it shorter
     #[arg(long)]
     whole: bool,
     /// Put the faults back, or the one of this name, and look for each
     #[arg(long)]
     mutations: Option<Option<String>>,
+    /// Put this fault back, for the history of a seed
+    #[arg(long)]
+    fault: Option<String>,
     /// Go on after a history that fails, and name them all
     #[arg(long)]
     all: bool,
@@ -42,27 +48,28 @@ struct Arguments {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let crew = Crew::new()?;
+    let fault = arguments.fault.as_deref().map(named).transpose()?;
     if let Some(name) = &arguments.mutations {
         return mutations(&crew, name.as_deref(), &arguments);
     }
     if let Some(seed) = arguments.seed {
         if arguments.whole {
-            let plan = Plan::of_seed(seed);
-            let outcome = crew.run_history(&plan, None, true)?;
+            let plan = Plan::of_shape(arguments.shape, seed);
+            let outcome = crew.run_history(&plan, fault, true)?;
             print!("{plan}");
             for line in outcome.trace {
                 println!("{line}");
             }
             return Ok(ExitCode::from(u8::from(outcome.failure.is_some())));
         }
-        println!("{}", explain(&crew, seed, None)?);
+        println!("{}", explain(&crew, seed, arguments.shape, fault)?);
         return Ok(ExitCode::SUCCESS);
     }
     let mut campaign = Campaign {
         first_seed: arguments.from,
         histories: arguments.histories,
         time: Duration::from_secs(arguments.seconds),
-        fault: None,
+        shape: arguments.shape,
     };
     let (mut failed, began) = (false, Instant::now());
     loop {
@@ -77,7 +84,7 @@ fn main() -> Result<ExitCode> {
         failed = true;
         println!("seed {seed}: {failure}");
         if !arguments.all {
-            println!("{}", explain(&crew, seed, None)?);
+            println!("{}", explain(&crew, seed, arguments.shape, fault)?);
             break;
         }
         campaign.histories -= report.histories;
@@ -85,6 +92,12 @@ fn main() -> Result<ExitCode> {
         campaign.time = Duration::from_secs(arguments.seconds).saturating_sub(began.elapsed());
     }
     Ok(ExitCode::from(u8::from(failed)))
+}
+
+fn named(name: &str) -> Result<Fault> {
+    let mut known = Fault::FOUND.into_iter().chain(Fault::ELUSIVE);
+    let found = known.find(|fault| format!("{fault:?}") == name);
+    found.with_context(|| format!("there is no fault {name}"))
 }
 
 /// Looks for each fault; the exit code is 1 if one is not found.
@@ -98,7 +111,13 @@ fn mutations(crew: &Crew, name: Option<&str>, arguments: &Arguments) -> Result<E
         }
         count += 1;
         let most = arguments.histories.min(MOST_HISTORIES);
-        match hunt(crew, fault, arguments.from, most)? {
+        let campaign = Campaign {
+            first_seed: arguments.from,
+            histories: most,
+            time: Duration::MAX,
+            shape: arguments.shape,
+        };
+        match hunt(crew, fault, &campaign)? {
             Some(found) => println!(
                 "{called}: found after {} histories (seed {}): {}",
                 found.after, found.seed, found.failure

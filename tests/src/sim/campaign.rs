@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use snapstore_store::sim::Fault;
 
+use super::draw::Shape;
 use super::history::Crew;
 use super::plan::Plan;
 use super::shrink::shrink;
@@ -22,8 +23,8 @@ pub struct Campaign {
     pub histories: u64,
     /// The longest time.
     pub time: Duration,
-    /// The fault that is put back.
-    pub fault: Option<Fault>,
+    /// The only shape of histories, if there is to be one.
+    pub shape: Option<Shape>,
 }
 
 /// How a campaign went.
@@ -52,7 +53,7 @@ pub fn run(crew: &Crew, campaign: &Campaign) -> anyhow::Result<Report> {
             break;
         }
         report.histories += 1;
-        let outcome = crew.run_history(&Plan::of_seed(seed), campaign.fault, false)?;
+        let outcome = crew.run_history(&Plan::of_shape(campaign.shape, seed), None, false)?;
         for (name, steps) in outcome.longest_publish {
             let longest = report.longest_publish.entry(name).or_default();
             *longest = (*longest).max(steps);
@@ -69,8 +70,13 @@ pub fn run(crew: &Crew, campaign: &Campaign) -> anyhow::Result<Report> {
 ///
 /// # Errors
 /// If the machine does not allow it.
-pub fn explain(crew: &Crew, seed: u64, fault: Option<Fault>) -> anyhow::Result<String> {
-    let plan = Plan::of_seed(seed);
+pub fn explain(
+    crew: &Crew,
+    seed: u64,
+    shape: Option<Shape>,
+    fault: Option<Fault>,
+) -> anyhow::Result<String> {
+    let plan = Plan::of_shape(shape, seed);
     let outcome = crew.run_history(&plan, fault, true)?;
     let Some(failure) = outcome.failure else {
         return Ok(format!("The history of seed {seed} does not fail.\n"));
@@ -99,23 +105,19 @@ pub struct Found {
     pub failure: String,
 }
 
-/// Puts a fault back and looks for it, in at most so many histories.
+/// Puts a fault back and looks for it in the histories of a campaign.
 ///
 /// # Errors
 /// If the machine does not allow it.
-pub fn hunt(
-    crew: &Crew,
-    fault: Fault,
-    first_seed: u64,
-    most: u64,
-) -> anyhow::Result<Option<Found>> {
-    for (after, seed) in (1..).zip(first_seed..first_seed.saturating_add(most)) {
-        let plan = Plan::of_seed(seed);
+pub fn hunt(crew: &Crew, fault: Fault, campaign: &Campaign) -> anyhow::Result<Option<Found>> {
+    let first = campaign.first_seed;
+    for (after, seed) in (1..).zip(first..first.saturating_add(campaign.histories)) {
+        let plan = Plan::of_shape(campaign.shape, seed);
         let Some(failure) = crew.run_history(&plan, Some(fault), false)?.failure else {
             continue;
         };
         // What fails without the fault says nothing of it.
-        let baseline = crew.run_history(&plan, fault.baseline(), false)?;
+        let baseline = crew.run_history(&plan, fault.hidden_by(), false)?;
         if baseline.failure.is_some() {
             continue;
         }

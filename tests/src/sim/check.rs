@@ -27,6 +27,11 @@ pub fn check(world: &World, after_power_cut: bool) {
         if shared.repairs > 0 || shared.half_repaired {
             return;
         }
+        // Nobody has changed anything since it was last looked at.
+        if shared.changes == shared.checked_at && !after_power_cut {
+            return;
+        }
+        shared.checked_at = shared.changes;
         shared.checks += 1;
         let due = after_power_cut || shared.checks.is_multiple_of(3) || shared.damaged;
         (due, shared.damaged)

@@ -37,6 +37,7 @@ pub fn inflict(world: &World, kind: Damage, which: u32) {
     }
     shared.damaged = true;
     shared.damage_count += 1;
+    shared.changes += 1;
     shared.firm.clear();
     shared.disk.forgets(path);
 }

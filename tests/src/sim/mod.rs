@@ -9,12 +9,15 @@ mod check;
 mod content;
 mod damage;
 mod disk;
+mod draw;
 mod history;
 mod model;
 pub mod plan;
+mod shapes;
 mod shrink;
 mod world;
 
 pub use campaign::{Campaign, Found, Report, explain, hunt, run};
+pub use draw::Shape;
 pub use history::{Crew, Outcome};
 pub use world::Failure;

@@ -3,10 +3,9 @@
 
 use std::fmt;
 
-use fastrand::Rng;
 use snapstore_store::sim::StepKind;
 
-use super::content::{FAMILIES, ImageContent, Page, VARIANTS};
+use super::content::ImageContent;
 
 /// An operation's number, which stays when others are left out.
 pub type OpNumber = u32;
@@ -93,6 +92,8 @@ pub enum Class {
     Changes,
     /// Renames, flushes and removals.
     Durable,
+    /// Those before which another process matters most.
+    Seams,
 }
 
 impl Class {
@@ -106,6 +107,16 @@ impl Class {
         );
         match self {
             Self::Any => true,
+            Self::Seams => matches!(
+                kind,
+                K::Lock
+                    | K::Unlock
+                    | K::Rename
+                    | K::Unlink
+                    | K::IndexOpen
+                    | K::IndexFlush
+                    | K::List
+            ),
             Self::Durable => durable,
             Self::Changes => {
                 durable
@@ -155,8 +166,25 @@ pub enum Schedule {
         /// On average one of this many steps.
         one_in: u32,
     },
+    /// At few places, which are drawn.
+    Seams(Vec<Seam>),
     /// At these steps only.
     Fixed(Vec<Preemption>),
+}
+
+/// Where an operation is overtaken, by what it does there.
+#[derive(Clone, Copy, Debug)]
+pub struct Seam {
+    /// Which operation.
+    pub op: OpNumber,
+    /// Which of its steps are counted.
+    pub class: Class,
+    /// Before the how manieth of these, from 1 on.
+    pub nth: u32,
+    /// Which of those who can goes on instead, modulo their number.
+    pub by: usize,
+    /// As in [`Preemption`].
+    pub stall: u32,
 }
 
 /// A whole history.
@@ -173,63 +201,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The history of a seed.
-    #[must_use]
-    pub fn of_seed(seed: u64) -> Self {
-        // Seeds that follow each other are to have nothing in common.
-        let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bd1_e995);
-        let focus = [
-            Focus::Lineages,
-            Focus::Lineages,
-            Focus::Lineages,
-            Focus::Repair,
-            Focus::Anything,
-            Focus::Anything,
-            Focus::Anything,
-            Focus::Anything,
-        ][rng.usize(..8)];
-        let few = focus == Focus::Lineages;
-        let repair = focus == Focus::Repair;
-        let mut draft = Draft {
-            images: vec![],
-            next_op: 0,
-            used: vec![],
-            tags: rng.u8(2..=if few { 3 } else { 5 }),
-            damage: !few && rng.u8(..if repair { 2 } else { 8 }) == 0,
-            repair: if repair { 5 } else { rng.u8(..8) / 3 },
-            families: [1, 1, 2, 2, 3, FAMILIES][rng.usize(..if few { 2 } else { 6 })],
-            variants: [3, 4, 3, 2, 5, VARIANTS][rng.usize(..if few { 3 } else { 6 })],
-            stride: if !few && rng.u8(..12) == 0 { 190 } else { 1 },
-            most_pages: [1, 1, 2, 3, 3, 4, 6, 8, 24, 200][rng.usize(..if few { 3 } else { 10 })],
-            collect: rng.u8(3..=9),
-            disk: rng.u8(2..=8),
-            rng,
-        };
-        let actors = if few { 3 } else { draft.rng.usize(1..=4) };
-        let length = match actors {
-            1 => 4..=16,
-            _ if few => 2..=5,
-            _ => 2..=7,
-        };
-        let actors: Vec<Vec<Op>> = (0..actors)
-            .map(|_| {
-                let length = draft.rng.usize(length.clone());
-                (0..length).map(|_| draft.op()).collect()
-            })
-            .collect();
-        let faults = draft.faults();
-        let one_in = [3, 8, 20, 60][draft.rng.usize(..4)];
-        Self {
-            actors,
-            faults,
-            schedule: Schedule::Random {
-                seed: draft.rng.u64(..),
-                one_in,
-            },
-            seed: draft.rng.u64(..),
-        }
-    }
-
     /// How many operations it has.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -240,199 +211,6 @@ impl Plan {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-/// What a history is about.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Focus {
-    /// Few pages, so that several commits store the same one in different ways.
-    Lineages,
-    /// Repair, and what makes it necessary.
-    Repair,
-    Anything,
-}
-
-/// A plan being drawn.
-struct Draft {
-    rng: Rng,
-    /// Images drawn so far, from which others are made.
-    images: Vec<ImageContent>,
-    next_op: OpNumber,
-    tags: u8,
-    /// Tags that were committed to, in no order.
-    used: Vec<u8>,
-    damage: bool,
-    /// Of 32 operations, how many repair.
-    repair: u8,
-    families: u8,
-    variants: u8,
-    stride: u64,
-    most_pages: u64,
-    /// Of 32 operations, how many collect.
-    collect: u8,
-    /// One of how many commits has a disk.
-    disk: u8,
-}
-
-impl Draft {
-    fn op(&mut self) -> Op {
-        let number = self.next_op;
-        self.next_op += 1;
-        Op {
-            number,
-            new_process: self.rng.u8(..3) != 0,
-            action: self.action(),
-        }
-    }
-
-    fn action(&mut self) -> Action {
-        let tag = self.used_tag();
-        if !self.used.is_empty() && self.rng.u8(..32) < self.collect {
-            return Action::Gc([50, 50, 90, 100][self.rng.usize(..4)]);
-        }
-        if !self.used.is_empty() && self.rng.u8(..32) < self.repair {
-            return Action::Repair;
-        }
-        match self.rng.u8(..32) {
-            _ if self.used.is_empty() => self.commit(),
-            0..16 => self.commit(),
-            16..20 => Action::Remove(tag),
-            20 => Action::Move(self.tag(), tag),
-            21..24 => Action::Revive(self.tag(), self.rng.u32(..)),
-            24..28 => Action::Read(tag),
-            28 => Action::Verify(self.rng.bool()),
-            30 => Action::Pin(tag),
-            31 if self.damage => {
-                let damage = [Damage::LosePack, Damage::FlipByte][self.rng.usize(..2)];
-                Action::Damage(damage, self.rng.u32(..))
-            }
-            _ => Action::Read(tag),
-        }
-    }
-
-    fn tag(&mut self) -> u8 {
-        self.rng.u8(..self.tags)
-    }
-
-    /// Mostly one that was committed to.
-    fn used_tag(&mut self) -> u8 {
-        if self.used.is_empty() || self.rng.u8(..16) == 0 {
-            return self.tag();
-        }
-        self.used[self.rng.usize(..self.used.len())]
-    }
-
-    fn commit(&mut self) -> Action {
-        let tag = self.tag();
-        let mut parent = None;
-        if !self.used.is_empty() && self.rng.u8(..3) != 0 {
-            parent = Some(self.used_tag());
-        }
-        self.used.push(tag);
-        let diff = parent.is_some() && self.rng.u8(..4) == 0;
-        let memory = if diff { self.changes() } else { self.image() };
-        let disk = (self.rng.u8(..self.disk) == 0).then(|| self.image());
-        Action::Commit {
-            tag,
-            parent,
-            memory,
-            disk,
-            diff,
-            keep: self.rng.u8(..8) == 0,
-        }
-    }
-
-    fn page(&mut self) -> Page {
-        Page::new(self.rng.u8(..self.families), self.rng.u8(..self.variants))
-    }
-
-    /// An image drawn before, often with changes, or a new one.
-    fn image(&mut self) -> ImageContent {
-        let mut image = match self.rng.u8(..5) {
-            1.. if !self.images.is_empty() => {
-                self.images[self.rng.usize(..self.images.len())].clone()
-            }
-            _ => {
-                let pages = self.rng.u64(1..=self.most_pages);
-                let mut image = ImageContent {
-                    pages: pages * self.stride,
-                    data: Default::default(),
-                };
-                for slot in 0..pages {
-                    if self.rng.u8(..8) != 0 {
-                        image.data.insert(slot * self.stride, self.page());
-                    }
-                }
-                image
-            }
-        };
-        if self.rng.u8(..4) != 0 {
-            for _ in 0..self.rng.usize(1..=3) {
-                self.change(&mut image);
-            }
-        }
-        self.images.push(image.clone());
-        image
-    }
-
-    /// Mostly to another page of the same family, which makes a delta.
-    fn change(&mut self, image: &mut ImageContent) {
-        let slot = self.rng.u64(..image.pages / self.stride) * self.stride;
-        let old = image.data.get(&slot).copied();
-        match (self.rng.u8(..8), old) {
-            (0, _) => {
-                image.data.remove(&slot);
-            }
-            (1.., Some(old)) => {
-                let page = Page::new(old.family(), self.rng.u8(..self.variants));
-                image.data.insert(slot, page);
-            }
-            _ => {
-                let page = self.page();
-                image.data.insert(slot, page);
-            }
-        }
-    }
-
-    /// Changes for a diff against an image of the size of one drawn before.
-    fn changes(&mut self) -> ImageContent {
-        let base = self.image();
-        let mut changes = ImageContent {
-            pages: base.pages,
-            data: Default::default(),
-        };
-        for _ in 0..self.rng.usize(1..=3) {
-            let slot = self.rng.u64(..base.pages / self.stride) * self.stride;
-            let page = self.page();
-            changes.data.insert(slot, page);
-        }
-        changes
-    }
-
-    fn faults(&mut self) -> Vec<Fault> {
-        let count = [0, 0, 1, 1, 1, 2, 3][self.rng.usize(..7)];
-        (0..count)
-            .map(|_| {
-                let class = [Class::Any, Class::Changes, Class::Durable][self.rng.usize(..3)];
-                let most = match class {
-                    Class::Any => 60,
-                    Class::Changes => 24,
-                    Class::Durable => 12,
-                };
-                Fault {
-                    op: self.rng.u32(..self.next_op),
-                    class,
-                    nth: self.rng.u32(1..=most),
-                    mishap: match self.rng.u8(..8) {
-                        0..3 => Mishap::Kill,
-                        3..6 => Mishap::PowerCut,
-                        6 => Mishap::IoError,
-                        _ => Mishap::DiskFull(self.rng.u32(1..40)),
-                    },
-                }
-            })
-            .collect()
     }
 }
 
@@ -516,6 +294,16 @@ impl fmt::Display for Plan {
         match &self.schedule {
             Schedule::Random { one_in, .. } => {
                 writeln!(f, "  one in {one_in} steps is overtaken")
+            }
+            Schedule::Seams(seams) => {
+                for at in seams {
+                    writeln!(
+                        f,
+                        "  operation {} is overtaken at its step {} of {:?}",
+                        at.op, at.nth, at.class
+                    )?;
+                }
+                Ok(())
             }
             Schedule::Fixed(preemptions) => {
                 for at in preemptions {

@@ -70,7 +70,7 @@ impl Shrinker<'_> {
         let plan = &self.best.plan;
         let pages = plan.actors.iter().flatten().map(|op| pages(&op.action));
         let preemptions = match &plan.schedule {
-            Schedule::Random { .. } => usize::MAX,
+            Schedule::Random { .. } | Schedule::Seams(_) => usize::MAX,
             Schedule::Fixed(list) => list.len(),
         };
         (plan.len(), plan.faults.len(), preemptions, pages.sum())

@@ -17,7 +17,7 @@ use snapstore_store::sim::{Observer, StepKind};
 use super::actor::Held;
 use super::disk::Disk;
 use super::model::Model;
-use super::plan::{Class, Mishap, OpNumber, Plan, Preemption, Schedule};
+use super::plan::{Class, Mishap, OpNumber, Plan, Preemption, Schedule, Seam};
 
 /// Changes of the disk that a collection makes under one hold of the publish
 /// lock, whatever the store holds; it is to take less of a simulated store at
@@ -60,6 +60,8 @@ pub struct Running {
     pub steps: u32,
     /// Per fault of it, how many steps of its class it has begun.
     counted: Vec<u32>,
+    /// The same per seam.
+    seams: Vec<u32>,
     /// Whether a step of it was made to fail.
     pub refused: bool,
 }
@@ -107,6 +109,10 @@ pub struct Shared {
     pub held: Vec<Held>,
     /// How often the store was compared with the model.
     pub checks: u32,
+    /// Steps so far that change the disk, and what pins have begun or ended.
+    pub changes: u64,
+    /// What that was when the store was last compared with the model.
+    pub checked_at: u64,
     /// Damage was done to the disk.
     pub damaged: bool,
     /// How often.
@@ -141,7 +147,7 @@ impl World {
         let actors = plan.actors.len();
         let seed = match &plan.schedule {
             Schedule::Random { seed, .. } => *seed,
-            Schedule::Fixed(_) => 0,
+            Schedule::Seams(_) | Schedule::Fixed(_) => 0,
         };
         Ok(Self {
             root: root.to_owned(),
@@ -163,6 +169,8 @@ impl World {
                 longest_publish: HashMap::new(),
                 held: Vec::new(),
                 checks: 0,
+                changes: 0,
+                checked_at: 0,
                 damaged: false,
                 damage_count: 0,
                 flipped: false,
@@ -217,11 +225,16 @@ impl World {
     /// An operation begins.
     pub fn begin_op(&self, actor: usize, op: OpNumber) {
         let faults = self.plan.faults.len();
+        let seams = match &self.plan.schedule {
+            Schedule::Seams(seams) => seams.len(),
+            Schedule::Random { .. } | Schedule::Fixed(_) => 0,
+        };
         let mut shared = self.lock();
         shared.actors[actor].running = Some(Running {
             op,
             steps: 0,
             counted: vec![0; faults],
+            seams: vec![0; seams],
             refused: false,
         });
     }
@@ -281,7 +294,7 @@ impl World {
         let preemption = match &self.plan.schedule {
             Schedule::Random { one_in, .. } => {
                 let others = shared.runnable(actor);
-                let one_in = match is_critical(kind) {
+                let one_in = match Class::Seams.holds(kind) {
                     true => (one_in / 4).max(2),
                     false => *one_in,
                 };
@@ -300,6 +313,17 @@ impl World {
                         stall,
                     })
                 }
+            }
+            Schedule::Seams(seams) => {
+                let found = shared.seam(seams, actor, kind);
+                let others = shared.runnable(actor);
+                let found = found.filter(|_| !others.is_empty());
+                found.map(|seam| Preemption {
+                    op,
+                    step,
+                    by: others[seam.by % others.len()],
+                    stall: seam.stall,
+                })
             }
             Schedule::Fixed(preemptions) => {
                 let found = preemptions
@@ -385,6 +409,21 @@ impl Shared {
         found
     }
 
+    /// Where the plan says that this step is overtaken.
+    fn seam(&mut self, seams: &[Seam], actor: usize, kind: StepKind) -> Option<Seam> {
+        let running = self.actors[actor].running.as_mut()?;
+        let mut found = None;
+        for (seam, counted) in seams.iter().zip(&mut running.seams) {
+            if seam.op == running.op && seam.class.holds(kind) {
+                *counted += 1;
+                if *counted == seam.nth {
+                    found = found.or(Some(*seam));
+                }
+            }
+        }
+        found
+    }
+
     /// Whether a step of what this actor does was made to fail.
     #[must_use]
     pub fn is_refused(&self, actor: usize) -> bool {
@@ -403,15 +442,6 @@ fn wait<'a>(condition: &Condvar, shared: MutexGuard<'a, Shared>) -> MutexGuard<'
     condition
         .wait(shared)
         .unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Steps before which another process matters most.
-fn is_critical(kind: StepKind) -> bool {
-    use StepKind as K;
-    matches!(
-        kind,
-        K::Lock | K::Unlock | K::Rename | K::Unlink | K::IndexOpen | K::IndexFlush | K::List
-    )
 }
 
 fn needs_space(kind: StepKind) -> bool {
@@ -484,6 +514,7 @@ impl Observer for Actor {
         let (world, me) = (&*self.world, self.number);
         let mut shared = world.lock();
         shared.total_steps += 1;
+        shared.changes += u64::from(Class::Changes.holds(kind));
         let mut step = 0;
         if let Some(running) = &mut shared.actors[me].running {
             running.steps += 1;
