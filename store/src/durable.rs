@@ -14,6 +14,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
 use crate::error::{Error, IoContext as _, Result};
 use crate::sim::{self, Fault, StepKind};
 
@@ -46,6 +49,20 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     sim::changed(from);
     sim::changed(to);
     Ok(())
+}
+
+/// Exchanges what two names lead to, in one step: neither is missing meanwhile. Durable
+/// after [`sync_dir`]. Returns false where the filesystem cannot.
+pub(crate) fn exchange(one: &Path, other: &Path) -> Result<bool> {
+    step("exchange", other);
+    sim::before(StepKind::Rename, other).context("rename", one)?;
+    match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => return Ok(false),
+        done => done.context("rename", one)?,
+    }
+    sim::changed(one);
+    sim::changed(other);
+    Ok(true)
 }
 
 /// Removes a file. Durable after [`sync_dir`]. A file that is already gone is

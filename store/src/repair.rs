@@ -114,8 +114,10 @@ impl Store {
         Ok(())
     }
 
-    /// Writes a new index beside the old one, then swaps them. A crash between
-    /// the two renames leaves no index, which the next repair puts right.
+    /// Writes a new index beside the old one, then exchanges them: whoever reads
+    /// meanwhile finds the one or the other. Where the filesystem cannot exchange, the
+    /// old one is moved away first; readers find no index for a moment, and a crash
+    /// there leaves none, which the next repair puts right.
     ///
     /// A commit that began meanwhile finds out that a pack it relies on was set
     /// aside when it gets the publish lock, which is held here.
@@ -126,15 +128,22 @@ impl Store {
             durable::remove_dir(stale)?;
         }
         let bad = self.fill_index(&fresh, report, progress)?;
-        if self.layout.index().exists() {
-            durable::rename(&self.layout.index(), &old_path)?;
+        let index = self.layout.index();
+        let in_one_step = index.exists()
+            && !sim::on(Fault::IndexMovedAway)
+            && durable::exchange(&fresh.index(), &index)?;
+        if !in_one_step {
+            if index.exists() {
+                durable::rename(&index, &old_path)?;
+            }
+            durable::rename(&fresh.index(), &index)?;
         }
-        durable::rename(&fresh.index(), &self.layout.index())?;
         durable::sync_dir(self.layout.root())?;
         // Only now: until the new index is in place, the old one may still lead
         // to these packs.
         self.set_aside(&bad)?;
         durable::remove_dir(&old_path)?;
+        durable::remove_dir(&fresh.index())?;
         self.chunks.refresh_index()?;
         Ok(())
     }

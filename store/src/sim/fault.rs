@@ -71,6 +71,8 @@ pub enum Fault {
     /// A snapshot without a tag is taken for whole though it needs a pack that is
     /// deleted: this process has it open still.
     DeletedPackTrusted,
+    /// Repair moves the old index away before the new one is in its place.
+    IndexMovedAway,
     /// A collection removes index entries by a list of packs that it made before it
     /// had the publish lock.
     CleanedByOldList,
@@ -90,7 +92,7 @@ pub(crate) fn no_second_look() -> bool {
 #[cfg(feature = "sim")]
 impl Fault {
     /// Those that the simulator has to find.
-    pub const FOUND: [Self; 23] = [
+    pub const FOUND: [Self; 24] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -113,6 +115,7 @@ impl Fault {
         Self::CopiesEnteredBeforeSealed,
         Self::RoomMadeBesideWriters,
         Self::DeletedPackTrusted,
+        Self::IndexMovedAway,
         Self::CleanedByOldList,
     ];
 

@@ -164,7 +164,7 @@ impl Before {
                 error,
                 Error::Damaged(Damage::Pack { .. } | Damage::Chunk { .. })
             );
-            if class == ErrorClass::Damaged && !is_pack && !damaged && !repairs {
+            if class == ErrorClass::Damaged && !is_pack && !damaged {
                 let what = format!("{}: {error}", op.action);
                 world.fail("a refusal is told as damage", what);
             }
@@ -177,9 +177,8 @@ impl Before {
             Error::Busy { .. } => matches!(op.action, Action::Repair) || repairs,
             // A snapshot that has lost its last tag meanwhile.
             Error::Damaged(_) => {
-                matches!(op.action, Action::Move(..) | Action::Revive(..)) || damaged || repairs
+                matches!(op.action, Action::Move(..) | Action::Revive(..)) || damaged
             }
-            Error::Index { .. } | Error::Io { .. } => repairs,
             _ => false,
         };
         if !expected {
@@ -307,7 +306,7 @@ impl Work<'_> {
                 let shared = self.world.lock();
                 // What the disk cannot read is damage.
                 let refused = shared.is_refused(self.number);
-                let excused = shared.damaged || shared.half_repaired || refused;
+                let excused = shared.damaged || refused;
                 drop(shared);
                 if !report.findings.is_empty() && !excused {
                     let what = describe_findings(&report.findings);
@@ -395,10 +394,7 @@ impl Work<'_> {
 
     fn read(&mut self, store: &Store, tag: &str) -> Result<(), Error> {
         let (id, pin) = store.pin(tag)?;
-        let excused = {
-            let shared = self.world.lock();
-            shared.damaged || shared.repairs > 0 || shared.half_repaired
-        };
+        let excused = self.world.lock().damaged;
         let actor = self.actor;
         let content = store
             .manifest(id)

@@ -24,9 +24,6 @@ pub fn reads_as(store: &Store, id: SnapshotId) -> anyhow::Result<Content> {
 pub fn check(world: &World, after_power_cut: bool) {
     let (due, damaged) = {
         let mut shared = world.lock();
-        if shared.repairs > 0 || shared.half_repaired {
-            return;
-        }
         // Nobody has changed anything since it was last looked at.
         if shared.changes == shared.checked_at && !after_power_cut {
             return;
