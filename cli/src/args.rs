@@ -118,6 +118,7 @@ A diff is a sparse file as long as the image. Its holes are the parent's bytes, 
 counts, zeros too. A copy that lost its holes is refused.")]
 pub struct CommitArgs {
     /// The tag to create
+    #[arg(value_parser = tag)]
     pub tag: String,
     /// The guest's memory, a file of raw pages; holes are zeros
     #[arg(long, value_name = "FILE")]
@@ -159,13 +160,13 @@ pub struct CommitArgs {
     #[arg(long, requires = "parent")]
     pub inherit: bool,
     /// The snapshot this one was made from [default: the recent one it is most like]
-    #[arg(long, value_name = "TAG", conflicts_with = "no_parent")]
+    #[arg(long, value_name = "TAG", conflicts_with = "no_parent", value_parser = snapshot)]
     pub parent: Option<String>,
     /// Begin a new chain, whatever the image is like
     #[arg(long)]
     pub no_parent: bool,
     /// A label; may be repeated
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
     /// Move the tag if it exists
     #[arg(long)]
@@ -257,7 +258,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHEN", requires = "tag")]
     pub commit_when: Option<CommitWhen>,
     /// The tag of that commit
-    #[arg(long, value_name = "TAG", requires = "commit_when")]
+    #[arg(long, value_name = "TAG", requires = "commit_when", value_parser = tag)]
     pub tag: Option<String>,
     /// Move that tag if it exists
     #[arg(long, requires = "tag")]
@@ -265,7 +266,7 @@ pub struct RunArgs {
     /// Start from this snapshot instead, if it is there and was committed with
     /// --commit-when from the same kernel, initrd, command line, sizes and disks, with
     /// as many network interfaces
-    #[arg(long, value_name = "TAG")]
+    #[arg(long, value_name = "TAG", value_parser = snapshot)]
     pub or_restore: Option<String>,
     /// A raw disk image; what the guest writes is kept apart from it. With :ro the
     /// guest cannot write, with :direct it writes to the file, and the machine
@@ -302,6 +303,7 @@ Examples:
   snapstore restore base -n 8 --detach --net tap{}    base.1 on tap1 and so on")]
 pub struct RestoreArgs {
     /// A tag, or the beginning of a snapshot id
+    #[arg(value_parser = snapshot)]
     pub snapshot: String,
     /// What to call the machine; several get .1, .2 and so on [default: the tag]
     #[arg(long, value_name = "NAME")]
@@ -399,8 +401,10 @@ pub struct UmountArgs {
 #[command(after_help = "Example:\n  snapstore tag base+3 release-7")]
 pub struct TagArgs {
     /// A tag, or the beginning of a snapshot id
+    #[arg(value_parser = snapshot)]
     pub source: String,
     /// The tag to create
+    #[arg(value_parser = tag)]
     pub tag: String,
     /// Move the tag if it exists
     #[arg(long)]
@@ -411,7 +415,7 @@ pub struct TagArgs {
 #[command(after_help = "Example:\n  snapstore rm base+1 && snapstore gc")]
 pub struct RmArgs {
     /// The tags to remove
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = tag)]
     pub tags: Vec<String>,
     /// Only say what `gc` would then free
     #[arg(long)]
@@ -422,6 +426,7 @@ pub struct RmArgs {
 #[command(after_help = "Examples:\n  snapstore log --graph\n  snapstore log base+3")]
 pub struct LogArgs {
     /// Only this snapshot and those it descends from
+    #[arg(value_parser = snapshot)]
     pub tag: Option<String>,
     /// Draw who descends from whom
     #[arg(long)]
@@ -432,6 +437,7 @@ pub struct LogArgs {
 #[command(after_help = "Example:\n  snapstore show base+3 --json")]
 pub struct ShowArgs {
     /// A tag, or the beginning of a snapshot id
+    #[arg(value_parser = snapshot)]
     pub snapshot: String,
 }
 
@@ -439,8 +445,10 @@ pub struct ShowArgs {
 #[command(after_help = "Example:\n  snapstore diff base base+3 --ranges")]
 pub struct DiffArgs {
     /// The first snapshot
+    #[arg(value_parser = snapshot)]
     pub old: String,
     /// The second snapshot
+    #[arg(value_parser = snapshot)]
     pub new: String,
     /// List the changed ranges (always with --json)
     #[arg(long)]
@@ -475,6 +483,22 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// A tag that can be set.
+fn tag(text: &str) -> Result<String, snapstore_store::Error> {
+    snapstore_store::check_tag(text).map(|()| text.to_owned())
+}
+
+/// A tag, or the beginning of an id.
+fn snapshot(text: &str) -> Result<String, snapstore_store::Error> {
+    snapstore_store::check_snapshot(text).map(|()| text.to_owned())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = key_value(text)?;
+    snapstore_store::check_label(&key, &value).map_err(|error| error.to_string())?;
+    Ok((key, value))
+}
+
 /// `NAME=FILE`, where the file may have any name that a file can have.
 fn named_path() -> impl TypedValueParser<Value = (String, PathBuf)> {
     OsStringValueParser::new().try_map(|text: OsString| {
@@ -482,9 +506,10 @@ fn named_path() -> impl TypedValueParser<Value = (String, PathBuf)> {
         let at = bytes.iter().position(|byte| *byte == b'=');
         let (name, path) = match at {
             Some(at) if at > 0 && at + 1 < bytes.len() => (&bytes[..at], &bytes[at + 1..]),
-            _ => return Err("it has the form NAME=FILE"),
+            _ => return Err("it has the form NAME=FILE".to_owned()),
         };
-        let name = std::str::from_utf8(name).map_err(|_| "the name is no text")?;
+        let name = std::str::from_utf8(name).map_err(|_| "the name is no text".to_owned())?;
+        snapstore_store::check_image(name).map_err(|error| error.to_string())?;
         let path = OsString::from_vec(path.to_vec());
         Ok((name.to_owned(), PathBuf::from(path)))
     })

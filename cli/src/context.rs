@@ -6,15 +6,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
-use snapstore_store::{PageSize, Store};
+use snapstore_store::{Cancel, PageSize, Store};
 
 use crate::exit;
+use crate::interrupt;
 use crate::logging::say;
 
 pub struct Context {
     store: Option<PathBuf>,
     json: bool,
     lock_timeout: Option<Duration>,
+    cancel: Cancel,
 }
 
 impl Context {
@@ -23,7 +25,18 @@ impl Context {
             store: store.or_else(|| variable("SNAPSTORE_DIR").map(PathBuf::from)),
             json,
             lock_timeout,
+            cancel: Cancel::default(),
         }
+    }
+
+    /// The same for a command that a signal stops in an orderly way.
+    pub fn stopped_by_signals(&self) -> anyhow::Result<Self> {
+        Ok(Self {
+            store: self.store.clone(),
+            json: self.json,
+            lock_timeout: self.lock_timeout,
+            cancel: interrupt::cancel_on_signal()?,
+        })
     }
 
     /// Whether the answer is to be JSON.
@@ -64,6 +77,7 @@ impl Context {
     }
 
     fn configure(&self, store: Store) -> Store {
+        let store = store.with_cancel(self.cancel.clone());
         match self.lock_timeout {
             Some(timeout) => store.with_lock_timeout(timeout),
             None => store,

@@ -3,9 +3,11 @@
 use std::io;
 use std::process::ExitCode;
 
-use snapstore_host::{ErrorClass, message};
+use snapstore_host::ErrorClass;
 use snapstore_vmm::agent::AgentError;
 
+use crate::hints;
+use crate::interrupt;
 use crate::logging::say;
 
 pub const FAILED: u8 = 1;
@@ -43,7 +45,11 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     say!("error: {}", message(error));
-    ExitCode::from(code(error))
+    let code = ExitCode::from(code(error));
+    match error.downcast_ref() {
+        Some(snapstore_store::Error::Cancelled) => interrupt::end(code),
+        _ => code,
+    }
 }
 
 /// What was asked for instead of a command (`--help`), or what was typed wrong.
@@ -51,6 +57,15 @@ pub fn usage(answer: &clap::Error) -> ExitCode {
     match answer.print() {
         Err(error) if !answer.use_stderr() => report(&Output(error).into()),
         _ => ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(USAGE)),
+    }
+}
+
+/// The error and its causes, and what can be done about it.
+pub fn message(error: &anyhow::Error) -> String {
+    let message = snapstore_host::message(error);
+    match hints::of(error) {
+        Some(hint) => format!("{message}; {hint}"),
+        None => message,
     }
 }
 

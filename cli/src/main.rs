@@ -8,6 +8,8 @@ mod commands;
 mod context;
 mod exit;
 mod format;
+mod hints;
+mod interrupt;
 mod logging;
 mod progress;
 mod terminal;

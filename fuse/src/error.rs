@@ -91,8 +91,9 @@ pub enum Error {
 pub(crate) fn errno(error: &snapstore_store::Error) -> Errno {
     match error.class() {
         ErrorClass::NotFound => Errno::ENOENT,
+        ErrorClass::Cancelled => Errno::EINTR,
         ErrorClass::Busy => Errno::EAGAIN,
-        ErrorClass::Invalid => Errno::EINVAL,
+        ErrorClass::Usage | ErrorClass::Invalid => Errno::EINVAL,
         ErrorClass::Newer => Errno::EOPNOTSUPP,
         ErrorClass::Damaged => Errno::EIO,
         ErrorClass::Io => exhausted(error).unwrap_or(Errno::EIO),

@@ -118,7 +118,8 @@ fn of_store(error: &snapstore_store::Error) -> ErrorClass {
         Stored::NotFound => ErrorClass::NotFound,
         Stored::Damaged => ErrorClass::Damaged,
         Stored::Busy => ErrorClass::Busy,
-        Stored::Invalid | Stored::Newer | Stored::Io => ErrorClass::Failed,
+        Stored::Usage => ErrorClass::Usage,
+        Stored::Cancelled | Stored::Invalid | Stored::Newer | Stored::Io => ErrorClass::Failed,
     }
 }
 

@@ -11,6 +11,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use crate::error::{Error, IoContext as _, Result};
+use crate::regular;
 use crate::sim::{self, Fault, StepKind};
 
 /// Flushes a file's data and length to the disk.
@@ -51,13 +53,24 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Renames a directory whose content can be done without, or removes it where it cannot
+/// be renamed: one that overlayfs shows from a lower layer. Durable after [`sync_dir`].
+pub(crate) fn move_away(dir: &Path, to: &Path) -> Result<()> {
+    match rename(dir, to) {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::CrossesDevices => {
+            remove_dir(dir)
+        }
+        other => other,
+    }
+}
+
 /// Exchanges what two names lead to, in one step: neither is missing meanwhile. Durable
 /// after [`sync_dir`]. Returns false where the filesystem cannot.
 pub(crate) fn exchange(one: &Path, other: &Path) -> Result<bool> {
     step("exchange", other);
     sim::before(StepKind::Rename, other).context("rename", one)?;
     match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => return Ok(false),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::XDEV) => return Ok(false),
         done => done.context("rename", one)?,
     }
     sim::changed(one);
@@ -70,7 +83,12 @@ pub(crate) fn exchange(one: &Path, other: &Path) -> Result<bool> {
 pub(crate) fn unlink(path: &Path) -> Result<()> {
     step("unlink", path);
     sim::before(StepKind::Unlink, path).context("remove", path)?;
-    match fs::remove_file(path) {
+    let removed = match fs::remove_file(path) {
+        // Something else in the place of a file; one that is not empty stays.
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => fs::remove_dir(path),
+        other => other,
+    };
+    match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => other.context("remove", path)?,
     }
@@ -82,7 +100,8 @@ pub(crate) fn unlink(path: &Path) -> Result<()> {
 /// is left.
 pub(crate) fn discard(path: &Path) {
     if sim::before(StepKind::Discard, path).is_ok() {
-        let _ = fs::remove_file(path);
+        // Not a directory of ours; one that is empty is nobody's loss.
+        let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
         sim::changed(path);
     }
 }
@@ -167,20 +186,40 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
 /// The outer error leaves the old file in place, the inner one the new file.
 fn replace_once(path: &Path, bytes: &[u8]) -> Result<io::Result<()>> {
     let (dir, temporary) = beside(path);
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    let file = create(&temporary, &options).context("create", &temporary)?;
     // Now: once the file is renamed there may be no descriptor for it.
     let handle = File::open(dir).context("open", dir)?;
-    write_all(&file, &temporary, bytes)?;
-    if !sim::on(Fault::SmallFileNotSynced) {
-        sync_file(&file, &temporary)?;
+    let file = create_temporary(&temporary)?;
+    let written = write_all(&file, &temporary, bytes).and_then(|()| {
+        if !sim::on(Fault::SmallFileNotSynced) {
+            sync_file(&file, &temporary)?;
+        }
+        rename(&temporary, path)
+    });
+    if let Err(error) = written {
+        discard(&temporary);
+        return Err(error);
     }
-    rename(&temporary, path)?;
     if sim::on(Fault::SmallFileNameNotSynced) {
         return Ok(Ok(()));
     }
     Ok(sync_open_dir(&handle, dir))
+}
+
+fn create_temporary(path: &Path) -> Result<File> {
+    // Whatever else stands there is in the way of a file that nobody else uses.
+    if regular::oddity(path).is_some() {
+        discard(path);
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    create(path, &regular::never_waiting(&options)).context("create", path)
+}
+
+/// Whether a file of this name is one that [`replace_file`] makes and renames, left
+/// behind by a process that was killed.
+pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    let name = name.as_bytes();
+    name.starts_with(b".") && name.ends_with(b".new")
 }
 
 /// Removes a file that is one of several of its kind, durably.

@@ -1,4 +1,7 @@
 //! What can go wrong in a store, one variant per kind of cause.
+//!
+//! Messages say what happened, to which thing. They name no command and no option
+//! of one: whoever shows them knows what its users can do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,8 +14,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What kind of failure an [`Error`] is, for exit codes and errno values.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ErrorClass {
+    /// What was asked for cannot be meant, whatever the store holds: a name that is
+    /// none, or one that is given twice.
+    Usage,
     /// The request cannot be carried out as given.
     Invalid,
+    /// The caller did not want it any more.
+    Cancelled,
     /// A named thing does not exist.
     NotFound,
     /// Stored bytes are not what they should be.
@@ -50,8 +58,11 @@ pub enum Error {
         /// The operating system's error.
         source: io::Error,
     },
+    /// It was cancelled ([`crate::Cancel`]).
+    #[error("cancelled before it was done")]
+    Cancelled,
     /// There is no store at this path.
-    #[error("{} holds no store; create one with `snapstore init`", path.display())]
+    #[error("{} holds no store", path.display())]
     NoStore {
         /// Where a store was looked for.
         path: PathBuf,
@@ -126,13 +137,13 @@ pub enum Error {
         what: &'static str,
     },
     /// A diff that would replace every page of the image.
-    #[error("{} has no holes: as a diff it would replace the whole image. A copy may have filled them (scp, `cp --sparse=never`): then make the diff anew. A whole image is committed without diff; if every page of it is meant to replace the parent's, say --dense-diff", path.display())]
+    #[error("{} has no holes: as a diff it would replace the whole image. A copy may have filled them (scp, `cp --sparse=never`): then make the diff anew. A whole image is committed without diff", path.display())]
     DiffWithoutHoles {
         /// The diff file.
         path: PathBuf,
     },
     /// A diff whose holes do not tell which pages changed.
-    #[error("the holes of {} do not tell which pages changed: its filesystem keeps data and holes apart by {grain_bytes} bytes only (huge pages, extent size or block size), so zeros that nobody wrote are data. A copy has lost the same: write the diff anew to a filesystem with holes of 4096 bytes, or commit the whole image; if all of its data is meant to replace the parent's, say --dense-diff", path.display())]
+    #[error("the holes of {} do not tell which pages changed: its filesystem keeps data and holes apart by {grain_bytes} bytes only (huge pages, extent size or block size), so zeros that nobody wrote are data. A copy has lost the same: write the diff anew to a filesystem with holes of 4096 bytes, or commit the whole image", path.display())]
     DiffGrain {
         /// The diff file.
         path: PathBuf,
@@ -185,7 +196,7 @@ pub enum Error {
         parent_bytes: u64,
     },
     /// Images are to be carried over, and there is no parent to take them from.
-    #[error("there is no parent to carry images over from; name one with --parent")]
+    #[error("there is no parent to carry images over from")]
     NothingToInherit,
     /// A snapshot whose parts do not go together.
     #[error("{tag:?} cannot be committed: {problem}")]
@@ -196,9 +207,7 @@ pub enum Error {
         problem: &'static str,
     },
     /// A diff was given without a parent, or for an image the parent lacks.
-    #[error(
-        "the diff for image {image:?} needs a parent that has this image; name one with --parent"
-    )]
+    #[error("the diff for image {image:?} needs a parent that has this image")]
     NoParentImage {
         /// The image.
         image: String,
@@ -219,8 +228,14 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// An image that is carried over would have the file name of another one.
+    #[error("the parent's {name:?} is carried over, and another image has this file name")]
+    NameTaken {
+        /// The file name.
+        name: String,
+    },
     /// No tag of this name, and no snapshot whose id begins so.
-    #[error("no tag or snapshot {name:?}; `snapstore tags` lists what there is")]
+    #[error("no tag or snapshot {name:?}")]
     NotFound {
         /// What was asked for.
         name: String,
@@ -234,7 +249,7 @@ pub enum Error {
         count: usize,
     },
     /// The tag exists and may not be moved.
-    #[error("tag {tag:?} already names snapshot {}; use --replace to move it", id.short())]
+    #[error("tag {tag:?} already names snapshot {}", id.short())]
     TagExists {
         /// The tag.
         tag: String,
@@ -272,7 +287,7 @@ pub enum Error {
         why: &'static str,
     },
     /// The index could not be opened, read or written.
-    #[error("index {}: {message}; if this persists run `snapstore repair`", path.display())]
+    #[error("index {}: {message}", path.display())]
     Index {
         /// The index directory.
         path: PathBuf,
@@ -286,7 +301,7 @@ pub enum Error {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Damage {
     /// A small checksummed file (store configuration, tag, collector state) fails its checksum.
-    #[error("{} is damaged ({reason}); `snapstore repair` says what can be rebuilt", path.display())]
+    #[error("{} is damaged ({reason})", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -294,7 +309,7 @@ pub enum Damage {
         reason: &'static str,
     },
     /// A pack's header, footer or seal is damaged.
-    #[error("pack {} is damaged: {reason}; run `snapstore repair`, which copies what is whole", path.display())]
+    #[error("pack {} is damaged: {reason}", path.display())]
     Pack {
         /// The pack file.
         path: PathBuf,
@@ -302,7 +317,7 @@ pub enum Damage {
         reason: &'static str,
     },
     /// A chunk's stored bytes are damaged.
-    #[error("{chunk} in pack {} at offset {offset_bytes} is damaged: {reason}; run `snapstore verify --read-data` for the snapshots it touches", path.display())]
+    #[error("{chunk} in pack {} at offset {offset_bytes} is damaged: {reason}", path.display())]
     Chunk {
         /// The chunk.
         chunk: String,
@@ -314,15 +329,13 @@ pub enum Damage {
         reason: &'static str,
     },
     /// A chunk that something refers to is nowhere in the store.
-    #[error("{chunk} is missing from the store; run `snapstore repair`, then `snapstore verify`")]
+    #[error("{chunk} is missing from the store")]
     Missing {
         /// The chunk.
         chunk: String,
     },
     /// A manifest that has the bytes of its id, which no snapstore writes.
-    #[error(
-        "the manifest of snapshot {snapshot} is damaged: {reason}; `snapstore rm` removes its tags"
-    )]
+    #[error("the manifest of snapshot {snapshot} is damaged: {reason}")]
     Manifest {
         /// The beginning of the snapshot's id.
         snapshot: String,
@@ -330,7 +343,7 @@ pub enum Damage {
         reason: &'static str,
     },
     /// The index is damaged or disagrees with the packs.
-    #[error("index {} is damaged: {reason}; run `snapstore repair`", path.display())]
+    #[error("index {} is damaged: {reason}", path.display())]
     Index {
         /// The index directory.
         path: PathBuf,
@@ -355,6 +368,11 @@ impl Error {
             path: path.into(),
             source,
         }
+    }
+
+    /// Whether what is stored cannot be read, by this version or at all.
+    pub(crate) fn is_lost(&self) -> bool {
+        matches!(self, Self::Damaged(_) | Self::Newer { .. })
     }
 
     /// Whether stored bytes are at fault, and nothing else.
@@ -387,13 +405,16 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Io { .. } | Self::Unconfirmed { .. } | Self::InputLost { .. } => ErrorClass::Io,
+            Self::Cancelled => ErrorClass::Cancelled,
             Self::NoStore { .. } | Self::NotFound { .. } => ErrorClass::NotFound,
             Self::Damaged(_) | Self::Index { .. } => ErrorClass::Damaged,
             Self::Busy { .. } | Self::Overtaken { .. } => ErrorClass::Busy,
             Self::Newer { .. } => ErrorClass::Newer,
+            Self::PageSize { .. } | Self::BadName { .. } | Self::DuplicateName { .. } => {
+                ErrorClass::Usage
+            }
             Self::NoLocks { .. }
             | Self::NotEmpty { .. }
-            | Self::PageSize { .. }
             | Self::PartialPage { .. }
             | Self::EmptyInput { .. }
             | Self::DiffWithoutHoles { .. }
@@ -407,8 +428,7 @@ impl Error {
             | Self::BadExtent { .. }
             | Self::DiffSize { .. }
             | Self::NoParentImage { .. }
-            | Self::BadName { .. }
-            | Self::DuplicateName { .. }
+            | Self::NameTaken { .. }
             | Self::Ambiguous { .. }
             | Self::TagExists { .. } => ErrorClass::Invalid,
         }

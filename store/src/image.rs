@@ -1,11 +1,16 @@
 //! Reading an image as a flat file: bytes, data and holes.
 
 use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::chunks::Chunks;
+use crate::commit::read_at::ReadAt;
 use crate::error::Result;
 use crate::manifest::Image;
+use crate::pin::Pin;
 use crate::tree::read::Tree;
 use crate::tree::shape::slot;
 
@@ -15,11 +20,46 @@ thread_local! {
 }
 
 /// One image, read by position. Cheap to clone; any number of threads may read.
+/// One of a [`crate::Snapshot`] keeps that whole while it lives.
 #[derive(Clone)]
 pub struct ImageReader {
     chunks: Arc<Chunks>,
     tree: Tree,
     size_bytes: u64,
+    /// Keeps the snapshot whole while this lives.
+    pin: Option<Arc<Pin>>,
+}
+
+impl fmt::Debug for ImageReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageReader")
+            .field("size_bytes", &self.size_bytes)
+            .field("pin", &self.pin)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An image of one snapshot can be committed to another store.
+impl ReadAt for ImageReader {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read_exact_at(&self, out: &mut [u8], offset_bytes: u64) -> io::Result<()> {
+        match self.read_at(out, offset_bytes).map_err(io::Error::other)? {
+            read if read == out.len() => Ok(()),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn next_data(&self, from_bytes: u64) -> io::Result<Option<Range<u64>>> {
+        let seek = |from, region| self.seek(from, region).map_err(io::Error::other);
+        let Some(start) = seek(from_bytes, Region::Data)? else {
+            return Ok(None);
+        };
+        let end = seek(start, Region::Hole)?;
+        Ok(Some(start..end.unwrap_or(self.size_bytes)))
+    }
 }
 
 /// Which part of a file to look for.
@@ -37,7 +77,13 @@ impl ImageReader {
             chunks,
             tree: image.tree(),
             size_bytes: image.size_bytes,
+            pin: None,
         }
+    }
+
+    pub(crate) fn keeping(mut self, pin: Arc<Pin>) -> Self {
+        self.pin = Some(pin);
+        self
     }
 
     /// The length of the image in bytes.

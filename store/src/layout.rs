@@ -68,6 +68,11 @@ impl Layout {
         self.root.join(self.index)
     }
 
+    /// Where the index is that `repair` has just replaced.
+    pub fn old_index(&self) -> PathBuf {
+        self.root.join("index.old")
+    }
+
     /// The same store with an index that is being made.
     pub fn with_fresh_index(&self) -> Self {
         Self {

@@ -20,6 +20,7 @@
 //! deletions, and has found it whole.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -30,6 +31,7 @@ use crate::gc::state::Epoch;
 use crate::id::SnapshotId;
 use crate::layout::Layout;
 use crate::lock::{self, Lock, LockKind};
+use crate::regular::Opened;
 use crate::sim::{self, StepKind};
 
 /// What the holder of a lease needs.
@@ -161,11 +163,17 @@ fn list(layout: &Layout) -> Result<Vec<LiveLease>> {
     let dir = layout.leases();
     sim::before(StepKind::List, &dir).context("list", &dir)?;
     let mut leases = Vec::new();
-    for entry in fs::read_dir(&dir).context("list", &dir)? {
+    let entries = match fs::read_dir(&dir) {
+        // Then nobody has a lease.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(leases),
+        other => other.context("list", &dir)?,
+    };
+    for entry in entries {
         let path = entry.context("list", &dir)?.path();
-        let file = match lock::open_to_lock(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.context("open", &path)?,
+        let file = match lock::open_to_lock(&path).context("open", &path)? {
+            Opened::File(file) => file,
+            // A lease is a file: whatever else lies here is nobody's.
+            Opened::Absent | Opened::Odd(_) => continue,
         };
         if lock::try_exclusive(&file, &path)? {
             durable::discard(&path);
@@ -197,7 +205,12 @@ fn create_unique(layout: &Layout) -> Result<(File, PathBuf)> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true);
         match durable::create(&path, &options) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => serial += 1,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => serial += 1,
+            // A copy of a store may have lost it.
+            Err(error) if error.kind() == ErrorKind::NotFound && !layout.leases().exists() => {
+                let dir = layout.leases();
+                fs::create_dir(&dir).context("create", &dir)?;
+            }
             other => return Ok((other.context("create", &path)?, path)),
         }
     }

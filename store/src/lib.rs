@@ -30,6 +30,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cancel;
 mod chunks;
 mod commit;
 mod diff;
@@ -47,12 +48,14 @@ mod lock_probe;
 mod manifest;
 mod mount_table;
 mod name;
+mod opening;
 mod pack;
 mod page;
 mod pin;
 mod placement;
 mod progress;
 mod recent;
+mod regular;
 mod repair;
 mod salvage;
 mod scratch;
@@ -60,15 +63,19 @@ mod scratch;
 pub mod sim;
 #[cfg(not(feature = "sim"))]
 mod sim;
+mod snapshot;
 mod snapshots;
 mod stats;
 mod store;
 mod tags;
 mod threads;
 mod tree;
+mod users;
 mod verify;
 
+pub use cancel::Cancel;
 pub use commit::input::{Extent, Input, InputData, InputKind};
+pub use commit::read_at::ReadAt;
 pub use commit::unchanging::{FileState, Unchanging};
 pub use commit::{CommitRequest, CommitTimings, Committed, ParentChoice, Precopy};
 pub use diff::{ChangedRange, ImageDiff};
@@ -78,11 +85,12 @@ pub use id::{ChunkId, ChunkKind, SnapshotId};
 pub use image::{ImageReader, Region};
 pub use manifest::{Image, ImageRole, Manifest};
 pub use mount_table::{MountEntry, mount_id, mount_table};
-pub use name::check_tag;
+pub use name::{check_image, check_label, check_snapshot, check_tag};
 pub use page::{PageSize, is_zero};
 pub use pin::{NotPinned, Pin};
 pub use progress::{Progress, Silent};
 pub use repair::RepairReport;
+pub use snapshot::Snapshot;
 pub use snapshots::{Listing, TaggedSnapshot};
 pub use stats::{SnapshotStats, StoreStats};
 pub use store::Store;

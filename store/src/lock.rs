@@ -8,16 +8,18 @@
 //! microseconds).
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{ErrorKind, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use crate::error::{Error, IoContext as _, Result};
+use crate::cancel::Cancel;
+use crate::error::{Damage, Error, IoContext as _, Result};
 use crate::layout::Layout;
 use crate::lock_probe;
+use crate::regular::{self, Opened};
 use crate::sim::{self, StepKind};
 
 /// How long an operation waits for a lock unless told otherwise.
@@ -34,6 +36,9 @@ pub(crate) enum LockKind {
 }
 
 impl LockKind {
+    /// All of them, in the order in which they are taken.
+    pub const ALL: [Self; 3] = [Self::Collect, Self::Publish, Self::Allocate];
+
     fn file_name(self) -> &'static str {
         match self {
             Self::Collect => "collect",
@@ -61,11 +66,21 @@ impl Drop for Lock {
 
 /// Waits for the lock; [`Error::Busy`] names the holder after `timeout`.
 pub(crate) fn acquire(layout: &Layout, kind: LockKind, timeout: Duration) -> Result<Lock> {
+    acquire_unless(&Cancel::default(), layout, kind, timeout)
+}
+
+/// The same, for as long as it is not cancelled.
+pub(crate) fn acquire_unless(
+    cancel: &Cancel,
+    layout: &Layout,
+    kind: LockKind,
+    timeout: Duration,
+) -> Result<Lock> {
     let path = layout.locks().join(kind.file_name());
     sim::before(StepKind::Lock, &path).context("lock", &path)?;
     lock_probe::check(layout)?;
-    let file = open_to_write(&path).context("open", &path)?;
-    wait_for(file, path, kind, timeout)
+    let file = whole(open_to_write(&path), &path)?;
+    wait_for(file, path, kind, timeout, cancel)
 }
 
 /// The same for an operation that changes nothing. Where the lock's file cannot
@@ -76,31 +91,74 @@ pub(crate) fn acquire_to_read(
     kind: LockKind,
     timeout: Duration,
 ) -> Result<Option<Lock>> {
-    let path = layout.locks().join(kind.file_name());
-    sim::before(StepKind::Lock, &path).context("lock", &path)?;
-    let file = match open_to_write(&path) {
-        Err(error) if is_read_only(&error) => match File::open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            other => other.context("open", &path)?,
-        },
-        other => other.context("open", &path)?,
-    };
-    wait_for(file, path, kind, timeout).map(Some)
+    acquire_to_read_unless(&Cancel::default(), layout, kind, timeout)
 }
 
-fn open_to_write(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
+/// The same, for as long as it is not cancelled.
+pub(crate) fn acquire_to_read_unless(
+    cancel: &Cancel,
+    layout: &Layout,
+    kind: LockKind,
+    timeout: Duration,
+) -> Result<Option<Lock>> {
+    let path = layout.locks().join(kind.file_name());
+    sim::before(StepKind::Lock, &path).context("lock", &path)?;
+    let opened = match open_to_write(&path) {
+        Err(error) if is_read_only(&error) => regular::open(&path),
+        other => other,
+    };
+    if matches!(opened, Ok(Opened::Absent)) {
+        return Ok(None);
+    }
+    let file = whole(opened, &path)?;
+    wait_for(file, path, kind, timeout, cancel).map(Some)
+}
+
+/// Opens or creates a lock's file. A copy of a store may have lost its directory.
+fn open_to_write(path: &Path) -> std::io::Result<Opened> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    let found = regular::open_with(path, &options)?;
+    if !matches!(found, Opened::Absent) {
+        return Ok(found);
+    }
+    let options = regular::never_waiting(options.create(true));
+    let created = match options.open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            std::fs::create_dir(path.parent().unwrap_or(path))?;
+            options.open(path)
+        }
+        other => other,
+    };
+    created.map(Opened::File)
+}
+
+/// Fails if what stands in the place of a lock's file is none.
+pub(crate) fn check(layout: &Layout, kind: LockKind) -> Result<()> {
+    let path = layout.locks().join(kind.file_name());
+    match regular::oddity(&path) {
+        Some(reason) => Err(Damage::File { path, reason }.into()),
+        None => Ok(()),
+    }
+}
+
+/// The file of a lock that has one.
+fn whole(opened: std::io::Result<Opened>, path: &Path) -> Result<File> {
+    match opened.context("open", path)? {
+        Opened::File(file) => Ok(file),
+        Opened::Absent => Err(ErrorKind::NotFound).context("open", path),
+        Opened::Odd(reason) => Err(Damage::File {
+            path: path.to_owned(),
+            reason,
+        }
+        .into()),
+    }
 }
 
 /// Opens a file to lock it. NFS locks only what is open for writing.
-pub(crate) fn open_to_lock(path: &Path) -> std::io::Result<File> {
-    match OpenOptions::new().read(true).write(true).open(path) {
-        Err(error) if is_read_only(&error) => File::open(path),
+pub(crate) fn open_to_lock(path: &Path) -> std::io::Result<Opened> {
+    match regular::open_with(path, OpenOptions::new().read(true).write(true)) {
+        Err(error) if is_read_only(&error) => regular::open(path),
         other => other,
     }
 }
@@ -111,7 +169,14 @@ pub(crate) fn is_read_only(error: &std::io::Error) -> bool {
     matches!(errno, Some(Errno::ROFS | Errno::ACCESS | Errno::PERM))
 }
 
-fn wait_for(mut file: File, path: PathBuf, kind: LockKind, timeout: Duration) -> Result<Lock> {
+fn wait_for(
+    mut file: File,
+    path: PathBuf,
+    kind: LockKind,
+    timeout: Duration,
+    cancel: &Cancel,
+) -> Result<Lock> {
+    cancel.check()?;
     let started = Instant::now();
     let mut pause = FIRST_PAUSE;
     let mut said = false;
@@ -119,6 +184,7 @@ fn wait_for(mut file: File, path: PathBuf, kind: LockKind, timeout: Duration) ->
         if sim::wait_for(&path).context("lock", &path)? {
             continue;
         }
+        cancel.check()?;
         let waited = started.elapsed();
         if waited >= timeout {
             return Err(Error::Busy {

@@ -13,11 +13,29 @@ pub fn check_tag(name: &str) -> Result<()> {
     check(name, "a tag")
 }
 
-pub(crate) fn check_image(name: &str) -> Result<()> {
+/// Checks what is to be a tag or the beginning of an id, which has no other
+/// characters than a tag may have.
+///
+/// # Errors
+/// [`Error::BadName`] as [`check_tag`].
+pub fn check_snapshot(name: &str) -> Result<()> {
+    check(name, "a tag or the id of a snapshot")
+}
+
+/// Checks the name of an image.
+///
+/// # Errors
+/// [`Error::BadName`] as [`check_tag`].
+pub fn check_image(name: &str) -> Result<()> {
     check(name, "an image name")
 }
 
-pub(crate) fn check_label(key: &str, value: &str) -> Result<()> {
+/// Checks a label: its key is as a tag.
+///
+/// # Errors
+/// [`Error::BadName`] also for a value of more than 4096 bytes or with control
+/// characters.
+pub fn check_label(key: &str, value: &str) -> Result<()> {
     check(key, "a label")?;
     if value.len() > 4096 || value.chars().any(char::is_control) {
         return Err(Error::BadName {

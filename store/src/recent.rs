@@ -9,13 +9,15 @@
 //! and where it is missing, torn, or not as old as the directory (another program
 //! changed that, or it is a copy) the directory is listed with the age of each tag.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 
 use crate::error::{IoContext as _, Result};
 use crate::format::sealed_file::Format;
 use crate::layout::Layout;
 use crate::name::check_tag;
+use crate::regular;
 
 /// How many tags are kept.
 pub(crate) const MOST: usize = 32;
@@ -82,7 +84,11 @@ fn write(layout: &Layout, names: &[String]) {
         payload.push(0);
     }
     let path = layout.recent_tags();
-    let _ = fs::write(&path, FORMAT.encode(&path, &payload));
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    let _ = regular::never_waiting(&options)
+        .open(&path)
+        .and_then(|mut file| file.write_all(&FORMAT.encode(&path, &payload)));
 }
 
 /// When the directory of tags was last changed.
@@ -97,7 +103,11 @@ fn last_change(layout: &Layout) -> Option<[u8; 16]> {
 fn by_age(layout: &Layout) -> Result<Vec<String>> {
     let dir = layout.tags();
     let mut dated = Vec::new();
-    for entry in fs::read_dir(&dir).context("list", &dir)? {
+    let entries = match fs::read_dir(&dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.context("list", &dir)?,
+    };
+    for entry in entries {
         let entry = entry.context("list", &dir)?;
         let name = entry.file_name();
         let Some(name) = name.to_str().filter(|name| check_tag(name).is_ok()) else {

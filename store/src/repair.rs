@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::chunks::{Chunks, Place};
 use crate::durable;
@@ -25,12 +25,14 @@ use crate::layout::Layout;
 use crate::lease;
 use crate::lock::{self, LockKind};
 use crate::manifest;
+use crate::opening;
 use crate::pack::PackNumber;
 use crate::pack::codec;
 use crate::pack::reader::payload_limit;
 use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack};
 use crate::page::PageSize;
 use crate::progress::Progress;
+use crate::regular::{self, Opened};
 use crate::salvage::{self, Found, Wanted};
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
@@ -65,13 +67,16 @@ impl Store {
     /// no packs either; I/O errors.
     pub fn repair(path: &Path, progress: &dyn Progress) -> Result<RepairReport> {
         let layout = Layout::new(std::path::absolute(path).context("resolve", path)?);
-        if !layout.packs().is_dir() {
+        if !opening::is_store(&layout)? {
             return Err(Error::NoStore {
                 path: path.to_owned(),
             });
         }
         let mut report = RepairReport::default();
         let mut missing_tags_dir = false;
+        for odd in odd_files(&layout) {
+            set_odd_aside(&layout, &odd, &mut report)?;
+        }
         for dir in layout.directories() {
             if !dir.is_dir() {
                 missing_tags_dir |= dir == layout.tags();
@@ -123,18 +128,25 @@ impl Store {
     /// aside when it gets the publish lock, which is held here.
     fn rebuild_index(&self, report: &mut RepairReport, progress: &dyn Progress) -> Result<()> {
         let fresh = self.layout.with_fresh_index();
-        let old_path = self.layout.root().join("index.old");
+        let old_path = self.layout.old_index();
         for stale in [&fresh.index(), &old_path] {
             durable::remove_dir(stale)?;
         }
-        let bad = self.fill_index(&fresh, report, progress)?;
+        let bad = match self.fill_index(&fresh, report, progress) {
+            Ok(bad) => bad,
+            Err(error) => {
+                // It takes room, perhaps the room that there was none of.
+                let _ = durable::remove_dir(&fresh.index());
+                return Err(error);
+            }
+        };
         let index = self.layout.index();
         let in_one_step = index.exists()
             && !sim::on(Fault::IndexMovedAway)
             && durable::exchange(&fresh.index(), &index)?;
         if !in_one_step {
             if index.exists() {
-                durable::rename(&index, &old_path)?;
+                durable::move_away(&index, &old_path)?;
             }
             durable::rename(&fresh.index(), &index)?;
         }
@@ -352,6 +364,10 @@ impl Store {
             match id {
                 Ok(_) => {}
                 Err(Error::Damaged(_)) => {
+                    let path = self.layout.tags().join(&name);
+                    if regular::oddity(&path).is_some() {
+                        set_odd_aside(&self.layout, &path, report)?;
+                    }
                     damaged.insert(name);
                 }
                 Err(other) => return Err(other),
@@ -366,6 +382,8 @@ impl Store {
                     tags::set(&self.layout, &tag, *id)?;
                     report.recovered_tags.insert(tag, *id);
                 }
+                // One that was set aside is gone with what stood in its place.
+                None if !tags::exists(&self.layout, &tag) => {}
                 None => report.lost_tags.push(tag),
             }
         }
@@ -442,6 +460,42 @@ fn refuse_writers(layout: &Layout) -> Result<()> {
     })
 }
 
+/// What stands in the place of a file of the store and is none, but for tags and packs.
+fn odd_files(layout: &Layout) -> Vec<PathBuf> {
+    let locks = ["collect", "publish", "allocate", "next-pack"];
+    let mut files: Vec<PathBuf> = locks.map(|name| layout.locks().join(name)).into();
+    files.extend([layout.config(), layout.collector(), layout.recent_tags()]);
+    for dir in [layout.root().to_owned(), layout.tags()] {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let temporary = entries.filter(|entry| durable::is_temporary(&entry.file_name()));
+        files.extend(temporary.map(|entry| entry.path()));
+    }
+    files.retain(|path| regular::oddity(path).is_some());
+    files
+}
+
+/// Moves it to `damaged/`, under a name of its own there.
+fn set_odd_aside(layout: &Layout, path: &Path, report: &mut RepairReport) -> Result<()> {
+    let reason = regular::oddity(path).unwrap_or("it is not a file");
+    let dir = layout.damaged();
+    durable::make_dir(&dir)?;
+    let name = path.file_name().unwrap_or_default();
+    let free = (0_u32..).find_map(|number| {
+        let mut name = name.to_owned();
+        if number > 0 {
+            name.push(format!(".{number}"));
+        }
+        let to = dir.join(name);
+        fs::symlink_metadata(&to).is_err().then_some(to)
+    });
+    durable::rename(path, &free.expect("numbers do not run out"))?;
+    report.remaining.push(Damage::File {
+        path: path.to_owned(),
+        reason,
+    });
+    Ok(())
+}
+
 fn repair_config(layout: &Layout, report: &mut RepairReport) -> Result<()> {
     match CONFIG_FORMAT.read(&layout.config()) {
         Ok(Some(_)) => return Ok(()),
@@ -475,8 +529,8 @@ fn page_size_of_packs(layout: &Layout) -> Result<Option<PageSize>> {
     for entry in fs::read_dir(&dir).context("list", &dir)? {
         let path = entry.context("list", &dir)?.path();
         let mut header = [0; pack_v1::HEADER_LEN];
-        let read = fs::File::open(&path).and_then(|mut file| file.read_exact(&mut header));
-        if read.is_ok()
+        if let Ok(Opened::File(mut file)) = regular::open(&path)
+            && file.read_exact(&mut header).is_ok()
             && let Some(page_size) = pack_v1::page_size_in_header(&header)
         {
             return Ok(Some(page_size));

@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorClass, Result};
 use crate::id::SnapshotId;
 use crate::lease;
 use crate::manifest::Manifest;
+use crate::name;
 use crate::store::Store;
 use crate::tags;
 
@@ -87,8 +88,10 @@ impl Store {
     /// The snapshot that `name` means: a tag, or the beginning of an id.
     ///
     /// # Errors
-    /// [`Error::NotFound`], or [`Error::Ambiguous`] for a prefix of several ids.
+    /// [`Error::NotFound`], or [`Error::Ambiguous`] for a prefix of several ids;
+    /// [`Error::BadName`] for what can be neither.
     pub fn resolve(&self, name: &str) -> Result<SnapshotId> {
+        name::check_snapshot(name)?;
         if let Some(id) = tags::get(&self.layout, name)? {
             return Ok(id);
         }

@@ -77,6 +77,7 @@ impl Store {
         };
         let mut per_snapshot = Vec::new();
         for (number, snapshot) in snapshots.iter().enumerate() {
+            self.cancel.check()?;
             let images = &snapshot.manifest.images;
             let tag_number = u32::try_from(number).expect("tags are counted in 32 bits");
             owners.own(snapshot.id.chunk(), None, tag_number)?;

@@ -1,11 +1,15 @@
 //! Opening a store, and its snapshots and tags.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rayon::ThreadPool;
+
+use crate::cancel::Cancel;
 use crate::chunks::Chunks;
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
@@ -17,8 +21,11 @@ use crate::index::IndexWriter;
 use crate::layout::Layout;
 use crate::lock::{self, Lock, LockKind};
 use crate::manifest::{self, Image, Manifest};
+use crate::name::check_tag;
+use crate::opening;
 use crate::page::PageSize;
 use crate::tags;
+use crate::threads;
 
 /// The payload is the page size in bytes, u32.
 pub(crate) const CONFIG_FORMAT: Format = Format {
@@ -28,17 +35,45 @@ pub(crate) const CONFIG_FORMAT: Format = Format {
 /// A store: chunks, snapshots and tags in one directory.
 ///
 /// Any number of processes may have a store open. Reading takes no locks.
+///
+/// Clones are handles of one open store, with its caches; each can have a timeout, a
+/// [`Cancel`] and a pool of threads of its own. All of it may be used by any number of
+/// threads.
+///
+/// ```
+/// use snapstore_store::{PageSize, Store};
+///
+/// fn is_shared<T: Clone + Send + Sync + 'static>() {}
+/// is_shared::<Store>();
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("store");
+/// let store = Store::create(&path, PageSize::default())?;
+/// let patient = store.clone().with_lock_timeout(std::time::Duration::from_secs(3600));
+/// std::thread::spawn(move || patient.tags()).join().expect("no panic")?;
+/// # Ok::<(), snapstore_store::Error>(())
+/// ```
+#[derive(Clone)]
 pub struct Store {
     pub(crate) layout: Layout,
     pub(crate) chunks: Arc<Chunks>,
+    pub(crate) cancel: Cancel,
     lock_timeout: Duration,
+    pool: Option<Arc<ThreadPool>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Store").field(&self.path()).finish()
+    }
 }
 
 impl Store {
     /// Creates an empty store at `path`, which must not exist or be empty.
     ///
     /// # Errors
-    /// [`Error::NotEmpty`] if there is anything else in the directory.
+    /// [`Error::NotEmpty`] if there is anything else in the directory;
+    /// [`Error::Damaged`] if it is a store that has lost its configuration.
     pub fn create(path: &Path, page_size: PageSize) -> Result<Self> {
         let layout = Layout::new(absolute(path)?);
         let had_parent = layout.root().ancestors().skip(1).find(|it| it.is_dir());
@@ -70,16 +105,16 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NoStore`] if there is none; [`Error::Damaged`] if its
-    /// configuration is damaged.
+    /// configuration is damaged, or missing beside packs.
     pub fn open(path: &Path) -> Result<Self> {
-        let no_store = || Error::NoStore {
-            path: path.to_owned(),
-        };
         if !path.is_dir() {
-            return Err(no_store());
+            return Err(Error::NoStore {
+                path: path.to_owned(),
+            });
         }
         let layout = Layout::new(absolute(path)?);
-        let payload = CONFIG_FORMAT.read(&layout.config())?.ok_or_else(no_store)?;
+        let payload = CONFIG_FORMAT.read(&layout.config())?;
+        let payload = payload.ok_or_else(|| opening::without_config(&layout))?;
         let page_size = payload
             .try_into()
             .ok()
@@ -88,10 +123,13 @@ impl Store {
                 path: layout.config(),
                 reason: "malformed",
             })?;
+        opening::restore_empty(&layout)?;
         Ok(Self {
             chunks: Arc::new(Chunks::new(layout.clone(), page_size)),
             layout,
+            cancel: Cancel::default(),
             lock_timeout: lock::DEFAULT_TIMEOUT,
+            pool: None,
         })
     }
 
@@ -100,6 +138,33 @@ impl Store {
     pub fn with_lock_timeout(mut self, timeout: Duration) -> Self {
         self.lock_timeout = timeout;
         self
+    }
+
+    /// This handle's operations end with [`Error::Cancelled`] soon after the token is
+    /// cancelled.
+    #[must_use]
+    pub fn with_cancel(mut self, cancel: Cancel) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
+    /// This handle's commits and verifications share their work among these threads.
+    /// Without, they use rayon's global pool.
+    #[must_use]
+    pub fn with_pool(mut self, pool: Arc<ThreadPool>) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// Does what shares its work among threads.
+    pub(crate) fn in_pool<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => {
+                threads::start_pool(self.path())?;
+                work()
+            }
+        }
     }
 
     /// The store's directory.
@@ -163,7 +228,7 @@ impl Store {
     /// [`Error::TagExists`] without `replace`; [`Error::Damaged`] if parts of a
     /// snapshot that had no tag any more have been collected.
     pub fn set_tag(&self, tag: &str, id: SnapshotId, replace: bool) -> Result<()> {
-        crate::name::check_tag(tag)?;
+        check_tag(tag)?;
         let _publish = self.publish_lock()?;
         self.check_tag_free(tag, replace)?;
         if !self.is_tagged(id, tag)? {
@@ -177,9 +242,11 @@ impl Store {
     /// next collection. One that is named twice is removed once.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if any of them does not exist; then none is removed.
+    /// [`Error::NotFound`] if any of them does not exist, or [`Error::BadName`] if it
+    /// can be no tag; then none is removed.
     pub fn remove_tags(&self, names: &[String]) -> Result<()> {
         let names: BTreeSet<&String> = names.iter().collect();
+        names.iter().try_for_each(|name| check_tag(name))?;
         let _publish = self.publish_lock()?;
         for name in &names {
             if !tags::exists(&self.layout, name) {
@@ -219,7 +286,12 @@ impl Store {
     }
 
     pub(crate) fn publish_lock(&self) -> Result<Lock> {
-        lock::acquire(&self.layout, LockKind::Publish, self.lock_timeout)
+        lock::acquire_unless(
+            &self.cancel,
+            &self.layout,
+            LockKind::Publish,
+            self.lock_timeout,
+        )
     }
 
     /// For looking at leases; `None` on a filesystem that is read-only here.
@@ -228,13 +300,23 @@ impl Store {
     }
 
     pub(crate) fn collect_lock(&self) -> Result<Lock> {
-        lock::acquire(&self.layout, LockKind::Collect, self.lock_timeout)
+        lock::acquire_unless(
+            &self.cancel,
+            &self.layout,
+            LockKind::Collect,
+            self.lock_timeout,
+        )
     }
 
     /// The collect lock for an operation that changes nothing: also on a
     /// filesystem that is read-only here.
     pub(crate) fn collect_lock_to_read(&self) -> Result<Option<Lock>> {
-        lock::acquire_to_read(&self.layout, LockKind::Collect, self.lock_timeout)
+        lock::acquire_to_read_unless(
+            &self.cancel,
+            &self.layout,
+            LockKind::Collect,
+            self.lock_timeout,
+        )
     }
 
     /// Whether a commit or a tag of this name would be refused at once. It is
@@ -243,7 +325,12 @@ impl Store {
     /// # Errors
     /// [`Error::TagExists`] unless `replace`; I/O errors.
     pub fn check_tag_free(&self, tag: &str, replace: bool) -> Result<()> {
-        match tags::get(&self.layout, tag)? {
+        tags::check_directory(&self.layout)?;
+        let found = match tags::get(&self.layout, tag) {
+            Err(Error::Damaged(_)) if replace => return Ok(()),
+            other => other?,
+        };
+        match found {
             Some(id) if !replace => Err(Error::TagExists {
                 tag: tag.to_owned(),
                 id,
@@ -257,14 +344,19 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).context("resolve", path)
 }
 
-/// An interrupted creation leaves only directories of ours, which may be used.
+/// What is left of a creation that was interrupted, or of an empty store, may be
+/// used.
 fn refuse_foreign_files(layout: &Layout) -> Result<()> {
-    let ours: Vec<PathBuf> = layout
-        .directories()
-        .into_iter()
-        .chain([layout.index()])
-        .collect();
     let root = layout.root();
+    if !layout.config().exists() && opening::has_packs(layout)? {
+        return Err(opening::without_config(layout));
+    }
+    let mut ours: Vec<PathBuf> = layout.directories().into();
+    ours.extend([layout.index(), layout.config()]);
+    if opening::is_empty(layout)? {
+        ours.extend([layout.collector(), layout.recent_tags(), layout.damaged()]);
+        ours.extend(["mounts.log", "mounts.log.1"].map(|log| root.join(log)));
+    }
     for entry in fs::read_dir(root).context("list", root)? {
         let path = entry.context("list", root)?.path();
         let temporary = path.ends_with(".config.new");

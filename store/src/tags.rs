@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
@@ -13,6 +14,7 @@ use crate::format::sealed_file::Format;
 use crate::id::SnapshotId;
 use crate::layout::Layout;
 use crate::name::check_tag;
+use crate::opening;
 use crate::recent;
 use crate::sim::{self, StepKind};
 
@@ -53,7 +55,17 @@ pub(crate) fn each(layout: &Layout) -> Result<Vec<(String, Result<SnapshotId>)>>
     let dir = layout.tags();
     sim::before(StepKind::List, &dir).context("list", &dir)?;
     let mut tags = Vec::new();
-    for entry in fs::read_dir(&dir).context("list", &dir)? {
+    let entries = match fs::read_dir(&dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return match opening::is_empty(layout)? {
+                true => Ok(tags),
+                // Not without tags: a collection would delete all there is.
+                false => Err(opening::missing_directory(&dir)),
+            };
+        }
+        other => other.context("list", &dir)?,
+    };
+    for entry in entries {
         let name = entry.context("list", &dir)?.file_name();
         // Temporary files begin with a dot and are no tags.
         let Some(name) = name.to_str().filter(|name| check_tag(name).is_ok()) else {
@@ -69,9 +81,18 @@ pub(crate) fn each(layout: &Layout) -> Result<Vec<(String, Result<SnapshotId>)>>
     Ok(tags)
 }
 
+/// Whether tags can be set. Looked at before anything is done for one.
+pub(crate) fn check_directory(layout: &Layout) -> Result<()> {
+    let dir = layout.tags();
+    match fs::metadata(&dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(opening::missing_directory(&dir)),
+        other => other.map(drop).context("inspect", &dir),
+    }
+}
+
 /// Whether there is such a tag, damaged or not.
 pub(crate) fn exists(layout: &Layout, tag: &str) -> bool {
-    check_tag(tag).is_ok() && layout.tags().join(tag).exists()
+    check_tag(tag).is_ok() && fs::symlink_metadata(layout.tags().join(tag)).is_ok()
 }
 
 /// Points a tag at a snapshot, durably. The caller holds the publish lock.

@@ -12,28 +12,32 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 
+use crate::cancel::Cancel;
 use crate::chunks::{Chunks, Place};
 use crate::error::{Damage, Error, Result};
 use crate::format::node::{Child, Node};
 use crate::gc::mark::Marks;
 use crate::gc::state::CollectorState;
 use crate::id::{ChunkId, SnapshotId};
+use crate::lock::{self, LockKind};
 use crate::manifest;
-use crate::pack::Location;
 use crate::pack::reader::PackReader;
+use crate::pack::{Location, PackNumber};
 use crate::progress::Progress;
 use crate::scratch::Scratch;
 use crate::store::Store;
 use crate::tags;
-use crate::threads;
 use crate::tree::read::node_id;
+use crate::users::Users;
 
 /// One damage, and the tags of the snapshots that need what is damaged.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Finding {
     /// What is wrong.
     pub damage: Damage,
-    /// Tags of the snapshots that cannot be read whole because of it.
+    /// Tags of the snapshots that need what is damaged. They cannot be read whole,
+    /// with one exception: of a pack whose header, footer or seal is damaged, the
+    /// chunks may still be found. What of it cannot be read has findings of its own.
     pub snapshots: Vec<String>,
 }
 
@@ -67,7 +71,10 @@ impl Store {
     /// # Errors
     /// I/O errors and [`Error::Busy`]; damage is not an error but a finding.
     pub fn verify(&self, read_data: bool, progress: &dyn Progress) -> Result<VerifyReport> {
-        threads::start_pool(self.path())?;
+        self.in_pool(|| self.verify_in_pool(read_data, progress))
+    }
+
+    fn verify_in_pool(&self, read_data: bool, progress: &dyn Progress) -> Result<VerifyReport> {
         // A collection moves and deletes packs: what it does must not look like
         // damage.
         let _collect = self.collect_lock_to_read()?;
@@ -77,6 +84,7 @@ impl Store {
         self.verify_state(&mut report)?;
         let mut walker = Walker {
             chunks: &self.chunks,
+            cancel: &self.cancel,
             read_data,
             whole: Marks::default(),
             clean: Marks::default(),
@@ -84,7 +92,8 @@ impl Store {
             lost: Vec::new(),
         };
         self.verify_snapshots(&mut walker, &mut report, progress)?;
-        self.verify_packs(&walker, &mut report, progress)?;
+        let bad = self.verify_packs(&walker, &mut report, progress)?;
+        self.name_users(bad, &mut report)?;
         self.verify_index(&mut report)?;
         Ok(report)
     }
@@ -93,7 +102,17 @@ impl Store {
         if let Err(error) = CollectorState::read(&self.layout) {
             report.add(error, &[])?;
         }
-        for (name, id) in tags::each(&self.layout)? {
+        for lock in LockKind::ALL {
+            if let Err(error) = lock::check(&self.layout, lock) {
+                report.add(error, &[])?;
+            }
+        }
+        let tags = match tags::each(&self.layout) {
+            // Which tags there were is not known.
+            Err(error @ Error::Damaged(_)) => return report.add(error, &[]),
+            other => other?,
+        };
+        for (name, id) in tags {
             if let Err(error) = id {
                 report.add(error, &[name])?;
             }
@@ -108,7 +127,11 @@ impl Store {
         report: &mut VerifyReport,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let tags = tags::each(&self.layout)?;
+        let tags = match tags::each(&self.layout) {
+            // It is a finding already.
+            Err(Error::Damaged(_)) => return Ok(()),
+            other => other?,
+        };
         if let Err(error) = self.chunks.refresh_index() {
             let names: Vec<_> = tags.iter().map(|(name, _)| name.clone()).collect();
             return report.add(error, &names);
@@ -127,30 +150,58 @@ impl Store {
     }
 
     /// Checks footers, and with `read_data` the chunks that no snapshot has shown
-    /// to be whole.
+    /// to be whole. Returns the packs that are damaged as a whole.
     fn verify_packs(
         &self,
         walker: &Walker<'_>,
         report: &mut VerifyReport,
         progress: &dyn Progress,
-    ) -> Result<()> {
+    ) -> Result<Vec<(PackNumber, Error)>> {
+        let mut bad = Vec::new();
         let numbers = self.chunks.packs().sealed()?;
         progress.begin("packs", numbers.len() as u64);
         for (done, number) in (1..).zip(numbers) {
+            self.cancel.check()?;
             report.packs += 1;
             match self.chunks.packs().get(number) {
                 Ok(Some(pack)) => {
                     if let Err(error) = pack.check() {
-                        report.add(error, &[])?;
+                        bad.push((number, error));
                     }
                     if walker.read_data {
                         self.verify_chunks(&pack, walker, report)?;
                     }
                 }
                 Ok(None) => {}
-                Err(error) => report.add(error, &[])?,
+                Err(error) => bad.push((number, error)),
             }
             progress.advance(done);
+        }
+        Ok(bad)
+    }
+
+    /// Reports damaged packs, with the tags of the snapshots that have parts there.
+    fn name_users(&self, bad: Vec<(PackNumber, Error)>, report: &mut VerifyReport) -> Result<()> {
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let numbers = bad.iter().map(|(number, _)| *number).collect();
+        let mut users = Users::new(&self.chunks, &numbers);
+        let mut tags_of: HashMap<PackNumber, Vec<String>> = HashMap::new();
+        let mut tags = match tags::each(&self.layout) {
+            Err(Error::Damaged(_)) => Vec::new(),
+            other => other?,
+        };
+        tags.sort_by(|(one, _), (other, _)| one.cmp(other));
+        for (tag, id) in tags {
+            let Ok(id) = id else { continue };
+            for number in users.snapshot(id)? {
+                tags_of.entry(number).or_default().push(tag.clone());
+            }
+        }
+        for (number, error) in bad {
+            let tags = tags_of.get(&number).map_or(&[][..], Vec::as_slice);
+            report.add(error, tags)?;
         }
         Ok(())
     }
@@ -261,6 +312,7 @@ impl Lost {
 /// found whole before.
 struct Walker<'a> {
     chunks: &'a Chunks,
+    cancel: &'a Cancel,
     read_data: bool,
     /// The places of chunks whose bytes were found right.
     whole: Marks,
@@ -292,6 +344,7 @@ impl Walker<'_> {
 
     /// Returns whether all below is whole.
     fn walk(&mut self, child: Child, level: u8) -> Result<bool> {
+        self.cancel.check()?;
         let id = node_id(child);
         if let Some(lost) = self.failed.get(&(id, child.hint)) {
             self.lost.push(lost.clone());

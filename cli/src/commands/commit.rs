@@ -8,7 +8,7 @@ use anyhow::bail;
 use serde_json::json;
 use snapstore_host::Usage;
 use snapstore_store::{
-    CommitRequest, CommitTimings, Committed, Error, ImageRole, Input, InputData, InputKind,
+    CommitRequest, CommitTimings, Committed, Damage, Error, ImageRole, Input, InputData, InputKind,
     ParentChoice, Store,
 };
 
@@ -16,9 +16,12 @@ use crate::args::CommitArgs;
 use crate::commands::commit_vm;
 use crate::context::Context;
 use crate::format::{count, size};
+use crate::hints;
+use crate::logging::say;
 use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.stopped_by_signals()?;
     if let Some(name) = &args.vm {
         return commit_vm::run(context, args, name);
     }
@@ -30,8 +33,11 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
                 .to_owned()
         ));
     }
+    // First, since the default store may have to be created.
+    request.check()?;
     let store = context.open_or_create_default()?;
     let committed = store.commit(&request, &Bar::new(Unit::Bytes))?;
+    warn(&committed);
     let parent = parent_name(&store, &committed, args.parent.as_deref());
     let value = json!({
         "tag": args.tag,
@@ -43,6 +49,7 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
         "left_out": left_out(&committed),
         "added_chunks": committed.manifest.added_chunks,
         "added_bytes": committed.manifest.added_bytes,
+        "warnings": warnings(&committed),
         "timings": timings(&committed.timings),
     });
     context.answer(&value, || {
@@ -192,6 +199,27 @@ pub fn describe(tag: &str, committed: &Committed, parent: Option<&str>) -> Strin
         count(manifest.added_chunks),
         size(manifest.added_bytes)
     )
+}
+
+/// Says what could not be read and was not needed.
+pub fn warn(committed: &Committed) {
+    for warning in warnings(committed) {
+        say!("warning: {warning}");
+    }
+}
+
+/// The same for programs.
+pub fn warnings(committed: &Committed) -> Vec<String> {
+    let warnings = committed.warnings.iter().map(|error| {
+        let what = match error {
+            Error::Damaged(Damage::Pack { .. }) => {
+                "what the snapshot could share with a pack was stored anew"
+            }
+            _ => "the parent cannot be read whole, which this snapshot does not need",
+        };
+        format!("{what}: {}", hints::told(error))
+    });
+    warnings.collect()
 }
 
 /// The names of the parent's images that the snapshot does not have.

@@ -8,7 +8,7 @@ use snapstore_host::runtime::Runtime;
 use snapstore_store::Store;
 
 use crate::args::CommitArgs;
-use crate::commands::commit::{describe, labels, left_out, parent_name};
+use crate::commands::commit::{describe, labels, left_out, parent_name, warn, warnings};
 use crate::context::Context;
 use crate::format::millis;
 use crate::progress::{Bar, Unit};
@@ -39,6 +39,7 @@ fn answer(
         read_bytes,
     } = done;
     let parent = parent_name(store, committed, None);
+    warn(committed);
     let value = json!({
         "tag": tag,
         "vm": name,
@@ -51,6 +52,7 @@ fn answer(
         "added_chunks": committed.manifest.added_chunks,
         "added_bytes": committed.manifest.added_bytes,
         "read_bytes": read_bytes,
+        "warnings": warnings(committed),
         "timings": timings,
     });
     context.answer(&value, || {

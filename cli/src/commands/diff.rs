@@ -9,6 +9,7 @@ use crate::context::Context;
 use crate::format::{count, size, table};
 
 pub fn run(context: &Context, args: &DiffArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.stopped_by_signals()?;
     let store = context.open()?;
     let (old, _old_pin) = store.pin(&args.old)?;
     let (new, _new_pin) = store.pin(&args.new)?;

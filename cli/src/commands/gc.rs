@@ -2,20 +2,28 @@
 
 use std::process::ExitCode;
 
-use snapstore_store::{Decision, GcOptions, GcReport};
+use snapstore_store::{Decision, ErrorClass, GcOptions, GcReport};
 
 use crate::args::GcArgs;
 use crate::context::Context;
 use crate::format::{count, size, table};
+use crate::hints;
 use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &GcArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.stopped_by_signals()?;
     let store = context.open()?;
     let options = GcOptions {
         dry_run: args.dry_run,
         keep_percent: args.keep_percent,
     };
-    let report = store.gc(options, &Bar::new(Unit::Items))?;
+    let report = store.gc(options, &Bar::new(Unit::Items));
+    let report = report.map_err(|error| match error.class() {
+        ErrorClass::Damaged => {
+            anyhow::Error::from(error).context("nothing can be freed as long as this is so")
+        }
+        _ => error.into(),
+    })?;
     context.answer(&report, || describe(&report, args.dry_run))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -68,8 +76,8 @@ fn describe(report: &GcReport, dry_run: bool) -> String {
             report.waiting_for.join(", ")
         );
     }
-    for damage in &report.not_copied {
-        out += &format!("Its pack stays as it is: {damage}\n");
+    for damage in report.plan.damaged.iter().chain(&report.not_copied) {
+        out += &format!("Its pack stays as it is: {}\n", hints::told_damage(damage));
     }
     if report.out_of_room {
         out += "The disk is too full to repack the rest; run gc again when there is some room.\n";

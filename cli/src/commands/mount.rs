@@ -46,14 +46,11 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// No tag has a name that is not UTF-8.
+/// What is not UTF-8 is no name either.
 fn tag(name: &OsStr) -> anyhow::Result<String> {
-    let tag = name
-        .to_str()
-        .ok_or_else(|| snapstore_store::Error::NotFound {
-            name: name.to_string_lossy().into_owned(),
-        })?;
-    Ok(tag.to_owned())
+    let name = name.to_string_lossy();
+    snapstore_store::check_snapshot(&name)?;
+    Ok(name.into_owned())
 }
 
 /// Serves until the mount is undone. The announcement is taken once it is made.

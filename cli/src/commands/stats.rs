@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::format::{count, size, table};
 
 pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
+    let context = &context.stopped_by_signals()?;
     let stats = context.open()?.stats()?;
     context.answer(&stats, || describe(&stats))?;
     Ok(ExitCode::SUCCESS)

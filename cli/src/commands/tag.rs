@@ -9,9 +9,11 @@ use crate::args::{RmArgs, TagArgs};
 use crate::context::Context;
 use crate::exit;
 use crate::format::{count, size, table, time};
+use crate::hints;
 use crate::logging::say;
 
 pub fn set(context: &Context, args: &TagArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.stopped_by_signals()?;
     let store = context.open()?;
     let id = store.resolve(&args.source)?;
     store.set_tag(&args.tag, id, args.replace)?;
@@ -75,7 +77,7 @@ pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
 pub fn unreadable(listing: &Listing) -> Vec<serde_json::Value> {
     let unreadable = listing.unreadable.iter();
     unreadable
-        .map(|(tag, error)| json!({"tag": tag, "error": error.to_string()}))
+        .map(|(tag, error)| json!({"tag": tag, "error": hints::told(error)}))
         .collect()
 }
 
@@ -84,7 +86,7 @@ pub fn unreadable(listing: &Listing) -> Vec<serde_json::Value> {
 pub fn tell_unreadable(listing: &Listing) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     for (tag, error) in &listing.unreadable {
-        say!("{tag} cannot be read: {error}");
+        say!("{tag} cannot be read: {}", hints::told(error));
         if error.class() == ErrorClass::Damaged {
             code = ExitCode::from(exit::DAMAGED);
         }
@@ -93,6 +95,7 @@ pub fn tell_unreadable(listing: &Listing) -> ExitCode {
 }
 
 pub fn remove(context: &Context, args: &RmArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.stopped_by_signals()?;
     let store = context.open()?;
     // In their order, each once.
     let mut tags: Vec<String> = Vec::new();

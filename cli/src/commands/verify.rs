@@ -2,18 +2,24 @@
 
 use std::process::ExitCode;
 
-use snapstore_store::VerifyReport;
+use snapstore_store::{Damage, Finding, VerifyReport};
 
 use crate::args::VerifyArgs;
 use crate::context::Context;
 use crate::exit;
 use crate::format::{count, size};
+use crate::hints;
 use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.stopped_by_signals()?;
     let store = context.open()?;
     let report = store.verify(args.read_data, &Bar::new(Unit::Items))?;
-    context.answer(&report, || describe(&report))?;
+    let mut value = serde_json::to_value(&report)?;
+    for (number, finding) in report.findings.iter().enumerate() {
+        value["findings"][number]["what_to_do"] = hints::about_damage(&finding.damage).into();
+    }
+    context.answer(&value, || describe(&report))?;
     Ok(if !report.findings.is_empty() {
         ExitCode::from(exit::DAMAGED)
     } else if !report.newer.is_empty() {
@@ -21,6 +27,23 @@ pub fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Which snapshots a finding concerns, and how.
+fn touched(finding: &Finding, report: &VerifyReport) -> String {
+    let tags = finding.snapshots.join(", ");
+    let is_missing = |other: &Finding| matches!(other.damage, Damage::Missing { .. });
+    match &finding.damage {
+        Damage::Pack { .. } if tags.is_empty() && report.findings.iter().any(is_missing) => {
+            "what snapshots miss of it is named by itself".to_owned()
+        }
+        Damage::Pack { .. } if !tags.is_empty() => {
+            format!("parts of {tags} are there; those that cannot be read are named by themselves")
+        }
+        Damage::File { .. } if tags.is_empty() => "no snapshot lacks anything by it".to_owned(),
+        _ if tags.is_empty() => "no snapshot needs it".to_owned(),
+        _ => format!("needed by {tags}"),
+    }
 }
 
 fn describe(report: &VerifyReport) -> String {
@@ -38,12 +61,9 @@ fn describe(report: &VerifyReport) -> String {
         report.packs, report.snapshots
     );
     for finding in &report.findings {
-        let touched = if finding.snapshots.is_empty() {
-            "no tagged snapshot needs it".to_owned()
-        } else {
-            format!("needed by {}", finding.snapshots.join(", "))
-        };
-        out += &format!("DAMAGED: {} [{touched}]\n", finding.damage);
+        let touched = touched(finding, report);
+        let told = hints::told_damage(&finding.damage);
+        out += &format!("DAMAGED: {told} [{touched}]\n");
     }
     for newer in &report.newer {
         out += &format!("NOT CHECKED: {newer}\n");

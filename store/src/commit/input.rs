@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::commit::read_at::ReadAt;
 use crate::error::{Error, Result};
 use crate::manifest::ImageRole;
 
@@ -70,6 +71,8 @@ pub enum InputData {
     },
     /// The image itself. It has no holes.
     Bytes(Arc<[u8]>),
+    /// Whatever the caller reads it from. Its holes are what it says.
+    Reader(Arc<dyn ReadAt>),
 }
 
 /// A part of an image, and where its bytes are.

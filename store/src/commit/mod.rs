@@ -9,6 +9,7 @@ pub(crate) mod input;
 pub(crate) mod pages;
 pub(crate) mod parent;
 mod precopy;
+pub(crate) mod read_at;
 mod request;
 pub(crate) mod sink;
 pub(crate) mod source;
@@ -28,7 +29,6 @@ use crate::progress::Progress;
 use crate::sim::{self, Fault};
 use crate::store::Store;
 use crate::tags;
-use crate::threads;
 use crate::tree::build::Unmentioned;
 use input::{Input, InputKind};
 use pages::{Before, commit_image};
@@ -116,6 +116,10 @@ pub struct Committed {
     pub inherited: Vec<String>,
     /// Images of the parent that are not in this snapshot.
     pub left_out: Vec<Image>,
+    /// What could not be read and was not needed: parts of the parent, and packs
+    /// that hold chunks of this snapshot, which were stored anew. The snapshot is
+    /// whole. At most 16 of them.
+    pub warnings: Vec<Error>,
     /// Keeps the snapshot whole, if that was asked for with
     /// [`CommitRequest::keep`].
     pub pin: Option<Pin>,
@@ -150,7 +154,7 @@ impl Store {
         let mut attempts = ATTEMPTS;
         loop {
             attempts -= 1;
-            match self.try_commit(request, None, progress) {
+            match self.in_pool(|| self.try_commit(request, None, progress)) {
                 Err(error @ Error::Overtaken { .. }) if attempts > 0 => {
                     tracing::debug!(%error, "commits again");
                     self.chunks.packs().reopen_all();
@@ -175,7 +179,7 @@ impl Store {
         request: &CommitRequest,
         progress: &dyn Progress,
     ) -> Result<Committed> {
-        self.try_commit(request, Some(precopy), progress)
+        self.in_pool(|| self.try_commit(request, Some(precopy), progress))
     }
 
     fn try_commit(
@@ -186,25 +190,40 @@ impl Store {
     ) -> Result<Committed> {
         let mut stages = Stages(Instant::now());
         let mut timings = CommitTimings::default();
-        request::check(request)?;
+        request.check()?;
         self.check_tag_free(&request.tag, request.replace)?;
-        threads::start_pool(self.path())?;
         let page_size = self.page_size();
         let sources = request
             .inputs
             .iter()
             .map(|input| Source::open(input, page_size))
             .collect::<Result<Vec<_>>>()?;
+        // What cannot be read of the parent is needed for what holes stand for, and
+        // for nothing else.
+        let needs_parent =
+            request.inherit || request.inputs.iter().any(|input| input.kind.is_diff());
         let (mut sink, parent, read) = match precopy {
             Some(precopy) => (precopy.sink, precopy.parent, precopy.image),
             None => {
                 let mut sink = Sink::new(self)?;
-                let parent = self.pin_parent(request, &sources, &mut sink)?;
+                let parent = match self.pin_parent(request, &sources, &mut sink) {
+                    Err(error) if error.is_lost() && !needs_parent => {
+                        sink.note(error);
+                        None
+                    }
+                    other => other?,
+                };
                 (sink, parent, None)
             }
         };
         tracing::debug!(?parent, "began");
-        let parent_manifest = parent.map(|id| self.manifest(id)).transpose()?;
+        let parent_manifest = match parent.map(|id| self.manifest(id)).transpose() {
+            Err(error) if error.is_lost() && !needs_parent => {
+                sink.note(error);
+                None
+            }
+            other => other?,
+        };
         timings.prepare = stages.end_of_stage();
         let mut images = Vec::new();
         for (input, source) in request.inputs.iter().zip(&sources) {
@@ -238,6 +257,8 @@ impl Store {
         tracing::debug!("sealed");
         timings.seal = stages.end_of_stage();
         request.unchanging.iter().try_for_each(Unchanging::check)?;
+        let warnings = sink.take_notes();
+        self.cancel.check()?;
         let pin = self.publish(request, sink, sealed, id)?;
         timings.publish = stages.end_of_stage();
         tracing::debug!(%id, chunks = manifest.added_chunks, ?timings, "committed");
@@ -246,6 +267,7 @@ impl Store {
             manifest,
             inherited,
             left_out,
+            warnings,
             pin,
             timings,
         })
@@ -301,7 +323,7 @@ impl Store {
             ParentChoice::Named(name) => Ok(Some((self.resolve_parent(name)?, name.clone()))),
             ParentChoice::Pinned(id) => Ok(Some((*id, request.tag.clone()))),
             ParentChoice::Automatic => {
-                if let Some(id) = tags::get(&self.layout, &request.tag)?
+                if let Some(id) = parent::readable(tags::get(&self.layout, &request.tag))?.flatten()
                     && parent::readable(self.manifest(id))?.is_some()
                 {
                     return Ok(Some((id, request.tag.clone())));

@@ -91,6 +91,7 @@ pub(crate) fn commit_image(
     let mut batch = feed.next_batch()?;
     identify(sink, &job, &mut batch)?;
     while !batch.is_empty() {
+        sink.check_cancelled()?;
         sink.roll_over()?;
         claim_places(sink, &mut batch)?;
         let position = feed.position;
@@ -129,7 +130,9 @@ pub(crate) fn commit_image(
         Unmentioned::Zero => CommittedImage {
             tree,
             nonzero_pages: counts.new,
-            changed_pages: counts.changed + elsewhere,
+            // What could not be read of the parent seems to be elsewhere.
+            changed_pages: (counts.changed + elsewhere)
+                .min(job.pages.max(old.map_or(0, Image::pages))),
         },
     })
 }
@@ -269,7 +272,13 @@ impl LeafWork {
         let first_page = self.first_page();
         self.parent = match job.parent {
             Some(tree) if first_page < tree.shape().pages() => {
-                tree.node_over(sink.chunks(), 0, first_page)?
+                match tree.node_over(sink.chunks(), 0, first_page) {
+                    Err(error) if error.is_lost() && job.unmentioned == Unmentioned::Zero => {
+                        sink.note(error);
+                        None
+                    }
+                    other => other?,
+                }
             }
             _ => None,
         };

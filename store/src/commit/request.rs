@@ -8,11 +8,25 @@ use crate::error::{Error, Result};
 use crate::manifest::{Image, ImageRole, MAX_IMAGES, MAX_LABELS, MAX_LEN, Manifest};
 use crate::name;
 
-/// Refuses what can be seen to be wrong before anything is read.
-pub(super) fn check(request: &CommitRequest) -> Result<()> {
+/// What a mount shows the manifest as.
+const MANIFEST_FILE: &str = "manifest.json";
+
+impl CommitRequest {
+    /// Refuses what can be seen to be wrong before anything is read. Every commit
+    /// begins with that.
+    ///
+    /// # Errors
+    /// [`Error::BadName`] and [`Error::DuplicateName`] for names of tags, images and
+    /// labels; [`Error::BadSnapshot`] for too many labels.
+    pub fn check(&self) -> Result<()> {
+        check(self)
+    }
+}
+
+fn check(request: &CommitRequest) -> Result<()> {
     name::check_tag(&request.tag)?;
     let mut seen = BTreeSet::new();
-    let mut shown = BTreeSet::from(["manifest.json".to_owned()]);
+    let mut shown = BTreeSet::new();
     for input in &request.inputs {
         name::check_image(&input.name)?;
         let file = match input.role {
@@ -20,10 +34,21 @@ pub(super) fn check(request: &CommitRequest) -> Result<()> {
             ImageRole::Disk => format!("{}.img", input.name),
             ImageRole::File => input.name.clone(),
         };
-        if !seen.insert(&input.name) || !shown.insert(file) {
+        if file == MANIFEST_FILE {
+            return Err(Error::BadName {
+                name: file,
+                what: "an attached file",
+                rule: "a mount shows what the snapshot holds under this name",
+            });
+        }
+        if !seen.insert(&input.name) {
             return Err(Error::DuplicateName {
                 name: input.name.clone(),
             });
+        }
+        // The memory, and a file that has its name.
+        if !shown.insert(file.clone()) {
+            return Err(Error::DuplicateName { name: file });
         }
     }
     for (key, value) in &request.labels {
@@ -72,7 +97,7 @@ pub(super) fn inherit(
             .iter()
             .any(|image| image.file_name() == old.file_name())
         {
-            return Err(Error::DuplicateName {
+            return Err(Error::NameTaken {
                 name: old.file_name(),
             });
         }

@@ -41,8 +41,19 @@ pub(crate) struct Sink<'a> {
     claimed: HashMap<ChunkKey, Location>,
     /// The packs, not of this commit, that hold what the new snapshot needs.
     relied: RwLock<HashSet<PackNumber>>,
+    notes: RwLock<Notes>,
     pub added_chunks: u64,
     pub added_bytes: u64,
+}
+
+/// How many things that cannot be read are told.
+const MAX_NOTES: usize = 16;
+
+/// What a commit has met that cannot be read.
+#[derive(Default)]
+struct Notes {
+    packs: BTreeSet<PackNumber>,
+    errors: Vec<Error>,
 }
 
 /// Stored bytes of some chunks, one after the other, made outside the sink.
@@ -75,6 +86,7 @@ impl<'a> Sink<'a> {
             writer: None,
             claimed: HashMap::new(),
             relied: RwLock::default(),
+            notes: RwLock::default(),
             added_chunks: 0,
             added_bytes: 0,
         })
@@ -105,6 +117,10 @@ impl<'a> Sink<'a> {
         self.lease
     }
 
+    pub fn check_cancelled(&self) -> Result<()> {
+        self.store.cancel.check()
+    }
+
     pub fn chunks(&self) -> &'a Chunks {
         &self.store.chunks
     }
@@ -133,7 +149,7 @@ impl<'a> Sink<'a> {
         };
         let leaf = match self.chunks().node(child, 0) {
             // Nothing new is built on what is damaged.
-            Err(Error::Damaged(_)) => return Ok(None),
+            Err(error) if error.is_lost() => return Ok(None),
             other => other?,
         };
         let in_place = sim::on(Fault::StaleLeafTrusted) || self.pages_in_place(&leaf)?;
@@ -271,7 +287,7 @@ impl<'a> Sink<'a> {
     ) -> Result<Option<(BaseRef, usize)>> {
         let base = match self.chunks().base_id(id, hint) {
             // Nothing new is built on what is damaged.
-            Err(Error::Damaged(_)) => return Ok(None),
+            Err(error) if error.is_lost() => return Ok(None),
             other => other?,
         };
         let indexed = if sim::bases_by_id() {
@@ -334,15 +350,59 @@ impl<'a> Sink<'a> {
         }
         let found = self.chunks().at(key, at).and_then(|place| match place {
             Some(place) if place.pack.is_sound()? => Ok(Some(place)),
-            _ => Ok(None),
+            Some(_) => {
+                self.distrust(at.pack);
+                Ok(None)
+            }
+            None => Ok(None),
         });
         match found {
-            Err(Error::Damaged(_)) => Ok(None),
+            Err(error) if error.is_lost() => {
+                self.distrust(at.pack);
+                Ok(None)
+            }
             Ok(Some(place)) if matches!(place.slot.entry.encoding, Encoding::Unknown(_)) => {
                 Ok(None)
             }
             other => other,
         }
+    }
+
+    /// Notes a pack that holds what this commit could use, and is damaged.
+    fn distrust(&self, pack: PackNumber) {
+        let known = self.notes.read().unwrap_or_else(PoisonError::into_inner);
+        if known.packs.contains(&pack) || known.packs.len() >= MAX_NOTES {
+            return;
+        }
+        drop(known);
+        let mut notes = self.notes.write().unwrap_or_else(PoisonError::into_inner);
+        notes.packs.insert(pack);
+    }
+
+    /// Notes what could not be read and is not needed.
+    pub fn note(&self, error: Error) {
+        let mut notes = self.notes.write().unwrap_or_else(PoisonError::into_inner);
+        let message = error.to_string();
+        let known = notes
+            .errors
+            .iter()
+            .any(|other| other.to_string() == message);
+        if !known && notes.errors.len() < MAX_NOTES {
+            notes.errors.push(error);
+        }
+    }
+
+    /// What was noted.
+    pub fn take_notes(&self) -> Vec<Error> {
+        let mut notes = self.notes.write().unwrap_or_else(PoisonError::into_inner);
+        let Notes { packs, mut errors } = std::mem::take(&mut *notes);
+        for number in packs {
+            let pack = self.chunks().packs().get(number);
+            let checked = pack.and_then(|pack| pack.map_or(Ok(()), |pack| pack.check()));
+            errors.extend(checked.err());
+        }
+        errors.truncate(MAX_NOTES);
+        errors
     }
 
     fn rely_on(&self, pack: PackNumber) {

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use crate::commit::grain;
 use crate::commit::input::{Extent, Input, InputData, InputKind, check_extents};
+use crate::commit::read_at::ReadAt;
 use crate::commit::unchanging::Unchanging;
 use crate::error::{Error, IoContext as _, Result};
 use crate::manifest::{ImageRole, MAX_IMAGE_BYTES, SECTOR_BYTES};
@@ -43,6 +44,7 @@ enum Data<'a> {
         extents: &'a [Extent],
     },
     Bytes(&'a [u8]),
+    Reader(&'a dyn ReadAt),
 }
 
 impl<'a> Source<'a> {
@@ -73,6 +75,10 @@ impl<'a> Source<'a> {
             InputData::Bytes(bytes) => {
                 let path = input.name.clone().into();
                 (Data::Bytes(bytes), path, bytes.len() as u64)
+            }
+            InputData::Reader(reader) => {
+                let path = input.name.clone().into();
+                (Data::Reader(&**reader), path, reader.size_bytes())
             }
         };
         check_size(&path, size_bytes, input.role, page_size)?;
@@ -137,6 +143,19 @@ impl<'a> Source<'a> {
                 Ok(next.map(|extent| extent.image_offset.max(from)..extent.image_end()))
             }
             Data::Bytes(_) => Ok(Some(from..self.size_bytes)),
+            Data::Reader(reader) => {
+                let next = reader
+                    .next_data(from)
+                    .map_err(|source| self.lost(from, source))?;
+                let Some(next) = next.filter(|next| next.start < self.size_bytes) else {
+                    return Ok(None);
+                };
+                if next.start < from || next.end <= next.start {
+                    let problem = io::Error::other("it says that data ends before it begins");
+                    return Err(self.lost(from, problem));
+                }
+                Ok(Some(next.start..next.end.min(self.size_bytes)))
+            }
         }
     }
 
@@ -162,6 +181,10 @@ impl<'a> Source<'a> {
                 data.copy_from_slice(&bytes[start..start + inside]);
                 Ok(())
             }
+            Data::Reader(reader) => {
+                let read = reader.read_exact_at(data, offset);
+                read.map_err(|source| self.lost(offset, source))
+            }
         }
     }
 
@@ -169,7 +192,15 @@ impl<'a> Source<'a> {
     pub fn check_unchanged(&self) -> Result<()> {
         match &self.data {
             Data::File { file, .. } => file.check(),
-            Data::Extents { .. } | Data::Bytes(_) => Ok(()),
+            Data::Extents { .. } | Data::Bytes(_) | Data::Reader(_) => Ok(()),
+        }
+    }
+
+    fn lost(&self, offset_bytes: u64, source: io::Error) -> Error {
+        Error::InputLost {
+            label: self.path.display().to_string(),
+            offset_bytes,
+            source,
         }
     }
 

@@ -14,12 +14,12 @@
 //! frame: where the checksum matches, a version that is not known is a newer
 //! one's, not damage.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::path::Path;
 
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::regular::{self, Opened};
 use crate::sim::{self, StepKind};
 
 const HEADER_LEN: usize = 16;
@@ -54,9 +54,13 @@ impl Format {
     /// The payload of the sealed file at `path`; `None` if there is no such file.
     pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
         sim::before(StepKind::ReadFile, path).context("read", path)?;
-        let file = match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.context("open", path)?,
+        let file = match regular::open(path).context("open", path)? {
+            Opened::File(file) => file,
+            Opened::Absent => return Ok(None),
+            Opened::Odd(reason) => {
+                let path = path.to_owned();
+                return Err(Damage::File { path, reason }.into());
+            }
         };
         let mut bytes = Vec::new();
         let limit = MAX_PAYLOAD_LEN + (HEADER_LEN + HASH_LEN) as u64 + 1;

@@ -44,6 +44,7 @@ impl Store {
             .map(|pack| pack.number)
             .collect();
         for number in numbers {
+            self.cancel.check()?;
             let Some(pack) = self.chunks.packs().get(number)? else {
                 continue;
             };

@@ -33,7 +33,8 @@ pub(crate) mod state;
 
 use std::collections::BTreeSet;
 
-use crate::error::{Damage, Result};
+use crate::durable;
+use crate::error::{Damage, IoContext as _, Result};
 use crate::id::{ChunkKey, SnapshotId};
 use crate::index::IndexWriter;
 use crate::lease;
@@ -122,6 +123,7 @@ impl Store {
         let mut report = GcReport::default();
         if !options.dry_run {
             report.swept_packs = self.chunks.packs().sweep()? as u64;
+            self.sweep_temporary()?;
         }
         let before = CollectorState::read(&self.layout)?;
         // Before marking looks at the index: a pack that got its entries after
@@ -133,6 +135,7 @@ impl Store {
         let mut reach = Reach::of_store(&self.chunks)?;
         let mut marked = BTreeSet::new();
         mark_roots(&mut reach, &roots, &mut marked, progress)?;
+        self.cancel.check()?;
         let packs = self.chunks.packs();
         report.plan = GcPlan::make(packs, &numbers, reach.marks(), options.keep_percent)?;
         report.plan.spare_marked(reach.marks(), reach.exact());
@@ -152,6 +155,7 @@ impl Store {
         let numbers_of = |plan: &GcPlan, decision| -> BTreeSet<PackNumber> {
             plan.with(decision).map(|pack| pack.number).collect()
         };
+        self.cancel.check()?;
         let mut deletion = Deletion::new(self, &marked)?;
         let dead = numbers_of(&report.plan, Decision::Delete);
         deletion.delete(&dead, &mut report)?;
@@ -168,6 +172,38 @@ impl Store {
         report.freed_bytes -= copied.cast_signed();
         self.clean_index()?;
         Ok(report)
+    }
+
+    /// Removes what a killed process has left beside the files and the index that it
+    /// was replacing.
+    fn sweep_temporary(&self) -> Result<()> {
+        let layout = &self.layout;
+        let mut left = Vec::new();
+        for dir in [layout.root().to_owned(), layout.tags()] {
+            let entries = match std::fs::read_dir(&dir) {
+                // Whoever reads the tags says so.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                other => other.context("list", &dir)?,
+            };
+            for entry in entries {
+                let entry = entry.context("list", &dir)?;
+                if durable::is_temporary(&entry.file_name()) {
+                    left.push(entry.path());
+                }
+            }
+        }
+        if !left.is_empty() {
+            // Whoever replaces one of these files holds it.
+            let _publish = self.publish_lock()?;
+            left.iter().for_each(|path| durable::discard(path));
+        }
+        // Only `repair` makes these, and it excludes collections.
+        for index in [layout.with_fresh_index().index(), layout.old_index()] {
+            if index.exists() && layout.index().exists() {
+                durable::remove_dir(&index)?;
+            }
+        }
+        Ok(())
     }
 
     /// What must be kept: tags, and pins. A pin is made of what is tagged or

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::error::Result;
+use crate::error::{Damage, Error, Result};
 use crate::format::entry::ENTRY_LEN;
 use crate::gc::mark::Marks;
 use crate::pack::reader::PackReader;
@@ -57,6 +57,8 @@ pub struct PackPlan {
 pub struct GcPlan {
     /// One line per pack that was sealed when the collection began.
     pub packs: Vec<PackPlan>,
+    /// Packs that cannot be opened. No reader finds anything in them, and they stay.
+    pub damaged: Vec<Damage>,
 }
 
 impl GcPlan {
@@ -72,8 +74,11 @@ impl GcPlan {
     ) -> Result<Self> {
         let mut plan = Self::default();
         for number in numbers {
-            if let Some(pack) = packs.get(*number)? {
-                plan.packs.push(plan_pack(&pack, live, keep_percent)?);
+            match packs.get(*number) {
+                Ok(Some(pack)) => plan.packs.push(plan_pack(&pack, live, keep_percent)?),
+                Ok(None) => {}
+                Err(Error::Damaged(damage)) => plan.damaged.push(damage),
+                Err(other) => return Err(other),
             }
         }
         plan.merge_small();
@@ -198,23 +203,32 @@ mod tests {
     fn many_packs_of_a_size_are_merged_and_few_or_large_ones_are_not() {
         let few = (0..MERGE_PACKS as u32 - 1).map(|n| pack(n, 5000)).collect();
         assert!(
-            decisions(GcPlan { packs: few })
-                .iter()
-                .all(|it| *it == Decision::Keep)
+            decisions(GcPlan {
+                packs: few,
+                ..GcPlan::default()
+            })
+            .iter()
+            .all(|it| *it == Decision::Keep)
         );
         let many = (0..MERGE_PACKS as u32)
             .map(|n| pack(n, 5000 + u64::from(n)))
             .collect();
         assert!(
-            decisions(GcPlan { packs: many })
-                .iter()
-                .all(|it| *it == Decision::Repack)
+            decisions(GcPlan {
+                packs: many,
+                ..GcPlan::default()
+            })
+            .iter()
+            .all(|it| *it == Decision::Repack)
         );
         let large = (0..100).map(|n| pack(n, MERGE_BELOW_BYTES)).collect();
         assert!(
-            decisions(GcPlan { packs: large })
-                .iter()
-                .all(|it| *it == Decision::Keep)
+            decisions(GcPlan {
+                packs: large,
+                ..GcPlan::default()
+            })
+            .iter()
+            .all(|it| *it == Decision::Keep)
         );
     }
 }

@@ -15,6 +15,15 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct PackNumber(pub u32);
 
+impl PackNumber {
+    /// The number that is written so. Not `1` nor `+0000001`, which would be
+    /// 00000001 once more.
+    pub fn parse(digits: &str) -> Option<Self> {
+        let number = Self(u32::from_str_radix(digits, 16).ok()?);
+        (number.to_string() == digits).then_some(number)
+    }
+}
+
 impl fmt::Display for PackNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08x}", self.0)

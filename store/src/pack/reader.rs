@@ -22,6 +22,7 @@ use crate::id::{ChunkId, ChunkKey, ChunkKind};
 use crate::pack::codec::{DELTA_HEAD_LEN, Encoding};
 use crate::pack::{EntryNumber, Location, PackNumber};
 use crate::page::PageSize;
+use crate::regular::{self, Opened};
 use crate::sim::{self, StepKind};
 
 /// Footer entries per cached block: 3 KiB.
@@ -85,9 +86,10 @@ impl PackReader {
         blocks: Arc<FooterBlocks>,
     ) -> Result<Option<Self>> {
         sim::before(StepKind::OpenPack, &path).context("open", &path)?;
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            other => other.context("open", &path)?,
+        let file = match regular::open(&path).context("open", &path)? {
+            Opened::File(file) => file,
+            Opened::Absent => return Ok(None),
+            Opened::Odd(reason) => return Err(Damage::Pack { path, reason }.into()),
         };
         let file_len = file.metadata().context("inspect", &path)?.len();
         let damaged = |reason| {

@@ -2,7 +2,7 @@
 //! what dead writers left.
 
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use quick_cache::sync::Cache;
@@ -12,10 +12,12 @@ use crate::error::{Damage, IoContext as _, Result};
 use crate::gc::state::CollectorState;
 use crate::layout::Layout;
 use crate::lock::{self, LockKind};
+use crate::opening::missing_directory;
 use crate::pack::PackNumber;
 use crate::pack::reader::{FooterBlocks, PackReader};
 use crate::pack::writer::PackWriter;
 use crate::page::PageSize;
+use crate::regular::{self, Opened};
 use crate::sim::{self, Fault, StepKind};
 
 /// Packs kept open at most, in a process that may have many descriptors.
@@ -132,10 +134,15 @@ impl PackSet {
         let mut numbers = Vec::new();
         for number in self.sealed()? {
             let path = self.layout.pack(number);
-            let file = match File::open(&path) {
+            let file = match regular::open(&path).context("open", &path)? {
+                Opened::File(file) => file,
                 // Its writer has failed and removed it.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                other => other.context("open", &path)?,
+                Opened::Absent => continue,
+                // Nobody publishes it: whoever opens it says what it is.
+                Opened::Odd(_) => {
+                    numbers.push(number);
+                    continue;
+                }
             };
             if sim::on(Fault::PublishingPackJudged) || lock::try_exclusive(&file, &path)? {
                 numbers.push(number);
@@ -147,6 +154,9 @@ impl PackSet {
     /// Starts a new pack under a number never used before.
     pub fn create(&self) -> Result<PackWriter> {
         let allocate = lock::acquire(&self.layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
+        if !self.layout.packs().is_dir() {
+            return Err(missing_directory(&self.layout.packs()));
+        }
         let number = self.next_number()?;
         let path = self.layout.open_pack(number);
         let mut options = OpenOptions::new();
@@ -165,7 +175,8 @@ impl PackSet {
         let mut swept = 0;
         for number in self.numbers_with_extension("open")? {
             let path = self.layout.open_pack(number);
-            let Ok(file) = File::open(&path) else {
+            // What is not a file is no pack of anybody's.
+            let Ok(Opened::File(file)) = regular::open(&path) else {
                 continue;
             };
             if lock::try_exclusive(&file, &path)? {
@@ -182,8 +193,7 @@ impl PackSet {
     /// overwritten in place, so that a full disk does not empty it.
     fn next_number(&self) -> Result<PackNumber> {
         let counter_path = self.layout.locks().join("next-pack");
-        let counted: u32 = fs::read_to_string(&counter_path)
-            .ok()
+        let counted: u32 = regular::read_to_string(&counter_path)
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(1);
         let mut next = counted;
@@ -208,7 +218,8 @@ impl PackSet {
         }
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false);
-        let file = durable::create(&counter_path, &options).context("write", &counter_path)?;
+        let file = durable::create(&counter_path, &regular::never_waiting(&options))
+            .context("write", &counter_path)?;
         let line = format!("{:010}\n", next + 1);
         durable::write_at(&file, &counter_path, line.as_bytes(), 0)?;
         Ok(PackNumber(next))
@@ -218,16 +229,17 @@ impl PackSet {
         let dir = self.layout.packs();
         sim::before(StepKind::List, &dir).context("list", &dir)?;
         let mut numbers = Vec::new();
-        for entry in fs::read_dir(&dir).context("list", &dir)? {
+        let entries = match fs::read_dir(&dir) {
+            // Then none of them is there.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(numbers),
+            other => other.context("list", &dir)?,
+        };
+        for entry in entries {
             let name = entry.context("list", &dir)?.file_name();
             let number = name
                 .to_str()
                 .and_then(|name| name.strip_suffix(extension)?.strip_suffix('.'))
-                .and_then(|digits| {
-                    let number = PackNumber(u32::from_str_radix(digits, 16).ok()?);
-                    // Not `1` nor `+0000001`, which would be 00000001 once more.
-                    (number.to_string() == digits).then_some(number)
-                });
+                .and_then(PackNumber::parse);
             numbers.extend(number);
         }
         Ok(numbers)

@@ -110,7 +110,14 @@ impl<'a> TreeBuilder<'a> {
 
     fn open_node(&self, level: u8, index: u64) -> Result<OpenNode> {
         let old = match self.parent {
-            Some(tree) => tree.node_over(self.chunks, level, index * pages_under(level))?,
+            Some(tree) => {
+                let found = tree.node_over(self.chunks, level, index * pages_under(level));
+                match (found, self.unmentioned) {
+                    // Only to make the new node small: without, it is stored standalone.
+                    (Err(error), Unmentioned::Zero) if error.is_lost() => None,
+                    (found, _) => found?,
+                }
+            }
             None => None,
         };
         let previous = old.as_ref().map(|(child, _)| *child);

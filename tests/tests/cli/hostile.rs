@@ -32,6 +32,8 @@ fn is_reported(fixture: &Fixture, name: &str) -> anyhow::Result<()> {
     ensure!(fixture.memory("base")? == noise(1, 8 * PAGE), "base");
     fixture.commit("next", &noise(2, 8 * PAGE), &[])?;
     ensure!(fixture.memory("next")? == noise(2, 8 * PAGE), "next");
+    let collected = fixture.cli.ok(&["gc"])?;
+    ensure!(collected.contains(name), "gc does not name {name}");
     fixture.cli.ok(&["repair"])?;
     ensure!(
         !fixture.cli.store().join("packs").join(name).exists(),

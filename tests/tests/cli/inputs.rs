@@ -293,7 +293,7 @@ fn what_is_carried_over_has_a_file_name_of_its_own() -> anyhow::Result<()> {
         "--parent",
         "base",
     ];
-    fixture.refused(1, "\"root.img\" is given twice", &commit)
+    fixture.refused(1, "the parent's \"root.img\" is carried over", &commit)
 }
 
 #[test]
@@ -328,7 +328,7 @@ fn attached_files_have_any_length_and_name() -> anyhow::Result<()> {
             "--file",
             &named,
         ];
-        fixture.cli.fails(1, &commit).context(name)?;
+        fixture.cli.fails(2, &commit).context(name)?;
     }
     Ok(())
 }

@@ -4,7 +4,10 @@ mod answers;
 mod chains;
 mod hostile;
 mod inputs;
+mod lost_places;
+mod odd_places;
 mod refused;
+mod stopped;
 mod streams;
 
 use std::fs::{self, File};

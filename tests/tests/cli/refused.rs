@@ -70,7 +70,7 @@ fn nothing_to_commit() -> anyhow::Result<()> {
 #[test]
 fn page_sizes_that_there_are_not() -> anyhow::Result<()> {
     let fixture = Fixture::without_store()?;
-    let error = fixture.cli.fails(1, &["init", "--page-size", "8K"])?;
+    let error = fixture.cli.fails(2, &["init", "--page-size", "8K"])?;
     assert!(error.contains("8192"), "{error}");
     fixture.cli.fails(2, &["init", "--page-size", "large"])?;
     assert!(!fixture.cli.store().exists(), "nothing is created");
@@ -150,9 +150,90 @@ fn names_that_are_no_tags() -> anyhow::Result<()> {
     let fixture = with_base()?;
     let image = fixture.file("image", &noise(9, 2 * PAGE))?;
     let long = "x".repeat(129);
-    for name in ["", ".", "..", "../x", "a/b", ".hidden", "a b", "ü", &long] {
-        fixture.refused(1, "cannot be a tag", &["commit", name, "--memory", &image])?;
-        fixture.refused(1, "cannot be a tag", &["tag", "base", name])?;
+    let mnt = fixture.path("mnt");
+    std::fs::create_dir(&mnt)?;
+    for name in [".", "..", "../x", ".hidden", "a b", "ü", &long] {
+        let commit = ["commit", name, "--memory", &image];
+        fixture.refused(2, "cannot be a tag", &commit)?;
+    }
+    for name in ["", "a/b"] {
+        for arguments in [
+            &["commit", name, "--memory", &image][..],
+            &["commit", name, "--vm", "none"],
+            &["commit", "new", "--memory", &image, "--parent", name],
+            &["tag", "base", name],
+            &["tag", "nobody", name],
+            &["tag", name, "new"],
+            &["rm", name],
+            &["rm", "base", name],
+            &["rm", "--dry-run", name],
+            &["show", name],
+            &["log", name],
+            &["diff", "base", name],
+            &["diff", name, "base"],
+            &["mount", name, &mnt],
+            &["restore", name, "--detach"],
+            &["run", "vm", "--kernel", &image, "--or-restore", name],
+        ] {
+            let error = fixture.cli.fails(2, arguments)?;
+            let once = error.matches("error:").count() == 1;
+            anyhow::ensure!(once, "{arguments:?} says: {error}");
+            fixture.refused(2, "cannot be a tag", arguments)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn names_that_are_no_names_of_images_or_labels() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let image = fixture.file("image", &noise(9, 2 * PAGE))?;
+    for (option, value, says) in [
+        ("--disk", format!("a/b={image}"), "cannot be an image name"),
+        ("--disk", format!("={image}"), "the form NAME=FILE"),
+        ("--disk", "root=".to_owned(), "the form NAME=FILE"),
+        ("--file", format!("../x={image}"), "cannot be an image name"),
+        (
+            "--file",
+            format!("manifest.json={image}"),
+            "cannot be an attached file",
+        ),
+        ("--file", format!("memory.bin={image}"), "is given twice"),
+        ("--label", "a b=c".to_owned(), "cannot be a label"),
+        (
+            "--label",
+            "a=b\u{7}c".to_owned(),
+            "cannot be a label's value",
+        ),
+        ("--label", "a=".to_owned(), "the form NAME=VALUE"),
+    ] {
+        let arguments = ["commit", "new", "--memory", &image, option, &value];
+        fixture.refused(2, says, &arguments)?;
+    }
+    Ok(())
+}
+
+/// What is refused for its words alone does not even create the default store.
+#[test]
+fn a_wrong_name_creates_no_store() -> anyhow::Result<()> {
+    let fixture = Fixture::without_store()?;
+    let image = fixture.file("image", &noise(9, 2 * PAGE))?;
+    let disk = format!("x={image}");
+    for arguments in [
+        &["commit", "a/b", "--memory", &image][..],
+        &["commit", "new", "--disk", &disk, "--disk", &disk],
+        &[
+            "commit", "new", "--memory", &image, "--label", "a=1", "--label", "a=2",
+        ],
+        &["init", "--page-size", "8K"],
+    ] {
+        let output = std::process::Command::new(snapstore_tests::harness::program()?)
+            .args(arguments)
+            .env_remove("SNAPSTORE_DIR")
+            .env("XDG_DATA_HOME", fixture.path("data"))
+            .output()?;
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(!fixture.dir.path().join("data").exists(), "{arguments:?}");
     }
     Ok(())
 }
@@ -170,7 +251,7 @@ fn names_given_twice() -> anyhow::Result<()> {
             "commit", "new", "--memory", &image, "--label", "a=1", "--label", "a=2",
         ],
     ] {
-        fixture.refused(1, "is given twice", arguments)?;
+        fixture.refused(2, "is given twice", arguments)?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! and what can be rebuilt is.
 
 mod found;
+mod parents;
 mod rebuilt;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ struct Chunk {
 }
 
 const PAGE_KIND: u8 = 0;
+const NODE: u8 = 1;
 const RAW: u8 = 0;
 const DELTA: u8 = 2;
 

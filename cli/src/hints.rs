@@ -1,0 +1,64 @@
+//! What a user can do about an error of the store: the store names no commands and
+//! no options, since it does not know who shows its messages.
+
+use snapstore_store::{Damage, Error};
+
+/// What can be done about the first error of the store among an error's causes.
+pub fn of(error: &anyhow::Error) -> Option<&'static str> {
+    error.chain().find_map(|cause| {
+        let wrapped = match cause.downcast_ref() {
+            Some(snapstore_fuse::Error::Store(error)) => Some(error),
+            _ => cause.downcast_ref(),
+        };
+        wrapped.and_then(about)
+    })
+}
+
+/// The message of an error, and what can be done about it.
+pub fn told(error: &Error) -> String {
+    with(error, about(error))
+}
+
+/// The same of damage.
+pub fn told_damage(damage: &Damage) -> String {
+    with(damage, Some(about_damage(damage)))
+}
+
+fn with(message: &impl ToString, hint: Option<&str>) -> String {
+    match hint {
+        Some(hint) => format!("{}; {hint}", message.to_string()),
+        None => message.to_string(),
+    }
+}
+
+fn about(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::NoStore { .. } => Some("create one with `snapstore init`"),
+        Error::NotFound { .. } => Some("`snapstore tags` lists what there is"),
+        Error::TagExists { .. } => Some("use --replace to move it"),
+        Error::NothingToInherit | Error::NoParentImage { .. } => Some("name one with --parent"),
+        Error::DiffWithoutHoles { .. } | Error::DiffGrain { .. } => {
+            Some("if all of its data is meant to replace the parent's, say --dense-diff")
+        }
+        Error::Index { .. } => Some("if this persists run `snapstore repair`"),
+        Error::Damaged(damage) => Some(about_damage(damage)),
+        _ => None,
+    }
+}
+
+/// What can be done about damage.
+pub fn about_damage(damage: &Damage) -> &'static str {
+    match damage {
+        Damage::File { .. } => "`snapstore repair` says what can be rebuilt",
+        Damage::Pack { .. } => {
+            "run `snapstore repair`, which copies what is whole and sets the pack aside"
+        }
+        Damage::Chunk { .. } => {
+            "run `snapstore repair`, then commit an image that holds it to store it anew; \
+             `snapstore verify --read-data` lists the snapshots it touches"
+        }
+        Damage::Missing { .. } => "run `snapstore repair`, then `snapstore verify`",
+        Damage::Manifest { .. } => "`snapstore rm` removes its tags",
+        Damage::Index { .. } => "run `snapstore repair`, which makes it anew",
+    }
+}
