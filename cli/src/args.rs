@@ -91,6 +91,8 @@ pub enum Command {
     /// Rebuild the index and whatever else can be rebuilt
     #[command(after_help = "Example:\n  snapstore repair")]
     Repair,
+    /// Bring a store that an older version made to the newest format
+    Upgrade(UpgradeArgs),
     /// Count what is stored, and what each snapshot adds
     #[command(after_help = "Example:\n  snapstore stats --json")]
     Stats,
@@ -464,6 +466,20 @@ pub struct GcArgs {
     /// Rewrite packs with less than this share of needed bytes
     #[arg(long, default_value_t = 50, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub keep_percent: u8,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Older versions of snapstore cannot use the store any more. Undo its mounts, stop its
+machines and wait for commits first. An upgrade that is interrupted goes on when it is
+run again; meanwhile the store can be used.
+
+Example:
+  snapstore upgrade --dry-run")]
+pub struct UpgradeArgs {
+    /// Only say what there is to do
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Args)]

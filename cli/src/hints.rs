@@ -40,6 +40,7 @@ fn about(error: &Error) -> Option<&'static str> {
         Error::DiffWithoutHoles { .. } | Error::DiffGrain { .. } => {
             Some("if all of its data is meant to replace the parent's, say --dense-diff")
         }
+        Error::Upgraded { .. } => Some("try again"),
         Error::Index { .. } => Some("if this persists run `snapstore repair`"),
         Error::Damaged(damage) => Some(about_damage(damage)),
         _ => None,
@@ -52,6 +53,9 @@ pub fn about_damage(damage: &Damage) -> &'static str {
         Damage::File { .. } => "`snapstore repair` says what can be rebuilt",
         Damage::Pack { .. } => {
             "run `snapstore repair`, which copies what is whole and sets the pack aside"
+        }
+        Damage::Footer { .. } => {
+            "run `snapstore repair`, which finds these chunks by their content"
         }
         Damage::Chunk { .. } => {
             "run `snapstore repair`, then commit an image that holds it to store it anew; \

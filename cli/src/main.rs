@@ -79,6 +79,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Diff(args) => commands::diff::run(&context, &args),
         Command::Gc(args) => commands::gc::run(&context, &args),
         Command::Verify(args) => commands::verify::run(&context, &args),
+        Command::Upgrade(args) => commands::upgrade::run(&context, &args),
         Command::Repair => commands::repair::run(&context),
         Command::Stats => commands::stats::run(&context),
     }

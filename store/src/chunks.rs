@@ -22,11 +22,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 use quick_cache::sync::Cache;
 
 use crate::error::{Damage, Error, Result};
+use crate::format::config::Config;
 use crate::format::entry::stored_check;
+use crate::format::manifest;
 use crate::format::node::{self, Child, Node};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
-use crate::index::IndexReader;
+use crate::index::{IndexReader, Lookup};
+use crate::keys::Keys;
 use crate::layout::Layout;
+use crate::manifest::Manifest;
 use crate::pack::Location;
 use crate::pack::codec::{self, Encoding};
 use crate::pack::reader::{BaseRef, PackReader, Slot, base_in, payload_limit};
@@ -47,6 +51,7 @@ const MOVED_CACHED: usize = 1 << 17;
 pub(crate) struct Chunks {
     layout: Layout,
     page_size: PageSize,
+    keys: Keys,
     packs: PackSet,
     index: RwLock<Option<Arc<IndexReader>>>,
     /// By reference and not by id: copies of one node may hint at different places
@@ -114,11 +119,12 @@ pub(crate) struct Readable {
 }
 
 impl Chunks {
-    pub fn new(layout: Layout, page_size: PageSize) -> Self {
+    pub fn new(layout: Layout, config: &Config) -> Self {
         Self {
-            packs: PackSet::new(layout.clone(), page_size),
+            packs: PackSet::new(layout.clone(), config),
             layout,
-            page_size,
+            page_size: config.page_size,
+            keys: Keys::of_store(config),
             index: RwLock::new(None),
             nodes: Cache::new(NODES_CACHED),
             moved: Cache::new(MOVED_CACHED),
@@ -136,6 +142,11 @@ impl Chunks {
 
     pub fn page_size(&self) -> PageSize {
         self.page_size
+    }
+
+    /// What the store's chunks are called.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     /// The index as it was when first asked for or last refreshed.
@@ -177,10 +188,7 @@ impl Chunks {
         }
         let mut payload = Scratch::zeroed(node::MAX_PAYLOAD_LEN);
         let len = self.read(node_id(child), child.hint, &mut payload)?;
-        let node = Node::decode(&payload[..len], level).map(Arc::new);
-        let node = node.ok_or_else(|| Damage::Missing {
-            chunk: format!("{} of level {level}", node_id(child)),
-        })?;
+        let node = Arc::new(self.decode_node(&payload[..len], child, level)?);
         self.nodes.insert(reference, node.clone());
         Ok(node)
     }
@@ -191,20 +199,34 @@ impl Chunks {
         let id = node_id(child);
         let mut failure = Failure::default();
         let mut payload = Scratch::zeroed(node::MAX_PAYLOAD_LEN);
-        for place in self.places(id.key(), child.hint) {
+        for place in self.places(id, child.hint) {
             let read = place.and_then(|place| {
                 let len = self.read_at(&place, id, &mut payload)?;
                 Ok((len, place.location()))
             });
             match read {
                 Ok((len, at)) => {
-                    let node = Node::decode(&payload[..len], level);
-                    return node.map(|node| (node, at)).ok_or_else(|| missing(id.key()));
+                    let node = self.decode_node(&payload[..len], child, level)?;
+                    return Ok((node, at));
                 }
                 Err(error) => failure.add(error),
             }
         }
-        Err(failure.or_missing(id.key()))
+        Err(failure.or_missing(id))
+    }
+
+    fn decode_node(&self, payload: &[u8], child: Child, level: u8) -> Result<Node> {
+        Node::decode(payload, level).map_err(|malformed| match malformed {
+            node::Malformed::Newer { version } => Error::newer(
+                self.path(),
+                format!("{} with version", node_id(child)),
+                version,
+            ),
+            node::Malformed::Wrong => Damage::Missing {
+                chunk: format!("{} of level {level}", node_id(child)),
+            }
+            .into(),
+        })
     }
 
     /// Reads a page into `out`, which has the page's length.
@@ -221,10 +243,10 @@ impl Chunks {
     /// error if that prevented a place from being looked at.
     pub fn read(&self, id: ChunkId, hint: Option<Location>, out: &mut [u8]) -> Result<usize> {
         let mut failure = Failure::default();
-        for place in self.places(id.key(), hint) {
+        for place in self.places(id, hint) {
             let read = place.and_then(|place| {
                 let len = self.read_at(&place, id, out)?;
-                self.remember(id.key(), hint, place.location());
+                self.remember(id, hint, place.location());
                 Ok(len)
             });
             match read {
@@ -232,16 +254,16 @@ impl Chunks {
                 Err(error) => failure.add(error),
             }
         }
-        Err(failure.or_missing(id.key()))
+        Err(failure.or_missing(id))
     }
 
     /// The place that a reader would take, found without reading its bytes.
     ///
     /// # Errors
     /// As [`Chunks::read`].
-    pub fn readable(&self, key: ChunkKey, hint: Option<Location>) -> Result<Readable> {
-        first_readable(self, self.places(key, hint), key, |base| {
-            self.places(base.id.key(), Some(base.hint))
+    pub fn readable(&self, id: ChunkId, hint: Option<Location>) -> Result<Readable> {
+        first_readable(self, self.places(id, hint), id, |base| {
+            self.places(base.id, Some(base.hint))
         })
     }
 
@@ -251,12 +273,12 @@ impl Chunks {
     /// # Errors
     /// As [`Chunks::read`].
     pub fn base_id(&self, id: ChunkId, hint: Option<Location>) -> Result<ChunkId> {
-        let found = self.readable(id.key(), hint)?;
+        let found = self.readable(id, hint)?;
         if found.base.is_none() {
             return Ok(id);
         }
         let base = found.place.pack.base(&found.place.slot)?;
-        base.map(|base| base.id).ok_or_else(|| missing(id.key()))
+        base.map(|base| base.id).ok_or_else(|| missing(id))
     }
 
     /// The id of the manifest stored here; `None` if there is none.
@@ -272,7 +294,30 @@ impl Chunks {
         }
         let decoded = codec::decode(&stored, place.slot.entry.encoding, &[], &mut bytes);
         let id = decoded.map(|len| SnapshotId::of_manifest(&bytes[..len]));
-        Ok(id.filter(|id| id.chunk().key() == key))
+        let version = place.pack.version();
+        Ok(id.filter(|id| self.keys.in_pack(id.chunk(), version) == key))
+    }
+
+    /// What is stored at this place, if it is this chunk.
+    pub fn at_id(&self, id: ChunkId, at: Location) -> Result<Option<Place>> {
+        let Some(pack) = self.packs.get(at.pack)? else {
+            return Ok(None);
+        };
+        let key = self.keys.in_pack(id, pack.version());
+        let slot = pack.slot_of(at.entry, key)?;
+        Ok(slot.map(|slot| Place { pack, slot }))
+    }
+
+    /// Where the index leads from a chunk. While the store is upgraded it may have
+    /// two entries.
+    pub fn indexed(
+        &self,
+        index: &impl Lookup,
+        id: ChunkId,
+    ) -> impl Iterator<Item = Result<Location>> {
+        self.keys
+            .in_index(id)
+            .filter_map(|key| index.look_up(key).transpose())
     }
 
     /// What the footer has at this place, if it is the chunk with this key.
@@ -287,38 +332,48 @@ impl Chunks {
     /// The places to look for a chunk, each only computed when asked for.
     fn places(
         &self,
-        key: ChunkKey,
+        id: ChunkId,
         hint: Option<Location>,
     ) -> impl Iterator<Item = Result<Place>> + '_ {
-        let hinted = std::iter::once_with(move || hint.map(Ok));
-        let moved = std::iter::once_with(move || self.moved.get(&key).map(Ok));
-        let indexed =
-            std::iter::once_with(move || self.index().and_then(|index| index.get(key)).transpose());
+        let hinted = std::iter::once_with(move || hint.map(Ok)).flatten();
+        let moved = std::iter::once_with(move || self.moved.get(&id.plain_key()).map(Ok)).flatten();
+        let indexed = std::iter::once_with(move || self.index_leads(self.index(), id)).flatten();
         // Again while it leads elsewhere: a collection may move the chunk, and delete
         // the pack, between a look at the index and one at the pack.
-        let (mut looks, mut last) = (0, None);
+        let (mut looks, mut last) = (0, Vec::new());
         let fresh = std::iter::from_fn(move || {
             looks += 1;
-            let found = self.refresh_index().and_then(|index| index.get(key));
+            let found: Result<Vec<Location>> = self
+                .index_leads(self.refresh_index(), id)
+                .into_iter()
+                .collect();
             match found {
-                Ok(at) if at.is_none() || at == last || looks > FRESH_LOOKS => None,
+                Ok(at) if at.is_empty() || at == last || looks > FRESH_LOOKS => None,
                 Ok(at) => {
-                    last = at;
-                    Some(at.map(Ok))
+                    last.clone_from(&at);
+                    Some(at.into_iter().map(Ok).collect())
                 }
-                Err(error) if looks == 1 => Some(Some(Err(error))),
+                Err(error) if looks == 1 => Some(vec![Err(error)]),
                 Err(_) => None,
             }
         });
         let trusts_hint = sim::on(Fault::StaleHintTrusted) && hint.is_some();
         let most = if trusts_hint { 1 } else { usize::MAX };
-        let candidates = hinted.chain(moved).chain(indexed).chain(fresh).flatten();
+        let candidates = hinted.chain(moved).chain(indexed).chain(fresh.flatten());
         let candidates = candidates.take(most);
-        candidates.filter_map(move |at| at.and_then(|at| self.at(key, at)).transpose())
+        candidates.filter_map(move |at| at.and_then(|at| self.at_id(id, at)).transpose())
+    }
+
+    fn index_leads(&self, index: Result<Arc<IndexReader>>, id: ChunkId) -> Vec<Result<Location>> {
+        match index {
+            Ok(index) => self.indexed(&*index, id).collect(),
+            Err(error) => vec![Err(error)],
+        }
     }
 
     /// Saves the index lookup of a chunk that is not where it was hinted at.
-    fn remember(&self, key: ChunkKey, hint: Option<Location>, at: Location) {
+    fn remember(&self, id: ChunkId, hint: Option<Location>, at: Location) {
+        let key = id.plain_key();
         if hint.is_some_and(|hint| hint != at) && self.moved.get(&key) != Some(at) {
             self.moved.insert(key, at);
         }
@@ -332,44 +387,67 @@ impl Chunks {
     }
 
     /// Checks the stored bytes of a place against the footer's check, and its
-    /// payload against the key. Without the base of a delta nothing is known of
-    /// its payload: [`Damage::Missing`] names the base then.
-    pub fn check_at(&self, place: &Place) -> Result<()> {
-        let key = place.slot.entry.key;
-        self.check_stored(place, |found| found.key() == key)
+    /// payload against the key; returns the chunk's id. Without the base of a delta
+    /// nothing is known of its payload: [`Damage::Missing`] names the base then.
+    pub fn check_at(&self, place: &Place) -> Result<ChunkId> {
+        let kind = place.slot.entry.key.kind;
+        let mut payload = Scratch::zeroed(payload_limit(kind, self.page_size));
+        let (id, _) = self.read_checked(place, &mut Scratch::take(), &mut payload)?;
+        Ok(id)
+    }
+
+    /// Reads the stored bytes of a place into `stored` and its payload into `payload`,
+    /// checked as [`Chunks::check_at`] does. Returns the id and the payload's length.
+    pub fn read_checked(
+        &self,
+        place: &Place,
+        stored: &mut Vec<u8>,
+        payload: &mut [u8],
+    ) -> Result<(ChunkId, usize)> {
+        let entry = place.slot.entry;
+        let version = place.pack.version();
+        let seen = Cell::new(None);
+        self.read_stored(place, stored)?;
+        let is_right = |found| {
+            seen.set(Some(found));
+            self.keys.in_pack(found, version) == entry.key
+        };
+        let len = self.decode(place, stored, is_right, payload)?;
+        Ok((seen.get().expect("what is right was seen"), len))
     }
 
     /// The same for a chunk whose id is known.
     pub fn check_id_at(&self, place: &Place, id: ChunkId) -> Result<()> {
-        self.check_stored(place, |found| found == id)
-    }
-
-    fn check_stored(&self, place: &Place, is_right: impl Fn(ChunkId) -> bool) -> Result<()> {
-        let entry = place.slot.entry;
         let mut stored = Scratch::take();
-        place.pack.read(&place.slot, &mut stored)?;
-        if stored_check(&stored) != entry.check {
-            return Err(place
-                .pack
-                .damaged(entry, "its stored bytes do not match the footer"));
-        }
-        let mut payload = Scratch::zeroed(payload_limit(entry.key.kind, self.page_size));
-        self.decode(place, &stored, is_right, &mut payload)
+        self.read_stored(place, &mut stored)?;
+        let kind = place.slot.entry.key.kind;
+        let mut payload = Scratch::zeroed(payload_limit(kind, self.page_size));
+        self.decode(place, &stored, |found| found == id, &mut payload)
             .map(|_| ())
     }
 
+    /// Reads the stored bytes of a place, and checks them against the footer.
+    fn read_stored(&self, place: &Place, stored: &mut Vec<u8>) -> Result<()> {
+        place.pack.read(&place.slot, stored)?;
+        if stored_check(stored) == place.slot.entry.check {
+            return Ok(());
+        }
+        let reason = "its stored bytes do not match the footer";
+        Err(place.pack.damaged(place.slot.entry, reason))
+    }
+
     /// Whether a delta that needs one copy of its base decodes with this one.
-    fn fits(&self, delta: &Place, base: &Place) -> bool {
+    fn fits(&self, delta: &Place, base: &Place, base_id: ChunkId) -> bool {
         let entry = delta.slot.entry;
         let mut stored = Scratch::take();
         let mut out = Scratch::zeroed(payload_limit(entry.key.kind, self.page_size));
-        let Ok(payload) = self.base_payload(base) else {
+        let Ok(payload) = self.base_payload(base, base_id) else {
             return false;
         };
         delta.pack.read(&delta.slot, &mut stored).is_ok()
             && codec::decode(&stored, entry.encoding, &payload, &mut out)
                 .and_then(|len| payload_id(entry.key.kind, &out[..len], self.page_size))
-                .is_some_and(|id| id.key() == entry.key)
+                .is_some_and(|id| self.keys.in_pack(id, delta.pack.version()) == entry.key)
     }
 
     /// What decodes from these stored bytes, as the place's entry tells to.
@@ -386,7 +464,26 @@ impl Chunks {
             },
             &mut payload,
         )?;
-        seen.get().ok_or_else(|| missing(place.slot.entry.key))
+        Ok(seen.get().expect("what was decoded was seen"))
+    }
+
+    /// The same, and `None` unless that is well-formed.
+    pub fn id_of_well_formed(&self, place: &Place, stored: &[u8]) -> Result<Option<ChunkId>> {
+        let kind = place.slot.entry.key.kind;
+        let mut payload = Scratch::zeroed(payload_limit(kind, self.page_size));
+        let seen = Cell::new(None);
+        let see = |found| {
+            seen.set(Some(found));
+            true
+        };
+        let len = self.decode(place, stored, see, &mut payload)?;
+        let payload = &payload[..len];
+        let is_well_formed = match kind {
+            ChunkKind::Page => true,
+            ChunkKind::Node => node::len_of(payload) == Some(len),
+            ChunkKind::Manifest => Manifest::decode(payload, self.page_size).is_ok(),
+        };
+        Ok(seen.get().filter(|_| is_well_formed))
     }
 
     /// Decodes what is stored at a place, and asks whether that `is_right`.
@@ -412,13 +509,14 @@ impl Chunks {
             Encoding::Unknown(encoding) => {
                 return Err(place.pack.newer(place.slot.entry, encoding));
             }
+            Encoding::Absent => return Err(undecodable()),
             Encoding::Delta | Encoding::IdDelta => {}
         }
         let base = base_in(entry, stored).ok_or_else(undecodable)?;
         let mut failure = Failure::default();
-        for base_place in self.places(base.id.key(), Some(base.hint)) {
+        for base_place in self.places(base.id, Some(base.hint)) {
             let read = base_place.and_then(|base_place| {
-                let payload = self.base_payload(&base_place)?;
+                let payload = self.base_payload(&base_place, base.id)?;
                 let dictionary = match entry.encoding {
                     Encoding::IdDelta => identified(entry.key.kind, &payload),
                     _ => &payload,
@@ -426,12 +524,12 @@ impl Chunks {
                 let len = decode(dictionary, out).map_err(|error| {
                     // It may be another copy that is needed.
                     if place.needs_one_copy() {
-                        missing(base.id.key())
+                        missing(base.id)
                     } else {
                         error
                     }
                 })?;
-                self.remember(base.id.key(), Some(base.hint), base_place.location());
+                self.remember(base.id, Some(base.hint), base_place.location());
                 Ok(len)
             });
             match read {
@@ -439,15 +537,15 @@ impl Chunks {
                 Err(error) => failure.add(error),
             }
         }
-        Err(failure.or_missing(base.id.key()))
+        Err(failure.or_missing(base.id))
     }
 
     /// Decodes a delta's base without checking it: the delta's own id vouches
     /// for the result.
-    fn base_payload(&self, place: &Place) -> Result<Scratch> {
+    fn base_payload(&self, place: &Place, id: ChunkId) -> Result<Scratch> {
         let entry = place.slot.entry;
         if !place.is_standalone() {
-            return Err(no_base(place));
+            return Err(no_base(place, id));
         }
         let mut stored = Scratch::take();
         place.pack.read(&place.slot, &mut stored)?;
@@ -462,8 +560,9 @@ impl Chunks {
 /// The part of a payload that its id is the hash of.
 pub(crate) fn identified(kind: ChunkKind, payload: &[u8]) -> &[u8] {
     match kind {
+        ChunkKind::Page => payload,
         ChunkKind::Node => &payload[..node::canonical_len(payload).unwrap_or(payload.len())],
-        ChunkKind::Page | ChunkKind::Manifest => payload,
+        ChunkKind::Manifest => manifest::canonical(payload),
     }
 }
 
@@ -472,7 +571,7 @@ fn payload_id(kind: ChunkKind, payload: &[u8], page_size: PageSize) -> Option<Ch
     let hashed = match kind {
         ChunkKind::Page => (payload.len() == page_size.len()).then_some(payload.len())?,
         ChunkKind::Node => node::canonical_len(payload)?,
-        ChunkKind::Manifest => payload.len(),
+        ChunkKind::Manifest => manifest::canonical(payload).len(),
     };
     Some(kind.hash(&payload[..hashed]))
 }
@@ -481,7 +580,7 @@ fn payload_id(kind: ChunkKind, payload: &[u8], page_size: PageSize) -> Option<Ch
 pub(crate) fn first_readable<P, B>(
     chunks: &Chunks,
     places: P,
-    key: ChunkKey,
+    id: ChunkId,
     bases: impl Fn(BaseRef) -> B,
 ) -> Result<Readable>
 where
@@ -493,6 +592,7 @@ where
         let found = place.and_then(|place| match place.slot.entry.encoding {
             Encoding::Raw | Encoding::Zstd => Ok(Readable { place, base: None }),
             Encoding::Unknown(encoding) => Err(place.pack.newer(place.slot.entry, encoding)),
+            Encoding::Absent => Err(missing(id)),
             Encoding::Delta | Encoding::IdDelta => {
                 let base = place.pack.base(&place.slot)?;
                 let base = base.ok_or_else(|| {
@@ -500,12 +600,14 @@ where
                         .pack
                         .damaged(place.slot.entry, "its footer entry is damaged")
                 })?;
-                let key = base.id.key();
+                let base_id = base.id;
                 let fitting = bases(base).filter(|candidate| match candidate {
-                    Ok(candidate) if place.needs_one_copy() => chunks.fits(&place, candidate),
+                    Ok(candidate) if place.needs_one_copy() => {
+                        chunks.fits(&place, candidate, base_id)
+                    }
                     _ => true,
                 });
-                let base = first_standalone(fitting, key)?;
+                let base = first_standalone(fitting, base_id)?;
                 Ok(Readable {
                     place,
                     base: Some(base),
@@ -517,28 +619,28 @@ where
             Err(error) => failure.add(error),
         }
     }
-    Err(failure.or_missing(key))
+    Err(failure.or_missing(id))
 }
 
 /// The first of `places` where the chunk is stored standalone.
-fn first_standalone(places: impl Iterator<Item = Result<Place>>, key: ChunkKey) -> Result<Place> {
+fn first_standalone(places: impl Iterator<Item = Result<Place>>, id: ChunkId) -> Result<Place> {
     let mut failure = Failure::default();
     for place in places {
         match place {
             Ok(place) if place.is_standalone() => return Ok(place),
-            Ok(place) => failure.add(no_base(&place)),
+            Ok(place) => failure.add(no_base(&place, id)),
             Err(error) => failure.add(error),
         }
     }
-    Err(failure.or_missing(key))
+    Err(failure.or_missing(id))
 }
 
 /// Why a place that is not standalone cannot be a base: a delta there is as good
 /// as nothing.
-fn no_base(place: &Place) -> Error {
+fn no_base(place: &Place, id: ChunkId) -> Error {
     match place.slot.entry.encoding {
         Encoding::Unknown(encoding) => place.pack.newer(place.slot.entry, encoding),
-        _ => missing(place.slot.entry.key),
+        _ => missing(id),
     }
 }
 
@@ -557,14 +659,14 @@ impl Failure {
         }
     }
 
-    fn or_missing(self, key: ChunkKey) -> Error {
-        self.0.unwrap_or_else(|| missing(key))
+    fn or_missing(self, id: ChunkId) -> Error {
+        self.0.unwrap_or_else(|| missing(id))
     }
 }
 
-pub(crate) fn missing(key: ChunkKey) -> Error {
+pub(crate) fn missing(id: ChunkId) -> Error {
     Damage::Missing {
-        chunk: key.to_string(),
+        chunk: id.to_string(),
     }
     .into()
 }

@@ -85,6 +85,21 @@ pub enum Error {
         /// that of an encoding.
         version: u32,
     },
+    /// A newer version of this program uses a feature of the store which this one
+    /// does not know, and which allows reading only.
+    #[error("{} has the read-only compatible feature bit {bit}, made by a newer snapstore: this one ({}) can read the store and not change it; use that version or a later one", path.display(), env!("CARGO_PKG_VERSION"))]
+    ReadOnlyFeature {
+        /// The store's configuration.
+        path: PathBuf,
+        /// The bit.
+        bit: u32,
+    },
+    /// The store was upgraded to another format since it was opened.
+    #[error("{} shows that the store was upgraded after it was opened here; open it again", path.display())]
+    Upgraded {
+        /// The file that shows it.
+        path: PathBuf,
+    },
     /// A page size other than 4, 16 or 64 KiB.
     #[error("a page of {bytes} bytes is not supported; use 4096, 16384 or 65536")]
     PageSize {
@@ -316,6 +331,20 @@ pub enum Damage {
         /// What does not fit.
         reason: &'static str,
     },
+    /// A block of a pack's footer is damaged: where its chunks are is not known.
+    #[error("block {block} of the footer of pack {} (chunks {first_entry} to {}) is damaged: {reason}", path.display(), u64::from(*first_entry) + u64::from(*entries) - 1)]
+    Footer {
+        /// The pack file.
+        path: PathBuf,
+        /// Which block, counted from 0.
+        block: u32,
+        /// The number of its first chunk.
+        first_entry: u32,
+        /// How many chunks it is of.
+        entries: u32,
+        /// What does not fit.
+        reason: &'static str,
+    },
     /// A chunk's stored bytes are damaged.
     #[error("{chunk} in pack {} at offset {offset_bytes} is damaged: {reason}", path.display())]
     Chunk {
@@ -408,8 +437,8 @@ impl Error {
             Self::Cancelled => ErrorClass::Cancelled,
             Self::NoStore { .. } | Self::NotFound { .. } => ErrorClass::NotFound,
             Self::Damaged(_) | Self::Index { .. } => ErrorClass::Damaged,
-            Self::Busy { .. } | Self::Overtaken { .. } => ErrorClass::Busy,
-            Self::Newer { .. } => ErrorClass::Newer,
+            Self::Busy { .. } | Self::Overtaken { .. } | Self::Upgraded { .. } => ErrorClass::Busy,
+            Self::Newer { .. } | Self::ReadOnlyFeature { .. } => ErrorClass::Newer,
             Self::PageSize { .. } | Self::BadName { .. } | Self::DuplicateName { .. } => {
                 ErrorClass::Usage
             }

@@ -4,8 +4,8 @@
 //! check it; nodes and manifests are hashed under contexts of their own
 //! (BLAKE3's key derivation mode), so that a guest cannot write a page that
 //! passes for a node. Full ids live in tree nodes and manifests, where they
-//! carry the trust; the index and the pack footers keep the first 16 bytes,
-//! which find a chunk but never vouch for its bytes.
+//! carry the trust; the index and the pack footers have keys of 16 bytes, which
+//! find a chunk but never vouch for its bytes.
 
 use std::fmt;
 
@@ -80,7 +80,8 @@ impl ChunkId {
         &self.hash
     }
 
-    pub(crate) fn key(&self) -> ChunkKey {
+    /// What footers and index call it in format 1, and readers in their memory.
+    pub(crate) fn plain_key(&self) -> ChunkKey {
         let mut prefix = [0; 16];
         prefix.copy_from_slice(&self.hash[..16]);
         ChunkKey {
@@ -103,11 +104,11 @@ impl fmt::Debug for ChunkId {
     }
 }
 
-/// What the index and the pack footers know a chunk by: its kind and the first
-/// 128 bits of its hash.
+/// What the index and the pack footers know a chunk by: its kind and 128 bits, see
+/// [`crate::keys`].
 ///
-/// Two chunks with the same key would need a 128-bit BLAKE3 collision. Whoever
-/// made one could only break the snapshot that holds both of them: bytes are
+/// In format 1 these are the beginning of its hash. Whoever made two chunks with
+/// the same key could only break the snapshot that holds both of them: bytes are
 /// always checked against the full id before they leave the store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ChunkKey {
@@ -160,8 +161,9 @@ impl SnapshotId {
         Some(Self(bytes))
     }
 
-    pub(crate) fn of_manifest(encoded: &[u8]) -> Self {
-        Self(*ChunkKind::Manifest.hash(encoded).as_bytes())
+    pub(crate) fn of_manifest(payload: &[u8]) -> Self {
+        let identified = crate::format::manifest::canonical(payload);
+        Self(*ChunkKind::Manifest.hash(identified).as_bytes())
     }
 
     pub(crate) fn chunk(self) -> ChunkId {

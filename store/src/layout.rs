@@ -40,6 +40,11 @@ impl Layout {
         self.root.join("config")
     }
 
+    /// The copy of the configuration: nothing else tells what the keys are made with.
+    pub fn config_copy(&self) -> PathBuf {
+        self.root.join("config-copy")
+    }
+
     pub fn collector(&self) -> PathBuf {
         self.root.join("collector")
     }

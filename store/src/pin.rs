@@ -87,7 +87,11 @@ impl Store {
     pub fn empty_pin(&self) -> Result<Pin> {
         let lease = match Lease::take(&self.layout, &Claim::viewer(Vec::new())) {
             Err(error) => Err(Nothing::because_of(error)?),
-            Ok(lease) => Ok(lease),
+            // From here on nobody upgrades the store.
+            Ok(lease) => {
+                self.check_format()?;
+                Ok(lease)
+            }
         };
         Ok(Pin {
             lease,

@@ -9,7 +9,7 @@
 //! > is never made to lead to a delta.
 //!
 //! So as long as a delta is needed, the index leads from its base to a standalone
-//! copy, wherever the collector has moved that. It is kept by four rules, one a
+//! copy, wherever the collector has moved that. It is kept by these rules, one a
 //! function below:
 //!
 //! - [`enter_new`]: a commit's copy takes the place of none, of one that is gone,
@@ -22,7 +22,11 @@
 //!   that very copy ([`Place::needs_one_copy`]).
 //! - [`enter_found`]: a place that only a hint led to takes the place of none, of
 //!   one that is gone, and of a delta if it is standalone.
-//! - [`remove`]: an entry is removed only if its pack is gone.
+//! - [`remove`] and [`remove_strays`]: an entry is removed only if its pack is gone, or
+//!   if what is at its place has another key.
+//!
+//! While a store is upgraded a chunk can have an entry for each of its keys. Each of
+//! them is kept by these rules, and one that leads to a standalone copy is enough.
 //!
 //! All run under the publish lock. An entry that leads nowhere is harmless:
 //! readers and commits look whether the chunk is there. docs/ARCHITECTURE.md has
@@ -32,7 +36,7 @@ use std::collections::BTreeMap;
 
 use crate::chunks::{Chunks, Place};
 use crate::error::{Error, Result};
-use crate::gc::state::Epoch;
+use crate::gc::state::Condemned;
 use crate::id::{ChunkKey, ChunkKind};
 use crate::index::IndexWriter;
 use crate::pack::writer::SealedPack;
@@ -51,7 +55,7 @@ pub(crate) struct Moved {
 pub(crate) fn enter_new(
     chunks: &Chunks,
     index: &IndexWriter,
-    condemned: &BTreeMap<PackNumber, Epoch>,
+    condemned: &BTreeMap<PackNumber, Condemned>,
     pack: &SealedPack,
 ) -> Result<()> {
     let mut entries = Vec::new();
@@ -145,6 +149,23 @@ pub(crate) fn remove(
     index.flush()
 }
 
+/// Removes those of `keys` whose entries lead to a chunk of another key, or to none,
+/// durably.
+pub(crate) fn remove_strays(chunks: &Chunks, index: &IndexWriter, keys: &[ChunkKey]) -> Result<()> {
+    let mut strays = Vec::new();
+    for key in keys {
+        let astray = match index.get(*key)? {
+            Some(at) => chunks.at(*key, at)?.is_none(),
+            None => false,
+        };
+        if astray {
+            strays.push(*key);
+        }
+    }
+    index.remove_if(strays, |_| true)?;
+    index.flush()
+}
+
 /// The chunk at a place; `None` if it is not there, or cannot be read.
 fn present(chunks: &Chunks, key: ChunkKey, at: Location) -> Result<Option<Place>> {
     match chunks.at(key, at) {
@@ -163,9 +184,14 @@ fn has_base(chunks: &Chunks, index: &IndexWriter, delta: &Place) -> Result<bool>
         Ok(None) | Err(Error::Damaged(_)) => return Ok(false),
         Err(other) => return Err(other),
     };
-    let key = base.id.key();
-    let Some(at) = index.get(key)? else {
-        return Ok(false);
-    };
-    Ok(present(chunks, key, at)?.is_some_and(|place| place.is_standalone()))
+    for at in chunks.indexed(index, base.id) {
+        let place = match chunks.at_id(base.id, at?) {
+            Err(Error::Damaged(_)) => None,
+            other => other?,
+        };
+        if place.is_some_and(|place| place.is_standalone()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

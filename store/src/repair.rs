@@ -16,27 +16,29 @@ use std::path::{Path, PathBuf};
 use crate::chunks::{Chunks, Place};
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
-use crate::format::{entry, pack_v1};
+use crate::format::config::{Config, StoreFormat};
+use crate::format::{entry, pack_v1, pack_v2};
 use crate::gc::mark::Reach;
 use crate::gc::state::CollectorState;
-use crate::id::{ChunkKey, ChunkKind, SnapshotId};
-use crate::index::IndexWriter;
+use crate::id::{ChunkId, ChunkKind, SnapshotId};
+use crate::index::{IndexReader, IndexWriter};
 use crate::layout::Layout;
 use crate::lease;
 use crate::lock::{self, LockKind};
 use crate::manifest;
 use crate::opening;
 use crate::pack::PackNumber;
-use crate::pack::codec;
-use crate::pack::reader::payload_limit;
+use crate::pack::codec::{self, Encoding};
+use crate::pack::reader::{PackReader, payload_limit};
 use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack};
 use crate::page::PageSize;
 use crate::progress::Progress;
 use crate::regular::{self, Opened};
+use crate::rewrite::rewrite;
 use crate::salvage::{self, Found, Wanted};
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
-use crate::store::{CONFIG_FORMAT, Store};
+use crate::store::Store;
 use crate::tags;
 
 /// What a repair did and what it could not do.
@@ -57,6 +59,15 @@ pub struct RepairReport {
     pub broken_snapshots: Vec<String>,
 }
 
+impl RepairReport {
+    /// Each pack is looked at more than once.
+    fn add(&mut self, damage: Damage) {
+        if !self.remaining.contains(&damage) {
+            self.remaining.push(damage);
+        }
+    }
+}
+
 impl Store {
     /// Rebuilds the index of the store at `path`, and whatever else can be.
     ///
@@ -71,6 +82,9 @@ impl Store {
             return Err(Error::NoStore {
                 path: path.to_owned(),
             });
+        }
+        if let Err(error @ Error::Newer { .. }) = Config::read(&layout.config()) {
+            return Err(error);
         }
         let mut report = RepairReport::default();
         let mut missing_tags_dir = false;
@@ -88,9 +102,10 @@ impl Store {
         let _publish = lock::acquire(&layout, LockKind::Publish, lock::DEFAULT_TIMEOUT)?;
         refuse_writers(&layout)?;
         repair_config(&layout, &mut report)?;
-        repair_collector(&layout, &mut report)?;
         let store = Self::open(path)?;
+        store.check_writable()?;
         store.refuse_newer_packs()?;
+        repair_collector(&layout, store.format(), &mut report)?;
         store.rebuild_index(&mut report, progress)?;
         store.repair_tags(missing_tags_dir, &mut report)?;
         let mut reach = Reach::new(&store.chunks)?;
@@ -111,7 +126,7 @@ impl Store {
     fn refuse_newer_packs(&self) -> Result<()> {
         for number in self.chunks.packs().sealed()? {
             match self.chunks.packs().get(number) {
-                Err(error @ Error::Newer { .. }) => return Err(error),
+                Ok(Some(pack)) if pack.is_sound()? => refuse_unknown(&pack)?,
                 Err(Error::Damaged(_)) | Ok(_) => {}
                 Err(other) => return Err(other),
             }
@@ -176,13 +191,15 @@ impl Store {
         // Condemned packs last: other copies of their chunks win.
         numbers.sort_by_key(|number| (condemned.contains_key(number), *number));
         let mut bad = BTreeSet::new();
+        let mut rescued: Option<PackWriter> = None;
         progress.begin("packs", 2 * numbers.len() as u64);
         {
-            let chunks = Chunks::new(self.layout.clone(), self.page_size());
+            let chunks = Chunks::new(self.layout.clone(), &self.config);
             let index = IndexWriter::open_or_create(&fresh.index())?;
             // Condemned packs first: later copies of their chunks win.
             for (done, number) in (1..).zip(numbers.iter().rev()) {
                 let found = look_at(&chunks, *number, Wanted::Standalone, &mut bad, report)?;
+                self.rescue(&found.torn, &mut rescued)?;
                 let whole = found.whole;
                 report.indexed_chunks += whole.len() as u64;
                 index.put(
@@ -192,11 +209,12 @@ impl Store {
                 )?;
                 progress.advance(done);
             }
+            report.indexed_chunks += enter_rescued(rescued.take(), &index)?;
             index.flush()?;
         }
         // Then the deltas, whose bases are looked up in what there is by now. A
         // chunk that has a standalone copy needs none.
-        let chunks = Chunks::new(fresh.clone(), self.page_size());
+        let chunks = Chunks::new(fresh.clone(), &self.config);
         let standalone = chunks.index()?;
         let mut entered = HashSet::new();
         let mut baseless = Vec::new();
@@ -204,6 +222,14 @@ impl Store {
         for (done, number) in (numbers.len() as u64 + 1..).zip(&numbers) {
             let found = look_at(&chunks, *number, Wanted::Deltas, &mut bad, report)?;
             baseless.extend(found.baseless);
+            let mut torn = found.torn;
+            for place in std::mem::take(&mut torn) {
+                let key = place.slot.entry.key;
+                if standalone.get(key)?.is_none() && entered.insert(key) {
+                    torn.push(place);
+                }
+            }
+            self.rescue(&torn, &mut rescued)?;
             let mut entries = Vec::new();
             for place in found.whole {
                 let key = place.slot.entry.key;
@@ -216,11 +242,32 @@ impl Store {
             index.put(entries)?;
             progress.advance(done);
         }
+        report.indexed_chunks += enter_rescued(rescued.take(), &index)?;
         index.flush()?;
         drop(index);
         self.store_bases(baseless, fresh, report)?;
         self.copy_out_of(&bad, fresh)?;
         Ok(bad)
+    }
+
+    /// Copies chunks that only their content tells into a pack of their own.
+    fn rescue(&self, torn: &[Place], writer: &mut Option<PackWriter>) -> Result<()> {
+        let mut stored = Scratch::take();
+        for place in torn {
+            place.pack.read(&place.slot, &mut stored)?;
+            if writer.is_none() {
+                *writer = Some(self.chunks.packs().create()?);
+            }
+            let chunk = EncodedChunk {
+                key: place.slot.entry.key,
+                encoding: place.slot.entry.encoding,
+                check: place.slot.entry.check,
+                len: stored.len(),
+            };
+            let writer = writer.as_mut().expect("just set");
+            writer.append(&[chunk], stored.to_vec())?;
+        }
+        Ok(())
     }
 
     /// Stores the bases of deltas standalone which are there only as deltas
@@ -239,7 +286,7 @@ impl Store {
             let index = IndexWriter::open(&fresh.index())?;
             index.put(sealed.chunks().map(|chunk| (chunk.key, chunk.at)))?;
             index.flush()?;
-            let chunks = Chunks::new(fresh.clone(), self.page_size());
+            let chunks = Chunks::new(fresh.clone(), &self.config);
             let (whole, rest): (Vec<_>, Vec<_>) = baseless
                 .into_iter()
                 .partition(|place| chunks.check_at(place).is_ok());
@@ -265,9 +312,9 @@ impl Store {
         &self,
         baseless: &[Place],
         fresh: &Layout,
-        written: &mut HashSet<ChunkKey>,
+        written: &mut HashSet<ChunkId>,
     ) -> Result<Option<SealedPack>> {
-        let chunks = Chunks::new(fresh.clone(), self.page_size());
+        let chunks = Chunks::new(fresh.clone(), &self.config);
         let mut writer = None;
         for place in baseless {
             let base = match place.pack.base(&place.slot) {
@@ -275,7 +322,7 @@ impl Store {
                 Ok(None) | Err(Error::Damaged(_)) => continue,
                 Err(other) => return Err(other),
             };
-            if place.needs_one_copy() || written.contains(&base.key()) {
+            if place.needs_one_copy() || written.contains(&base) {
                 continue;
             }
             let mut payload = Scratch::zeroed(payload_limit(base.kind(), self.page_size()));
@@ -283,7 +330,7 @@ impl Store {
                 Err(Error::Damaged(_) | Error::Newer { .. }) => continue,
                 other => other?,
             };
-            written.insert(base.key());
+            written.insert(base);
             let mut stored = Vec::new();
             let encoding = codec::encode(&payload[..len], None, &mut stored);
             if writer.is_none() {
@@ -291,7 +338,7 @@ impl Store {
             }
             let writer: &mut PackWriter = writer.as_mut().expect("just set");
             let chunk = EncodedChunk {
-                key: base.key(),
+                key: self.chunks.keys().of(base),
                 encoding,
                 check: entry::stored_check(&stored),
                 len: stored.len(),
@@ -304,7 +351,7 @@ impl Store {
     /// Copies the whole chunks of damaged packs into new packs, and points the
     /// new index at them where it leads to a damaged pack.
     fn copy_out_of(&self, bad: &BTreeSet<PackNumber>, fresh: &Layout) -> Result<()> {
-        let chunks = Chunks::new(fresh.clone(), self.page_size());
+        let chunks = Chunks::new(fresh.clone(), &self.config);
         for number in bad {
             let Ok(Some(pack)) = chunks.packs().get(*number) else {
                 continue;
@@ -316,17 +363,12 @@ impl Store {
             let mut leads_here = Vec::new();
             for place in &found.whole {
                 let entry = place.slot.entry;
-                pack.read(&place.slot, &mut stored)?;
+                let bases: Option<&IndexReader> = None;
+                let chunk = rewrite(&chunks, self.format(), place, bases, &mut stored)?;
                 if writer.is_none() {
                     writer = Some(self.chunks.packs().create()?);
                 }
                 let writer: &mut PackWriter = writer.as_mut().expect("just set");
-                let chunk = EncodedChunk {
-                    key: entry.key,
-                    encoding: entry.encoding,
-                    check: entry::stored_check(&stored),
-                    len: stored.len(),
-                };
                 writer.append(&[chunk], stored.to_vec())?;
                 leads_here.push(index.get(entry.key)? == Some(place.location()));
             }
@@ -429,9 +471,8 @@ fn look_at(
         Ok(Some(pack)) => pack,
         Ok(None) => return Ok(Found::default()),
         Err(Error::Damaged(damage)) => {
-            if bad.insert(number) {
-                report.remaining.push(damage);
-            }
+            bad.insert(number);
+            report.add(damage);
             return Ok(Found::default());
         }
         Err(other) => return Err(other),
@@ -439,9 +480,18 @@ fn look_at(
     let mut found = salvage::chunks_of(chunks, &pack, wanted)?;
     if !found.damage.is_empty() {
         bad.insert(number);
-        report.remaining.append(&mut found.damage);
     }
+    found.damage.drain(..).for_each(|damage| report.add(damage));
     Ok(found)
+}
+
+/// Seals a pack of rescued chunks, and enters them; returns how many.
+fn enter_rescued(writer: Option<PackWriter>, index: &IndexWriter) -> Result<u64> {
+    let Some(writer) = writer else { return Ok(0) };
+    let sealed = writer.seal()?;
+    sealed.keep();
+    index.put(sealed.chunks().map(|chunk| (chunk.key, chunk.at)))?;
+    Ok(sealed.chunks().count() as u64)
 }
 
 /// A commit under way has opened the index that is about to be replaced.
@@ -464,7 +514,8 @@ fn refuse_writers(layout: &Layout) -> Result<()> {
 fn odd_files(layout: &Layout) -> Vec<PathBuf> {
     let locks = ["collect", "publish", "allocate", "next-pack"];
     let mut files: Vec<PathBuf> = locks.map(|name| layout.locks().join(name)).into();
-    files.extend([layout.config(), layout.collector(), layout.recent_tags()]);
+    files.extend([layout.config(), layout.config_copy()]);
+    files.extend([layout.collector(), layout.recent_tags()]);
     for dir in [layout.root().to_owned(), layout.tags()] {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         let temporary = entries.filter(|entry| durable::is_temporary(&entry.file_name()));
@@ -496,45 +547,95 @@ fn set_odd_aside(layout: &Layout, path: &Path, report: &mut RepairReport) -> Res
     Ok(())
 }
 
+/// Makes the configuration anew: from its copy, or, in format 1, from what the packs
+/// say.
 fn repair_config(layout: &Layout, report: &mut RepairReport) -> Result<()> {
-    match CONFIG_FORMAT.read(&layout.config()) {
-        Ok(Some(_)) => return Ok(()),
-        Ok(None) | Err(Error::Damaged(_)) => {}
-        Err(other) => return Err(other),
+    let readable = |path: &Path| match Config::read(path) {
+        Err(Error::Damaged(_)) => Ok(None),
+        other => other,
+    };
+    let (path, copy_path) = (layout.config(), layout.config_copy());
+    let (config, copy) = (readable(&path)?, readable(&copy_path)?);
+    if let Some(config) = &config
+        && (config.two.is_none() || copy.as_ref() == Some(config))
+    {
+        return Ok(());
     }
-    let page_size = page_size_of_packs(layout)?.ok_or_else(|| Error::NoStore {
-        path: layout.root().to_owned(),
-    })?;
-    CONFIG_FORMAT.write(&layout.config(), &page_size.as_u32().to_le_bytes())?;
-    report.rebuilt_files.push("config".to_owned());
+    let rebuilt = if config.is_some() {
+        "config-copy"
+    } else {
+        "config"
+    };
+    let known = match config.or(copy) {
+        Some(known) => known,
+        None => Config::new(page_size_of_packs(layout)?, StoreFormat::One)?,
+    };
+    known.write(&path, &copy_path)?;
+    report.rebuilt_files.push(rebuilt.to_owned());
     Ok(())
+}
+
+/// A chunk that only a newer version can read.
+pub(crate) fn refuse_unknown(pack: &PackReader) -> Result<()> {
+    let mut scan = pack.scan();
+    for slot in scan.by_ref() {
+        match slot {
+            Ok(slot) => {
+                if let Encoding::Unknown(encoding) = slot.entry.encoding {
+                    return Err(pack.newer(slot.entry, encoding));
+                }
+            }
+            Err(Error::Damaged(_)) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    match scan.unknown_kind() {
+        Some(kind) => Err(pack.newer_kind(kind)),
+        None => Ok(()),
+    }
 }
 
 /// With nothing condemned nothing is deleted until the next collection has
 /// marked everything; and there are no writers now whose epoch could matter.
-fn repair_collector(layout: &Layout, report: &mut RepairReport) -> Result<()> {
+fn repair_collector(layout: &Layout, format: StoreFormat, report: &mut RepairReport) -> Result<()> {
     match CollectorState::read(layout) {
         Ok(_) => return Ok(()),
         Err(Error::Damaged(_)) => {}
         Err(other) => return Err(other),
     }
-    CollectorState::new().write(layout)?;
+    CollectorState::new().write(layout, format)?;
     report.rebuilt_files.push("collector".to_owned());
     Ok(())
 }
 
-/// The page size that the first readable pack header names.
-fn page_size_of_packs(layout: &Layout) -> Result<Option<PageSize>> {
+/// The page size that the first readable pack header of version 1 names.
+///
+/// # Errors
+/// [`Error::NoStore`] if there is none; [`Damage::File`] if there are packs of
+/// version 2: what their keys are made with is lost.
+fn page_size_of_packs(layout: &Layout) -> Result<PageSize> {
     let dir = layout.packs();
+    let mut found = None;
     for entry in fs::read_dir(&dir).context("list", &dir)? {
         let path = entry.context("list", &dir)?.path();
-        let mut header = [0; pack_v1::HEADER_LEN];
-        if let Ok(Opened::File(mut file)) = regular::open(&path)
-            && file.read_exact(&mut header).is_ok()
-            && let Some(page_size) = pack_v1::page_size_in_header(&header)
-        {
-            return Ok(Some(page_size));
+        let mut header = [0; pack_v2::HEADER_LEN];
+        let Ok(Opened::File(mut file)) = regular::open(&path) else {
+            continue;
+        };
+        if file.read_exact(&mut header).is_err() {
+            continue;
         }
+        if pack_v2::read_header(&header) != pack_v2::Header::Other {
+            return Err(Damage::File {
+                path: layout.config(),
+                reason: "it and its copy, which hold the secret of the keys; get one of them from a copy of the store",
+            }
+            .into());
+        }
+        let head = header.first_chunk().expect("it is longer");
+        found = found.or(pack_v1::page_size_in_header(head));
     }
-    Ok(None)
+    found.ok_or_else(|| Error::NoStore {
+        path: layout.root().to_owned(),
+    })
 }

@@ -177,7 +177,7 @@ impl Owners<'_> {
 
     /// Notes that `tag` needs a chunk and its base. Returns where the chunk is.
     fn own(&mut self, id: ChunkId, hint: Option<Location>, tag: u32) -> Result<Location> {
-        let found = self.places.find(id.key(), hint)?;
+        let found = self.places.find(id, hint)?;
         if let Some(base) = &found.base {
             self.own_place(base, tag);
         }

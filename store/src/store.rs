@@ -12,8 +12,8 @@ use rayon::ThreadPool;
 use crate::cancel::Cancel;
 use crate::chunks::Chunks;
 use crate::durable;
-use crate::error::{Damage, Error, IoContext as _, Result};
-use crate::format::sealed_file::Format;
+use crate::error::{Error, IoContext as _, Result};
+use crate::format::config::{Config, StoreFormat};
 use crate::gc::mark::Reach;
 use crate::id::SnapshotId;
 use crate::image::ImageReader;
@@ -27,11 +27,6 @@ use crate::page::PageSize;
 use crate::tags;
 use crate::threads;
 
-/// The payload is the page size in bytes, u32.
-pub(crate) const CONFIG_FORMAT: Format = Format {
-    magic: *b"SNAPCONF",
-    version: 1,
-};
 /// A store: chunks, snapshots and tags in one directory.
 ///
 /// Any number of processes may have a store open. Reading takes no locks.
@@ -57,6 +52,7 @@ pub(crate) const CONFIG_FORMAT: Format = Format {
 pub struct Store {
     pub(crate) layout: Layout,
     pub(crate) chunks: Arc<Chunks>,
+    pub(crate) config: Config,
     pub(crate) cancel: Cancel,
     lock_timeout: Duration,
     pool: Option<Arc<ThreadPool>>,
@@ -75,6 +71,14 @@ impl Store {
     /// [`Error::NotEmpty`] if there is anything else in the directory;
     /// [`Error::Damaged`] if it is a store that has lost its configuration.
     pub fn create(path: &Path, page_size: PageSize) -> Result<Self> {
+        Self::create_in_format(path, page_size, StoreFormat::Two)
+    }
+
+    /// The same in an older format, for programs that know only that.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub fn create_in_format(path: &Path, page_size: PageSize, format: StoreFormat) -> Result<Self> {
         let layout = Layout::new(absolute(path)?);
         let had_parent = layout.root().ancestors().skip(1).find(|it| it.is_dir());
         let had_parent = had_parent.map(Path::to_owned);
@@ -97,7 +101,8 @@ impl Store {
             }
         }
         // Last: a directory with a configuration is a complete store.
-        CONFIG_FORMAT.write(&layout.config(), &page_size.as_u32().to_le_bytes())?;
+        let config = Config::new(page_size, format)?;
+        config.write(&layout.config(), &layout.config_copy())?;
         Self::open(path)
     }
 
@@ -105,7 +110,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NoStore`] if there is none; [`Error::Damaged`] if its
-    /// configuration is damaged, or missing beside packs.
+    /// configuration is damaged, or missing beside packs; [`Error::Newer`] if it has
+    /// what only a newer version knows.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.is_dir() {
             return Err(Error::NoStore {
@@ -113,20 +119,13 @@ impl Store {
             });
         }
         let layout = Layout::new(absolute(path)?);
-        let payload = CONFIG_FORMAT.read(&layout.config())?;
-        let payload = payload.ok_or_else(|| opening::without_config(&layout))?;
-        let page_size = payload
-            .try_into()
-            .ok()
-            .and_then(|bytes| PageSize::from_bytes(u64::from(u32::from_le_bytes(bytes))).ok())
-            .ok_or_else(|| Damage::File {
-                path: layout.config(),
-                reason: "malformed",
-            })?;
+        let config = Config::read(&layout.config())?;
+        let config = config.ok_or_else(|| opening::without_config(&layout))?;
         opening::restore_empty(&layout)?;
         Ok(Self {
-            chunks: Arc::new(Chunks::new(layout.clone(), page_size)),
+            chunks: Arc::new(Chunks::new(layout.clone(), &config)),
             layout,
+            config,
             cancel: Cancel::default(),
             lock_timeout: lock::DEFAULT_TIMEOUT,
             pool: None,
@@ -177,6 +176,43 @@ impl Store {
     #[must_use]
     pub fn page_size(&self) -> PageSize {
         self.chunks.page_size()
+    }
+
+    /// The version of the store's format.
+    #[must_use]
+    pub fn format(&self) -> StoreFormat {
+        self.config.format()
+    }
+
+    /// Whether an upgrade to this format has begun and not ended.
+    #[must_use]
+    pub fn is_upgrading(&self) -> bool {
+        self.config.is_upgrading()
+    }
+
+    /// That the store is still of the format in which it was opened. To be asked by
+    /// who has a lease, beside which no upgrade begins.
+    pub(crate) fn check_format(&self) -> Result<()> {
+        let path = self.layout.config();
+        let now = Config::read(&path)?;
+        if now.is_some_and(|now| now.format() == self.format()) {
+            return Ok(());
+        }
+        Err(Error::Upgraded { path })
+    }
+
+    /// That this version may change the store.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnlyFeature`] if the store has a feature that it does not know.
+    pub fn check_writable(&self) -> Result<()> {
+        match self.config.read_only_feature() {
+            None => Ok(()),
+            Some(bit) => Err(Error::ReadOnlyFeature {
+                path: self.layout.config(),
+                bit,
+            }),
+        }
     }
 
     /// All tags.
@@ -286,6 +322,7 @@ impl Store {
     }
 
     pub(crate) fn publish_lock(&self) -> Result<Lock> {
+        self.check_writable()?;
         lock::acquire_unless(
             &self.cancel,
             &self.layout,
@@ -300,6 +337,7 @@ impl Store {
     }
 
     pub(crate) fn collect_lock(&self) -> Result<Lock> {
+        self.check_writable()?;
         lock::acquire_unless(
             &self.cancel,
             &self.layout,
@@ -359,8 +397,9 @@ fn refuse_foreign_files(layout: &Layout) -> Result<()> {
     }
     for entry in fs::read_dir(root).context("list", root)? {
         let path = entry.context("list", root)?.path();
-        let temporary = path.ends_with(".config.new");
-        if !temporary && !ours.contains(&path) {
+        let of_creation = [".config.new", ".config-copy.new", "config-copy"];
+        let of_creation = of_creation.iter().any(|name| path.ends_with(name));
+        if !of_creation && !ours.contains(&path) {
             return Err(Error::NotEmpty {
                 path: root.to_owned(),
             });

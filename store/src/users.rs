@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use crate::chunks::{Chunks, Readable};
 use crate::error::{Error, Result};
 use crate::format::node::Child;
-use crate::id::{ChunkKey, SnapshotId};
+use crate::id::{ChunkId, SnapshotId};
 use crate::manifest;
 use crate::pack::{Location, PackNumber};
 use crate::tree::read::node_id;
@@ -36,7 +36,7 @@ impl<'a> Users<'a> {
         let Some(manifest) = lost_is_none(manifest::read(self.chunks, id))? else {
             return Ok(found);
         };
-        self.chunk(id.chunk().key(), None, &mut found)?;
+        self.chunk(id.chunk(), None, &mut found)?;
         for image in &manifest.images {
             if let Some(root) = image.tree().root() {
                 found.extend(self.node(root, image.tree().shape().root_level())?);
@@ -52,13 +52,13 @@ impl<'a> Users<'a> {
         }
         let mut found = BTreeSet::new();
         if let Some(node) = lost_is_none(self.chunks.node(child, level))? {
-            self.chunk(node_id(child).key(), child.hint, &mut found)?;
+            self.chunk(node_id(child), child.hint, &mut found)?;
             for (_, below) in node.present() {
                 if found.len() == self.packs.len() {
                     break;
                 }
                 if level == 0 {
-                    self.chunk(node.child_id(below).key(), below.hint, &mut found)?;
+                    self.chunk(node.child_id(below), below.hint, &mut found)?;
                 } else {
                     found.extend(self.node(below, level - 1)?);
                 }
@@ -70,11 +70,11 @@ impl<'a> Users<'a> {
 
     fn chunk(
         &self,
-        key: ChunkKey,
+        id: ChunkId,
         hint: Option<Location>,
         found: &mut BTreeSet<PackNumber>,
     ) -> Result<()> {
-        let Some(Readable { place, base }) = lost_is_none(self.chunks.readable(key, hint))? else {
+        let Some(Readable { place, base }) = lost_is_none(self.chunks.readable(id, hint))? else {
             return Ok(());
         };
         for place in std::iter::once(place).chain(base) {

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use crate::cancel::Cancel;
 use crate::chunks::{Chunks, Place};
 use crate::error::{Damage, Error, Result};
+use crate::format::config::Config;
 use crate::format::node::{Child, Node};
 use crate::gc::mark::Marks;
 use crate::gc::state::CollectorState;
@@ -35,6 +36,9 @@ use crate::users::Users;
 pub struct Finding {
     /// What is wrong.
     pub damage: Damage,
+    /// The ids of the chunks that snapshots need of what is damaged, if the damage is
+    /// of more than one.
+    pub chunks: Vec<String>,
     /// Tags of the snapshots that need what is damaged. They cannot be read whole,
     /// with one exception: of a pack whose header, footer or seal is damaged, the
     /// chunks may still be found. What of it cannot be read has findings of its own.
@@ -102,6 +106,7 @@ impl Store {
         if let Err(error) = CollectorState::read(&self.layout) {
             report.add(error, &[])?;
         }
+        self.verify_config(report)?;
         for lock in LockKind::ALL {
             if let Err(error) = lock::check(&self.layout, lock) {
                 report.add(error, &[])?;
@@ -118,6 +123,31 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// The configuration is whole, or the store would not have been opened.
+    fn verify_config(&self, report: &mut VerifyReport) -> Result<()> {
+        if self.config.two.is_none() {
+            return Ok(());
+        }
+        let path = self.layout.config_copy();
+        let wrong = match Config::read(&path) {
+            // An upgrade that ends changes one after the other.
+            Ok(Some(copy)) if copy.with_upgrading(false) == self.config.with_upgrading(false) => {
+                return Ok(());
+            }
+            Ok(Some(_)) => "it is not what the configuration is",
+            Ok(None) => "it is missing",
+            Err(error) => return report.add(error, &[]),
+        };
+        report.add(
+            Damage::File {
+                path,
+                reason: wrong,
+            }
+            .into(),
+            &[],
+        )
     }
 
     /// Follows every reference of every tagged snapshot.
@@ -140,8 +170,8 @@ impl Store {
         for (done, (tag, id)) in (1..).zip(tags) {
             let Ok(id) = id else { continue };
             walker.snapshot(id)?;
-            for error in walker.lost.drain(..) {
-                report.add(error.into_error(), std::slice::from_ref(&tag))?;
+            for (error, chunk) in walker.lost.drain(..) {
+                report.add_loss(error.into_error(), chunk, std::slice::from_ref(&tag))?;
             }
             report.snapshots += 1;
             progress.advance(done);
@@ -165,8 +195,12 @@ impl Store {
             report.packs += 1;
             match self.chunks.packs().get(number) {
                 Ok(Some(pack)) => {
-                    if let Err(error) = pack.check() {
-                        bad.push((number, error));
+                    for damage in pack.problems()? {
+                        match damage {
+                            // The tags that lose something by it are known.
+                            Damage::Footer { .. } => report.add(damage.into(), &[])?,
+                            damage => bad.push((number, damage.into())),
+                        }
                     }
                     if walker.read_data {
                         self.verify_chunks(&pack, walker, report)?;
@@ -223,8 +257,8 @@ impl Store {
                         slot,
                     });
                 }
-                // That of the whole footer is a finding already.
-                Err(Error::Damaged(_)) => break,
+                // That of the footer is a finding already.
+                Err(Error::Damaged(_)) => {}
                 Err(other) => return Err(other),
             }
         }
@@ -322,7 +356,7 @@ struct Walker<'a> {
     /// the same chunk may hint at a better copy.
     failed: HashMap<(ChunkId, Option<Location>), Lost>,
     /// What the present snapshot lacks.
-    lost: Vec<Lost>,
+    lost: Vec<(Lost, ChunkId)>,
 }
 
 impl Walker<'_> {
@@ -330,7 +364,7 @@ impl Walker<'_> {
         let manifest = match manifest::read(self.chunks, id) {
             Ok(manifest) => manifest,
             Err(error) => {
-                self.lost.push(Lost::of(error)?);
+                self.lost.push((Lost::of(error)?, id.chunk()));
                 return Ok(());
             }
         };
@@ -347,7 +381,7 @@ impl Walker<'_> {
         self.cancel.check()?;
         let id = node_id(child);
         if let Some(lost) = self.failed.get(&(id, child.hint)) {
-            self.lost.push(lost.clone());
+            self.lost.push((lost.clone(), id));
             return Ok(false);
         }
         let (node, at) = match self.chunks.node_and_place(child, level) {
@@ -408,7 +442,7 @@ impl Walker<'_> {
         if let Some(lost) = self.failed.get(&(id, page.hint)) {
             return Err(lost.clone().into_error());
         }
-        let found = self.chunks.readable(id.key(), page.hint)?;
+        let found = self.chunks.readable(id, page.hint)?;
         let at = found.place.location();
         if !self.read_data || self.whole.has(at) {
             return Ok(None);
@@ -431,7 +465,7 @@ impl Walker<'_> {
         if !matches!(error, Error::Damaged(Damage::Chunk { .. })) {
             return error;
         }
-        let found = self.chunks.readable(id.key(), hint);
+        let found = self.chunks.readable(id, hint);
         match found.and_then(|found| self.chunks.check_id_at(&found.place, id)) {
             Err(told @ Error::Damaged(Damage::Chunk { .. })) => told,
             _ => error,
@@ -441,7 +475,7 @@ impl Walker<'_> {
     fn fail(&mut self, id: ChunkId, hint: Option<Location>, error: Error) -> Result<()> {
         let lost = Lost::of(error)?;
         self.failed.insert((id, hint), lost.clone());
-        self.lost.push(lost);
+        self.lost.push((lost, id));
         Ok(())
     }
 }
@@ -450,6 +484,26 @@ impl VerifyReport {
     /// Records damage, and what a newer version wrote; anything else is an error
     /// of the verification itself.
     fn add(&mut self, error: Error, tags: &[String]) -> Result<()> {
+        self.find(error, tags).map(|_| ())
+    }
+
+    /// The same for what keeps a chunk from being read.
+    fn add_loss(&mut self, error: Error, chunk: ChunkId, tags: &[String]) -> Result<()> {
+        let is_of_many = matches!(
+            error,
+            Error::Damaged(Damage::Footer { .. } | Damage::Pack { .. })
+        );
+        let chunk = chunk.to_string();
+        if let Some(finding) = self.find(error, tags)?
+            && is_of_many
+            && !finding.chunks.contains(&chunk)
+        {
+            finding.chunks.push(chunk);
+        }
+        Ok(())
+    }
+
+    fn find(&mut self, error: Error, tags: &[String]) -> Result<Option<&mut Finding>> {
         let damage = match error {
             Error::Damaged(damage) => damage,
             Error::Newer { .. } => {
@@ -457,7 +511,7 @@ impl VerifyReport {
                 if !self.newer.contains(&message) {
                     self.newer.push(message);
                 }
-                return Ok(());
+                return Ok(None);
             }
             Error::Index { path, message } => Damage::Index {
                 path,
@@ -468,6 +522,7 @@ impl VerifyReport {
         let position = *self.known.entry(damage.clone()).or_insert_with(|| {
             self.findings.push(Finding {
                 damage,
+                chunks: Vec::new(),
                 snapshots: Vec::new(),
             });
             self.findings.len() - 1
@@ -478,6 +533,6 @@ impl VerifyReport {
                 finding.snapshots.push(tag.clone());
             }
         }
-        Ok(())
+        Ok(Some(finding))
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use snapstore_store::{PageSize, Store, StoreFormat};
 use snapstore_tests::crashing::{
     self, Check, Expected, PAGE, SmallDisk, assert_holds, assert_nothing_unfinished, changed,
     expect, image,
@@ -52,11 +53,16 @@ impl Case {
     /// A case whose store has two snapshots of a chain and a third one.
     fn with_chain() -> Result<Self> {
         let mut case = Self::new()?;
+        case.fill_chain()?;
+        Ok(case)
+    }
+
+    fn fill_chain(&mut self) -> Result<()> {
+        let case = self;
         let base = image(1, 600);
         case.commit("base", &base, &["--no-parent"])?;
         case.commit("base+1", &changed(&base, 2, 20), &["--parent", "base"])?;
-        case.commit("other", &image(3, 80), &["--no-parent"])?;
-        Ok(case)
+        case.commit("other", &image(3, 80), &["--no-parent"])
     }
 
     fn cli(&self) -> Cli {
@@ -221,6 +227,14 @@ fn repair() -> Result<Case> {
     Ok(case.then(&["repair"], |_| ()))
 }
 
+/// From a store of format 1, with deltas of nodes as the first programs made them.
+fn upgrade() -> Result<Case> {
+    let mut case = Case::without_store()?;
+    Store::create_in_format(case.cli().store(), PageSize::KIB_4, StoreFormat::One)?;
+    case.fill_chain()?;
+    Ok(case.then(&["upgrade"], |_| ()))
+}
+
 /// A repair of a store that needs none must not harm it either.
 fn needless_repair() -> Result<Case> {
     let mut case = Case::with_chain()?;
@@ -242,6 +256,33 @@ fn kill_everywhere(case: &Case) -> Result<()> {
             .with_context(|| format!("killed before step {step}"))?;
         if done {
             ensure!(step > 1, "it has no steps to be killed at");
+            return Ok(());
+        }
+    }
+    bail!("it has no end")
+}
+
+/// Wherever an upgrade was killed, another one goes on, and is killed in its turn.
+#[test]
+fn killed_upgrades_are_resumed() -> Result<()> {
+    let case = upgrade()?;
+    for step in 1..MOST_STEPS {
+        let dir = TempDir::new()?;
+        let store = dir.path().join("store");
+        copy_tree(case.cli().store(), &store)?;
+        let mut kills = 0;
+        // A little further each time: what is done is not done again.
+        while !case.run_until(step + kills, &store)? {
+            kills += 1;
+            ensure!(kills < MOST_STEPS, "it has no end");
+            assert_holds(&Cli::new(&store), &case.check.before)
+                .with_context(|| format!("killed {kills} times, from step {step} on"))?;
+        }
+        let upgraded = Store::open(&store)?;
+        ensure!(upgraded.format() == StoreFormat::Two && !upgraded.is_upgrading());
+        case.check_after(true, &store)?;
+        if kills == 0 {
+            ensure!(step > 10, "it has but {step} steps to be killed at");
             return Ok(());
         }
     }
@@ -433,5 +474,5 @@ macro_rules! crashes {
 
 crashes! {
     init first_commit diff_commit replacing_commit tag replacing_tag rm deleting_gc
-    repacking_gc repair needless_repair
+    repacking_gc repair needless_repair upgrade
 }

@@ -6,12 +6,13 @@
 //! `store-v1` was left by the first program, `store-v1-node-deltas` by one that
 //! stored deltas of nodes in encoding 3 and files of any length.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use anyhow::{Context as _, ensure};
-use snapstore_store::Store;
+use snapstore_store::{Error, SnapshotId, Store, StoreFormat};
 use snapstore_tests::harness::{Cli, noise, skipped};
 use snapstore_vmm::state::MachineState;
 use tempfile::TempDir;
@@ -111,6 +112,66 @@ impl Fixture {
             ..Expected::of("memory", &hash, bytes.len() as u64)
         }
         .is_in(&store)
+    }
+
+    /// Commits a small change of the first image of pages, so that its nodes could be
+    /// deltas.
+    fn changes_little(&self) -> anyhow::Result<()> {
+        let store = Store::open(self.cli.store())?;
+        let first = self.images.iter().find(|it| it.image == "memory");
+        let first = first.context("a memory")?;
+        let old = store.manifest(store.resolve(&first.tag)?)?;
+        let image = old.image("memory").context("the image")?;
+        let mut bytes = store.read_file_image(image, 1 << 30)?;
+        for page in bytes.chunks_mut(1 << 14).step_by(5) {
+            page[7] ^= 1;
+        }
+        let path = self.dir.path().join("little");
+        fs::write(&path, bytes)?;
+        let path = path.display().to_string();
+        let arguments = [
+            "commit", "little", "--memory", &path, "--parent", &first.tag,
+        ];
+        self.cli.ok(&arguments).map(drop)
+    }
+
+    /// The ids of all tags.
+    fn ids(&self) -> anyhow::Result<BTreeMap<String, SnapshotId>> {
+        Ok(Store::open(self.cli.store())?.tags()?)
+    }
+
+    /// `SNAPSTORE_V1_PROGRAM` is the first program, if it is there.
+    fn first_program(&self, what: &str, arguments: &[&str]) -> Option<Output> {
+        let Some(program) = std::env::var_os("SNAPSTORE_V1_PROGRAM") else {
+            skipped(what, "SNAPSTORE_V1_PROGRAM is not set");
+            return None;
+        };
+        let mut command = Command::new(program);
+        command.arg("--store").arg(self.cli.store()).args(arguments);
+        command.output().ok()
+    }
+
+    fn is_read_by_the_first_program(&self, name: &str) -> anyhow::Result<()> {
+        // It does not know encoding 3.
+        if name.starts_with("store-v1/")
+            && name != "store-v1/dead-delta"
+            && let Some(output) =
+                self.first_program("they_stay_what_they_are", &["verify", "--read-data"])
+        {
+            ensure!(output.status.success(), "{name}: {output:?}");
+        }
+        Ok(())
+    }
+
+    fn is_refused_by_the_first_program(&self, name: &str) -> anyhow::Result<()> {
+        for arguments in [&["tags"][..], &["verify"], &["repair"], &["gc"]] {
+            if let Some(output) = self.first_program("they_are_upgraded", arguments) {
+                let error = String::from_utf8_lossy(&output.stderr).into_owned();
+                ensure!(output.status.code() == Some(1), "{name}: {output:?}");
+                ensure!(error.contains("newer snapstore"), "{name}: {error}");
+            }
+        }
+        self.holds_all()
     }
 
     fn is_undamaged(&self) -> anyhow::Result<()> {
@@ -277,6 +338,125 @@ fn a_machine_can_be_restored() -> anyhow::Result<()> {
     cli.ok(&["restore", "later", "--detach", "--name", "vm"])?;
     cli.ok(&["stop", "vm"])?;
     Ok(())
+}
+
+/// What a store of format 1 gets is of format 1: the first programs read all of it.
+#[test]
+fn they_stay_what_they_are() -> anyhow::Result<()> {
+    for name in WHOLE {
+        let fixture = Fixture::unpack(name)?;
+        let config = fs::read(fixture.cli.store().join("config"))?;
+        let before = list(&fixture.cli.store().join("packs"))?;
+        fixture.can_be_committed_to().context(name)?;
+        fixture.changes_little()?;
+        fixture.cli.ok(&["gc", "--keep-percent", "100"])?;
+        for pack in list(&fixture.cli.store().join("packs"))? {
+            let bytes = fs::read(&pack)?;
+            ensure!(
+                bytes[8..12] == [1, 0, 0, 0],
+                "{} is of another version",
+                pack.display()
+            );
+            if !before.contains(&pack) {
+                let of_nodes = kinds_and_encodings(&bytes)?;
+                let of_nodes = of_nodes.iter().any(|byte| [0x21, 0x31].contains(byte));
+                ensure!(!of_nodes, "{name}: {} has deltas of nodes", pack.display());
+            }
+        }
+        ensure!(fs::read(fixture.cli.store().join("config"))? == config);
+        ensure!(!fixture.cli.store().join("config-copy").exists());
+        fixture.holds_all()?;
+        fixture.is_read_by_the_first_program(name)?;
+    }
+    Ok(())
+}
+
+/// Kind and encoding of each chunk of a pack of version 1.
+fn kinds_and_encodings(pack: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let seal = pack.len() - 64;
+    let footer = usize::try_from(u64::from_le_bytes(pack[seal..seal + 8].try_into()?))?;
+    Ok(pack[footer..seal]
+        .chunks_exact(24)
+        .map(|it| it[20])
+        .collect())
+}
+
+#[test]
+fn they_are_upgraded() -> anyhow::Result<()> {
+    for name in WHOLE {
+        let fixture = Fixture::unpack(name)?;
+        let ids = fixture.ids()?;
+        let plan = fixture.cli.json(&["upgrade", "--dry-run"])?;
+        ensure!(plan["nothing_to_do"] == false, "{name}: {plan}");
+        ensure!(Store::open(fixture.cli.store())?.format() == StoreFormat::One);
+        let report = fixture.cli.json(&["upgrade"])?;
+        ensure!(report["packs"] == plan["packs"], "{name}: {report}");
+        let store = Store::open(fixture.cli.store())?;
+        ensure!(store.format() == StoreFormat::Two && !store.is_upgrading());
+        for pack in list(&fixture.cli.store().join("packs"))? {
+            let of_two = fs::read(&pack)?[8..12] == [2, 0, 0, 0];
+            // What a commit has not finished is nobody's.
+            ensure!(
+                of_two || pack.extension().is_some_and(|it| it == "open"),
+                "{pack:?}"
+            );
+        }
+        ensure!(fixture.ids()? == ids, "{name}: ids have changed");
+        fixture.holds_all().context(name)?;
+        fixture.is_undamaged().context(name)?;
+        let verified = fixture.cli.json(&["verify"])?;
+        ensure!(verified["stale_index_entries"] == 0, "{name}: {verified}");
+        let again = fixture.cli.json(&["upgrade"])?;
+        ensure!(again["nothing_to_do"] == true, "{name}: {again}");
+        fixture.can_be_committed_to().context(name)?;
+        fixture.cli.ok(&["rm", "new"])?;
+        for _ in 0..2 {
+            fixture.cli.ok(&["gc"]).context(name)?;
+        }
+        fixture.holds_all().context(name)?;
+        fs::remove_dir_all(fixture.cli.store().join("index"))?;
+        fixture.cli.ok(&["repair"])?;
+        fixture.holds_all().context(name)?;
+        fixture.is_undamaged().context(name)?;
+        fixture.is_refused_by_the_first_program(name)?;
+    }
+    Ok(())
+}
+
+/// What a repair would mend must not be lost by an upgrade.
+#[test]
+fn what_cannot_be_read_is_repaired_before_it_is_upgraded() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("store-v1/delta-on-delta-collected")?;
+    fixture.cli.fails(4, &["upgrade"])?;
+    ensure!(Store::open(fixture.cli.store())?.format() == StoreFormat::One);
+    fixture.cli.ok(&["repair"])?;
+    fixture.cli.ok(&["upgrade"])?;
+    fixture.holds_all()?;
+    fixture.is_undamaged()
+}
+
+/// Programs that know format 1 only would not understand what comes.
+#[test]
+fn an_upgrade_does_not_begin_beside_others() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("store-v1/chain")?;
+    let before = Store::open(fixture.cli.store())?;
+    let (_, pin) = before.pin("base")?;
+    let plan = fixture.cli.json(&["upgrade", "--dry-run"])?;
+    ensure!(
+        plan["in_the_way"]
+            .as_array()
+            .is_some_and(|it| it.len() == 1),
+        "{plan}"
+    );
+    let refused = fixture.cli.fails(5, &["upgrade"])?;
+    ensure!(refused.contains("mounts to be undone"), "{refused}");
+    ensure!(Store::open(fixture.cli.store())?.format() == StoreFormat::One);
+    drop(pin);
+    fixture.cli.ok(&["upgrade"])?;
+    // Who has opened it before is told to open it again.
+    let late = before.pin("base");
+    ensure!(matches!(late, Err(Error::Upgraded { .. })), "{late:?}");
+    fixture.holds_all()
 }
 
 #[test]

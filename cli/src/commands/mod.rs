@@ -18,4 +18,5 @@ pub mod start;
 pub mod stats;
 pub mod tag;
 pub mod umount;
+pub mod upgrade;
 pub mod verify;

@@ -11,6 +11,9 @@ use crate::format::{count, size};
 use crate::hints;
 use crate::progress::{Bar, Unit};
 
+/// Of a finding, in text.
+const CHUNKS_SHOWN: usize = 8;
+
 pub fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
     let store = context.open()?;
@@ -64,6 +67,13 @@ fn describe(report: &VerifyReport) -> String {
         let touched = touched(finding, report);
         let told = hints::told_damage(&finding.damage);
         out += &format!("DAMAGED: {told} [{touched}]\n");
+        for chunk in finding.chunks.iter().take(CHUNKS_SHOWN) {
+            out += &format!("  lost with it: {chunk}\n");
+        }
+        if finding.chunks.len() > CHUNKS_SHOWN {
+            let more = count((finding.chunks.len() - CHUNKS_SHOWN) as u64);
+            out += &format!("  and {more} more chunks (--json lists them)\n");
+        }
     }
     for newer in &report.newer {
         out += &format!("NOT CHECKED: {newer}\n");

@@ -190,6 +190,7 @@ impl Store {
     ) -> Result<Committed> {
         let mut stages = Stages(Instant::now());
         let mut timings = CommitTimings::default();
+        self.check_writable()?;
         request.check()?;
         self.check_tag_free(&request.tag, request.replace)?;
         let page_size = self.page_size();
@@ -249,8 +250,9 @@ impl Store {
             labels: request.labels.clone(),
             added_chunks: sink.added_chunks,
             added_bytes: sink.added_bytes,
+            other_fields: Vec::new(),
         };
-        let encoded = request::encode(&manifest)?;
+        let encoded = request::encode(&manifest, self.format())?;
         let id = SnapshotId::of_manifest(&encoded);
         sink.put(id.chunk(), &encoded, None)?;
         let sealed = sink.seal()?;

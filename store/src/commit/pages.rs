@@ -221,7 +221,7 @@ fn claim_places(sink: &mut Sink<'_>, batch: &mut [LeafWork]) -> Result<()> {
             let Some(child) = work.node.child(slot).filter(|child| child.hint.is_none()) else {
                 continue;
             };
-            let at = match sink.claim(work.node.child_id(child).key(), pending)? {
+            let at = match sink.claim(work.node.child_id(child), pending)? {
                 Claimed::Already(at) => at,
                 Claimed::New(at) => {
                     work.fresh.push(slot);
@@ -232,9 +232,9 @@ fn claim_places(sink: &mut Sink<'_>, batch: &mut [LeafWork]) -> Result<()> {
             let hint = Some(at);
             work.node.set_child(slot, Some(Child { hint, ..child }));
         }
-        let at = match sink.known(&[leaf_id.key()])?[0] {
+        let at = match sink.known(&[leaf_id])?[0] {
             Some(at) => at,
-            None => match sink.claim(leaf_id.key(), pending)? {
+            None => match sink.claim(leaf_id, pending)? {
                 Claimed::Already(at) => at,
                 Claimed::New(at) => {
                     work.encode_leaf = true;
@@ -469,17 +469,16 @@ impl LeafWork {
 
     /// Asks the index for the pages that differ from the parent's.
     fn look_up(&mut self, sink: &Sink<'_>) -> Result<()> {
-        let mut unknown: Vec<_> = self
+        let unknown: Vec<_> = self
             .slots
             .iter()
             .filter_map(|slot| {
                 let child = self.node.child(*slot).filter(|c| c.hint.is_none())?;
-                Some((self.node.child_id(child).key(), *slot))
+                Some((self.node.child_id(child), *slot))
             })
             .collect();
-        unknown.sort_unstable();
-        let keys: Vec<_> = unknown.iter().map(|(key, _)| *key).collect();
-        for ((_, slot), hint) in unknown.into_iter().zip(sink.known(&keys)?) {
+        let ids: Vec<_> = unknown.iter().map(|(id, _)| *id).collect();
+        for ((_, slot), hint) in unknown.into_iter().zip(sink.known(&ids)?) {
             let child = self.node.child(slot).map(|child| Child { hint, ..child });
             self.node.set_child(slot, child);
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::commit::CommitRequest;
 use crate::error::{Error, Result};
+use crate::format::config::StoreFormat;
 use crate::manifest::{Image, ImageRole, MAX_IMAGES, MAX_LABELS, MAX_LEN, Manifest};
 use crate::name;
 
@@ -120,8 +121,8 @@ pub(super) fn left_out(images: &[Image], parent: Option<&Manifest>) -> Vec<Image
 }
 
 /// The bytes of a manifest that can be read again.
-pub(super) fn encode(manifest: &Manifest) -> Result<Vec<u8>> {
-    let encoded = manifest.encode();
+pub(super) fn encode(manifest: &Manifest, format: StoreFormat) -> Result<Vec<u8>> {
+    let encoded = manifest.encode(format);
     let problem = match manifest.problem() {
         None if encoded.len() > MAX_LEN => Some("its manifest is longer than 1 MiB"),
         problem => problem,

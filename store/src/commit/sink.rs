@@ -1,19 +1,20 @@
 //! Where a commit's new chunks go: deduplicated, into packs of its own.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::chunks::{Chunks, Place, identified};
 use crate::error::{Error, Result};
+use crate::format::config::StoreFormat;
 use crate::format::entry;
 use crate::format::node::{Child, Node};
-use crate::gc::state::{CollectorState, Epoch};
+use crate::gc::state::{CollectorState, Condemned, Epoch};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
 use crate::index::{IndexReader, IndexWriter};
 use crate::lease::{Claim, Lease};
 use crate::lock::Lock;
 use crate::pack::codec::{self, Base, Encoding};
-use crate::pack::reader::{BaseRef, delta_head, payload_limit};
+use crate::pack::reader::{BaseRef, PackReader, Stamp, delta_head, payload_limit};
 use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack};
 use crate::pack::{EntryNumber, Location, PackNumber};
 use crate::placement;
@@ -34,13 +35,13 @@ pub(crate) struct Sink<'a> {
     store: &'a Store,
     lease: Lease,
     claim: Claim,
-    condemned: BTreeSet<PackNumber>,
+    condemned: BTreeMap<PackNumber, Condemned>,
     index: Arc<IndexReader>,
     writer: Option<PackWriter>,
     /// What this commit has put into the pack being written.
     claimed: HashMap<ChunkKey, Location>,
     /// The packs, not of this commit, that hold what the new snapshot needs.
-    relied: RwLock<HashSet<PackNumber>>,
+    relied: RwLock<HashMap<PackNumber, Stamp>>,
     notes: RwLock<Notes>,
     pub added_chunks: u64,
     pub added_bytes: u64,
@@ -77,10 +78,12 @@ impl<'a> Sink<'a> {
         let state = early.unwrap_or_else(|| CollectorState::read(&store.layout))?;
         claim.writing_since = Some(state.epoch);
         lease.set(&claim)?;
+        // From here on nobody upgrades the store.
+        store.check_format()?;
         Ok(Self {
             lease,
             claim,
-            condemned: state.condemned.into_keys().collect(),
+            condemned: state.condemned,
             index: store.chunks.refresh_index()?,
             store,
             writer: None,
@@ -126,21 +129,40 @@ impl<'a> Sink<'a> {
     }
 
     /// Where each of these chunks is stored, for those a new snapshot may use.
-    pub fn known(&self, keys: &[ChunkKey]) -> Result<Vec<Option<Location>>> {
-        let found = self.index.get_many(keys)?;
-        keys.iter()
-            .zip(found)
-            .map(|(key, at)| match at {
-                Some(at) if sim::on(Fault::PackNotLookedFor) => Ok(Some(at)),
-                Some(at) => Ok(self.usable(*key, at)?.map(|place| place.location())),
-                None => Ok(None),
-            })
-            .collect()
+    pub fn known(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>> {
+        let names = self.chunks().keys();
+        let mut order: Vec<(ChunkKey, usize)> = (ids.iter().zip(0..))
+            .map(|(id, position)| (names.of(*id), position))
+            .collect();
+        // Neighbours in the index are looked up one after the other.
+        order.sort_unstable();
+        let keys: Vec<ChunkKey> = order.iter().map(|(key, _)| *key).collect();
+        let mut known = vec![None; ids.len()];
+        for ((_, position), at) in order.into_iter().zip(self.index.get_many(&keys)?) {
+            let id = ids[position];
+            known[position] = match at {
+                Some(at) if sim::on(Fault::PackNotLookedFor) => Some(at),
+                Some(at) => self.usable(id, at)?.map(|place| place.location()),
+                None => None,
+            };
+            if known[position].is_none() && names.is_upgrading() {
+                known[position] = self.known_as_before(id)?;
+            }
+        }
+        Ok(known)
+    }
+
+    /// Where a pack of format 1 has the chunk.
+    fn known_as_before(&self, id: ChunkId) -> Result<Option<Location>> {
+        match self.index.get(id.plain_key())? {
+            Some(at) => Ok(self.usable(id, at)?.map(|place| place.location())),
+            None => Ok(None),
+        }
     }
 
     /// Where this leaf is stored, if it and all its pages may be used as they are.
     pub fn known_leaf(&self, id: ChunkId) -> Result<Option<Child>> {
-        let Some(at) = self.known(&[id.key()])?[0] else {
+        let Some(at) = self.known(&[id])?[0] else {
             return Ok(None);
         };
         let child = Child {
@@ -171,14 +193,15 @@ impl<'a> Sink<'a> {
     /// Whether a hint leads to a chunk that a new snapshot may use.
     pub fn in_place(&self, id: ChunkId, hint: Option<Location>) -> Result<bool> {
         match hint {
-            Some(at) => Ok(self.usable(id.key(), at)?.is_some()),
+            Some(at) => Ok(self.usable(id, at)?.is_some()),
             None => Ok(false),
         }
     }
 
     /// Claims a place for a chunk that is not [`Sink::known`]. The chunks must
     /// then be encoded and appended in the order of their claims.
-    pub fn claim(&mut self, key: ChunkKey, pending: usize) -> Result<Claimed> {
+    pub fn claim(&mut self, id: ChunkId, pending: usize) -> Result<Claimed> {
+        let key = self.chunks().keys().of(id);
         if let Some(at) = self.claimed.get(&key) {
             return Ok(Claimed::Already(*at));
         }
@@ -227,10 +250,10 @@ impl<'a> Sink<'a> {
 
     /// Stores one small chunk.
     pub fn put(&mut self, id: ChunkId, payload: &[u8], base: Option<Child>) -> Result<Location> {
-        if let Some(at) = self.known(&[id.key()])?[0] {
+        if let Some(at) = self.known(&[id])?[0] {
             return Ok(at);
         }
-        let at = match self.claim(id.key(), 0)? {
+        let at = match self.claim(id, 0)? {
             Claimed::Already(at) => return Ok(at),
             Claimed::New(at) => at,
         };
@@ -252,11 +275,11 @@ impl<'a> Sink<'a> {
         let mut state = CollectorState::read(&self.store.layout)?;
         let relied = self.relied.read().unwrap_or_else(PoisonError::into_inner);
         let mut revived = false;
-        for number in relied.iter() {
+        for (number, stamp) in relied.iter() {
             if sim::no_second_look() || sim::on(Fault::RevivedWithoutLock) && pack.is_some() {
                 continue;
             }
-            if !self.chunks().packs().is_there(*number)? {
+            if !self.chunks().packs().is_in_place(*number, *stamp)? {
                 return Err(Error::Overtaken {
                     path: self.store.layout.pack(*number),
                 });
@@ -266,7 +289,7 @@ impl<'a> Sink<'a> {
             revived |= !sim::on(Fault::NotRevived) && state.condemned.remove(number).is_some();
         }
         if revived {
-            state.write(&self.store.layout)?;
+            state.write(&self.store.layout, self.store.format())?;
         }
         if let Some(pack) = pack {
             let index = IndexWriter::open(&self.store.layout.index())?;
@@ -290,28 +313,29 @@ impl<'a> Sink<'a> {
             Err(error) if error.is_lost() => return Ok(None),
             other => other?,
         };
-        let indexed = if sim::bases_by_id() {
-            let found = self.chunks().readable(id.key(), hint)?;
-            Some(found.base.unwrap_or(found.place).location())
+        let indexed: Vec<Location> = if sim::bases_by_id() {
+            let found = self.chunks().readable(id, hint)?;
+            vec![found.base.unwrap_or(found.place).location()]
         } else {
-            self.index.get(base.key())?
+            let indexed = self.chunks().indexed(&*self.index, base);
+            indexed.collect::<Result<_>>()?
         };
-        let Some(at) = indexed else {
-            return Ok(None);
-        };
-        let place = self.usable(base.key(), at)?;
-        let Some(place) = place.filter(Place::is_standalone) else {
-            return Ok(None);
-        };
-        match self.chunks().read_at(&place, base, out) {
-            Err(Error::Damaged(_)) => Ok(None),
-            read => Ok(Some((BaseRef { id: base, hint: at }, read?))),
+        for at in indexed {
+            let place = self.usable(base, at)?;
+            let Some(place) = place.filter(Place::is_standalone) else {
+                continue;
+            };
+            match self.chunks().read_at(&place, base, out) {
+                Err(Error::Damaged(_)) => {}
+                read => return Ok(Some((BaseRef { id: base, hint: at }, read?))),
+            }
         }
+        Ok(None)
     }
 
     /// The chunk at a place, if a new snapshot may rely on it being there.
-    fn usable(&self, key: ChunkKey, at: Location) -> Result<Option<Place>> {
-        let Some(place) = self.sound_place(key, at)? else {
+    fn usable(&self, id: ChunkId, at: Location) -> Result<Option<Place>> {
+        let Some(place) = self.sound_place(id, at)? else {
             return Ok(None);
         };
         let looks_for_base = !sim::on(Fault::DeadDeltaTrusted);
@@ -325,30 +349,34 @@ impl<'a> Sink<'a> {
                 Ok(None) | Err(Error::Damaged(_)) => return Ok(None),
                 Err(other) => return Err(other),
             };
-            let key = base.id.key();
             let standalone = |at| {
-                let place = self.sound_place(key, at)?;
-                Ok::<_, Error>(place.filter(Place::is_standalone).map(|_| at))
+                let place = self.sound_place(base.id, at)?;
+                Ok::<_, Error>(place.filter(Place::is_standalone))
             };
-            let base_at = match standalone(base.hint)? {
-                None => self.index.get(key)?.map(standalone).transpose()?.flatten(),
-                found => found,
-            };
-            let Some(base_at) = base_at else {
+            let mut found = standalone(base.hint)?;
+            if found.is_none() {
+                for at in self.chunks().indexed(&*self.index, base.id) {
+                    found = standalone(at?)?;
+                    if found.is_some() {
+                        break;
+                    }
+                }
+            }
+            let Some(found) = found else {
                 return Ok(None);
             };
-            self.rely_on(base_at.pack);
+            self.rely_on(&found.pack);
         }
-        self.rely_on(at.pack);
+        self.rely_on(&place.pack);
         Ok(Some(place))
     }
 
     /// The chunk at a place, if its pack may be used and its footer is whole.
-    fn sound_place(&self, key: ChunkKey, at: Location) -> Result<Option<Place>> {
-        if self.condemned.contains(&at.pack) && !sim::on(Fault::CondemnedReused) {
-            return Ok(None);
-        }
-        let found = self.chunks().at(key, at).and_then(|place| match place {
+    fn sound_place(&self, id: ChunkId, at: Location) -> Result<Option<Place>> {
+        let condemned = self.condemned.get(&at.pack);
+        let going = |pack: &PackReader| condemned.is_some_and(|it| it.is(pack.identity()));
+        let found = self.chunks().at_id(id, at).and_then(|place| match place {
+            Some(place) if going(&place.pack) && !sim::on(Fault::CondemnedReused) => Ok(None),
             Some(place) if place.pack.is_sound()? => Ok(Some(place)),
             Some(_) => {
                 self.distrust(at.pack);
@@ -398,21 +426,23 @@ impl<'a> Sink<'a> {
         let Notes { packs, mut errors } = std::mem::take(&mut *notes);
         for number in packs {
             let pack = self.chunks().packs().get(number);
-            let checked = pack.and_then(|pack| pack.map_or(Ok(()), |pack| pack.check()));
-            errors.extend(checked.err());
+            match pack.and_then(|pack| pack.map_or(Ok(Vec::new()), |pack| pack.problems())) {
+                Ok(problems) => errors.extend(problems.into_iter().map(Error::from)),
+                Err(error) => errors.push(error),
+            }
         }
         errors.truncate(MAX_NOTES);
         errors
     }
 
-    fn rely_on(&self, pack: PackNumber) {
+    fn rely_on(&self, pack: &PackReader) {
         let relied = self.relied.read().unwrap_or_else(PoisonError::into_inner);
-        if relied.contains(&pack) {
+        if relied.contains_key(&pack.number()) {
             return;
         }
         drop(relied);
         let mut relied = self.relied.write().unwrap_or_else(PoisonError::into_inner);
-        relied.insert(pack);
+        relied.insert(pack.number(), pack.stamp());
     }
 
     fn writer(&mut self) -> Result<&mut PackWriter> {
@@ -453,7 +483,13 @@ pub(crate) fn encode_into(
 ) -> Result<()> {
     let mut buffer = Scratch::take();
     let mut found = None;
-    let base = base.filter(|base| base.hash != *id.as_bytes() && id.kind() != ChunkKind::Manifest);
+    let may_be_delta = match id.kind() {
+        ChunkKind::Page => true,
+        // The first programs cannot read the encoding, and share stores of format 1.
+        ChunkKind::Node => sink.store.format() != StoreFormat::One,
+        ChunkKind::Manifest => false,
+    };
+    let base = base.filter(|base| base.hash != *id.as_bytes() && may_be_delta);
     if let Some(base) = base {
         buffer.resize(payload_limit(id.kind(), sink.chunks().page_size()), 0);
         let base_id = ChunkId::from_hash(id.kind(), base.hash);
@@ -478,7 +514,7 @@ pub(crate) fn encode_into(
     let encoding: Encoding = codec::encode(payload, base, &mut run.bytes);
     let stored = &run.bytes[start..];
     run.chunks.push(EncodedChunk {
-        key: id.key(),
+        key: sink.chunks().keys().of(id),
         encoding,
         check: entry::stored_check(stored),
         len: stored.len(),

@@ -2,50 +2,83 @@
 //!
 //! ```text
 //!  8  epoch
-//!  4  number of condemned packs; for each: 4 pack number, 8 epoch it was
-//!     condemned in
+//!  4  number of condemned packs; for each, ascending:
+//!       4  pack number
+//!      16  the pack's identity; not in version 1
+//!       8  epoch it was condemned in
 //! ```
-//! in a sealed file. Numbers are little-endian.
+//! in a sealed file. Numbers are little-endian. Stores of format 1 have version 1.
 
+use std::path::Path;
+
+use crate::error::Result;
+use crate::format::config::StoreFormat;
 use crate::format::sealed_file::Format;
-use crate::gc::state::{CollectorState, Epoch};
-use crate::pack::PackNumber;
+use crate::gc::state::{CollectorState, Condemned, Epoch};
+use crate::pack::{PackIdentity, PackNumber};
 
-pub(crate) const FORMAT: Format = Format {
-    magic: *b"SNAPGCST",
+const MAGIC: [u8; 8] = *b"SNAPGCST";
+const VERSION_1: Format = Format {
+    magic: MAGIC,
     version: 1,
 };
+pub(crate) const VERSION_2: Format = Format {
+    magic: MAGIC,
+    version: 2,
+};
 
-pub(crate) fn encode(state: &CollectorState) -> Vec<u8> {
+/// Replaces the file in a store of this format.
+pub(crate) fn write(path: &Path, state: &CollectorState, format: StoreFormat) -> Result<()> {
+    let version = match format {
+        StoreFormat::One => VERSION_1,
+        StoreFormat::Two => VERSION_2,
+    };
+    version.write(path, &encode(state, format))
+}
+
+fn encode(state: &CollectorState, format: StoreFormat) -> Vec<u8> {
     let mut payload = state.epoch.to_bytes().to_vec();
-    let count = u32::try_from(state.condemned.len()).expect("packs are counted in 32 bits");
+    // Who does not know which pack was meant has condemned none: it is condemned
+    // again.
+    let known = |condemned: &Condemned| format == StoreFormat::One || condemned.identity.is_some();
+    let condemned = state.condemned.iter().filter(|(_, it)| known(it));
+    let count = u32::try_from(condemned.clone().count()).expect("packs are counted in 32 bits");
     payload.extend_from_slice(&count.to_le_bytes());
-    for (pack, epoch) in &state.condemned {
+    for (pack, condemned) in condemned {
         payload.extend_from_slice(&pack.0.to_le_bytes());
-        payload.extend_from_slice(&epoch.to_bytes());
+        if let (StoreFormat::Two, Some(identity)) = (format, condemned.identity) {
+            payload.extend_from_slice(&identity.0);
+        }
+        payload.extend_from_slice(&condemned.epoch.to_bytes());
     }
     payload
 }
 
-pub(crate) fn decode(payload: &[u8]) -> Option<CollectorState> {
+/// The state in the payload of a file of this version.
+pub(crate) fn decode(version: u32, payload: &[u8]) -> Option<CollectorState> {
     let (epoch, rest) = payload.split_first_chunk::<8>()?;
     let (count, rest) = rest.split_first_chunk::<4>()?;
-    let entries = rest.chunks_exact(12);
+    let entries = rest.chunks_exact(if version == 1 { 12 } else { 28 });
     if usize::try_from(u32::from_le_bytes(*count)).ok()? != entries.len()
         || !entries.remainder().is_empty()
     {
         return None;
     }
-    let condemned: Vec<(PackNumber, Epoch)> = entries
+    let condemned: Vec<(PackNumber, Condemned)> = entries
         .map(|entry| {
-            let (pack, epoch) = entry.split_first_chunk::<4>()?;
-            let pack = PackNumber(u32::from_le_bytes(*pack));
-            Some((pack, Epoch::from_bytes(epoch.try_into().ok()?)))
+            let (pack, rest) = entry.split_first_chunk::<4>()?;
+            let (rest, epoch) = rest.split_last_chunk::<8>()?;
+            let identity = rest.try_into().ok().map(PackIdentity);
+            let epoch = Epoch::from_bytes(*epoch);
+            Some((
+                PackNumber(u32::from_le_bytes(*pack)),
+                Condemned { epoch, identity },
+            ))
         })
         .collect::<Option<_>>()?;
     let epoch = Epoch::from_bytes(*epoch);
     let in_order = condemned.windows(2).all(|pair| pair[0].0 < pair[1].0);
-    let in_time = condemned.iter().all(|(_, condemned)| *condemned <= epoch);
+    let in_time = condemned.iter().all(|(_, it)| it.epoch <= epoch);
     // There is an epoch after it.
     if !in_order || !in_time || epoch.is_last() {
         return None;
@@ -54,4 +87,29 @@ pub(crate) fn decode(payload: &[u8]) -> Option<CollectorState> {
         epoch,
         condemned: condemned.into_iter().collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_version_is_read_back() {
+        let mut state = CollectorState::new();
+        let mut condemned = Condemned {
+            epoch: Epoch::FIRST.next(),
+            identity: Some(PackIdentity([7; 16])),
+        };
+        state.condemned.insert(PackNumber(3), condemned);
+        let two = encode(&state, StoreFormat::Two);
+        assert_eq!(decode(2, &two), Some(state.clone()));
+        assert_eq!(decode(1, &two), None);
+        let one = encode(&state, StoreFormat::One);
+        condemned.identity = None;
+        state.condemned.insert(PackNumber(3), condemned);
+        assert_eq!(decode(1, &one), Some(state.clone()));
+        assert_eq!(decode(2, &one), None);
+        let none = decode(2, &encode(&state, StoreFormat::Two)).unwrap();
+        assert!(none.condemned.is_empty());
+    }
 }

@@ -6,9 +6,11 @@
 //! one. A version that is not known is [`crate::Error::Newer`], not damage.
 
 pub(crate) mod collector;
+pub(crate) mod config;
 pub(crate) mod entry;
 pub(crate) mod lease;
 pub(crate) mod manifest;
 pub(crate) mod node;
 pub(crate) mod pack_v1;
+pub(crate) mod pack_v2;
 pub(crate) mod sealed_file;

@@ -3,7 +3,7 @@
 //! ```text
 //! canonical part, which the node's id is the hash of
 //!      0   1  level: 0 for a leaf, whose children are pages
-//!      1   1  zero
+//!      1   1  version, 0
 //!      2   2  number n of children, 1 to 512
 //!      4  64  bitmap: bit i is set if child i is there; an absent child is all zeros
 //!     68 32n  ids of the children, in order
@@ -19,6 +19,7 @@ use crate::pack::{EntryNumber, Location, PackNumber};
 
 /// Children of a node.
 pub(crate) const FAN_OUT: usize = 512;
+const VERSION: u8 = 0;
 const BITMAP_LEN: usize = FAN_OUT / 8;
 const HEAD_LEN: usize = 4 + BITMAP_LEN;
 /// Two LEB128 numbers of at most 33 significant bits each per child.
@@ -93,7 +94,7 @@ impl Node {
         debug_assert!(count > 0, "an all-zero node is never written");
         let mut bytes = Vec::with_capacity(HEAD_LEN + count * (32 + 2));
         let count = u16::try_from(count).expect("at most 512 children");
-        bytes.extend_from_slice(&[self.level, 0]);
+        bytes.extend_from_slice(&[self.level, VERSION]);
         bytes.extend_from_slice(&count.to_le_bytes());
         bytes.resize(HEAD_LEN, 0);
         for (slot, child) in self.present() {
@@ -122,18 +123,25 @@ impl Node {
     }
 
     /// Parses a payload whose canonical part has been checked against its id.
-    /// `None` if it is not a well-formed node of this level. Malformed hints are
-    /// dropped: they are only hints.
-    pub fn decode(payload: &[u8], level: u8) -> Option<Self> {
-        let canonical = payload.get(..canonical_len(payload)?)?;
-        if canonical[0] != level || canonical[1] != 0 {
-            return None;
+    /// Malformed hints are dropped: they are only hints.
+    ///
+    /// # Errors
+    /// If it is not a well-formed node of this level.
+    pub fn decode(payload: &[u8], level: u8) -> Result<Self, Malformed> {
+        let len = canonical_len(payload).ok_or(Malformed::Wrong)?;
+        let canonical = &payload[..len];
+        if canonical[1] != VERSION {
+            let version = u32::from(canonical[1]);
+            return Err(Malformed::Newer { version });
+        }
+        if canonical[0] != level {
+            return Err(Malformed::Wrong);
         }
         let (head, ids) = canonical.split_at(HEAD_LEN);
         let bitmap = &head[4..];
         let set: usize = bitmap.iter().map(|byte| byte.count_ones() as usize).sum();
         if set * 32 != ids.len() || set == 0 {
-            return None;
+            return Err(Malformed::Wrong);
         }
         let mut hints = HintReader::new(&payload[canonical.len()..]);
         let mut node = Self::empty(level);
@@ -144,17 +152,45 @@ impl Node {
                 hint: hints.next(),
             });
         }
-        Some(node)
+        Ok(node)
     }
 }
 
-/// How many bytes at the beginning of a node's payload its id covers.
+/// Why bytes are no node that this program reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Malformed {
+    /// A newer version of this program wrote them.
+    Newer { version: u32 },
+    /// No version did.
+    Wrong,
+}
+
+/// How many bytes at the beginning of a node's payload its id covers, in every
+/// version.
 pub(crate) fn canonical_len(payload: &[u8]) -> Option<usize> {
     let count = usize::from(u16::from_le_bytes([*payload.get(2)?, *payload.get(3)?]));
     (1..=FAN_OUT)
         .contains(&count)
         .then_some(HEAD_LEN + count * 32)
         .filter(|len| *len <= payload.len())
+}
+
+/// How long the payload of a node is that these bytes begin with, if they may begin
+/// with one.
+pub(crate) fn len_of(bytes: &[u8]) -> Option<usize> {
+    let canonical = canonical_len(bytes)?;
+    let set: usize = bytes[4..HEAD_LEN]
+        .iter()
+        .map(|byte| byte.count_ones() as usize)
+        .sum();
+    if bytes[1] != VERSION || HEAD_LEN + set * 32 != canonical {
+        return None;
+    }
+    let mut rest = &bytes[canonical..];
+    for _ in 0..2 * set {
+        read_zigzag(&mut rest)?;
+    }
+    Some(bytes.len() - rest.len())
 }
 
 struct HintReader<'a> {
@@ -234,8 +270,8 @@ mod tests {
             }
             let payload = node.encode();
             prop_assert!(payload.len() <= MAX_PAYLOAD_LEN);
-            prop_assert_eq!(Node::decode(&payload, level), Some(node.clone()));
-            prop_assert_eq!(Node::decode(&payload, level + 1), None);
+            prop_assert_eq!(Node::decode(&payload, level), Ok(node.clone()));
+            prop_assert_eq!(Node::decode(&payload, level + 1), Err(Malformed::Wrong));
             let canonical = &payload[..canonical_len(&payload).unwrap()];
             prop_assert_eq!(ChunkKind::Node.hash(canonical), node.id());
         }
@@ -244,6 +280,17 @@ mod tests {
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
             let _ = Node::decode(&bytes, 0);
         }
+    }
+
+    #[test]
+    fn a_node_of_another_version_is_newer() {
+        let mut node = Node::empty(0);
+        let hash = [1; 32];
+        node.set_child(1, Some(Child { hash, hint: None }));
+        let mut payload = node.encode();
+        payload[1] = 3;
+        let newer = Malformed::Newer { version: 3 };
+        assert_eq!(Node::decode(&payload, 0), Err(newer));
     }
 
     #[test]

@@ -53,6 +53,17 @@ impl Format {
 
     /// The payload of the sealed file at `path`; `None` if there is no such file.
     pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        let Some((version, payload)) = self.read_versioned(path)? else {
+            return Ok(None);
+        };
+        if version == self.version {
+            return Ok(Some(payload));
+        }
+        Err(never_was(path))
+    }
+
+    /// The version, this one or one before, and the payload.
+    pub fn read_versioned(&self, path: &Path) -> Result<Option<(u32, Vec<u8>)>> {
         sim::before(StepKind::ReadFile, path).context("read", path)?;
         let file = match regular::open(path).context("open", path)? {
             Opened::File(file) => file,
@@ -70,8 +81,8 @@ impl Format {
         self.decode(path, &bytes).map(Some)
     }
 
-    /// The payload in the bytes of a sealed file.
-    pub fn decode(&self, path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
+    /// The version and the payload in the bytes of a sealed file.
+    fn decode(&self, path: &Path, bytes: &[u8]) -> Result<(u32, Vec<u8>)> {
         let damaged = |reason| {
             Error::from(Damage::File {
                 path: path.to_owned(),
@@ -92,14 +103,22 @@ impl Format {
         if version > self.version {
             return Err(Error::newer(path, "format version", version));
         }
-        if version != self.version {
-            return Err(damaged("a format version that there never was"));
+        if version == 0 {
+            return Err(never_was(path));
         }
         if read_u32(body, 12) as usize != body.len() - HEADER_LEN {
             return Err(damaged("wrong length"));
         }
-        Ok(body[HEADER_LEN..].to_vec())
+        Ok((version, body[HEADER_LEN..].to_vec()))
     }
+}
+
+fn never_was(path: &Path) -> Error {
+    Damage::File {
+        path: path.to_owned(),
+        reason: "a format version that there never was",
+    }
+    .into()
 }
 
 fn checksum(path: &Path, body: &[u8]) -> [u8; 32] {

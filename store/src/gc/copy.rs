@@ -11,11 +11,12 @@ use crate::gc::index_batch;
 use crate::gc::mark::Marks;
 use crate::gc::plan::Decision;
 use crate::gc::state::CollectorState;
-use crate::index::IndexWriter;
+use crate::index::{IndexReader, IndexWriter};
 use crate::pack::reader::PackReader;
-use crate::pack::writer::{EncodedChunk, PackWriter};
+use crate::pack::writer::PackWriter;
 use crate::pack::{Location, PackNumber};
 use crate::placement::{self, Moved};
+use crate::rewrite::rewrite;
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
 use crate::store::Store;
@@ -80,33 +81,28 @@ impl Store {
             if !live.has(from) {
                 continue;
             }
-            // Damage is not copied on: it would get a fresh checksum.
             let place = Place {
                 pack: pack.clone(),
                 slot,
             };
-            let checked = self.chunks.check_at(&place);
-            match checked.and_then(|()| pack.read(&slot, &mut stored)) {
+            let bases: Option<&IndexReader> = None;
+            let rewritten = rewrite(&self.chunks, self.format(), &place, bases, &mut stored);
+            let chunk = match rewritten {
                 Err(Error::Damaged(found)) => {
                     damage.get_or_insert(found);
                     continue;
                 }
                 other => other?,
-            }
+            };
             let writer = self.writer(&mut copies.writer)?;
             let mut to = writer.next_location();
             to.entry.0 += u32::try_from(run.chunks.len()).expect("a run is short");
             copies.moved.push(Moved {
-                key: slot.entry.key,
+                key: chunk.key,
                 from,
                 to,
             });
-            run.chunks.push(EncodedChunk {
-                key: slot.entry.key,
-                encoding: slot.entry.encoding,
-                check: slot.entry.check,
-                len: stored.len(),
-            });
+            run.chunks.push(chunk);
             run.bytes.extend_from_slice(&stored);
             if run.bytes.len() >= COPY_RUN_BYTES {
                 let run = std::mem::take(&mut run);
@@ -163,6 +159,6 @@ impl Store {
         let _publish = self.publish_lock()?;
         let mut state = CollectorState::read(&self.layout)?;
         state.condemned.retain(|pack, _| !spared.contains(pack));
-        state.write(&self.layout)
+        state.write(&self.layout, self.format())
     }
 }

@@ -6,7 +6,7 @@ use crate::durable;
 use crate::error::{Error, Result};
 use crate::gc::mark::Reach;
 use crate::gc::plan::Decision;
-use crate::gc::state::{CollectorState, Epoch};
+use crate::gc::state::{CollectorState, Condemned, Epoch};
 use crate::gc::{GcReport, mark_roots};
 use crate::id::SnapshotId;
 use crate::lease::{self, LiveLease};
@@ -98,16 +98,19 @@ impl<'a> Deletion<'a> {
         let mut left = left.into_iter();
         for number in left.by_ref() {
             // Revived, by us or by a commit that relies on it.
-            let Some(condemned_in) = state.condemned.get(&number) else {
+            let Some(condemned) = state.condemned.get(&number).copied() else {
                 continue;
             };
-            let blockers = blocking(&leases, *condemned_in);
+            let blockers = blocking(&leases, condemned.epoch);
             if !blockers.is_empty() && !sim::on(Fault::OldWriterIgnored) {
                 report.waiting_packs += 1;
                 report.waiting_for.extend(blockers);
                 continue;
             }
-            unlink(store, number, report)?;
+            // Another pack may have come under the number: it is not what was judged.
+            if is_meant(store, number, condemned)? {
+                unlink(store, number, report)?;
+            }
             deleted.push(number);
             if deleted.len() == files_per_hold() {
                 break;
@@ -122,7 +125,7 @@ impl<'a> Deletion<'a> {
             state.condemned.remove(number);
         }
         if state.condemned.len() != condemned_before {
-            match state.write(&store.layout) {
+            match state.write(&store.layout, store.format()) {
                 // A number that stays condemned is never used again.
                 Err(error) if error.is_full_disk() => {}
                 other => other?,
@@ -176,6 +179,18 @@ pub(super) fn make_room(
         unlink(store, number, report)?;
     }
     durable::sync_dir(&store.layout.packs())
+}
+
+/// Whether the pack that is in its place is the one that was condemned.
+fn is_meant(store: &Store, number: PackNumber, condemned: Condemned) -> Result<bool> {
+    if condemned.identity.is_none() {
+        return Ok(true);
+    }
+    match store.chunks.packs().open_now(number) {
+        Ok(pack) => Ok(pack.is_none_or(|pack| condemned.is(pack.identity()))),
+        Err(Error::Damaged(_)) => Ok(false),
+        Err(other) => Err(other),
+    }
 }
 
 fn unlink(store: &Store, number: PackNumber, report: &mut GcReport) -> Result<()> {

@@ -87,9 +87,9 @@ impl<'a> Places<'a> {
 
     /// Where the chunk is, and its base if it is a delta there, by the rule of
     /// [`crate::chunks`].
-    pub fn find(&self, key: ChunkKey, hint: Option<Location>) -> Result<Readable> {
-        first_readable(self.chunks, self.places(key, hint), key, |base| {
-            self.places(base.id.key(), Some(base.hint))
+    pub fn find(&self, id: ChunkId, hint: Option<Location>) -> Result<Readable> {
+        first_readable(self.chunks, self.places(id, hint), id, |base| {
+            self.places(base.id, Some(base.hint))
         })
     }
 
@@ -101,14 +101,15 @@ impl<'a> Places<'a> {
 
     fn places(
         &self,
-        key: ChunkKey,
+        id: ChunkId,
         hint: Option<Location>,
     ) -> impl Iterator<Item = Result<Place>> + '_ {
         let indexed = |at: &Location| self.indexed.as_ref().is_some_and(|marks| marks.has(*at));
         let agreed = hint.filter(indexed).map(Ok);
-        let by_index = std::iter::once_with(move || self.index.get(key).transpose()).flatten();
+        let by_index =
+            std::iter::once_with(move || self.chunks.indexed(&*self.index, id)).flatten();
         let places = agreed.into_iter().chain(by_index).chain(hint.map(Ok));
-        places.filter_map(move |at| at.and_then(|at| self.chunks.at(key, at)).transpose())
+        places.filter_map(move |at| at.and_then(|at| self.chunks.at_id(id, at)).transpose())
     }
 }
 
@@ -159,6 +160,10 @@ impl<'a> Reach<'a> {
 
     pub fn marks(&self) -> &Marks {
         &self.marks
+    }
+
+    pub fn into_marks(self) -> Marks {
+        self.marks
     }
 
     /// Packs that must not be repacked.
@@ -213,7 +218,7 @@ impl<'a> Reach<'a> {
     /// Both are marked every time: a chunk that is marked already may have been
     /// marked as a base, for which it needs none itself.
     fn mark(&mut self, id: ChunkId, hint: Option<Location>) -> Result<Location> {
-        let found = self.places.find(id.key(), hint)?;
+        let found = self.places.find(id, hint)?;
         if sim::on(Fault::BaseOfBaseNotMarked) && self.marks.has(found.place.location()) {
             return Ok(found.place.location());
         }
@@ -229,7 +234,7 @@ impl<'a> Reach<'a> {
             self.set(key, at.unwrap_or(base.location()))?;
         }
         let at = found.place.location();
-        self.set(id.key(), at)?;
+        self.set(found.place.slot.entry.key, at)?;
         Ok(at)
     }
 

@@ -31,14 +31,14 @@ pub(crate) mod mark;
 pub(crate) mod plan;
 pub(crate) mod state;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::durable;
 use crate::error::{Damage, IoContext as _, Result};
 use crate::id::{ChunkKey, SnapshotId};
 use crate::index::IndexWriter;
 use crate::lease;
-use crate::pack::{Location, PackNumber};
+use crate::pack::{Location, PackIdentity, PackNumber};
 use crate::placement;
 use crate::progress::Progress;
 use crate::sim::{self, Fault};
@@ -46,7 +46,7 @@ use crate::store::Store;
 use delete::Deletion;
 use mark::Reach;
 pub use plan::{Decision, GcPlan, PackPlan};
-use state::CollectorState;
+use state::{CollectorState, Condemned};
 
 /// Entries of the index that are changed under one hold of the publish lock.
 pub(crate) const INDEX_BATCH: usize = 8192;
@@ -54,7 +54,7 @@ pub(crate) const INDEX_BATCH: usize = 8192;
 const MAX_ASTRAY: usize = 1 << 20;
 
 /// Few in the simulator, whose stores are small.
-fn index_batch() -> usize {
+pub(crate) fn index_batch() -> usize {
     match sim::is_simulated() {
         true if sim::on(Fault::PublishHeldThroughout) => usize::MAX,
         true => 8,
@@ -256,24 +256,29 @@ impl Store {
     /// before keep their epoch, or are revived if the plan keeps them.
     fn condemn(&self, plan: &GcPlan) -> Result<()> {
         let mut state = CollectorState::read(&self.layout)?;
-        let going: BTreeSet<PackNumber> = plan
+        let going: BTreeMap<PackNumber, PackIdentity> = plan
             .packs
             .iter()
             .filter(|pack| pack.decision != Decision::Keep)
-            .map(|pack| pack.number)
+            .map(|pack| (pack.number, pack.identity))
             .collect();
-        state.condemned.retain(|pack, _| going.contains(pack));
+        state
+            .condemned
+            .retain(|pack, condemned| going.get(pack).is_some_and(|it| condemned.is(*it)));
         // Should the state have been lost, its epoch is behind those of writers.
         for lease in lease::live(&self.layout)? {
             state.epoch = state
                 .epoch
                 .max(lease.claim.writing_since.unwrap_or(state.epoch));
         }
-        for pack in going {
-            state.condemned.entry(pack).or_insert(state.epoch);
+        for (pack, identity) in going {
+            state.condemned.entry(pack).or_insert(Condemned {
+                epoch: state.epoch,
+                identity: Some(identity),
+            });
         }
         state.epoch = state.epoch.next();
-        state.write(&self.layout)
+        state.write(&self.layout, self.format())
     }
 
     /// Removes entries of the index that lead to packs which are gone. They do no
@@ -314,7 +319,7 @@ impl Store {
     }
 }
 
-fn mark_roots(
+pub(crate) fn mark_roots(
     reach: &mut Reach<'_>,
     roots: &BTreeSet<SnapshotId>,
     marked: &mut BTreeSet<SnapshotId>,

@@ -7,7 +7,7 @@ use crate::format::entry::ENTRY_LEN;
 use crate::gc::mark::Marks;
 use crate::pack::reader::PackReader;
 use crate::pack::set::PackSet;
-use crate::pack::{Location, PackNumber};
+use crate::pack::{Location, PackIdentity, PackNumber};
 
 /// Packs of this size and more are not merged.
 const MERGE_BELOW_BYTES: u64 = 32 << 20;
@@ -35,6 +35,9 @@ pub struct PackPlan {
     /// The pack's number.
     #[serde(skip)]
     pub(crate) number: PackNumber,
+    /// What tells it from another one of its number.
+    #[serde(skip)]
+    pub(crate) identity: PackIdentity,
     /// Whether its chunks may be copied to another pack.
     #[serde(skip)]
     pub(crate) mergeable: bool,
@@ -140,12 +143,21 @@ impl GcPlan {
 
 fn plan_pack(pack: &PackReader, live: &Marks, keep_percent: u8) -> Result<PackPlan> {
     // What is deleted is decided by the footer alone: it has to be whole.
-    pack.check()?;
+    pack.check_if_one()?;
     let mut live_chunks = 0;
     let mut live_bytes = 0;
+    let mut is_whole = true;
     let mut scan = pack.scan();
     for slot in scan.by_ref() {
-        let slot = slot?;
+        let slot = match slot {
+            // Nothing that is known to be needed is under it, and nothing is known of
+            // what is: that the pack can be done without, least of all.
+            Err(Error::Damaged(_)) => {
+                is_whole = false;
+                continue;
+            }
+            other => other?,
+        };
         let at = Location {
             pack: pack.number(),
             entry: slot.number,
@@ -156,7 +168,8 @@ fn plan_pack(pack: &PackReader, live: &Marks, keep_percent: u8) -> Result<PackPl
         }
     }
     let file_bytes = pack.file_len();
-    let decision = if scan.has_unknown() {
+    let movable = is_whole && !scan.has_unknown();
+    let decision = if !movable {
         Decision::Keep
     } else if live_chunks == 0 {
         Decision::Delete
@@ -167,7 +180,8 @@ fn plan_pack(pack: &PackReader, live: &Marks, keep_percent: u8) -> Result<PackPl
     };
     Ok(PackPlan {
         number: pack.number(),
-        mergeable: !scan.has_unknown(),
+        identity: pack.identity(),
+        mergeable: movable,
         pack: pack.number().to_string(),
         file_bytes,
         chunks: u64::from(pack.entry_count()),
@@ -184,6 +198,7 @@ mod tests {
     fn pack(number: u32, file_bytes: u64) -> PackPlan {
         PackPlan {
             number: PackNumber(number),
+            identity: PackIdentity([0; 16]),
             mergeable: true,
             pack: number.to_string(),
             file_bytes,

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Damage, Result};
-use crate::format::collector::{FORMAT, decode, encode};
+use crate::format::collector::{VERSION_2, decode, write};
+use crate::format::config::StoreFormat;
 use crate::layout::Layout;
-use crate::pack::PackNumber;
+use crate::pack::{PackIdentity, PackNumber};
 
 /// Counts collections. A writer's lease carries the epoch it began in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -40,7 +41,24 @@ impl Epoch {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct CollectorState {
     pub epoch: Epoch,
-    pub condemned: BTreeMap<PackNumber, Epoch>,
+    pub condemned: BTreeMap<PackNumber, Condemned>,
+}
+
+/// A pack that is to go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Condemned {
+    /// The epoch in which it was condemned.
+    pub epoch: Epoch,
+    /// Which pack was meant: another one may have its number by now. Not known in
+    /// stores of format 1.
+    pub identity: Option<PackIdentity>,
+}
+
+impl Condemned {
+    /// Whether the pack of this identity is meant.
+    pub fn is(&self, identity: PackIdentity) -> bool {
+        self.identity.is_none_or(|condemned| condemned == identity)
+    }
 }
 
 impl CollectorState {
@@ -54,10 +72,10 @@ impl CollectorState {
 
     pub fn read(layout: &Layout) -> Result<Self> {
         let path = layout.collector();
-        let Some(payload) = FORMAT.read(&path)? else {
+        let Some((version, payload)) = VERSION_2.read_versioned(&path)? else {
             return Ok(Self::new());
         };
-        decode(&payload).ok_or_else(|| {
+        decode(version, &payload).ok_or_else(|| {
             Damage::File {
                 path,
                 reason: "malformed",
@@ -67,7 +85,7 @@ impl CollectorState {
     }
 
     /// Replaces the state, durably. The caller holds the publish lock.
-    pub fn write(&self, layout: &Layout) -> Result<()> {
-        FORMAT.write(&layout.collector(), &encode(self))
+    pub fn write(&self, layout: &Layout, format: StoreFormat) -> Result<()> {
+        write(&layout.collector(), self, format)
     }
 }

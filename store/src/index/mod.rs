@@ -15,12 +15,32 @@ mod tests;
 
 use std::path::Path;
 
-use crate::error::{Damage, Error};
+use crate::error::{Damage, Error, Result};
+use crate::id::ChunkKey;
+use crate::pack::Location;
 
 #[cfg(feature = "sim")]
 pub(crate) use double::{IndexReader, IndexWriter, forget as forget_indexes};
 #[cfg(not(feature = "sim"))]
 pub(crate) use rocks::{IndexReader, IndexWriter};
+
+/// Where a chunk with this key is, as a reader or a writer of the index sees it.
+pub(crate) trait Lookup {
+    /// The place; `None` if there is no entry.
+    fn look_up(&self, key: ChunkKey) -> Result<Option<Location>>;
+}
+
+impl Lookup for IndexReader {
+    fn look_up(&self, key: ChunkKey) -> Result<Option<Location>> {
+        self.get(key)
+    }
+}
+
+impl Lookup for IndexWriter {
+    fn look_up(&self, key: ChunkKey) -> Result<Option<Location>> {
+        self.get(key)
+    }
+}
 
 fn damaged(path: &Path, reason: &str) -> Error {
     Damage::Index {

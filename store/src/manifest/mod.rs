@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::chunks::Chunks;
 use crate::error::{Damage, Error, Result};
-use crate::format::manifest::Malformed;
+use crate::format::manifest::{Field, Malformed};
 use crate::format::node::Child;
 use crate::id::SnapshotId;
 use crate::name;
@@ -135,6 +135,9 @@ pub struct Manifest {
     pub added_chunks: u64,
     /// How many bytes of packs its commit added to the store.
     pub added_bytes: u64,
+    /// What only a newer version understands.
+    #[serde(skip)]
+    pub(crate) other_fields: Vec<Field>,
 }
 
 fn page_size_bytes<S: serde::Serializer>(
@@ -193,6 +196,10 @@ pub(crate) fn read(chunks: &Chunks, id: SnapshotId) -> Result<Manifest> {
         Malformed::Newer { version } => {
             let what = format!("the manifest of snapshot {} in version", id.short());
             Error::newer(chunks.path(), what, version)
+        }
+        Malformed::NewerField { number } => {
+            let what = format!("the manifest of snapshot {} with field", id.short());
+            Error::newer(chunks.path(), what, u32::from(number))
         }
         Malformed::Wrong(reason) => Damage::Manifest {
             snapshot: id.short(),

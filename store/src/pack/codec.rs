@@ -46,9 +46,15 @@ pub(crate) enum Encoding {
     Delta,
     /// Against the part of the base's payload that its id is the hash of.
     IdDelta,
+    /// Nothing: what was here when the pack was upgraded could not be read any more,
+    /// and nothing needed it. It keeps the numbers of the entries after it.
+    Absent,
     /// One that only a newer version knows.
     Unknown(u8),
 }
+
+/// What stands for [`Encoding::Absent`].
+const ABSENT: u8 = 15;
 
 impl Encoding {
     pub fn from_byte(byte: u8) -> Self {
@@ -57,6 +63,7 @@ impl Encoding {
             1 => Self::Zstd,
             2 => Self::Delta,
             3 => Self::IdDelta,
+            ABSENT => Self::Absent,
             other => Self::Unknown(other),
         }
     }
@@ -67,6 +74,7 @@ impl Encoding {
             Self::Zstd => 1,
             Self::Delta => 2,
             Self::IdDelta => 3,
+            Self::Absent => ABSENT,
             Self::Unknown(byte) => byte,
         }
     }
@@ -163,7 +171,7 @@ pub(crate) fn decode(
         }
         Encoding::Zstd => decompress(stored, &[], out),
         Encoding::Delta | Encoding::IdDelta => decompress(stored.get(DELTA_HEAD_LEN..)?, base, out),
-        Encoding::Unknown(_) => None,
+        Encoding::Absent | Encoding::Unknown(_) => None,
     }
 }
 

@@ -5,13 +5,16 @@
 //! hands out numbers. Nothing here knows what a chunk means.
 
 pub(crate) mod codec;
+mod open;
 pub(crate) mod reader;
 pub(crate) mod set;
 pub(crate) mod writer;
 
 use std::fmt;
 
-/// The number of a pack, never used twice in a store.
+/// The number in the name of a pack's file. It is not used twice in a store, as far
+/// as the store knows: a copy from elsewhere may bring one back. It says where to
+/// look, and nothing of what is there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct PackNumber(pub u32);
 
@@ -28,6 +31,19 @@ impl fmt::Display for PackNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08x}", self.0)
     }
+}
+
+/// What tells a pack from every other one, whatever its file is called: random in
+/// packs of version 2, made from the seal in those of version 1 and those that have
+/// taken their places.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct PackIdentity(pub [u8; 16]);
+
+/// The version of a pack's format.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PackVersion {
+    One,
+    Two,
 }
 
 /// The position of a chunk in its pack's footer.

@@ -2,53 +2,94 @@
 //!
 //! Nothing of a pack is mapped: what the disk cannot read is an error of one
 //! chunk, never a signal, and a pack costs a descriptor only while it is in use.
-//! Opening reads the header and the seal. Footer entries are read in blocks when
-//! they are asked for. They only find chunks: what is decoded is checked against
-//! the full id. So a damaged footer entry costs its chunk and the one before it,
-//! and the rest of the pack stays readable. Whoever relies on a footer without
-//! reading the chunks (deduplication, the collector) asks [`PackReader::check`].
+//! Opening reads the header and the seal (`open`). Footer entries are read in blocks
+//! when they are asked for. They only find chunks: what is decoded is checked against
+//! the full id.
+//!
+//! In version 2 each block has a checksum: a damaged one is an error of its entries.
+//! In version 1 there is one for all. There a damaged entry costs its chunk and the
+//! one before it, and whoever relies on a footer without reading the chunks
+//! (deduplication, the collector) asks [`PackReader::is_sound`].
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use quick_cache::sync::Cache;
 
 use crate::durable;
-use crate::error::{Damage, Error, IoContext as _, Result, is_unreadable};
+use crate::error::{Damage, Error, Result, is_unreadable};
 use crate::format::entry::{self, ENTRY_LEN, Entry};
-use crate::format::pack_v1::{self as format, Frame, FrameHasher, HEADER_LEN, Header, SEAL_LEN};
+use crate::format::pack_v1::{self, FrameHasher};
+use crate::format::pack_v2::{self, BLOCK_ENTRIES, Seal};
 use crate::id::{ChunkId, ChunkKey, ChunkKind};
 use crate::pack::codec::{DELTA_HEAD_LEN, Encoding};
-use crate::pack::{EntryNumber, Location, PackNumber};
+use crate::pack::{EntryNumber, Location, PackIdentity, PackNumber, PackVersion};
 use crate::page::PageSize;
-use crate::regular::{self, Opened};
-use crate::sim::{self, StepKind};
 
-/// Footer entries per cached block: 3 KiB.
-const BLOCK_ENTRIES: u32 = 128;
-/// Footer entries that a scan reads at a time: 96 KiB.
-const SCAN_ENTRIES: u32 = 4096;
+/// Blocks that a scan reads at a time: 96 KiB.
+const SCAN_BLOCKS: u32 = 32;
 /// No stored chunk is longer: a manifest of 1 MiB, and zstd's overhead.
 const MAX_STORED_LEN: u64 = 2 << 20;
 
-/// Blocks of footers, shared by the packs of a store.
-pub(crate) type FooterBlocks = Cache<(PackNumber, u32), Arc<[u8]>>;
+/// Blocks of footers, shared by the packs of a store. They are known by the checksum
+/// of their pack's seal: a number may lead to another file later.
+pub(crate) type FooterBlocks = Cache<(u64, u32), Arc<[u8]>>;
 
 /// An open pack.
 #[derive(Debug)]
 pub(crate) struct PackReader {
-    number: PackNumber,
-    path: PathBuf,
-    file: File,
-    file_len: u64,
-    header: [u8; HEADER_LEN],
-    header_is_right: bool,
-    seal: [u8; SEAL_LEN],
-    frame: Frame,
-    page_len: usize,
-    blocks: Arc<FooterBlocks>,
-    sound: OnceLock<bool>,
+    pub(super) number: PackNumber,
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+    pub(super) file_len: u64,
+    pub(super) stamp: Stamp,
+    pub(super) frame: Frame,
+    pub(super) footer: Footer,
+    /// Begins the keys of cached blocks.
+    pub(super) fingerprint: u64,
+    pub(super) page_len: usize,
+    pub(super) blocks: Arc<FooterBlocks>,
+    pub(super) sound: OnceLock<bool>,
+}
+
+/// Which file a pack was read from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stamp {
+    pub identity: PackIdentity,
+    pub device: u64,
+    pub inode: u64,
+}
+
+impl Stamp {
+    /// Whether it is of the file that this was found out of.
+    pub fn is_of(&self, found: &Metadata) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        (found.dev(), found.ino()) == (self.device, self.inode)
+    }
+}
+
+/// Where things are in a pack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Frame {
+    pub chunks_start: u64,
+    pub chunks_end: u64,
+    pub entry_count: u32,
+}
+
+/// What is peculiar to a version.
+#[derive(Debug)]
+pub(super) enum Footer {
+    One {
+        header: [u8; pack_v1::HEADER_LEN],
+        header_is_right: bool,
+        seal: [u8; pack_v1::SEAL_LEN],
+    },
+    Two {
+        seal: Seal,
+        /// What is wrong with the header and the last seal.
+        problems: Vec<&'static str>,
+    },
 }
 
 /// A chunk's line in the footer, and where its stored bytes end.
@@ -74,95 +115,6 @@ pub(crate) struct BaseRef {
 }
 
 impl PackReader {
-    /// Opens the sealed pack at `path`; `None` if there is no such file.
-    ///
-    /// # Errors
-    /// [`Error::Newer`] for a pack of a newer format; [`Damage::Pack`] if
-    /// its footer cannot be found; I/O errors.
-    pub fn open(
-        path: PathBuf,
-        number: PackNumber,
-        page_size: PageSize,
-        blocks: Arc<FooterBlocks>,
-    ) -> Result<Option<Self>> {
-        sim::before(StepKind::OpenPack, &path).context("open", &path)?;
-        let file = match regular::open(&path).context("open", &path)? {
-            Opened::File(file) => file,
-            Opened::Absent => return Ok(None),
-            Opened::Odd(reason) => return Err(Damage::Pack { path, reason }.into()),
-        };
-        let file_len = file.metadata().context("inspect", &path)?.len();
-        let damaged = |reason| {
-            Error::from(Damage::Pack {
-                path: path.clone(),
-                reason,
-            })
-        };
-        if file_len < (HEADER_LEN + SEAL_LEN) as u64 {
-            return Err(damaged("too short for a pack"));
-        }
-        let mut header = [0; HEADER_LEN];
-        let mut seal = [0; SEAL_LEN];
-        let read = |buffer: &mut [u8], offset| {
-            durable::read_at(&file, &path, buffer, offset).map_err(|error| match error {
-                Error::Io { source, .. } if is_unreadable(&source) => {
-                    damaged("the disk cannot read its header or seal")
-                }
-                other => other,
-            })
-        };
-        read(&mut header, 0)?;
-        read(&mut seal, file_len - SEAL_LEN as u64)?;
-        let header_is_right = match format::check_header(&header, number, page_size) {
-            Header::Right => true,
-            Header::Damaged => false,
-            Header::Foreign => return Err(damaged("it belongs to another number or page size")),
-            Header::Newer(found) => {
-                return Err(Error::newer(&path, "format version", found));
-            }
-        };
-        let mut pack = Self {
-            number,
-            frame: Frame {
-                footer_offset: 0,
-                entry_count: 0,
-            },
-            file,
-            file_len,
-            header,
-            header_is_right,
-            seal,
-            page_len: page_size.len(),
-            blocks,
-            sound: OnceLock::new(),
-            path,
-        };
-        pack.frame = pack.find_footer()?;
-        Ok(Some(pack))
-    }
-
-    /// Where the footer is. A seal with one flipped bit still tells.
-    fn find_footer(&self) -> Result<Frame> {
-        let candidates = Frame::candidates(&self.seal, self.file_len);
-        if let [only] = candidates[..]
-            && self.has_seal_magic()
-        {
-            return Ok(only);
-        }
-        for frame in candidates {
-            let mut first = [0; ENTRY_LEN];
-            durable::read_at(&self.file, &self.path, &mut first, frame.footer_offset)?;
-            if entry::offset_in(&first) as usize == HEADER_LEN {
-                return Ok(frame);
-            }
-        }
-        Err(self.pack_damage("it has no whole seal"))
-    }
-
-    fn has_seal_magic(&self) -> bool {
-        format::has_seal_magic(&self.seal)
-    }
-
     pub fn number(&self) -> PackNumber {
         self.number
     }
@@ -181,31 +133,101 @@ impl PackReader {
         self.file.metadata().is_ok_and(|found| found.nlink() == 0)
     }
 
-    /// Checks header, footer and seal against the seal's checksum. Linear in the
-    /// number of entries.
-    pub fn check(&self) -> Result<()> {
-        if !self.header_is_right {
+    pub fn version(&self) -> PackVersion {
+        match self.footer {
+            Footer::One { .. } => PackVersion::One,
+            Footer::Two { .. } => PackVersion::Two,
+        }
+    }
+
+    /// Which file this is, whatever has its name now.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    pub fn identity(&self) -> PackIdentity {
+        self.stamp.identity
+    }
+
+    /// What is damaged of header, footer and seals. Linear in the number of entries.
+    pub fn problems(&self) -> Result<Vec<Damage>> {
+        let mut found = Vec::new();
+        let mut note = |checked: Result<()>| match checked {
+            Err(Error::Damaged(damage)) => {
+                found.push(damage);
+                Ok(())
+            }
+            other => other,
+        };
+        match &self.footer {
+            Footer::One { .. } => note(self.check_if_one())?,
+            Footer::Two { seal, problems } => {
+                for reason in problems {
+                    note(Err(self.pack_damage(reason)))?;
+                }
+                note(self.check_first_seal(seal))?;
+                for number in 0..seal.block_count() {
+                    note(self.read_block(number).map(|_| ()))?;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Checks the checksum of version 1 over header, footer and seal. In version 2
+    /// each block has its own.
+    pub fn check_if_one(&self) -> Result<()> {
+        let Footer::One {
+            header,
+            header_is_right,
+            seal,
+        } = &self.footer
+        else {
+            return Ok(());
+        };
+        if !header_is_right {
             return Err(self.pack_damage("its header has a wrong checksum"));
         }
-        let mut hasher = FrameHasher::new(&self.header);
+        let mut hasher = FrameHasher::new(header);
         let mut from = 0;
         while from < self.frame.entry_count {
-            let bytes = self.read_entries(from, SCAN_ENTRIES)?;
+            let bytes = self.read_entries(from, SCAN_BLOCKS * BLOCK_ENTRIES)?;
             hasher.footer(&bytes);
-            from += SCAN_ENTRIES;
+            from += SCAN_BLOCKS * BLOCK_ENTRIES;
         }
-        if hasher.fits(&self.seal, self.number, self.frame) {
+        let frame = pack_v1::Frame {
+            footer_offset: self.frame.chunks_end,
+            entry_count: self.frame.entry_count,
+        };
+        if hasher.fits(seal, self.number, frame) {
             return Ok(());
         }
         Err(self.pack_damage("its footer or seal has a wrong checksum"))
     }
 
-    /// Whether [`PackReader::check`] finds nothing; looked at once.
+    fn check_first_seal(&self, seal: &Seal) -> Result<()> {
+        let mut bytes = [0; pack_v2::SEAL_LEN];
+        let read = durable::read_at(&self.file, &self.path, &mut bytes, seal.chunks_end());
+        match read {
+            Err(Error::Io { source, .. }) if is_unreadable(&source) => {
+                Err(self.pack_damage("the disk cannot read its first seal"))
+            }
+            Err(other) => Err(other),
+            Ok(()) if bytes == seal.to_bytes() => Ok(()),
+            Ok(()) => Err(self.pack_damage("its first seal is damaged; another one serves")),
+        }
+    }
+
+    /// Whether entries that are read can be relied on without reading the chunks.
+    /// In version 2 no others are read.
     pub fn is_sound(&self) -> Result<bool> {
+        if self.version() == PackVersion::Two {
+            return Ok(true);
+        }
         if let Some(sound) = self.sound.get() {
             return Ok(*sound);
         }
-        let sound = match self.check() {
+        let sound = match self.check_if_one() {
             Ok(()) => true,
             Err(Error::Damaged(_)) => false,
             Err(other) => return Err(other),
@@ -214,18 +236,19 @@ impl PackReader {
     }
 
     /// The chunk at `entry`; `None` if there is none, or of an unknown kind.
+    ///
+    /// # Errors
+    /// [`Damage::Footer`] if its block of the footer is damaged; I/O errors.
     pub fn slot(&self, entry: EntryNumber) -> Result<Option<Slot>> {
         if entry.0 >= self.frame.entry_count {
             return Ok(None);
         }
-        let block_number = entry.0 / BLOCK_ENTRIES;
-        let key = (self.number, block_number);
+        let number = entry.0 / BLOCK_ENTRIES;
+        let key = (self.fingerprint, number);
         let block = match self.blocks.get(&key) {
             Some(block) => block,
             None => {
-                // One entry more: it says where the last one's bytes end.
-                let first = block_number * BLOCK_ENTRIES;
-                let block: Arc<[u8]> = self.read_entries(first, BLOCK_ENTRIES + 1)?.into();
+                let block: Arc<[u8]> = self.read_block(number)?.into();
                 self.blocks.insert(key, block.clone());
                 block
             }
@@ -238,7 +261,8 @@ impl PackReader {
         Ok(self.slot(entry)?.filter(|slot| slot.entry.key == key))
     }
 
-    /// All chunks, in file order.
+    /// All chunks, in file order. A damaged block of the footer is an error, after
+    /// which it goes on; that of a damaged footer of version 1 is the last item.
     pub fn scan(&self) -> Scan<'_> {
         Scan {
             pack: self,
@@ -246,6 +270,7 @@ impl PackReader {
             first: 0,
             next: 0,
             has_unknown: false,
+            unknown_kind: None,
         }
     }
 
@@ -253,7 +278,7 @@ impl PackReader {
     pub fn read(&self, slot: &Slot, out: &mut Vec<u8>) -> Result<()> {
         let start = u64::from(slot.entry.offset);
         let len = slot.stored_len();
-        let inside = start >= HEADER_LEN as u64 && slot.end <= self.frame.footer_offset;
+        let inside = start >= self.frame.chunks_start && slot.end <= self.frame.chunks_end;
         if !inside || len == 0 || len > MAX_STORED_LEN {
             return Err(self.damaged(slot.entry, "its footer entry is damaged"));
         }
@@ -274,13 +299,13 @@ impl PackReader {
     /// Reads `len` bytes from `offset` on, as far as the chunks go: for finding
     /// chunks whose footer entries are damaged.
     pub fn read_raw(&self, entry: Entry, offset: u64, len: u64, out: &mut Vec<u8>) -> Result<()> {
-        let end = (offset + len).min(self.frame.footer_offset);
+        let end = (offset + len).min(self.frame.chunks_end);
         let len = end.saturating_sub(offset).min(MAX_STORED_LEN);
         out.resize(usize::try_from(len).expect("capped"), 0);
         self.read_bytes(entry, offset, out)
     }
 
-    /// The footer's bytes, which may be damaged.
+    /// The bytes of a footer of version 1, which may be damaged.
     pub fn raw_lines(&self) -> Result<Vec<u8>> {
         self.read_entries(0, self.frame.entry_count)
     }
@@ -290,9 +315,14 @@ impl PackReader {
         self.page_len
     }
 
-    /// Where the chunks end and the footer begins.
+    /// Where the first chunk begins.
+    pub fn chunks_start(&self) -> u64 {
+        self.frame.chunks_start
+    }
+
+    /// Where the last chunk ends.
     pub fn chunks_end(&self) -> u64 {
-        self.frame.footer_offset
+        self.frame.chunks_end
     }
 
     /// An error that names this chunk in this pack.
@@ -313,6 +343,11 @@ impl PackReader {
         Error::newer(&self.path, what, u32::from(encoding))
     }
 
+    /// The same for a chunk of a kind that only a newer version knows.
+    pub fn newer_kind(&self, kind: u8) -> Error {
+        Error::newer(&self.path, "a chunk of kind", u32::from(kind))
+    }
+
     fn read_bytes(&self, entry: Entry, offset: u64, out: &mut [u8]) -> Result<()> {
         match durable::read_at(&self.file, &self.path, out, offset) {
             Err(Error::Io { source, .. }) if is_unreadable(&source) => {
@@ -322,10 +357,43 @@ impl PackReader {
         }
     }
 
+    /// The entries of a block and one more, which says where the last one's bytes
+    /// end; the last block of version 1 lacks that.
+    pub fn read_block(&self, number: u32) -> Result<Vec<u8>> {
+        let Footer::Two { seal, .. } = &self.footer else {
+            return self.read_entries(number * BLOCK_ENTRIES, BLOCK_ENTRIES + 1);
+        };
+        let (offset, entries) = seal.block(number);
+        let mut bytes = vec![0; pack_v2::block_len(entries)];
+        let damaged = |reason| {
+            Error::from(Damage::Footer {
+                path: self.path.clone(),
+                block: number,
+                first_entry: number * BLOCK_ENTRIES,
+                entries,
+                reason,
+            })
+        };
+        match durable::read_at(&self.file, &self.path, &mut bytes, offset) {
+            Err(Error::Io { source, .. }) if is_unreadable(&source) => {
+                return Err(damaged("the disk cannot read it"));
+            }
+            other => other?,
+        }
+        pack_v2::open_block(bytes, number, seal.pack.identity)
+            .ok_or_else(|| damaged("it has a wrong checksum"))
+    }
+
+    /// The number of blocks of the footer.
+    pub fn block_count(&self) -> u32 {
+        self.frame.entry_count.div_ceil(BLOCK_ENTRIES)
+    }
+
+    /// Entries of version 1, unchecked.
     fn read_entries(&self, first: u32, count: u32) -> Result<Vec<u8>> {
         let count = count.min(self.frame.entry_count - first);
         let mut bytes = vec![0; count as usize * ENTRY_LEN];
-        let offset = self.frame.footer_offset + u64::from(first) * ENTRY_LEN as u64;
+        let offset = self.frame.chunks_end + u64::from(first) * ENTRY_LEN as u64;
         match durable::read_at(&self.file, &self.path, &mut bytes, offset) {
             Err(Error::Io { source, .. }) if is_unreadable(&source) => {
                 Err(self.pack_damage("the disk cannot read its footer"))
@@ -340,7 +408,7 @@ impl PackReader {
         let at = position as usize * ENTRY_LEN;
         let entry = Entry::from_bytes(run.get(at..at + ENTRY_LEN)?)?;
         let next = run.get(at + ENTRY_LEN..at + 2 * ENTRY_LEN);
-        let end = next.map_or(self.frame.footer_offset, |next| {
+        let end = next.map_or(self.frame.chunks_end, |next| {
             u64::from(entry::offset_in(next))
         });
         Some(Slot { number, entry, end })
@@ -363,6 +431,7 @@ pub(crate) struct Scan<'a> {
     first: u32,
     next: u32,
     has_unknown: bool,
+    unknown_kind: Option<u8>,
 }
 
 impl Scan<'_> {
@@ -371,6 +440,42 @@ impl Scan<'_> {
     pub fn has_unknown(&self) -> bool {
         self.has_unknown
     }
+
+    /// A kind that only a newer version knows, if a chunk of one has been passed.
+    pub fn unknown_kind(&self) -> Option<u8> {
+        self.unknown_kind
+    }
+
+    /// Reads the entries from `next` on; skips those that are damaged.
+    fn fill(&mut self) -> Result<()> {
+        self.first = self.next;
+        let entries = match self.pack.version() {
+            PackVersion::One => self
+                .pack
+                .read_entries(self.next, SCAN_BLOCKS * BLOCK_ENTRIES + 1),
+            PackVersion::Two => self.pack.read_block(self.next / BLOCK_ENTRIES),
+        };
+        match entries {
+            Ok(bytes) => {
+                self.bytes = bytes;
+                Ok(())
+            }
+            Err(error) => {
+                self.next = match self.pack.version() {
+                    PackVersion::One => self.pack.frame.entry_count,
+                    PackVersion::Two => self.next + BLOCK_ENTRIES,
+                };
+                Err(error)
+            }
+        }
+    }
+
+    fn begins_a_run(&self) -> bool {
+        self.next.is_multiple_of(match self.pack.version() {
+            PackVersion::One => SCAN_BLOCKS * BLOCK_ENTRIES,
+            PackVersion::Two => BLOCK_ENTRIES,
+        })
+    }
 }
 
 impl Iterator for Scan<'_> {
@@ -378,25 +483,28 @@ impl Iterator for Scan<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.next < self.pack.frame.entry_count {
-            if self.next.is_multiple_of(SCAN_ENTRIES) {
-                self.first = self.next;
-                match self.pack.read_entries(self.first, SCAN_ENTRIES + 1) {
-                    Ok(bytes) => self.bytes = bytes,
-                    Err(error) => {
-                        self.next = self.pack.frame.entry_count;
-                        return Some(Err(error));
-                    }
-                }
+            if self.begins_a_run()
+                && let Err(error) = self.fill()
+            {
+                return Some(Err(error));
             }
             let number = EntryNumber(self.next);
             let slot = self
                 .pack
                 .slot_in(&self.bytes, self.next - self.first, number);
             self.next += 1;
+            if slot.is_some_and(|slot| slot.entry.encoding == Encoding::Absent) {
+                continue;
+            }
             self.has_unknown |=
                 slot.is_none_or(|slot| matches!(slot.entry.encoding, Encoding::Unknown(_)));
-            if let Some(slot) = slot {
-                return Some(Ok(slot));
+            match slot {
+                Some(slot) => return Some(Ok(slot)),
+                None => {
+                    let at = (number.0 - self.first) as usize * ENTRY_LEN;
+                    let kind = self.bytes.get(at + 20).map(|byte| byte & 0xf);
+                    self.unknown_kind = self.unknown_kind.or(kind);
+                }
             }
         }
         None

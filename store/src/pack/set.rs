@@ -8,14 +8,17 @@ use std::sync::{Arc, PoisonError, RwLock};
 use quick_cache::sync::Cache;
 
 use crate::durable;
-use crate::error::{Damage, IoContext as _, Result};
+use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::format::config::{Config, fill_random};
+use crate::format::pack_v2::Description;
 use crate::gc::state::CollectorState;
+use crate::keys::Keys;
 use crate::layout::Layout;
 use crate::lock::{self, LockKind};
 use crate::opening::missing_directory;
-use crate::pack::PackNumber;
-use crate::pack::reader::{FooterBlocks, PackReader};
-use crate::pack::writer::PackWriter;
+use crate::pack::reader::{FooterBlocks, PackReader, Stamp};
+use crate::pack::writer::{PackWriter, Version};
+use crate::pack::{PackIdentity, PackNumber};
 use crate::page::PageSize;
 use crate::regular::{self, Opened};
 use crate::sim::{self, Fault, StepKind};
@@ -32,6 +35,7 @@ const MAX_ABSENT: usize = 1 << 16;
 pub(crate) struct PackSet {
     layout: Layout,
     page_size: PageSize,
+    keys: Keys,
     open: Cache<PackNumber, Arc<PackReader>>,
     blocks: Arc<FooterBlocks>,
     /// Packs that were not there when they were asked for. Numbers are never used
@@ -40,13 +44,14 @@ pub(crate) struct PackSet {
 }
 
 impl PackSet {
-    pub fn new(layout: Layout, page_size: PageSize) -> Self {
+    pub fn new(layout: Layout, config: &Config) -> Self {
         // A quarter of the descriptors is for packs.
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let most = descriptors.map_or(MAX_OPEN, |limit| (limit / 4).clamp(8, MAX_OPEN));
         Self {
             layout,
-            page_size,
+            page_size: config.page_size,
+            keys: Keys::of_store(config),
             open: Cache::new(usize::try_from(most).expect("small")),
             blocks: Arc::new(Cache::new(FOOTER_BLOCKS)),
             absent: RwLock::default(),
@@ -63,18 +68,7 @@ impl PackSet {
             return Ok(None);
         }
         drop(absent);
-        let open = || {
-            let path = self.layout.pack(number);
-            PackReader::open(path, number, self.page_size, self.blocks.clone())
-        };
-        let pack = match open() {
-            Err(error) if error.lacks_descriptors() => {
-                self.open.clear();
-                open()?
-            }
-            other => other?,
-        };
-        let Some(pack) = pack.map(Arc::new) else {
+        let Some(pack) = self.open_now(number)?.map(Arc::new) else {
             let mut absent = self.absent.write().unwrap_or_else(PoisonError::into_inner);
             if absent.len() < MAX_ABSENT {
                 absent.insert(number);
@@ -83,6 +77,43 @@ impl PackSet {
         };
         self.open.insert(number, pack.clone());
         Ok(Some(pack))
+    }
+
+    /// Opens the pack that is in its place now, whatever is open.
+    pub fn open_now(&self, number: PackNumber) -> Result<Option<PackReader>> {
+        let open = || {
+            let path = self.layout.pack(number);
+            let blocks = self.blocks.clone();
+            PackReader::open(path, number, self.page_size, &self.keys, blocks)
+        };
+        match open() {
+            Err(error) if error.lacks_descriptors() => {
+                self.open.clear();
+                open()
+            }
+            other => other,
+        }
+    }
+
+    /// Whether the pack that was read is in its place now: the same file, or one of
+    /// the same identity.
+    pub fn is_in_place(&self, number: PackNumber, read: Stamp) -> Result<bool> {
+        let path = self.layout.pack(number);
+        let found = match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            other => other.context("inspect", &path)?,
+        };
+        if !found.is_file() {
+            return Ok(false);
+        }
+        if read.is_of(&found) {
+            return Ok(true);
+        }
+        match self.open_now(number) {
+            Ok(pack) => Ok(pack.is_some_and(|pack| pack.identity() == read.identity)),
+            Err(Error::Damaged(_)) => Ok(false),
+            Err(other) => Err(other),
+        }
     }
 
     /// Whether the sealed pack is in its place now, whatever is open.
@@ -98,7 +129,6 @@ impl PackSet {
     /// Lets go of a pack that was deleted.
     pub fn forget(&self, number: PackNumber) {
         self.open.remove(&number);
-        self.blocks.retain(|(pack, _), _| *pack != number);
     }
 
     /// Lets go of all packs whose files are deleted, so that their space is free.
@@ -112,9 +142,14 @@ impl PackSet {
         self.look_again();
     }
 
-    /// Looks at the disk again for packs that were not there. A number that was
-    /// missing may be there now: after a copy or a repair.
+    /// Looks at the disk again for packs that were not there, and for those that are
+    /// not there any more. A number may lead to another file now: after a copy, a
+    /// repair or an upgrade.
     pub fn look_again(&self) {
+        self.open.retain(|number, pack| {
+            let found = fs::symlink_metadata(self.layout.pack(*number));
+            found.is_ok_and(|found| pack.stamp().is_of(&found))
+        });
         self.absent
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -166,7 +201,37 @@ impl PackSet {
         // sees a live writer's file unlocked.
         lock::try_exclusive(&file, &path)?;
         drop(allocate);
-        PackWriter::new(&self.layout, number, self.page_size, file)
+        let mut identity = [0; 16];
+        fill_random(&mut identity)?;
+        let version = self.version_of(number, PackIdentity(identity));
+        PackWriter::new(&self.layout, number, version, file)
+    }
+
+    /// Starts a pack that is to take the place of this one, with the same chunks at the
+    /// same positions: so it is of the same identity, and who relies on the one relies
+    /// on the other. The caller holds the collect lock: nobody else writes it.
+    pub fn create_instead(&self, pack: &PackReader) -> Result<PackWriter> {
+        let number = pack.number();
+        let _allocate = lock::acquire(&self.layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
+        let path = self.layout.open_pack(number);
+        durable::unlink(&path)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        let file = durable::create(&path, &options).context("create", &path)?;
+        lock::try_exclusive(&file, &path)?;
+        let version = self.version_of(number, pack.identity());
+        PackWriter::new(&self.layout, number, version, file)
+    }
+
+    fn version_of(&self, number: PackNumber, identity: PackIdentity) -> Version {
+        match self.keys.check_of(identity.0) {
+            None => Version::one(number, self.page_size),
+            Some(key_check) => Version::Two(Description {
+                identity,
+                page_size: self.page_size,
+                key_check,
+            }),
+        }
     }
 
     /// Removes unsealed packs whose writers are gone. Returns how many.

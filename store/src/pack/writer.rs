@@ -12,8 +12,9 @@ use std::thread::JoinHandle;
 
 use crate::durable;
 use crate::error::{IoContext as _, Result};
-use crate::format::entry::Entry;
-use crate::format::pack_v1::{self as format, HEADER_LEN};
+use crate::format::entry::{ENTRY_LEN, Entry};
+use crate::format::pack_v1;
+use crate::format::pack_v2::{self, Description, Seal};
 use crate::id::ChunkKey;
 use crate::layout::Layout;
 use crate::pack::codec::Encoding;
@@ -33,6 +34,37 @@ const FLUSH_EVERY_BYTES: u64 = 32 << 20;
 /// Space is reserved in steps of this size, so that the file is laid out in
 /// one piece and delayed allocation never stalls a writer.
 const RESERVE_BYTES: u64 = 32 << 20;
+
+/// What is written.
+#[derive(Clone, Copy)]
+pub(crate) enum Version {
+    /// With this header.
+    One([u8; pack_v1::HEADER_LEN]),
+    Two(Description),
+}
+
+impl Version {
+    pub fn one(number: PackNumber, page_size: PageSize) -> Self {
+        Self::One(pack_v1::header(number, page_size))
+    }
+
+    /// What stands between the chunks and the end of the file.
+    fn ending(self, entries: &[u8], chunks_end: u64, number: PackNumber) -> Vec<u8> {
+        match self {
+            Self::One(header) => {
+                let seal = pack_v1::seal(&header, entries, chunks_end, number);
+                [entries, &seal].concat()
+            }
+            Self::Two(pack) => {
+                let count = u32::try_from(entries.len() / ENTRY_LEN);
+                let count = count.expect("entries are counted in 32 bits");
+                let seal = Seal::new(pack, chunks_end, count).to_bytes();
+                let footer = pack_v2::footer(entries, chunks_end, pack.identity);
+                [&seal[..], &footer, &seal].concat()
+            }
+        }
+    }
+}
 
 /// An encoded chunk on its way into a pack.
 pub(crate) struct EncodedChunk {
@@ -54,7 +86,7 @@ pub(crate) struct StoredChunk {
 /// A pack being written. Dropping it unsealed removes its file.
 pub(crate) struct PackWriter {
     number: PackNumber,
-    header: [u8; HEADER_LEN],
+    version: Version,
     open_path: PathBuf,
     sealed_path: PathBuf,
     packs_dir: PathBuf,
@@ -85,14 +117,8 @@ pub(crate) struct SealedPack {
 
 impl PackWriter {
     /// Starts a pack in `file`, which is empty and locked by its creator.
-    pub fn new(
-        layout: &Layout,
-        number: PackNumber,
-        page_size: PageSize,
-        file: File,
-    ) -> Result<Self> {
+    pub fn new(layout: &Layout, number: PackNumber, version: Version, file: File) -> Result<Self> {
         let open_path = layout.open_pack(number);
-        let header = format::header(number, page_size);
         let (queue, incoming) = mpsc::sync_channel::<Vec<u8>>(QUEUE_LEN);
         let path = open_path.clone();
         let (thread, simulated) = if sim::is_simulated() {
@@ -106,7 +132,7 @@ impl PackWriter {
         };
         let mut writer = Self {
             number,
-            header,
+            version,
             open_path,
             sealed_path: layout.pack(number),
             packs_dir: layout.packs(),
@@ -118,7 +144,10 @@ impl PackWriter {
             simulated,
             sealed: false,
         };
-        writer.send(header.to_vec())?;
+        writer.send(match version {
+            Version::One(header) => header.to_vec(),
+            Version::Two(pack) => pack.header().to_vec(),
+        })?;
         Ok(writer)
     }
 
@@ -163,11 +192,9 @@ impl PackWriter {
     /// under a name that promises a whole one; without the directory flush an
     /// index entry made durable later could name a pack that is not there.
     pub fn seal(mut self) -> Result<SealedPack> {
-        let footer_offset = self.next_offset;
         let footer = std::mem::take(&mut self.footer);
-        let seal = format::seal(&self.header, &footer, footer_offset, self.number);
-        self.send(footer)?;
-        self.send(seal.to_vec())?;
+        let ending = self.version.ending(&footer, self.next_offset, self.number);
+        self.send(ending)?;
         let file_len = self.next_offset;
         let file = self.finish_thread()?;
         file.set_len(file_len).context("trim", &self.open_path)?;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bases;
+mod identity;
 mod inputs;
 mod partial_pages;
 mod pins;

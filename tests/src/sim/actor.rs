@@ -162,7 +162,7 @@ impl Before {
             // What the disk cannot read of a pack is damage, but nothing else is.
             let is_pack = matches!(
                 error,
-                Error::Damaged(Damage::Pack { .. } | Damage::Chunk { .. })
+                Error::Damaged(Damage::Pack { .. } | Damage::Footer { .. } | Damage::Chunk { .. })
             );
             if class == ErrorClass::Damaged && !is_pack && !damaged {
                 let what = format!("{}: {error}", op.action);
@@ -172,9 +172,13 @@ impl Before {
         }
         let diff = matches!(&op.action, Action::Commit { diff: true, .. });
         let expected = match error {
-            Error::NotFound { .. } => !matches!(op.action, Action::Gc(_) | Action::Repair),
+            Error::NotFound { .. } => {
+                !matches!(op.action, Action::Gc(_) | Action::Repair | Action::Upgrade)
+            }
             Error::NoParentImage { .. } | Error::DiffSize { .. } => diff,
-            Error::Busy { .. } => matches!(op.action, Action::Repair) || repairs,
+            Error::Busy { .. } => matches!(op.action, Action::Repair | Action::Upgrade) || repairs,
+            // It was opened in the format before.
+            Error::Upgraded { .. } => world.may_be_upgraded(),
             // A snapshot that has lost its last tag meanwhile.
             Error::Damaged(_) => {
                 matches!(op.action, Action::Move(..) | Action::Revive(..)) || damaged
@@ -247,6 +251,7 @@ impl Work<'_> {
                 }
                 Store::repair(&self.world.root, &Silent).map(|_| ())
             }
+            Action::Upgrade => Store::upgrade(&self.world.root, false, &Silent).map(|_| ()),
             Action::Damage(kind, which) => {
                 damage::inflict(self.world, *kind, *which);
                 Ok(())
@@ -257,7 +262,8 @@ impl Work<'_> {
                     None => Store::open(&self.world.root)?,
                 };
                 let result = self.with_store(&store, action);
-                self.process.store = Some(store);
+                let upgraded = matches!(result, Err(Error::Upgraded { .. }));
+                self.process.store = Some(store).filter(|_| !upgraded);
                 result
             }
         }
@@ -320,7 +326,7 @@ impl Work<'_> {
                 self.hold(store, id, pin);
                 Ok(())
             }
-            Action::Repair | Action::Damage(..) => Ok(()),
+            Action::Repair | Action::Upgrade | Action::Damage(..) => Ok(()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Drawing histories from a seed.
 
 use fastrand::Rng;
+use snapstore_store::StoreFormat;
 
 use super::content::{FAMILIES, ImageContent, Page, VARIANTS};
 use super::plan::{Action, Class, Damage, Fault, Mishap, Op, OpNumber, Plan, Schedule};
@@ -140,11 +141,50 @@ pub(super) struct Draft {
 
 impl Draft {
     pub fn plan(mut self, actors: Vec<Vec<Op>>, faults: Vec<Fault>, schedule: Schedule) -> Plan {
-        Plan {
+        let mut plan = Plan {
             actors,
             faults,
             schedule,
+            format: StoreFormat::Two,
             seed: self.rng.u64(..),
+        };
+        if self.rng.u8(..4) == 0 {
+            plan.format = StoreFormat::One;
+            self.upgrade(&mut plan);
+        }
+        plan
+    }
+
+    /// Has the store upgraded somewhere in the history, or not; mostly something goes
+    /// wrong with it.
+    fn upgrade(&mut self, plan: &mut Plan) {
+        let rng = &mut self.rng;
+        for _ in 0..rng.usize(..3) {
+            let op = self.next_op;
+            self.next_op += 1;
+            let actors = plan.actors.len();
+            let ops = &mut plan.actors[rng.usize(..actors)];
+            let at = rng.usize(ops.len() / 2..=ops.len());
+            let upgrade = Op {
+                number: op,
+                new_process: true,
+                action: Action::Upgrade,
+            };
+            ops.insert(at, upgrade);
+            if rng.u8(..4) != 0 {
+                let mishaps = [
+                    Mishap::Kill,
+                    Mishap::PowerCut,
+                    Mishap::IoError,
+                    Mishap::DiskFull(rng.u32(1..40)),
+                ];
+                plan.faults.push(Fault {
+                    op,
+                    class: [Class::Durable, Class::Changes][rng.usize(..2)],
+                    nth: rng.u32(1..=30),
+                    mishap: mishaps[rng.usize(..4)],
+                });
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use std::thread;
 
 use anyhow::{Context as _, ensure};
 use snapstore_store::sim::{Fault, forget_indexes, observe, put_back};
-use snapstore_store::{GcOptions, PageSize, Silent, Store};
+use snapstore_store::{ErrorClass, GcOptions, PageSize, Silent, Store, StoreFormat};
 
 use super::actor;
 use super::check::{check, check_thoroughly};
@@ -95,7 +95,7 @@ impl Crew {
             .prefix("snapstore-sim-")
             .tempdir_in(memory())?;
         let root = dir.path().join("store");
-        Store::create(&root, PageSize::KIB_4)?;
+        Store::create_in_format(&root, PageSize::KIB_4, plan.format)?;
         let plan = Arc::new(plan.clone());
         let world = Arc::new(World::new(&root, plan.clone(), trace)?);
         let first_index = fs::read_to_string(root.join("index/CURRENT"))?;
@@ -205,6 +205,10 @@ fn epilogue(world: &Arc<World>, fault: Option<Fault>) {
         }
     }
     check_thoroughly(world);
+    if world.lock().failure.is_none() {
+        upgrade(world);
+        check_thoroughly(world);
+    }
     for keep_percent in [50, 100] {
         if world.lock().failure.is_some() {
             break;
@@ -225,6 +229,22 @@ fn epilogue(world: &Arc<World>, fault: Option<Fault>) {
     }
     observe(None);
     put_back(None);
+}
+
+/// Whatever a store of format 1 has been through, it can be upgraded.
+fn upgrade(world: &World) {
+    let upgraded = Store::upgrade(&world.root, false, &Silent).map(|_| ());
+    let finished = upgraded.and_then(|()| Store::open(&world.root));
+    match finished {
+        Ok(store) if store.format() == StoreFormat::Two && !store.is_upgrading() => {}
+        Ok(_) => world.fail("upgrade fails", "it has not ended".to_owned()),
+        Err(error) => {
+            let damaged = world.lock().damaged;
+            if !damaged || error.class() != ErrorClass::Damaged {
+                world.fail("upgrade fails", error.to_string());
+            }
+        }
+    }
 }
 
 fn work(jobs: &Receiver<Job>) {

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use snapstore_store::StoreFormat;
 use snapstore_store::sim::StepKind;
 
 use super::content::ImageContent;
@@ -53,6 +54,8 @@ pub enum Action {
     Verify(bool),
     /// Repairs.
     Repair,
+    /// Upgrades the store to the newest format.
+    Upgrade,
     /// Pins a tag's snapshot and reads it.
     Read(u8),
     /// Pins a tag's snapshot until the process ends.
@@ -196,6 +199,8 @@ pub struct Plan {
     pub faults: Vec<Fault>,
     /// Who goes on when.
     pub schedule: Schedule,
+    /// The format that the store begins in.
+    pub format: StoreFormat,
     /// For what else is drawn: what a power cut takes, what a crash keeps.
     pub seed: u64,
 }
@@ -225,6 +230,7 @@ impl Action {
             Self::Gc(_) => "gc",
             Self::Verify(_) => "verify",
             Self::Repair => "repair",
+            Self::Upgrade => "upgrade",
             Self::Read(_) => "read",
             Self::Pin(_) => "pin",
             Self::Damage(..) => "damage",
@@ -264,6 +270,7 @@ impl fmt::Display for Action {
             Self::Verify(true) => write!(f, "verify --read-data"),
             Self::Verify(false) => write!(f, "verify"),
             Self::Repair => write!(f, "repair"),
+            Self::Upgrade => write!(f, "upgrade"),
             Self::Read(tag) => write!(f, "read t{tag}"),
             Self::Pin(tag) => write!(f, "pin t{tag}"),
             Self::Damage(damage, which) => write!(f, "the disk: {damage:?} ({which})"),
@@ -273,6 +280,9 @@ impl fmt::Display for Action {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.format == StoreFormat::One {
+            writeln!(f, "  in a store of format 1")?;
+        }
         for (actor, ops) in self.actors.iter().enumerate() {
             writeln!(f, "  actor {actor}")?;
             for op in ops {

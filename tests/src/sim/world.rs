@@ -17,7 +17,7 @@ use snapstore_store::sim::{Observer, StepKind};
 use super::actor::Held;
 use super::disk::Disk;
 use super::model::Model;
-use super::plan::{Class, Mishap, OpNumber, Plan, Preemption, Schedule, Seam};
+use super::plan::{Action, Class, Mishap, OpNumber, Plan, Preemption, Schedule, Seam};
 
 /// Changes of the disk that a collection makes under one hold of the publish
 /// lock, whatever the store holds; it is to take less of a simulated store at
@@ -205,6 +205,12 @@ impl World {
                 publish_unlinks: 0,
             })
             .collect();
+    }
+
+    /// Whether somebody upgrades the store in this history.
+    pub fn may_be_upgraded(&self) -> bool {
+        let mut ops = self.plan.actors.iter().flatten();
+        ops.any(|op| matches!(op.action, Action::Upgrade))
     }
 
     /// Notes a violation; the first one counts.

@@ -72,10 +72,33 @@ fn a_pack_that_was_cut() -> anyhow::Result<()> {
     )
 }
 
+/// The number says nothing of what is in a pack: it is one more copy of each chunk.
 #[test]
-fn a_pack_under_another_number() -> anyhow::Result<()> {
+fn a_copy_of_a_pack_under_another_number() -> anyhow::Result<()> {
     let name = "00000009.pack";
-    is_reported(&with_file(name, <[u8]>::to_vec)?, name)
+    let fixture = with_file(name, <[u8]>::to_vec)?;
+    fixture.cli.ok(&["verify", "--read-data"])?;
+    fixture.commit("next", &noise(2, 8 * PAGE), &[])?;
+    fixture.cli.ok(&["gc"])?;
+    ensure!(
+        !fixture.cli.store().join("packs").join(name).exists(),
+        "nothing needs the copy"
+    );
+    ensure!(fixture.memory("base")? == noise(1, 8 * PAGE), "base");
+    ensure!(fixture.memory("next")? == noise(2, 8 * PAGE), "next");
+    fixture.cli.ok(&["verify", "--read-data"])?;
+    Ok(())
+}
+
+/// Its keys are made with another secret: nothing in it would ever be found.
+#[test]
+fn a_pack_of_another_store() -> anyhow::Result<()> {
+    let other = Fixture::new()?;
+    other.commit("base", &noise(1, 8 * PAGE), &[])?;
+    let pack = other.packs()?.pop().context("no pack")?;
+    let foreign = fs::read(pack)?;
+    let name = "00000009.pack";
+    is_reported(&with_file(name, |_| foreign.clone())?, name)
 }
 
 #[test]
@@ -83,8 +106,8 @@ fn a_seal_that_claims_everything() -> anyhow::Result<()> {
     let name = "00000009.pack";
     let make = |good: &[u8]| {
         let mut bytes = good.to_vec();
-        let seal = bytes.len() - 64;
-        bytes[seal..seal + 12].fill(0xff);
+        let seal = bytes.len() - 96;
+        bytes[seal + 8..seal + 28].fill(0xff);
         bytes
     };
     is_reported(&with_file(name, make)?, name)

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 
-use crate::{Fixture, chunks, file_name, list, replace};
+use crate::{Fixture, HEADER, SEAL, TRAILER, chunks, file_name, list, replace};
 
 /// Flips each of these bytes in turn.
 fn sweep(
@@ -56,10 +56,33 @@ fn every_byte_of_a_tag() -> anyhow::Result<()> {
 }
 
 #[test]
+fn every_byte_of_the_copy_of_the_configuration() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    sweep_all(&fixture, &fixture.path("config-copy"))
+}
+
+/// One flipped byte of these is found, and costs nothing.
+fn costs_nothing(
+    fixture: &Fixture,
+    pack: &Path,
+    positions: impl IntoIterator<Item = usize>,
+) -> anyhow::Result<()> {
+    for at in positions {
+        fixture.with_flip(pack, at, || {
+            fixture.is_found(&file_name(pack))?;
+            let whole = fixture.nothing_wrong_is_read()?;
+            ensure!(whole == fixture.images.len(), "only {whole} are whole");
+            Ok(())
+        })?;
+    }
+    fixture.all_is_well()
+}
+
+#[test]
 fn headers_of_packs() -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
     for pack in fixture.packs()? {
-        sweep(&fixture, &pack, (0..32).step_by(5))?;
+        costs_nothing(&fixture, &pack, (0..HEADER).step_by(5))?;
         command(&fixture, &pack, 0)?;
     }
     Ok(())
@@ -69,9 +92,12 @@ fn headers_of_packs() -> anyhow::Result<()> {
 fn seals_of_packs() -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
     for pack in fixture.packs()? {
-        let len = fs::read(&pack)?.len();
-        sweep(&fixture, &pack, (len - 64..len).step_by(7))?;
-        command(&fixture, &pack, len - 1)?;
+        let bytes = fs::read(&pack)?;
+        let (_, footer) = chunks(&bytes)?;
+        for end in [footer, bytes.len()] {
+            costs_nothing(&fixture, &pack, (end - SEAL..end).step_by(7))?;
+        }
+        command(&fixture, &pack, bytes.len() - 1)?;
     }
     Ok(())
 }
@@ -80,11 +106,16 @@ fn seals_of_packs() -> anyhow::Result<()> {
 fn footers_of_packs() -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
     for pack in fixture.packs()? {
-        let (chunks, footer) = chunks(&fs::read(&pack)?)?;
-        // Key, offset, kind and encoding, check: of the first and last entry.
+        let bytes = fs::read(&pack)?;
+        let (chunks, footer) = chunks(&bytes)?;
+        // Key, offset, kind and encoding, check: of the first and last entry. Then
+        // where the last chunk ends, and the checksum.
         let last = footer + 24 * (chunks.len() - 1);
         let fields = [footer, last].map(|entry| [0, 15, 16, 19, 20, 21, 23].map(|at| entry + at));
         sweep(&fixture, &pack, fields.concat())?;
+        let end = bytes.len() - SEAL;
+        sweep(&fixture, &pack, (end - TRAILER..end).step_by(3))?;
+        command(&fixture, &pack, footer)?;
     }
     Ok(())
 }

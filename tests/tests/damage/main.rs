@@ -1,6 +1,7 @@
 //! Damaged bytes anywhere in a store: they are found and named, never served,
 //! and what can be rebuilt is.
 
+mod blocks;
 mod found;
 mod parents;
 mod rebuilt;
@@ -33,21 +34,30 @@ struct Chunk {
     end: usize,
 }
 
+/// Lengths of parts of a pack: docs/FORMAT.md.
+const HEADER: usize = 64;
+const SEAL: usize = 96;
+const TRAILER: usize = 20;
+
 const PAGE_KIND: u8 = 0;
 const NODE: u8 = 1;
 const RAW: u8 = 0;
 const DELTA: u8 = 2;
 
 impl Fixture {
-    fn new() -> anyhow::Result<Self> {
+    fn empty() -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let cli = Cli::new(&dir.path().join("store"));
         cli.ok(&["init"])?;
-        let mut fixture = Self {
+        Ok(Self {
             dir,
             cli,
             images: BTreeMap::new(),
-        };
+        })
+    }
+
+    fn new() -> anyhow::Result<Self> {
+        let mut fixture = Self::empty()?;
         let mut image = noise(1, PAGES * PAGE);
         // Noise is stored as it is, text is compressed.
         for page in 30..PAGES {
@@ -214,10 +224,12 @@ fn file_name(path: &Path) -> String {
 /// The chunks of a pack, from its footer (docs/FORMAT.md). Also the footer's
 /// offset.
 fn chunks(pack: &[u8]) -> anyhow::Result<(Vec<Chunk>, usize)> {
-    let seal = pack.len() - 64;
-    let footer = usize::try_from(u64::from_le_bytes(pack[seal..seal + 8].try_into()?))?;
+    let seal = &pack[pack.len() - SEAL..];
+    let footer = usize::try_from(u64::from_le_bytes(seal[8..16].try_into()?))?;
     let mut chunks: Vec<Chunk> = Vec::new();
-    for entry in pack[footer..seal].chunks_exact(24) {
+    let blocks = pack[footer..pack.len() - SEAL].chunks(128 * 24 + TRAILER);
+    let entries = blocks.flat_map(|block| block[..block.len() - TRAILER].chunks_exact(24));
+    for entry in entries {
         let start = u32::from_le_bytes(entry[16..20].try_into()?) as usize;
         if let Some(before) = chunks.last_mut() {
             before.end = start;
@@ -226,7 +238,7 @@ fn chunks(pack: &[u8]) -> anyhow::Result<(Vec<Chunk>, usize)> {
             kind: entry[20] & 0xf,
             encoding: entry[20] >> 4,
             start,
-            end: footer,
+            end: footer - SEAL,
         });
     }
     Ok((chunks, footer))

@@ -1,7 +1,8 @@
 //! Finding the whole chunks of a pack, whatever else is damaged in it.
 //!
-//! A pack whose footer is whole says where its chunks are. In one with a damaged
-//! footer, lines can be wrong: in an offset, which also says where the chunk
+//! A pack whose footer is whole says where its chunks are. In one of version 2 damaged
+//! blocks are known, and what is under them is found by its content (`torn`). In one of
+//! version 1 with a damaged footer, lines can be wrong: in an offset, which also says where the chunk
 //! before ends; in a kind or an encoding; in a key. But chunks tell what they are.
 //! zstd frames know their length, raw pages have a page's, and a chunk that
 //! decodes has an id, which has to fit the key, or is the key where that is what
@@ -16,12 +17,14 @@ use crate::error::{Damage, Error, Result};
 use crate::format::entry::{self, ENTRY_LEN, Entry};
 use crate::format::pack_v1::HEADER_LEN;
 use crate::id::ChunkKind;
-use crate::pack::EntryNumber;
 use crate::pack::codec::{self, DELTA_HEAD_LEN, Encoding};
 use crate::pack::reader::{PackReader, Slot};
+use crate::pack::{EntryNumber, PackVersion};
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
 use crate::threads;
+
+mod torn;
 
 /// Which chunks of a pack to look at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +52,9 @@ pub(crate) struct Found {
     /// Deltas whose bases are nowhere standalone. They may be dead, or of a store
     /// in which a base was lost that is there as a delta itself.
     pub baseless: Vec<Place>,
+    /// Chunks under damaged blocks of the footer, with entries as they have to be in
+    /// another pack: where they are now nobody can find them.
+    pub torn: Vec<Place>,
     /// What is damaged. A delta whose base is nowhere is not.
     pub damage: Vec<Damage>,
 }
@@ -64,15 +70,17 @@ enum Looked {
 pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted) -> Result<Found> {
     threads::start_pool(chunks.path())?;
     let mut found = Found::default();
-    let slots = match pack.check() {
-        Ok(()) => pack.scan().collect::<Result<Vec<_>>>()?,
-        Err(Error::Damaged(damage)) => {
-            found.damage.push(damage);
-            lines(pack, &mut found.damage)?
-        }
-        Err(other) => return Err(other),
+    found.damage = pack.problems()?;
+    let entries_are_whole = pack.version() == PackVersion::Two || found.damage.is_empty();
+    let slots = if entries_are_whole {
+        whole_slots(pack)?
+    } else {
+        lines(pack, &mut found.damage)?
     };
-    let footer_is_whole = found.damage.is_empty();
+    if pack.version() == PackVersion::Two && !found.damage.is_empty() {
+        found.torn = torn::chunks_of(chunks, pack)?;
+        found.torn.retain(|it| wanted.takes(it.slot.entry.encoding));
+    }
     let looked: Vec<Result<Looked>> = slots
         .into_par_iter()
         .map(|slot| {
@@ -80,7 +88,7 @@ pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted)
                 pack: pack.clone(),
                 slot,
             };
-            if !footer_is_whole {
+            if !entries_are_whole {
                 let place = identify(chunks, place)?;
                 let place = place.filter(|it| wanted.takes(it.slot.entry.encoding));
                 return Ok(place.map_or(Looked::Unwanted, Looked::Whole));
@@ -92,7 +100,7 @@ pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted)
                 return Ok(Looked::Unwanted);
             }
             match chunks.check_at(&place) {
-                Ok(()) => Ok(Looked::Whole(place)),
+                Ok(_) => Ok(Looked::Whole(place)),
                 // What is stored here may be right.
                 Err(Error::Damaged(Damage::Missing { .. })) => Ok(Looked::Baseless(place)),
                 // What is damaged is its base, which is told where that is.
@@ -118,7 +126,20 @@ pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted)
     Ok(found)
 }
 
-/// The lines of a footer that may be damaged, with offsets put right where the
+/// The entries of a footer, but for damaged blocks.
+fn whole_slots(pack: &PackReader) -> Result<Vec<Slot>> {
+    let mut slots = Vec::new();
+    for slot in pack.scan() {
+        match slot {
+            Ok(slot) => slots.push(slot),
+            Err(Error::Damaged(_)) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(slots)
+}
+
+/// The lines of a footer of version 1 that may be damaged, with offsets put right where the
 /// chunk before tells its length.
 fn lines(pack: &PackReader, damage: &mut Vec<Damage>) -> Result<Vec<Slot>> {
     let raw = match pack.raw_lines() {
@@ -199,7 +220,7 @@ fn own_len(pack: &PackReader, slot: &Slot) -> Result<Option<u64>> {
         Encoding::Zstd => frame(0),
         Encoding::Delta | Encoding::IdDelta => frame(DELTA_HEAD_LEN),
         Encoding::Raw => Some(pack.page_len() as u64),
-        Encoding::Unknown(_) => None,
+        Encoding::Absent | Encoding::Unknown(_) => None,
     })
 }
 
@@ -215,7 +236,7 @@ fn identify(chunks: &Chunks, place: Place) -> Result<Option<Place>> {
     ];
     let said = place.slot.entry;
     match chunks.check_at(&place) {
-        Ok(()) => return Ok(Some(place)),
+        Ok(_) => return Ok(Some(place)),
         Err(Error::Damaged(_) | Error::Newer { .. }) => {}
         Err(other) => return Err(other),
     }
@@ -238,10 +259,12 @@ fn identify(chunks: &Chunks, place: Place) -> Result<Option<Place>> {
             other => other?,
         };
         // One field was damaged: the key, or another one.
-        let key_fits = id.key().prefix == said.key.prefix;
+        let key = id.plain_key();
+        let key_fits = key.prefix == said.key.prefix;
         let key_was_damaged = (kind, encoding) == own && stored_is_right;
         if key_fits || key_was_damaged {
-            tried.slot.entry.key = id.key();
+            tried.slot.entry.key = key;
+            tried.slot.entry.check = entry::stored_check(&stored);
             return Ok(Some(tried));
         }
     }
