@@ -6,6 +6,14 @@
 
 rust_needed="$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)"
 
+# rust-toolchain.toml names the stable channel. Where rustup has only a toolchain that is called by its version, that
+# one is taken and nothing is fetched.
+if [ -z "${RUSTUP_TOOLCHAIN:-}" ] && command -v rustup >/dev/null && ! rustup toolchain list 2>/dev/null | grep -q '^stable'; then
+    rustup_default="$(cd / && rustup show active-toolchain 2>/dev/null | cut -d ' ' -f 1)" || true
+    [ -z "$rustup_default" ] || export RUSTUP_TOOLCHAIN="$rustup_default"
+    unset rustup_default
+fi
+
 # Whether the program $1 is a cargo of at least that version. A rustup proxy
 # without a toolchain is not.
 is_new_cargo() {
