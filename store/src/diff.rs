@@ -34,6 +34,31 @@ impl Store {
     /// Compares two snapshots image by image. Takes time in proportion to what
     /// differs.
     ///
+    /// ```
+    /// # use snapstore_store::{CommitRequest, ImageRole, Input, InputData, InputKind};
+    /// use snapstore_store::{PageSize, Silent, Store};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = Store::create(&dir.path().join("store"), PageSize::default())?;
+    /// # for (tag, fill) in [("one", 1), ("two", 2)] {
+    /// #     let mut bytes = vec![7; 3 * 4096];
+    /// #     bytes[4096] = fill;
+    /// #     let input = Input {
+    /// #         name: "memory".to_owned(),
+    /// #         role: ImageRole::Memory,
+    /// #         data: InputData::Bytes(bytes.into()),
+    /// #         kind: InputKind::Full,
+    /// #     };
+    /// #     let (tag, inputs) = (tag.to_owned(), vec![input]);
+    /// #     store.commit(&CommitRequest { tag, inputs, ..Default::default() }, &Silent)?;
+    /// # }
+    /// let (one, two) = (store.snapshot("one")?, store.snapshot("two")?);
+    /// let images = store.diff(one.manifest(), two.manifest())?;
+    /// assert_eq!(images[0].ranges[0].offset_bytes, 4096);
+    /// assert_eq!(images[0].ranges[0].length_bytes, 4096);
+    /// # Ok::<(), snapstore_store::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Damage of tree nodes that differ.
     pub fn diff(&self, old: &Manifest, new: &Manifest) -> Result<Vec<ImageDiff>> {

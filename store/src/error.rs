@@ -34,6 +34,19 @@ pub enum ErrorClass {
 }
 
 /// Any failure of a store operation.
+///
+/// ```
+/// use snapstore_store::{Damage, Error, ErrorClass, PageSize, Store};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("store");
+/// # Store::create(&path, PageSize::default())?;
+/// std::fs::write(path.join("tags/base"), "not what it was")?;
+/// let error = Store::open(&path)?.snapshot("base").unwrap_err();
+/// assert_eq!(error.class(), ErrorClass::Damaged);
+/// assert!(matches!(error, Error::Damaged(Damage::File { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(thiserror::Error, Debug)]
 #[non_exhaustive]
 pub enum Error {

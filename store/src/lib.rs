@@ -4,26 +4,47 @@
 //! hold them; a snapshot is a manifest of page-tree roots; a tag names a
 //! snapshot. Reading never walks a chain: every snapshot is complete in itself.
 //!
-//! ```no_run
-//! use snapstore_store::{CommitRequest, ImageRole, Input, InputData, InputKind, Silent, Store};
+//! ```
+//! use snapstore_store::{
+//!     CommitRequest, GcOptions, ImageRole, Input, InputData, InputKind, PageSize, Silent, Store,
+//! };
 //!
-//! let store = Store::open("/var/lib/snapstore".as_ref())?;
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("store");
+//! # let ram = dir.path().join("guest.ram");
+//! # std::fs::write(&ram, vec![7; 1 << 20])?;
+//! let store = Store::create(&path, PageSize::default())?;
 //! let request = CommitRequest {
 //!     tag: "base".to_owned(),
 //!     inputs: vec![Input {
 //!         name: "memory".to_owned(),
 //!         role: ImageRole::Memory,
-//!         data: InputData::File("guest.ram".into()),
+//!         data: InputData::File(ram),
 //!         kind: InputKind::Full,
 //!     }],
 //!     ..CommitRequest::default()
 //! };
 //! let committed = store.commit(&request, &Silent)?;
-//! let reader = store.image_reader(&committed.manifest.images[0]);
+//! assert_eq!(committed.manifest.added_chunks, 3); // one page, one node, the manifest
+//!
+//! // Kept whole while it is read, whatever others remove.
+//! let memory = store.snapshot("base")?.image("memory").expect("it has memory");
 //! let mut page = vec![0; 4096];
-//! reader.read_at(&mut page, 0)?;
-//! # Ok::<(), snapstore_store::Error>(())
+//! memory.read_at(&mut page, 8192)?;
+//! assert_eq!(page, vec![7; 4096]);
+//! # drop(memory);
+//!
+//! store.remove_tags(&["base".to_owned()])?;
+//! let report = store.gc(GcOptions::default(), &Silent)?;
+//! assert_eq!(report.deleted_packs, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! Where to begin: [`Store`] has the operations; [`InputData`] and [`ReadAt`] are where
+//! images come from, [`Snapshot`] and [`ImageReader`] how they are read, [`Pin`] keeps
+//! snapshots for other processes; [`Cancel`] stops what takes too long, and
+//! [`Progress`] tells how far it is. Errors are one enum, [`Error`], in few classes
+//! ([`ErrorClass`]).
 //!
 //! The store knows nothing of filesystems or virtual machines. docs/FORMAT.md
 //! describes its files, docs/SEMANTICS.md what each operation promises.

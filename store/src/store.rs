@@ -390,7 +390,8 @@ fn refuse_foreign_files(layout: &Layout) -> Result<()> {
         return Err(opening::without_config(layout));
     }
     let mut ours: Vec<PathBuf> = layout.directories().into();
-    ours.extend([layout.index(), layout.config()]);
+    // The last one is the filesystem's, at whose root a store may be.
+    ours.extend([layout.index(), layout.config(), root.join("lost+found")]);
     if opening::is_empty(layout)? {
         ours.extend([layout.collector(), layout.recent_tags(), layout.damaged()]);
         ours.extend(["mounts.log", "mounts.log.1"].map(|log| root.join(log)));

@@ -6,6 +6,7 @@
 mod bases;
 mod identity;
 mod inputs;
+mod library;
 mod partial_pages;
 mod pins;
 mod precopy;
