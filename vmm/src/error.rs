@@ -259,7 +259,7 @@ pub enum Error {
     SerialState,
     /// The machine has ended.
     #[error("the machine has ended: {0}")]
-    Ended(crate::machine::Ending),
+    Ended(crate::ending::Ending),
     /// The machine could not be stopped in time; it goes on.
     #[error(
         "the machine does not stop: it waits for a page of its snapshot that the server of the \

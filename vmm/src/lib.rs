@@ -20,6 +20,7 @@ pub mod agent;
 pub mod confine;
 pub mod control;
 mod devices;
+mod ending;
 mod error;
 mod generation;
 mod inherited;

@@ -19,11 +19,10 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use crate::protocol::{
-    Exec, Exit, FRAME_HEADER_BYTES, FrameKind, MAX_FRAME_BYTES, Reply, invalid, put_frame,
-    take_frame,
+use crate::reply::{self, invalid, refusal, reply_frame};
+use snapstore_agent_protocol::{
+    Exec, Exit, FRAME_HEADER_BYTES, FrameKind, MAX_FRAME_BYTES, Reply, put_frame, take_frame,
 };
-use crate::server::{refusal, reply_frame};
 
 /// How much output is read at once, in bytes.
 const PIECE_BYTES: usize = 32 << 10;
@@ -42,7 +41,7 @@ pub fn run<S: Read + Write + AsFd>(stream: &mut S, exec: &Exec) -> io::Result<()
             }
             served
         }
-        Err(error) => crate::server::send(stream, &refusal(&error)),
+        Err(error) => reply::send(stream, &refusal(&error)),
     }
 }
 

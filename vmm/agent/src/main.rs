@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use snapstore_agent::protocol::AGENT_PORT;
+use snapstore_agent_protocol::AGENT_PORT;
 
 /// The most connections at a time.
 const MAX_CONNECTIONS: usize = 128;

@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::mac::MacAddress;
-use crate::protocol::invalid;
+use snapstore_agent_protocol::MacAddress;
+
+use crate::reply::invalid;
 
 const INTERFACES: &str = "/sys/class/net";
 const DRIVER: &str = "virtio_net";

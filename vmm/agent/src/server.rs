@@ -4,11 +4,11 @@
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 
+use snapstore_agent_protocol::{ErrorKind, PROTOCOL_VERSION, Reply, Request, read_line};
+
 use crate::exec;
 use crate::network::Interfaces;
-use crate::protocol::{
-    ErrorKind, FrameKind, PROTOCOL_VERSION, Reply, Request, put_frame, read_line,
-};
+use crate::reply::{refusal, send};
 use crate::system;
 
 /// Answers the requests of a connection over a stream socket in blocking mode.
@@ -72,29 +72,4 @@ pub fn turn_away(stream: &mut impl Write) -> io::Result<()> {
         message: "too many connections at a time".to_owned(),
     };
     send(stream, &reply)
-}
-
-/// A reply's frame.
-pub(crate) fn reply_frame(reply: &Reply) -> io::Result<Vec<u8>> {
-    let mut frame = Vec::new();
-    put_frame(&mut frame, FrameKind::Reply, &serde_json::to_vec(reply)?);
-    Ok(frame)
-}
-
-pub(crate) fn send(stream: &mut impl Write, reply: &Reply) -> io::Result<()> {
-    stream.write_all(&reply_frame(reply)?)
-}
-
-/// An error as a reply.
-pub(crate) fn refusal(error: &io::Error) -> Reply {
-    let kind = match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::NotFound,
-        io::ErrorKind::PermissionDenied => ErrorKind::Denied,
-        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => ErrorKind::Invalid,
-        _ => ErrorKind::Failed,
-    };
-    Reply::Error {
-        kind,
-        message: error.to_string(),
-    }
 }

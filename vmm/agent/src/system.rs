@@ -6,7 +6,9 @@ use std::os::fd::AsRawFd as _;
 
 use rustix::time::{ClockId, Timespec, clock_settime};
 
-use crate::protocol::{MAX_ENTROPY_BYTES, from_hex, invalid};
+use snapstore_agent_protocol::{MAX_ENTROPY_BYTES, from_hex};
+
+use crate::reply::invalid;
 
 const NANOS: u64 = 1_000_000_000;
 /// Where the kernel's entropy goes and comes from, random(4).

@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use snapstore_agent::protocol::{
+use snapstore_agent_protocol::{
     ErrorKind, Exec, Exit, FRAME_HEADER_BYTES, FrameKind, MAX_FRAME_BYTES, Reply, Request,
     parse_frame_header, put_frame,
 };

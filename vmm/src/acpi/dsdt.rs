@@ -7,7 +7,8 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{AcpiDevices, OEM_ID, OEM_REVISION, OEM_TABLE_ID, VirtioWindow, to_bytes};
+use super::devices::{AcpiDevices, VirtioWindow};
+use super::table::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, to_bytes};
 use crate::addresses::{COM1_GSI, COM1_PORT, EVENT_GSI, SLEEP_TYPE_OFF};
 
 /// The notification that the VM generation identifier has changed (Microsoft,

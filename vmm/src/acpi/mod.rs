@@ -14,46 +14,21 @@
 //! Linux of its own choice does not use the reset register of such a machine, but
 //! the BIOS's reset vector, which therefore leads to the register.
 
+mod devices;
 mod dsdt;
 mod fixed;
+mod table;
 #[cfg(test)]
 mod tests;
 
-use acpi_tables::Aml;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use crate::addresses::ACPI_TABLES;
 use crate::error::{Error, Result};
-
-/// Who made the tables, as they say.
-const OEM_ID: [u8; 6] = *b"SNAPST";
-const OEM_TABLE_ID: [u8; 8] = *b"SNAPSTOR";
-const OEM_REVISION: u32 = 1;
-
-/// The devices of a machine that its ACPI tables tell of, besides the first serial
-/// port, which every machine has.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct AcpiDevices {
-    /// How many vCPUs there are.
-    pub cpus: u32,
-    /// The virtio devices over MMIO.
-    pub virtio_mmio: Vec<VirtioWindow>,
-    /// Where in guest memory the VM generation identifier is, if there is one.
-    pub vm_generation: Option<u64>,
-}
-
-/// Where a virtio device over MMIO is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct VirtioWindow {
-    /// The guest-physical address of its registers.
-    pub base: u32,
-    /// Their length in bytes.
-    pub len: u32,
-    /// Its interrupt, a pin of the I/O APIC, edge-triggered.
-    pub gsi: u32,
-}
+pub use devices::{AcpiDevices, VirtioWindow};
+use table::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, to_bytes};
 
 /// Writes the tables to their place in memory and returns the address of the root
 /// pointer.
@@ -104,10 +79,4 @@ impl Area {
         self.bytes.extend_from_slice(table);
         ACPI_TABLES.start + offset as u64
     }
-}
-
-fn to_bytes(aml: &dyn Aml) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    aml.to_aml_bytes(&mut bytes);
-    bytes
 }

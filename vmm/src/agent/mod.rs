@@ -13,9 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-pub use snapstore_agent::MacAddress;
-pub use snapstore_agent::protocol::{AGENT_PORT, ErrorKind, Exec, Exit, MAX_ENTROPY_BYTES};
-use snapstore_agent::protocol::{
+pub use snapstore_agent_protocol::MacAddress;
+pub use snapstore_agent_protocol::{AGENT_PORT, ErrorKind, Exec, Exit, MAX_ENTROPY_BYTES};
+use snapstore_agent_protocol::{
     FRAME_HEADER_BYTES, FrameKind, MAX_FRAME_BYTES, Reply, Request, parse_frame_header, put_frame,
     take_frame, to_hex,
 };

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 
-use snapstore_agent::protocol::read_line;
+use snapstore_agent_protocol::read_line;
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn agent(directory: &Path, refused: usize) -> PathBuf {
     std::thread::spawn(move || {
         for (number, stream) in listener.incoming().enumerate() {
             let mut stream = stream.unwrap();
-            let line = snapstore_agent::protocol::read_line(&mut stream).unwrap();
+            let line = snapstore_agent_protocol::read_line(&mut stream).unwrap();
             if number >= refused && line.as_deref() == Some(b"CONNECT 1024") {
                 stream.write_all(b"OK 1073741824\n").unwrap();
                 std::thread::spawn(move || snapstore_agent::serve(&mut stream));

@@ -11,41 +11,10 @@ use std::sync::OnceLock;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 
-use super::refused;
+use super::refused::refused;
+use super::role::Role;
 use super::rules::{self, Known};
 use crate::error::Result;
-
-/// What a thread of a machine's process is for.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Role {
-    /// Waits for the machine's end.
-    Main,
-    /// Runs a vCPU, and the devices that its guest notifies.
-    Vcpu,
-    /// Accepts clients and serves one each: also pauses, freezes and resumes.
-    Control,
-    /// Hears from the host's ends of the guest's sockets.
-    Vsock,
-    /// Hears from a tap.
-    Net,
-    /// Heeds signals, or the starter's word.
-    Watch,
-    /// Speaks with the guest's agent once.
-    Agent,
-}
-
-impl Role {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Main,
-        Self::Vcpu,
-        Self::Control,
-        Self::Vsock,
-        Self::Net,
-        Self::Watch,
-        Self::Agent,
-    ];
-}
 
 /// By role, what its threads install, in this order.
 static PROGRAMS: OnceLock<BTreeMap<Role, Vec<BpfProgram>>> = OnceLock::new();

@@ -20,7 +20,7 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
-use super::refused;
+use super::refused::refused;
 use crate::error::{Error, Result};
 
 /// The first of the machines' users and groups.

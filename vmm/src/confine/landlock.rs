@@ -9,7 +9,7 @@ use landlock::{
     RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
 };
 
-use super::refused;
+use super::refused::refused;
 use crate::error::Result;
 
 /// The newest rules that are asked for; an older kernel enforces those that it knows.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::refused;
+use super::refused::refused;
 use crate::error::Result;
 
 /// Descriptors: more than all clients, sockets of the guest and disks together take.

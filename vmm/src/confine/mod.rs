@@ -23,7 +23,9 @@ mod filter;
 mod identity;
 mod landlock;
 mod limits;
+mod refused;
 mod report;
+mod role;
 mod root;
 mod rules;
 mod server;
@@ -39,12 +41,14 @@ use rustix::io::Errno;
 use crate::error::{Error, OsContext as _, Result};
 use crate::proc;
 pub use descriptors::keep_only;
-pub use filter::{Role, enter, is_confined};
+pub use filter::{enter, is_confined};
 use identity::MachineUser;
 pub use identity::{FIRST_UID, UIDS};
 pub use limits::Limits;
+use refused::refused;
 pub use report::Confinement;
 use report::NAMESPACES;
+pub use role::Role;
 pub use server::forbid_for_server;
 
 /// What has to be had before the machine is built.
@@ -112,14 +116,6 @@ impl Preparation {
         filter::prepare(proc)?;
         report.read_back()?;
         Ok(report)
-    }
-}
-
-/// An error of one step.
-fn refused<E: Into<std::io::Error>>(action: &'static str) -> impl Fn(E) -> Error {
-    move |source| Error::Confine {
-        action,
-        source: source.into(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::refused;
+use super::refused::refused;
 use crate::error::Result;
 use crate::proc;
 

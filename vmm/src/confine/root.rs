@@ -20,7 +20,7 @@ use rustix::mount::{
 use rustix::process::{chdir, pivot_root};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::refused;
+use super::refused::refused;
 use crate::error::Result;
 
 /// What a process keeps of where it was.

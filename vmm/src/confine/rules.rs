@@ -12,7 +12,7 @@ use std::mem::size_of;
 use kvm_bindings as kvm;
 use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
-use super::filter::Role;
+use super::role::Role;
 
 /// Numbers of this process.
 pub(super) struct Known {

@@ -3,7 +3,8 @@
 use std::os::fd::AsFd as _;
 use std::process::Command;
 
-use super::filter::{Role, enter, is_confined, prepare};
+use super::filter::{enter, is_confined, prepare};
+use super::role::Role;
 
 /// Set in a process whose devices are filtered.
 const FILTERED: &str = "SNAPSTORE_TEST_FILTERED";

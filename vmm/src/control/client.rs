@@ -14,9 +14,8 @@ use std::time::Duration;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
-use crate::control::protocol::{
-    CommitReport, DiskInfo, ErrorKind, Origin, Reply, Request, Seconds, Status,
-};
+use crate::control::error_kind::ErrorKind;
+use crate::control::protocol::{CommitReport, DiskInfo, Origin, Reply, Request, Seconds, Status};
 use crate::control::wire::Connection;
 use crate::devices::virtio::{Content, Extent};
 use crate::error::{Error, Result};

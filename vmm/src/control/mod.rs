@@ -7,12 +7,12 @@
 //! they belong to (`SCM_RIGHTS`). docs/SEMANTICS.md lists the requests.
 
 mod client;
+mod error_kind;
 mod protocol;
 mod server;
 mod wire;
 
 pub use client::{Client, Committer, FrozenDisk, FrozenMachine, LiveMemory};
-pub use protocol::{
-    CommitReport, DiskInfo, ErrorKind, Origin, Reply, Request, RunState, Seconds, Status,
-};
+pub use error_kind::ErrorKind;
+pub use protocol::{CommitReport, DiskInfo, Origin, Reply, Request, RunState, Seconds, Status};
 pub use server::{Identity, Vm};

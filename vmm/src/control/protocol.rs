@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::error_kind::ErrorKind;
 use crate::confine::Confinement;
 use crate::devices::virtio::Network;
 use crate::machine::Ending;
@@ -155,20 +156,6 @@ pub struct DiskInfo {
     pub base_modified: Option<(i64, i64)>,
     /// Whether it has an overlay; without one the guest can only read it.
     pub has_overlay: bool,
-}
-
-/// The kind of an error, for programs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ErrorKind {
-    /// The request is not one, or does not fit the moment.
-    Invalid,
-    /// Another client is at it; try again.
-    Busy,
-    /// The machine has ended.
-    Ended,
-    /// It could not be done.
-    Failed,
 }
 
 /// What the machine answers.

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::confine::{self, Confinement, Role};
+use crate::control::error_kind::ErrorKind;
 use crate::control::protocol::{
-    CommitReport, DiskInfo, ErrorKind, Origin, Reply, Request, RunState, Seconds, Status, seconds,
+    CommitReport, DiskInfo, Origin, Reply, Request, RunState, Seconds, Status, seconds,
 };
 use crate::control::wire::Connection;
 use crate::devices::Console;

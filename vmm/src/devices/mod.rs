@@ -5,6 +5,7 @@
 //! reads as ones and ignores writes, as on an empty bus.
 
 mod console;
+mod effect;
 mod irq;
 mod power;
 mod serial;
@@ -23,6 +24,7 @@ use crate::memory::GuestMemory;
 use crate::rate::Rate;
 use crate::state::{DeviceState, MAX_VIRTIO_DEVICES, SerialState, StateError};
 pub use console::Console;
+pub(crate) use effect::Effect;
 use irq::IrqLine;
 use serial::SerialPort;
 use virtio::{
@@ -33,19 +35,6 @@ use virtio::{
 const COM1: std::ops::RangeInclusive<u16> = 0x3f8..=0x3ff;
 const I8042_DATA: u16 = 0x60;
 const I8042_COMMAND: u16 = 0x64;
-
-/// What a port write led to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Effect {
-    /// Nothing beyond the device.
-    None,
-    /// The guest asked for a reset of the machine.
-    Reset,
-    /// The guest powered the machine off.
-    PowerOff,
-    /// The guest says that it is ready.
-    Ready,
-}
 
 /// Remembers that the keyboard controller's reset line was pulsed.
 struct ResetLine(AtomicBool);

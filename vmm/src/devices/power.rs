@@ -2,7 +2,7 @@
 //! 4.8.3.6 and 4.8.3.7). They keep nothing: what is written takes effect or is
 //! forgotten, and all reads are zero, "not woken from sleep".
 
-use super::Effect;
+use super::effect::Effect;
 use crate::addresses::{
     RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_OFF,
 };

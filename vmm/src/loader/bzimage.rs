@@ -14,7 +14,7 @@ use linux_loader::loader::{BzImage, KernelLoader as _};
 use vm_memory::{ByteValued as _, GuestAddress};
 
 use super::Entry;
-use super::linux::{Image, Source, low_memory_end};
+use super::image::{Image, Source, low_memory_end};
 use super::zero_page::PROTOCOL_2_12;
 use crate::addresses::HIGH_MEMORY;
 use crate::error::{Error, Result};

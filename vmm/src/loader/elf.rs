@@ -12,7 +12,7 @@ use linux_loader::elf::{
 use linux_loader::loader::{Elf, KernelLoader as _, PvhBootCapability};
 use vm_memory::{ByteValued as _, GuestAddress};
 
-use super::linux::{Image, Source, low_memory_end};
+use super::image::{Image, Source, low_memory_end};
 use super::{Entry, zero_page};
 use crate::addresses::HIGH_MEMORY;
 use crate::error::Result;

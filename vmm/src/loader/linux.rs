@@ -1,52 +1,18 @@
 //! Loading Linux, whatever the form of its file.
 
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use linux_loader::bootparam::setup_header;
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::memory_map::{self, memory_map};
+use super::image::{Given, Image, Source, low_memory_end, open};
+use super::memory_map::memory_map;
 use super::{Entry, bios, bzimage, elf, entry, pvh, zero_page};
 use crate::acpi::{self, AcpiDevices};
 use crate::addresses::{COMMAND_LINE, COMMAND_LINE_ROOM};
 use crate::error::{Error, Result};
 use crate::generation;
 use crate::memory::{GuestMemory, PAGE_BYTES};
-
-/// What a kernel is given besides the memory it lies in.
-pub(super) struct Given {
-    /// Where ACPI's root pointer is.
-    pub rsdp: u64,
-    /// Where the initrd is.
-    pub initrd: Option<Range<u64>>,
-    /// The length of the command line, without its final NUL.
-    pub cmdline_bytes: u32,
-    pub memory_map: Vec<memory_map::Entry>,
-}
-
-/// A kernel that is in memory.
-pub(super) struct Image {
-    pub entry: Entry,
-    /// The address behind all memory that the kernel uses before it knows which
-    /// there is.
-    pub end: u64,
-    /// The setup header for the zero page.
-    pub header: setup_header,
-    /// The address behind the last byte that an initrd may have.
-    pub initrd_limit: u64,
-    /// The longest command line, without its final NUL.
-    pub cmdline_limit: u64,
-}
-
-/// A kernel's file.
-pub(super) struct Source<'a> {
-    pub path: &'a Path,
-    pub file: File,
-    pub length: u64,
-}
 
 /// Loads Linux; see [`Kernel::load`](super::Kernel::load).
 pub(super) fn load(
@@ -57,7 +23,7 @@ pub(super) fn load(
     devices: &AcpiDevices,
 ) -> Result<Entry> {
     let mut source = Source::open(kernel)?;
-    let image = match source.magic()? {
+    let image = match magic_of(&source)? {
         Magic::BzImage => bzimage::load(&mut source, memory)?,
         Magic::Elf => elf::load(&mut source, memory)?,
     };
@@ -94,104 +60,27 @@ enum Magic {
     Elf,
 }
 
-impl<'a> Source<'a> {
-    pub fn open(path: &'a Path) -> Result<Self> {
-        let (file, length) = open(path)?;
-        Ok(Self { path, file, length })
-    }
-
-    /// What the file is, by its content.
-    fn magic(&self) -> Result<Magic> {
-        /// Where the magic number of a setup header is.
-        const HEADER_MAGIC_AT: u64 = 0x202;
-        let is_at = |offset, expected: &[u8; 4]| -> Result<bool> {
-            let mut found = [0; 4];
-            if self.length < offset + 4 {
-                return Ok(false);
-            }
-            self.read_at(&mut found, offset)?;
-            Ok(found == *expected)
-        };
-        if is_at(0, linux_loader::elf::ELFMAG)? {
-            Ok(Magic::Elf)
-        } else if is_at(HEADER_MAGIC_AT, &zero_page::HEADER_MAGIC.to_le_bytes())? {
-            Ok(Magic::BzImage)
-        } else {
-            Err(Error::NotAKernel {
-                path: self.path.to_owned(),
-            })
+/// What the file is, by its content.
+fn magic_of(source: &Source<'_>) -> Result<Magic> {
+    /// Where the magic number of a setup header is.
+    const HEADER_MAGIC_AT: u64 = 0x202;
+    let is_at = |offset, expected: &[u8; 4]| -> Result<bool> {
+        let mut found = [0; 4];
+        if source.length < offset + 4 {
+            return Ok(false);
         }
-    }
-
-    /// Reads all of `bytes` from an offset.
-    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
-        self.needs(offset.saturating_add(bytes.len() as u64))?;
-        self.file
-            .read_exact_at(bytes, offset)
-            .map_err(|source| Error::File {
-                action: "read",
-                path: self.path.to_owned(),
-                source,
-            })
-    }
-
-    /// Refuses a file that is shorter than its own headers say.
-    pub fn needs(&self, bytes: u64) -> Result<()> {
-        if self.length < bytes {
-            return Err(Error::KernelTruncated {
-                path: self.path.to_owned(),
-                found_bytes: self.length,
-                expected_bytes: bytes,
-            });
-        }
-        Ok(())
-    }
-
-    /// Refuses a kernel that needs memory up to an address behind `limit`.
-    pub fn fits(&self, end: u64, limit: u64) -> Result<()> {
-        if end > limit {
-            return Err(Error::KernelRoom {
-                path: self.path.to_owned(),
-                needed_bytes: end,
-                room_bytes: limit,
-            });
-        }
-        Ok(())
-    }
-
-    /// The error for a kernel that cannot be booted.
-    pub fn unsupported(&self, cause: &'static str) -> Error {
-        Error::KernelUnsupported {
-            path: self.path.to_owned(),
-            cause,
-        }
-    }
-
-    /// The error for what the loader's library found.
-    pub fn malformed(&self, source: linux_loader::loader::Error) -> Error {
-        Error::KernelMalformed {
-            path: self.path.to_owned(),
-            source,
-        }
-    }
-}
-
-/// The address behind the last byte of memory below the devices.
-pub(super) fn low_memory_end(memory: &GuestMemory) -> u64 {
-    memory.layout().slots()[0].length
-}
-
-fn open(path: &Path) -> Result<(File, u64)> {
-    let file_error = |action| {
-        move |source| Error::File {
-            action,
-            path: path.to_owned(),
-            source,
-        }
+        source.read_at(&mut found, offset)?;
+        Ok(found == *expected)
     };
-    let file = File::open(path).map_err(file_error("open"))?;
-    let length = file.metadata().map_err(file_error("examine"))?.len();
-    Ok((file, length))
+    if is_at(0, linux_loader::elf::ELFMAG)? {
+        Ok(Magic::Elf)
+    } else if is_at(HEADER_MAGIC_AT, &zero_page::HEADER_MAGIC.to_le_bytes())? {
+        Ok(Magic::BzImage)
+    } else {
+        Err(Error::NotAKernel {
+            path: source.path.to_owned(),
+        })
+    }
 }
 
 fn write_cmdline(cmdline: &str, limit: u64, memory: &GuestMemory) -> Result<u32> {

@@ -15,6 +15,7 @@ mod bzimage;
 mod elf;
 mod entry;
 mod flat;
+mod image;
 mod linux;
 mod memory_map;
 mod pvh;

@@ -8,7 +8,7 @@ use linux_loader::start_info::{
 };
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::linux::Given;
+use super::image::Given;
 use crate::addresses::{COMMAND_LINE, MODULE_LIST, PVH_MEMORY_MAP, START_INFO};
 
 /// Writes the start info, with the initrd as its one module, to its place.

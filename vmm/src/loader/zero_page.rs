@@ -4,7 +4,7 @@
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::linux::Given;
+use super::image::Given;
 use crate::addresses::{COMMAND_LINE, ZERO_PAGE};
 
 /// "HdrS", the magic number of a setup header.

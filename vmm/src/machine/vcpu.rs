@@ -4,7 +4,8 @@ use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EV
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::devices::{Devices, Effect};
-use crate::machine::gate::{Ending, Gate};
+use crate::ending::Ending;
+use crate::machine::gate::Gate;
 use crate::memory::MemoryLayout;
 
 /// Runs the guest until the vCPU is kicked (`Ok`) or the machine ends.

@@ -11,7 +11,8 @@ use std::ops::Range;
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::guest::{GuestMemory, HostSlot};
+use super::guest::GuestMemory;
+use super::host_slot::HostSlot;
 use super::layout::PAGE_BYTES;
 use super::ranges;
 use crate::error::OsContext as _;

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::fork::{end, fork_frozen};
-use super::guest::HostSlot;
+use super::host_slot::HostSlot;
 use crate::error::OsContext as _;
 use crate::{Result, proc};
 

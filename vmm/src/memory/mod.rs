@@ -24,6 +24,7 @@ mod fork;
 mod freeze;
 mod guest;
 mod holes;
+mod host_slot;
 mod layout;
 mod mapping;
 pub mod ranges;
@@ -36,7 +37,8 @@ mod written;
 pub use copy::{CopyRoom, PageCopy};
 pub(crate) use copy::{limit_bytes, private_pages};
 pub use freeze::{Frozen, FrozenFiles};
-pub use guest::{GuestMemory, HostSlot};
+pub use guest::GuestMemory;
+pub use host_slot::HostSlot;
 pub use layout::{
     DEVICE_HOLE_END, DEVICE_HOLE_START, MAX_SIZE_BYTES, MIN_SIZE_BYTES, MemoryLayout, PAGE_BYTES,
     Slot,

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::guest::HostSlot;
+use super::host_slot::HostSlot;
 
 /// Makes a list normal.
 #[must_use]

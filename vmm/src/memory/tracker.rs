@@ -22,7 +22,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-use super::guest::HostSlot;
+use super::host_slot::HostSlot;
 use super::ranges;
 use super::uapi::{
     PAGE_IS_WRITTEN, PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, PageRegion, ScanRequest,

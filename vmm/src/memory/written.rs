@@ -17,7 +17,7 @@ use std::os::unix::fs::FileExt as _;
 
 use rustix::io::Errno;
 
-use super::guest::HostSlot;
+use super::host_slot::HostSlot;
 use super::layout::PAGE_BYTES;
 use super::ranges;
 use super::uapi::{

@@ -6,7 +6,7 @@
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::Broken;
+use super::broken::Broken;
 
 /// A request: buffers that the device reads, then buffers that it writes
 /// (virtio 1.2, section 2.7.4.2).

@@ -23,6 +23,7 @@
 //! a buffer beyond a notification.
 
 mod block;
+mod broken;
 mod chain;
 mod disk;
 mod entropy;
@@ -44,12 +45,13 @@ use std::sync::{Mutex, Weak};
 use crate::acpi::VirtioWindow;
 pub use crate::state::VirtioDeviceState;
 pub use block::Block;
+pub use broken::Broken;
 pub use chain::Chain;
 pub use disk::{Content, DISK_BLOCK_BYTES, Disk, Extent, FrozenDisk, MAX_DISK_BYTES};
 pub use entropy::Entropy;
 pub(crate) use host::Host;
 pub use net::{Interface, MacAddress, Net, Network, NotAMacAddress, Tap};
-pub use queue::{Broken, Virtqueue};
+pub use queue::Virtqueue;
 pub use transport::{Interrupt, Transport};
 pub use vsock::{GuestCid, Vsock};
 use wake::Wake;

@@ -6,24 +6,9 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT as _, QueueState, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
+use super::broken::Broken;
 use super::{Chain, Host};
 use crate::state::VirtioQueueState;
-
-/// What a driver made is not a queue.
-#[derive(thiserror::Error, Debug)]
-#[non_exhaustive]
-pub enum Broken {
-    /// Its rings.
-    #[error("a queue: {0}")]
-    Ring(virtio_queue::Error),
-    /// A chain of descriptors in it.
-    #[error("a request that {0}")]
-    Chain(&'static str),
-    /// A buffer whose content must be known, or in which the driver waits for an
-    /// answer.
-    #[error("a request outside guest memory: {0}")]
-    Memory(#[from] vm_memory::GuestMemoryError),
-}
 
 /// A queue as its registers describe it.
 pub(super) struct QueueSlot {

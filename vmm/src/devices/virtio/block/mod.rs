@@ -10,8 +10,6 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use request::Answer;
-
 use super::disk::{DISK_BLOCK_BYTES, SECTOR_BYTES};
 use crate::rate::Rate;
 
@@ -34,6 +32,18 @@ const MAX_DISCARD_SECTORS: u32 = 1 << 21;
 /// 4 MiB.
 const MAX_ZERO_SECTORS: u32 = 1 << 13;
 const CONFIG_BYTES: usize = 60;
+
+/// What became of a request.
+enum Answer {
+    /// The driver was told how it went.
+    Done {
+        /// How many bytes were written to the request.
+        written_bytes: u32,
+    },
+    /// The host could not do it, for the cause that is told. It may be half done, and
+    /// is to be done once more.
+    HostFailed(String),
+}
 
 /// A virtio block device.
 pub struct Block {

@@ -18,24 +18,12 @@ use vm_memory::GuestMemoryError;
 
 use super::super::disk::SECTOR_BYTES;
 use super::super::{Broken, Chain};
-use super::{Block, MAX_DATA_BYTES, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZERO_SECTORS};
+use super::{Answer, Block, MAX_DATA_BYTES, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZERO_SECTORS};
 
 const HEADER_BYTES: u64 = 16;
 const RANGE_BYTES: u64 = 16;
 /// How much goes between disk and guest memory at a time, in bytes.
 const PIECE_BYTES: u64 = 128 << 10;
-
-/// What became of a request.
-pub(super) enum Answer {
-    /// The driver was told how it went.
-    Done {
-        /// How many bytes were written to the request.
-        written_bytes: u32,
-    },
-    /// The host could not do it, for the cause that is told. It may be half done, and
-    /// is to be done once more.
-    HostFailed(String),
-}
 
 /// Why a request is answered with an error.
 enum Failure {

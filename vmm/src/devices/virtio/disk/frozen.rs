@@ -5,7 +5,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::map::{Map, Place};
-use super::{DISK_BLOCK_BYTES, reader};
+use super::reader;
+use super::under::DISK_BLOCK_BYTES;
 
 /// A disk at the instant at which it was frozen. The guest's later writes do not
 /// show, as long as this lives.

@@ -14,6 +14,7 @@ mod reader;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod under;
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
@@ -28,9 +29,9 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::error::{Error, Result};
 pub use frozen::{Content, Extent, FrozenDisk};
 use overlay::Overlay;
+pub use under::DISK_BLOCK_BYTES;
+use under::Under;
 
-/// The blocks of an overlay, in bytes.
-pub const DISK_BLOCK_BYTES: u64 = 4096;
 /// The largest disk, in bytes: every block of it can have a slot, and as many
 /// again that commits still read.
 pub const MAX_DISK_BYTES: u64 = 8 << 40;
@@ -47,22 +48,6 @@ struct Inner {
     access: Access,
     /// How often the disk was frozen.
     freezes: AtomicU64,
-}
-
-/// The file under an overlay, or the disk's only one.
-struct Under {
-    base: Arc<File>,
-    size_bytes: u64,
-    /// When the file was last changed, in seconds and nanoseconds since 1970; `None`
-    /// of what is not a regular file.
-    modified: Option<(i64, i64)>,
-}
-
-impl Under {
-    /// The length of a block in bytes: the last one may be shorter.
-    fn block_bytes(&self, block: u64) -> u64 {
-        DISK_BLOCK_BYTES.min(self.size_bytes.saturating_sub(block * DISK_BLOCK_BYTES))
-    }
 }
 
 enum Access {

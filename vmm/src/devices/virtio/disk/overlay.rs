@@ -22,7 +22,7 @@ use super::frozen::FrozenOverlay;
 use super::map::{Map, Place, Slot, TABLE_BLOCKS};
 use super::reader::{self, checked_end, piece};
 use super::slots::Slots;
-use super::{DISK_BLOCK_BYTES, Under};
+use super::under::{DISK_BLOCK_BYTES, Under};
 
 /// Frozen maps beyond which the oldest are merged: commits that fail again and
 /// again must not slow reading down.

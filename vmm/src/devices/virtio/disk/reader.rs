@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-use super::DISK_BLOCK_BYTES;
 use super::map::{Map, Place};
+use super::under::DISK_BLOCK_BYTES;
 
 /// Where a run of bytes is read.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::io;
 
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 
-use super::DISK_BLOCK_BYTES;
 use super::map::{LAST_SLOT, Slot};
+use super::under::DISK_BLOCK_BYTES;
 
 fn is_nearly_full(file: &File) -> io::Result<bool> {
     let now = fstatvfs(file)?;

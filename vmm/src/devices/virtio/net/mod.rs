@@ -21,6 +21,7 @@
 //! several queues, a control queue and so filters by address (the tap's bridge
 //! does that), and any look into a frame.
 
+mod link;
 mod tap;
 #[cfg(test)]
 mod tests;
@@ -32,12 +33,14 @@ use std::thread::JoinHandle;
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-pub use snapstore_agent::{MacAddress, NotAMacAddress};
+pub use snapstore_agent_protocol::{MacAddress, NotAMacAddress};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP};
 
 use super::{Broken, Chain, Transport, VirtioDevice, VirtioDeviceState, Virtqueue, Wake};
 use crate::error::{OsContext as _, Result};
+use link::{Link, RECEIVE};
+use tap::HEADER_BYTES;
 pub use tap::Tap;
 #[cfg(test)]
 pub(super) use tests::cable;
@@ -45,11 +48,8 @@ use thread::Poll;
 
 /// Receiving and sending, by the guest's view.
 const QUEUE_SIZES: [u16; 2] = [256, 256];
-const RECEIVE: usize = 0;
 const SEND: usize = 1;
 
-/// `struct virtio_net_hdr_v1`, before every frame.
-const HEADER_BYTES: usize = 12;
 /// Where in it is how many buffers a frame takes: one.
 const BUFFERS_AT: usize = 10;
 /// An Ethernet header.
@@ -90,26 +90,6 @@ impl Interface {
             saved_mac: self.saved_mac,
             link_up: self.link.as_ref().is_some_and(|link| !link.is_lost()),
         }
-    }
-}
-
-/// What the device and its thread share.
-struct Link {
-    tap: Tap,
-    /// The host's interface is gone.
-    lost: AtomicBool,
-    /// The thread is to end.
-    ended: AtomicBool,
-}
-
-impl Link {
-    /// Returns whether that is new.
-    fn lose(&self) -> bool {
-        !self.lost.swap(true, Ordering::Relaxed)
-    }
-
-    fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Relaxed)
     }
 }
 

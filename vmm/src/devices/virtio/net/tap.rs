@@ -9,8 +9,10 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 
-use super::HEADER_BYTES;
 use crate::error::{Error, OsContext as _, Result};
+
+/// `struct virtio_net_hdr_v1`, before every frame.
+pub(super) const HEADER_BYTES: usize = 12;
 
 const DEVICE: &str = "/dev/net/tun";
 /// The longest name of an interface in bytes, one less than `IFNAMSIZ`.

@@ -10,7 +10,8 @@ use std::thread::JoinHandle;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::{Link, RECEIVE, Tap};
+use super::link::{Link, RECEIVE};
+use super::tap::Tap;
 use crate::confine::{self, Role};
 use crate::devices::virtio::{Transport, Wake};
 

@@ -17,15 +17,24 @@ mod saved;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_bindings::virtio_config::{
-    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK,
-    VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use vm_memory::GuestMemoryMmap;
 
-use super::queue::{Broken, QueueSlot};
+use super::broken::Broken;
+use super::queue::QueueSlot;
 use super::{Host, VirtioDevice};
+
+/// What a driver can set.
+const DRIVER_STATUS_BITS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
+    | VIRTIO_CONFIG_S_DRIVER
+    | VIRTIO_CONFIG_S_FEATURES_OK
+    | VIRTIO_CONFIG_S_DRIVER_OK
+    | VIRTIO_CONFIG_S_FAILED;
 
 /// Raises the device's interrupt, once for each call.
 pub type Interrupt = Box<dyn Fn() + Send>;
@@ -231,7 +240,7 @@ impl Transport {
             return self.reset();
         }
         let before = self.registers.status;
-        self.registers.status |= written & registers::DRIVER_STATUS_BITS;
+        self.registers.status |= written & DRIVER_STATUS_BITS;
         if !before & self.registers.status & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
             let features = self.registers.driver_features;
             if self.accepts(features) {

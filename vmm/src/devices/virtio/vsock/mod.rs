@@ -25,13 +25,14 @@ mod connection;
 mod host;
 mod packet;
 mod poll;
+mod shared;
 mod table;
 #[cfg(test)]
 mod tests;
 mod thread;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -42,11 +43,11 @@ use crate::error::{Error, OsContext as _, Result};
 use connection::BUFFER_BYTES;
 use packet::{HEADER_BYTES, Header, Operation};
 use poll::{EventFlags, Poll, Source};
+use shared::{News, RECEIVE, Shared, lock};
 use table::Table;
 
 /// Receiving, sending and events, by the guest's view.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
-const RECEIVE: usize = 0;
 const SEND: usize = 1;
 const EVENTS: usize = 2;
 
@@ -75,32 +76,6 @@ impl GuestCid {
 impl Default for GuestCid {
     fn default() -> Self {
         Self(3)
-    }
-}
-
-/// Whether the guest knows that its connections are gone.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum News {
-    /// There is nothing to know.
-    None,
-    /// It is to be told.
-    Due,
-    /// It was told. It gives the event's buffer back when it has dealt with it.
-    Told(Instant),
-}
-
-/// What the device and its thread share.
-struct Shared {
-    table: Table,
-    news: News,
-    /// The thread is to end.
-    ended: bool,
-}
-
-impl Shared {
-    /// Whether the guest can be told something now.
-    fn has_output(&self) -> bool {
-        self.news == News::None && self.table.has_output()
     }
 }
 
@@ -315,8 +290,4 @@ impl Drop for Vsock {
             let _ = thread.join();
         }
     }
-}
-
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

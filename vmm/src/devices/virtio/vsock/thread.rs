@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::poll::{EventFlags, Poll, Source};
-use super::{News, RECEIVE, Shared, lock};
+use super::shared::{News, RECEIVE, Shared, lock};
 use crate::confine::{self, Role};
 use crate::devices::virtio::{Transport, Wake};
 use crate::rate::Rate;

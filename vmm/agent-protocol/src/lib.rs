@@ -1,4 +1,5 @@
-//! Requests, replies and frames.
+//! What a host and the agent of its guest say to each other, for both ends; drawn in
+//! `docs/AGENT.md`.
 //!
 //! A request is a line of JSON. Everything else, both ways, is a frame:
 //!
@@ -8,10 +9,14 @@
 //! | 4      | length of the rest, little-endian, up to 64 KiB |
 //! | length | bytes; of a reply, JSON                         |
 
+mod mac;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
+
+pub use mac::{MacAddress, NotAMacAddress};
 
 /// The version of the protocol.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -250,7 +255,7 @@ pub fn from_hex(text: &str) -> Option<Vec<u8>> {
     pairs.map(byte).collect()
 }
 
-pub(crate) fn invalid(what: &'static str) -> io::Error {
+fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
