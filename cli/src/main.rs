@@ -60,7 +60,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let context = Context::new(cli.store, cli.json, cli.lock_timeout);
     match cli.command {
         Command::Init(args) => commands::init::run(&context, &args),
-        Command::Commit(args) => commands::commit::run(&context, &args),
+        Command::Commit(args) => match &args.vm {
+            Some(name) => commands::commit_vm::run(&context, &args, name),
+            None => commands::commit::run(&context, &args),
+        },
         Command::Mount(args) => commands::mount::run(&context, &args),
         Command::Umount(args) => commands::umount::run(&context, &args),
         Command::Run(args) => commands::run::run(&context, &args),

@@ -24,9 +24,9 @@ use rustix::process::{getegid, geteuid};
 use snapstore_store::{MountEntry, mount_id};
 
 use crate::claim::{Claim, DirLock};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, cannot};
 use crate::helper;
-use crate::mountpoint::{SOURCE_PREFIX, Seen, cannot, table};
+use crate::mountpoint::{SOURCE_PREFIX, Seen, table};
 
 /// The longest value that fsconfig(2) takes, without its final zero.
 const SOURCE_BYTES: usize = 255;

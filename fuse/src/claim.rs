@@ -11,8 +11,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use snapstore_store::mount_id;
 
-use crate::error::{Error, Result};
-use crate::mountpoint::{Seen, cannot, ours};
+use crate::error::{Error, Result, cannot};
+use crate::mountpoint::{Seen, ours};
 
 /// How long somebody else may take to mount or unmount.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,7 +1,7 @@
 //! What can go wrong with a mount, and which errno a reader sees.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fuser::Errno;
 use snapstore_store::ErrorClass;
@@ -114,4 +114,13 @@ fn exhausted(error: &snapstore_store::Error) -> Option<Errno> {
         Errno::ENOMEM,
     ];
     told.contains(&errno).then_some(errno)
+}
+
+/// An operation on a file that failed.
+pub(crate) fn cannot(action: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }

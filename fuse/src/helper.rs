@@ -12,8 +12,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::io::FdFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use crate::error::{Error, Result};
-use crate::mountpoint::cannot;
+use crate::error::{Error, Result, cannot};
 
 const NAME: &str = "fusermount3";
 /// Where it is on systems whose `PATH` does not lead there.

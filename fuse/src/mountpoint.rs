@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use snapstore_store::{MountEntry, mount_id, mount_table};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, cannot};
 use crate::helper;
 
 /// What the source of our mounts begins with; the store follows.
@@ -102,14 +102,6 @@ impl Seen {
 /// What the kernel follows to the open file itself.
 fn through_proc(fd: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
-}
-
-pub(crate) fn cannot(action: &'static str, path: &Path, source: io::Error) -> Error {
-    Error::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
 }
 
 /// Whether `dir` is a FUSE mount whose server is gone. It waits for a server that

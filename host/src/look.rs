@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use crate::background;
 use crate::error::Usage;
-use crate::process::FAILED;
+use crate::spec::FAILED;
 
 /// The hidden command's name.
 pub const COMMAND: &str = "look-at-mount";

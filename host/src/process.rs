@@ -1,5 +1,4 @@
-//! The processes that machines run in. A hidden command reads what to start, starts a
-//! process for each machine, and supervises them.
+//! The process that a machine runs in.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
@@ -13,97 +12,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rustix::io::retry_on_intr;
-use serde::{Deserialize, Serialize};
 use snapstore_vmm::Console;
 use snapstore_vmm::agent::{AGENT_PORT, AgentClient, AgentError};
 use snapstore_vmm::confine::{self, Limits, Preparation, Role, keep_only};
-use snapstore_vmm::control::{Identity, Origin, RunState, Status, Vm};
+use snapstore_vmm::control::{Identity, RunState, Vm};
 
 use crate::background;
-use crate::build::{Overlays, What, build};
+use crate::build::{What, build};
 use crate::error::ChildFailure;
-use crate::look;
 use crate::networks::NetSpec;
 use crate::runtime::{Claim, IN_ORDER, Runtime, VSOCK};
-use crate::supervisor::{self, NOT_STARTED};
+use crate::spec::{self, FAILED, NOT_STARTED, Spec, announce};
 
-/// The hidden command that starts machines and supervises them.
-pub const COMMAND: &str = "vm-host";
 /// The hidden command that is one machine: its number in the spec, and the descriptors
 /// of the spec, of the lock on its name, and of what it keeps open.
-pub const MACHINE_COMMAND: &str = "vm-machine";
+pub const COMMAND: &str = "vm-machine";
 
-/// What to start, as the hidden command reads it.
-#[derive(Serialize, Deserialize)]
-pub struct Spec {
-    /// One machine for each.
-    pub names: Vec<String>,
-    /// What each is made from.
-    pub what: What,
-    /// Where what guests write to their disks is kept.
-    pub overlays: Overlays,
-    /// The network interfaces of each.
-    pub nets: Vec<Vec<NetSpec>>,
-    /// The snapshot that they come from.
-    pub origin: Origin,
-    /// Whether they begin to run at once.
-    pub run: bool,
-    /// Whether they begin to run at a byte for each on standard input, and end with it if
-    /// none comes: whoever starts them may be killed meanwhile.
-    #[serde(default)]
-    pub run_on_word: bool,
-    /// Whether they pause when their guests say that they are ready.
-    pub stop_at_ready: bool,
-    /// Descriptors that each of them keeps open as long as it lives.
-    pub kept: Vec<i32>,
-    /// Whether they give up what they do not need before their guests run.
-    pub confine: bool,
-    /// Whether their processes are forked and not executed, and so have one layout of
-    /// their addresses.
-    pub share_layout: bool,
-}
-
-/// What each machine's process writes to standard output, one line, once it
-/// answers or cannot.
-#[derive(Serialize, Deserialize)]
-pub struct Announcement {
-    pub name: String,
-    /// How it began, or why it did not.
-    pub outcome: Result<Status, ChildFailure>,
-}
-
-/// What a hidden command exits with that failed.
-pub const FAILED: u8 = 1;
-
-/// One of the hidden commands, if this process is to be it: what it exits with.
-/// `prepare` sets up the log of a process that lives long.
-pub fn run_if_hidden(prepare: impl Fn()) -> Option<anyhow::Result<u8>> {
-    let mut arguments = std::env::args_os().skip(1);
-    let command = arguments.next()?;
-    if command == look::COMMAND {
-        return Some(look::run(&arguments.collect::<Vec<_>>()));
-    }
-    if command != COMMAND && command != MACHINE_COMMAND {
-        return None;
-    }
-    prepare();
-    let rest: Option<Vec<String>> = arguments.map(|one| one.into_string().ok()).collect();
-    let rest = rest.unwrap_or_default();
-    Some(match command == COMMAND {
-        true => run(),
-        false => run_machine(&rest),
-    })
-}
-
-/// `snapstore vm-host`
-pub fn run() -> anyhow::Result<u8> {
-    let line = io::stdin().lines().next().transpose()?.unwrap_or_default();
-    supervisor::run(&parse(&line)?, &line)
-}
-
-/// `snapstore vm-machine`
-pub fn run_machine(arguments: &[String]) -> anyhow::Result<u8> {
-    let misused = || anyhow::anyhow!("{MACHINE_COMMAND} is for this program's own use");
+/// The hidden command.
+pub fn run(arguments: &[String]) -> anyhow::Result<u8> {
+    let misused = || anyhow::anyhow!("{COMMAND} is for this program's own use");
     let (number, fds) = arguments.split_first().ok_or_else(misused)?;
     let fds: Vec<i32> = fds.iter().map(|fd| fd.parse()).collect::<Result<_, _>>()?;
     let mut fds = keep_only(&fds)?.into_iter();
@@ -112,13 +39,9 @@ pub fn run_machine(arguments: &[String]) -> anyhow::Result<u8> {
     let mut line = vec![0; usize::try_from(file.metadata()?.len())?];
     file.read_exact_at(&mut line, 0)?;
     drop(file);
-    let spec = parse(&String::from_utf8(line)?)?;
+    let spec = spec::parse(&String::from_utf8(line)?)?;
     let ended = machine_process(&spec, number.parse()?, lock, fds.collect());
     Ok(ended)
-}
-
-fn parse(line: &str) -> anyhow::Result<Spec> {
-    serde_json::from_str(line).context("what to start is not valid")
 }
 
 /// The life of one machine's process; `lock` is the one on its name.
@@ -283,19 +206,6 @@ fn live(vm: &Arc<Vm>) -> u8 {
 /// cannot be written is lost.
 fn say_last(line: &str) {
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
-}
-
-pub fn announce(name: &str, outcome: Result<Status, ChildFailure>) -> io::Result<()> {
-    let announcement = Announcement {
-        name: name.to_owned(),
-        outcome,
-    };
-    let mut line = serde_json::to_vec(&announcement)?;
-    line.push(b'\n');
-    // One write: a pipe takes lines of several processes whole.
-    let mut out = io::stdout();
-    out.write_all(&line)?;
-    out.flush()
 }
 
 fn stop_on_signal(vm: &Arc<Vm>) -> anyhow::Result<()> {

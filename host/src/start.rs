@@ -13,8 +13,9 @@ use snapstore_vmm::control::{Client, Request, Status};
 
 use crate::background;
 use crate::error::{Busy, ChildFailure};
-use crate::process::{self, Announcement, Spec};
 use crate::runtime::{RUNTIME_DIR, Reservation, Runtime, VmDir, forget};
+use crate::spec::{Announcement, Spec};
+use crate::supervisor;
 
 /// Requests to machines that are under way at the same time.
 const MAX_THREADS: usize = 64;
@@ -45,7 +46,7 @@ pub fn start(
         background::hand_on(*fd)?;
     }
     let mut host = background::command()?
-        .arg(process::COMMAND)
+        .arg(supervisor::COMMAND)
         // Of a machine's process: one heap for all of its threads, and what its
         // start freed goes back to the system (mallopt(3)).
         .env("MALLOC_ARENA_MAX", "1")

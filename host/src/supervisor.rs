@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
@@ -22,19 +22,26 @@ use snapstore_vmm::confine::keep_only;
 
 use crate::background;
 use crate::error::ChildFailure;
-use crate::process::{self, Spec, announce};
+use crate::process;
 use crate::runtime::{Claim, KILLED, Runtime, VmDir};
+use crate::spec::{self, FAILED, NOT_STARTED, Spec, announce};
 
-/// What a machine's process exits with that could not start: nothing of it is kept.
-pub const NOT_STARTED: u8 = 70;
+/// The hidden command that starts machines and supervises them.
+pub const COMMAND: &str = "vm-host";
 
 /// What is said of a machine that made a system call it may not make.
 const FORBIDDEN: &str = "it was ended by a forbidden system call: a fault of this program, or an \
                          attack from the guest; its last words are in its log";
 
+/// The hidden command: its spec is a line of standard input.
+pub fn run_from_stdin() -> anyhow::Result<u8> {
+    let line = io::stdin().lines().next().transpose()?.unwrap_or_default();
+    run(&spec::parse(&line)?, &line)
+}
+
 /// Starts the machines of a spec, and returns once they have ended. `line` is the spec
 /// as it was read.
-pub fn run(spec: &Spec, line: &str) -> anyhow::Result<u8> {
+fn run(spec: &Spec, line: &str) -> anyhow::Result<u8> {
     // Nothing of whoever called the command that started this.
     let kept = keep_only(&spec.kept)?;
     background::detach()?;
@@ -67,7 +74,7 @@ fn give_up(claims: Vec<Claim>) -> anyhow::Result<u8> {
     for claim in claims {
         claim.release(None)?;
     }
-    Ok(process::FAILED)
+    Ok(FAILED)
 }
 
 /// A process for each that begins with a copy of this one.
@@ -103,7 +110,7 @@ fn execute_all(line: &str, claims: &[Claim], kept: &[OwnedFd]) -> anyhow::Result
         let fds = fds.chain(kept.iter().map(|fd| fd.as_fd()));
         // The very program that runs, whatever has become of its file.
         let child = Command::new("/proc/self/exe")
-            .arg(process::MACHINE_COMMAND)
+            .arg(process::COMMAND)
             .arg(number.to_string())
             .args(fds.map(|fd| raw(fd).to_string()))
             .spawn()

@@ -13,7 +13,6 @@ use snapstore_store::{
 };
 
 use crate::args::CommitArgs;
-use crate::commands::commit_vm;
 use crate::context::Context;
 use crate::format::{count, size};
 use crate::hints;
@@ -22,9 +21,6 @@ use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
-    if let Some(name) = &args.vm {
-        return commit_vm::run(context, args, name);
-    }
     let request = request(args)?;
     if request.inputs.is_empty() {
         bail!(Usage(

@@ -14,6 +14,7 @@ use crate::format::millis;
 use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &CommitArgs, name: &str) -> anyhow::Result<ExitCode> {
+    let context = &context.stopped_by_signals()?;
     let vm = Runtime::open()?.running(name)?;
     let store = context.open_or_create_default()?;
     let wanted = Wanted {

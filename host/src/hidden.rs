@@ -1,0 +1,24 @@
+//! The commands of a program that it starts itself with, and no user: machines, their
+//! supervisor, and whoever looks at a mount are processes of the same program.
+
+use crate::{look, process, supervisor};
+
+/// One of the hidden commands, if this process is to be it: what it exits with.
+/// `prepare` sets up the log of a process that lives long.
+pub fn run_if_hidden(prepare: impl Fn()) -> Option<anyhow::Result<u8>> {
+    let mut arguments = std::env::args_os().skip(1);
+    let command = arguments.next()?;
+    if command == look::COMMAND {
+        return Some(look::run(&arguments.collect::<Vec<_>>()));
+    }
+    if command != supervisor::COMMAND && command != process::COMMAND {
+        return None;
+    }
+    prepare();
+    let rest: Option<Vec<String>> = arguments.map(|one| one.into_string().ok()).collect();
+    let rest = rest.unwrap_or_default();
+    Some(match command == supervisor::COMMAND {
+        true => supervisor::run_from_stdin(),
+        false => process::run(&rest),
+    })
+}
