@@ -13,6 +13,11 @@ const PRIVATE_MIB: [u32; 5] = [1, 8, 64, 256, 512];
 const CHANGED_MIB: u32 = 1;
 /// What a pause may take beyond fork(2), in seconds.
 const BEYOND_FORK: f64 = 1e-3;
+/// What the pause of a first commit may take, in seconds, however much is private.
+const FIRST_PAUSE: f64 = 3e-3;
+/// The private memory of the pauses that are compared, in MiB, and how much longer the one
+/// may be.
+const FIRST_OF: (u32, u32, f64) = (512, 64, 1.5);
 
 const STAGES: [&str; 6] = ["pause", "stop", "state_save", "list", "copy", "fork"];
 
@@ -25,6 +30,7 @@ pub fn pause(bench: &mut Bench) -> anyhow::Result<()> {
     let lab = lab("vm-pause")?;
     snapshot(&lab, "full", "1G", 768 * MIB_PAGES, false)?;
     let image = mount(&lab, "full")?;
+    let mut first_pauses = Vec::new();
     for mib in PRIVATE_MIB {
         let done = alternate(
             bench.rounds,
@@ -33,6 +39,7 @@ pub fn pause(bench: &mut Bench) -> anyhow::Result<()> {
                 Box::new(|_| forks(&image, mib)),
             ],
         )?;
+        first_pauses.push((mib, done[0][0].clone()));
         for (number, which) in ["first commit", "next commit"].into_iter().enumerate() {
             let stages = &done[0][number * STAGES.len()..][..STAGES.len()];
             let (fork, copy) = (&done[1][2 * number], &done[1][2 * number + 1]);
@@ -45,8 +52,29 @@ pub fn pause(bench: &mut Bench) -> anyhow::Result<()> {
             );
         }
     }
+    first(bench, &first_pauses);
     image.unmount()?;
     Ok(())
+}
+
+/// The pause of a first commit follows what is written again while it reads, and not
+/// what is private.
+fn first(bench: &mut Bench, pauses: &[(u32, Samples)]) {
+    let (large, small, aim) = FIRST_OF;
+    let of = |wanted| pauses.iter().find(|(mib, _)| *mib == wanted);
+    let (Some((_, large_pause)), Some((_, small_pause))) = (of(large), of(small)) else {
+        return;
+    };
+    let what = format!("pause, first commit, {large} MiB private");
+    bench.compare(
+        &what,
+        large_pause,
+        &format!("{small} MiB private"),
+        small_pause,
+        Some(aim),
+    );
+    let limit = Samples::constant(FIRST_PAUSE, bench.rounds);
+    bench.compare(&what, large_pause, "3 ms", &limit, Some(1.0));
 }
 
 fn rows(bench: &mut Bench, which: &str, stages: &[Samples], fork: &Samples, copy: &Samples) {

@@ -1,11 +1,14 @@
 //! Commits of running machines.
 //!
-//! The machine freezes a copy of itself and goes on; this process reads from the
-//! copy what changed, and commits it onto the snapshot that the machine was made
+//! This process reads what changed while the guest runs, where that is much. Then the
+//! machine freezes a copy of itself and goes on; of the copy is read what has changed
+//! since. All of it is committed onto the snapshot that the machine was made
 //! from or last committed as. Only once that is durable does the machine hear of
 //! it: if this process ends before, the machine's next commit holds it all.
 
+mod check;
 mod disks;
+mod precopy;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,10 +16,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use snapstore_store::{
-    CommitRequest, Committed, Extent, ImageRole, Input, InputData, InputKind, ParentChoice,
-    Progress, SnapshotId, Store,
+    CommitRequest, Committed, ImageRole, Input, InputData, InputKind, ParentChoice, Progress,
+    SnapshotId, Store,
 };
-use snapstore_vmm::control::{CommitReport, FrozenMachine, Seconds};
+use snapstore_vmm::control::{CommitReport, Committer, FrozenMachine, Origin, Seconds};
 
 use crate::error::NotFound;
 use crate::runtime::VmDir;
@@ -51,12 +54,28 @@ pub fn commit(
     let began = Instant::now();
     // Before the machine is disturbed.
     store.check_tag_free(&wanted.tag, wanted.replace)?;
-    let frozen = vm.connect()?.freeze()?;
-    let request = request(wanted, &frozen)?;
-    let read_bytes = frozen.written().iter().map(|r| r.end - r.start).sum();
-    check_origin(store, &vm.name, &request)?;
-    let mut committed = store.commit(&request, progress)?;
+    let mut committer = Committer::new(vm.connect()?);
+    let read = precopy::read(store, vm, wanted, &mut committer, progress)?;
+    let read_seconds = began.elapsed().as_secs_f64();
+    let frozen = committer.freeze(check::is_wanted())?;
+    // Else it lists all again.
+    let read = read.filter(|_| frozen.after_rounds());
+    let base = Base::of(frozen.origin())?;
+    let request = request(wanted, &base, &frozen)?;
+    let mut read_bytes = frozen.written().iter().map(|r| r.end - r.start).sum();
+    base.check(store, &vm.name)?;
     let mut timings = frozen.timings().clone();
+    let mut committed = match read {
+        Some(read) => {
+            timings.insert("precopy".to_owned(), read_seconds);
+            read_bytes += read.bytes;
+            store.commit_after(read.precopy, &request, progress)?
+        }
+        None => store.commit(&request, progress)?,
+    };
+    if check::is_wanted() {
+        check::check(store, &committed.manifest, &frozen)?;
+    }
     timings.extend(stages(&committed));
     timings.insert("total".to_owned(), began.elapsed().as_secs_f64());
     let report = CommitReport {
@@ -79,30 +98,43 @@ pub fn commit(
     })
 }
 
-/// A machine can only be committed to the store that holds what it was made from.
-fn check_origin(store: &Store, name: &str, request: &CommitRequest) -> anyhow::Result<()> {
-    let ParentChoice::Pinned(id) = request.parent else {
-        return Ok(());
-    };
-    if !store.has_snapshot(id)? {
-        bail!(NotFound(format!(
-            "{} does not hold snapshot {}, which {name} was made from; \
-             name the store that does with --store",
-            store.path().display(),
-            id.short()
-        )));
-    }
-    Ok(())
+/// What a machine's commit is made from.
+struct Base {
+    parent: ParentChoice,
+    kind: InputKind,
 }
 
-fn request(wanted: &Wanted, frozen: &FrozenMachine) -> anyhow::Result<CommitRequest> {
-    let (parent, kind) = match &frozen.origin().snapshot {
-        Some(id) => {
-            let id = SnapshotId::from_hex(id).context("the machine names no snapshot id")?;
-            (ParentChoice::Pinned(id), InputKind::Diff)
+impl Base {
+    fn of(origin: &Origin) -> anyhow::Result<Self> {
+        let (parent, kind) = match &origin.snapshot {
+            Some(id) => {
+                let id = SnapshotId::from_hex(id).context("the machine names no snapshot id")?;
+                (ParentChoice::Pinned(id), InputKind::Diff)
+            }
+            None => (ParentChoice::Nothing, InputKind::Full),
+        };
+        Ok(Self { parent, kind })
+    }
+
+    /// A machine can only be committed to the store that holds what it was made from.
+    fn check(&self, store: &Store, name: &str) -> anyhow::Result<()> {
+        let ParentChoice::Pinned(id) = self.parent else {
+            return Ok(());
+        };
+        if !store.has_snapshot(id)? {
+            bail!(NotFound(format!(
+                "{} does not hold snapshot {}, which {name} was made from; \
+                 name the store that does with --store",
+                store.path().display(),
+                id.short()
+            )));
         }
-        None => (ParentChoice::Nothing, InputKind::Full),
-    };
+        Ok(())
+    }
+}
+
+fn request(wanted: &Wanted, base: &Base, frozen: &FrozenMachine) -> anyhow::Result<CommitRequest> {
+    let Base { parent, kind } = base;
     let memory = Input {
         name: "memory".to_owned(),
         role: ImageRole::Memory,
@@ -110,9 +142,9 @@ fn request(wanted: &Wanted, frozen: &FrozenMachine) -> anyhow::Result<CommitRequ
             files: vec![Arc::new(frozen.memory().try_clone()?)],
             label: "the machine's frozen memory".to_owned(),
             size_bytes: frozen.size_bytes(),
-            extents: extents(frozen)?,
+            extents: precopy::extents(frozen.slots(), frozen.written())?,
         },
-        kind,
+        kind: *kind,
     };
     let state = Input {
         name: "vmstate".to_owned(),
@@ -124,45 +156,18 @@ fn request(wanted: &Wanted, frozen: &FrozenMachine) -> anyhow::Result<CommitRequ
     let mut unchanging = Vec::new();
     for disk in frozen.disks() {
         unchanging.push(disks::unchanging(disk)?);
-        inputs.push(disks::input(disk, kind)?);
+        inputs.push(disks::input(disk, *kind)?);
     }
     Ok(CommitRequest {
         tag: wanted.tag.clone(),
         replace: wanted.replace,
-        parent,
+        parent: parent.clone(),
         inputs,
         labels: wanted.labels.clone(),
         keep: true,
         unchanging,
         ..CommitRequest::default()
     })
-}
-
-/// Where in the frozen process the written ranges are. A range lies in one slot
-/// or goes over from one to the next.
-fn extents(frozen: &FrozenMachine) -> anyhow::Result<Vec<Extent>> {
-    let mut extents = Vec::new();
-    for range in frozen.written() {
-        let mut at = range.start;
-        while at < range.end {
-            let slot = frozen
-                .slots()
-                .iter()
-                .find(|slot| (slot.image_offset..slot.image_offset + slot.length).contains(&at));
-            let Some(slot) = slot else {
-                bail!("the machine changed memory that it does not have");
-            };
-            let end = range.end.min(slot.image_offset + slot.length);
-            extents.push(Extent {
-                image_offset: at,
-                file: 0,
-                file_offset: slot.host_address + (at - slot.image_offset),
-                length: end - at,
-            });
-            at = end;
-        }
-    }
-    Ok(extents)
 }
 
 fn stages(committed: &Committed) -> Seconds {

@@ -16,5 +16,6 @@ mod many;
 mod mounts;
 mod negative;
 mod pausing;
+mod precopy;
 mod ready;
 mod restored;

@@ -39,6 +39,11 @@ pub const TABLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/table.bin"));
 /// Touches the pages it is told to; see [`TouchCommand`]. Prints `ready` first.
 pub const TOUCH: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/touch.bin"));
 
+/// Writes all over its memory for ever and checks itself: `churn 00000042 sum 1a2b3c4d ok`
+/// a pass, or `BAD` in the place of `ok`. Commands: `c` (only 64 pages from here on, answer
+/// `calm`), `a` (all pages again, answer `all`), `q` (reset).
+pub const CHURN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/churn.bin"));
+
 /// Hostile: reads and writes all 65536 ports in every width, then string I/O.
 /// Prints `every port`, `every string` (among NULs that its writes to the serial
 /// port cause), `done`; then resets.
@@ -69,7 +74,7 @@ mod tests {
 
     #[test]
     fn images_are_small_and_begin_with_code() {
-        for image in [TABLE, TOUCH, PORTS, MMIO, TRIPLE, HALT, SPIN, READY] {
+        for image in [TABLE, TOUCH, CHURN, PORTS, MMIO, TRIPLE, HALT, SPIN, READY] {
             assert_eq!(image[..2], [0xfa, 0xfc], "cli; cld");
             assert!(image.len() < 8192, "{} bytes", image.len());
         }
