@@ -4,7 +4,8 @@
 #   scripts/soak.sh [SECONDS]
 #
 # Half of the time goes to the simulator, on histories that nobody has seen yet.
-# The rest goes to real processes: mounts that come and go at one path, and the
+# The rest goes to real processes: machines that are run, committed, restored and killed
+# at random; mounts that come and go at one path; and the
 # story of five images of a real guest (commit them, remove a tag in the middle,
 # collect, lose the index, repair, mount, compare), while something else keeps the
 # machine busy and the page cache is dropped. Ends with 1 at the first fault.
@@ -33,6 +34,9 @@ say "simulator from seed $seed for $((total / 2)) s"
 cargo run --locked -p snapstore-tests --features sim --bin sim -- --from "$seed" --seconds $((total / 2)) ||
     die "the simulator has found something"
 
+say "machines"
+nice scripts/soak-machines.py $((total / 8)) || die "machines"
+
 say "mounts that come and go"
 SNAPSTORE_SOAK_ROUNDS=$((total / 6)) cargo test --locked -p snapstore-tests --test mount soak -- --nocapture ||
     die "a mount"
@@ -57,7 +61,7 @@ compare() {
     "$snapstore" umount "$work/mount" >/dev/null || die "round $round: umount $1"
 }
 round=0
-end=$((SECONDS + total / 4))
+end=$((SECONDS + total / 8))
 while [ "$SECONDS" -lt "$end" ] || [ "$round" -lt 1 ]; do
     round=$((round + 1))
     rm -rf "$SNAPSTORE_DIR"
