@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use snapstore_host::mount_server::ServerRequest;
 use snapstore_host::networks::NetSpec;
+use snapstore_vmm::state::Baseline;
 
 /// Snapshots of virtual machines: each distinct page stored once, any snapshot
 /// readable at once as a flat file.
@@ -235,6 +236,7 @@ Examples:
   snapstore run web --kernel vmlinuz --initrd web.gz --commit-when ready --tag web --or-restore web
   ip tuntap add tap0 mode tap; ip link set tap0 up
   snapstore run debian --kernel vmlinuz --initrd initrd.gz --disk root.img --net tap0
+  snapstore run any --kernel vmlinuz --initrd initrd.gz --cpu x86-64-v3,+aes,+mitigations
 
 Attached, Ctrl-] leaves the machine running. A kernel is a Linux bzImage or vmlinux;
 any other file is a flat program, loaded at 1 MiB and begun there in 32-bit mode.")]
@@ -266,8 +268,8 @@ pub struct RunArgs {
     #[arg(long, requires = "tag")]
     pub replace: bool,
     /// Start from this snapshot instead, if it is there and was committed with
-    /// --commit-when from the same kernel, initrd, command line, sizes and disks, with
-    /// as many network interfaces
+    /// --commit-when from the same kernel, initrd, command line, sizes, CPU and disks,
+    /// with as many network interfaces
     #[arg(long, value_name = "TAG", value_parser = snapshot)]
     pub or_restore: Option<String>,
     /// A raw disk image; what the guest writes is kept apart from it. With :ro the
@@ -286,6 +288,12 @@ pub struct RunArgs {
     /// How many vCPUs
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub cpus: u32,
+    /// What the guest is told of its CPU at most: host, or a level (x86-64, x86-64-v2, -v3,
+    /// -v4), so that snapshots can be restored on every host of the same vendor that has
+    /// that level; then +FEATURE to have more, -FEATURE to have less. +mitigations is all that
+    /// protects from speculation. `show` tells what a snapshot needs
+    #[arg(long, default_value_t, value_name = "CPU[,+FEATURE][,-FEATURE]")]
+    pub cpu: Baseline,
     #[command(flatten)]
     pub start: StartArgs,
 }

@@ -16,7 +16,9 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use snapstore_vmm::control::Seconds;
 use snapstore_vmm::memory::{GuestMemory, MemoryLayout};
-use snapstore_vmm::state::{MAX_STATE_BYTES, MachineState, VirtioDeviceState};
+use snapstore_vmm::state::{
+    Baseline, MAX_STATE_BYTES, MachineState, StateError, VirtioDeviceState,
+};
 use snapstore_vmm::virtio::{Block, Disk, Entropy, VirtioDevice, Vsock};
 use snapstore_vmm::{Assembled, Console, Error, Kernel};
 
@@ -40,6 +42,8 @@ pub enum What {
         memory_bytes: u64,
         /// How many vCPUs.
         cpus: u32,
+        /// What they are at most.
+        cpu: Baseline,
         /// Its disks, in the order of their numbers.
         disks: Vec<DiskSpec>,
     },
@@ -92,6 +96,7 @@ pub fn build(
             cmdline,
             memory_bytes,
             cpus,
+            cpu,
             disks,
         } => {
             let kernel = kernel_of(kernel, initrd.as_deref(), cmdline)?;
@@ -115,7 +120,7 @@ pub fn build(
             let layout = MemoryLayout::new(*memory_bytes).map_err(usage)?;
             let memory = GuestMemory::anonymous(layout)?;
             stages.end("map");
-            Assembled::boot(memory, *cpus, &kernel, console, devices).map_err(usage)?
+            Assembled::boot(memory, (*cpus, cpu), &kernel, console, devices).map_err(usage)?
         }
         What::Restore { dir } => {
             let state = read_state(&dir.join("vmstate"))?;
@@ -133,7 +138,9 @@ pub fn build(
 /// A machine of a size that cannot be is no failure of ours.
 fn usage(error: Error) -> anyhow::Error {
     match error {
-        Error::Cpus { .. } | Error::MemorySize { .. } => Usage(error.to_string()).into(),
+        Error::Cpus { .. }
+        | Error::MemorySize { .. }
+        | Error::State(StateError::FeatureNeeds { .. }) => Usage(error.to_string()).into(),
         error => error.into(),
     }
 }

@@ -5,8 +5,8 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-const GUESTS: [&str; 9] = [
-    "table", "touch", "churn", "ports", "mmio", "triple", "halt", "spin", "ready",
+const GUESTS: [&str; 10] = [
+    "table", "touch", "churn", "ports", "mmio", "triple", "halt", "spin", "ready", "clock",
 ];
 
 fn main() -> ExitCode {

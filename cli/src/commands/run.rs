@@ -79,6 +79,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             cmdline: args.cmdline.clone(),
             memory_bytes: args.mem,
             cpus: args.cpus,
+            cpu: args.cpu.clone(),
             disks,
         },
         origin: Origin::default(),
@@ -112,8 +113,8 @@ fn is_ready_made(context: &Context, tag: &str, configuration: &str) -> anyhow::R
 }
 
 /// A name for all that the guest can see of how it was booted: the content of
-/// kernel and initrd, the command line, the sizes, how many network interfaces, and for disks, which may be
-/// large, their path, length and time of change.
+/// kernel and initrd, the command line, the sizes, the CPU, how many network interfaces, and
+/// for disks, which may be large, their path, length and time of change.
 fn configuration(args: &RunArgs, disks: &[DiskSpec]) -> anyhow::Result<String> {
     let mut hasher = blake3::Hasher::new();
     for file in std::iter::once(&args.kernel).chain(&args.initrd) {
@@ -128,6 +129,9 @@ fn configuration(args: &RunArgs, disks: &[DiskSpec]) -> anyhow::Result<String> {
     let mut seen = format!("{}\n{}\n{}\n", args.cmdline, args.mem, args.cpus);
     if !args.nets.is_empty() {
         seen += &format!("{} network interfaces\n", args.nets.len());
+    }
+    if !args.cpu.is_host() {
+        seen += &format!("{}\n", args.cpu);
     }
     for disk in disks {
         let file = std::fs::metadata(&disk.path)

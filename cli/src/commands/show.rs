@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use serde_json::json;
-use snapstore_store::{Manifest, SnapshotId};
+use serde_json::{Value, json};
+use snapstore_store::{Manifest, SnapshotId, Store};
+use snapstore_vmm::state::{CpuNeeds, MAX_STATE_BYTES, MachineState, StateError};
 
 use crate::args::ShowArgs;
 use crate::context::Context;
@@ -14,12 +15,81 @@ pub fn run(context: &Context, args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let id = store.resolve(&args.snapshot)?;
     let manifest = store.manifest(id)?;
     let tags = store.tags_of(id)?;
-    let value = json!({"id": id, "tags": tags, "manifest": manifest});
-    context.answer(&value, || describe(id, &tags, &manifest))?;
+    let machine = machine(&store, &manifest);
+    let value = json!({"id": id, "tags": tags, "manifest": manifest, "machine": machine.value()});
+    context.answer(&value, || describe(id, &tags, &manifest, &machine))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn describe(id: SnapshotId, tags: &[String], manifest: &Manifest) -> String {
+/// What is known of the machine that a snapshot is of.
+enum Machine {
+    /// It is of none, or of another monitor's.
+    None,
+    Needs(CpuNeeds),
+    /// Its state is damaged, or was made by a newer program.
+    Unreadable(String),
+}
+
+impl Machine {
+    fn value(&self) -> Value {
+        match self {
+            Self::None => Value::Null,
+            Self::Needs(cpu) => json!({"cpu": cpu}),
+            Self::Unreadable(why) => json!({"unreadable": why}),
+        }
+    }
+
+    fn describe(&self) -> String {
+        let needs = match self {
+            Self::None => return String::new(),
+            Self::Unreadable(why) => return format!("CPU        not known: {why}\n"),
+            Self::Needs(needs) => needs,
+        };
+        let vendor = needs.vendor.as_deref().unwrap_or("any");
+        let level = needs.level.as_deref().unwrap_or("no level of x86-64");
+        let more = needs.features.iter().chain(&needs.feature_msrs);
+        let mut words = vec![format!("{vendor}, {level}")];
+        words.extend(more.cloned());
+        wrapped("CPU        ", &words)
+    }
+}
+
+/// Words with commas between them, on lines that are indented as the first.
+fn wrapped(first: &str, words: &[String]) -> String {
+    const COLUMNS: usize = 100;
+    let (mut out, mut line) = (String::new(), first.to_owned());
+    for (number, word) in words.iter().enumerate() {
+        let separator = if number == 0 { "" } else { ", " };
+        if line.len() + separator.len() + word.len() > COLUMNS {
+            out += &format!("{line},\n");
+            line = format!("{:width$}{word}", "", width = first.len());
+        } else {
+            line += separator;
+            line += word;
+        }
+    }
+    out + &line + "\n"
+}
+
+fn machine(store: &Store, manifest: &Manifest) -> Machine {
+    let Some(image) = manifest.image("vmstate") else {
+        return Machine::None;
+    };
+    if image.size_bytes > MAX_STATE_BYTES {
+        return Machine::None;
+    }
+    let bytes = match store.read_file_image(image, MAX_STATE_BYTES) {
+        Ok(bytes) => bytes,
+        Err(error) => return Machine::Unreadable(error.to_string()),
+    };
+    match MachineState::decode(&bytes) {
+        Ok(state) => state.cpu_needs().map_or(Machine::None, Machine::Needs),
+        Err(snapstore_vmm::Error::State(StateError::NotAState)) => Machine::None,
+        Err(error) => Machine::Unreadable(error.to_string()),
+    }
+}
+
+fn describe(id: SnapshotId, tags: &[String], manifest: &Manifest, machine: &Machine) -> String {
     let parent = manifest
         .parent
         .map_or_else(|| "none".to_owned(), |parent| parent.to_string());
@@ -33,6 +103,7 @@ fn describe(id: SnapshotId, tags: &[String], manifest: &Manifest) -> String {
     for (key, value) in &manifest.labels {
         out += &format!("Label      {key}={value}\n");
     }
+    out += &machine.describe();
     let rows: Vec<_> = manifest
         .images
         .iter()

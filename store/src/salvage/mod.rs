@@ -69,8 +69,10 @@ enum Looked {
 /// The wanted chunks of a pack. Bases of deltas are looked up in `chunks`.
 pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted) -> Result<Found> {
     threads::start_pool(chunks.path())?;
-    let mut found = Found::default();
-    found.damage = pack.problems()?;
+    let mut found = Found {
+        damage: pack.problems()?,
+        ..Found::default()
+    };
     let entries_are_whole = pack.version() == PackVersion::Two || found.damage.is_empty();
     let slots = if entries_are_whole {
         whole_slots(pack)?

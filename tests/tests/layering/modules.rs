@@ -154,7 +154,7 @@ impl Crate {
                 Item::Use(item) => module.add_use(&name, item),
                 Item::Mod(inner) => {
                     let ident = inner.ident.to_string();
-                    let name = [name.as_slice(), &[ident.clone()]].concat();
+                    let name = [name.as_slice(), std::slice::from_ref(&ident)].concat();
                     if let Some((_, items)) = &inner.content {
                         self.add_items(name, file, &dir.join(&ident), items)?;
                         continue;

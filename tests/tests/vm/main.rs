@@ -3,9 +3,11 @@
 
 mod chain;
 mod changed;
+mod clock;
 mod confined;
 mod console;
 mod control;
+mod cpu;
 mod damaged;
 mod disks;
 mod failing;

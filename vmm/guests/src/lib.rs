@@ -68,13 +68,19 @@ pub const SPIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/spin.bin"));
 /// `after` and halts with interrupts off. Another character resets.
 pub const READY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ready.bin"));
 
+/// Prints `waiting`, and at each character `t` the time of kvmclock in nanoseconds, as
+/// `t` and 16 hexadecimal digits. Another character resets.
+pub const CLOCK: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/clock.bin"));
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn images_are_small_and_begin_with_code() {
-        for image in [TABLE, TOUCH, CHURN, PORTS, MMIO, TRIPLE, HALT, SPIN, READY] {
+        for image in [
+            TABLE, TOUCH, CHURN, PORTS, MMIO, TRIPLE, HALT, SPIN, READY, CLOCK,
+        ] {
             assert_eq!(image[..2], [0xfa, 0xfc], "cli; cld");
             assert!(image.len() < 8192, "{} bytes", image.len());
         }

@@ -30,7 +30,7 @@ use crate::error::{Error, OsContext as _, Result};
 use crate::generation;
 use crate::loader::Kernel;
 use crate::memory::{GuestMemory, Tracker};
-use crate::state::{HostFacts, MachineState, VcpuState, VmState, announce_stop};
+use crate::state::{Baseline, HostFacts, MachineState, VcpuState, VmState, announce_stop};
 pub use freeze::{Freeze, FreezeOptions, FreezeTimings, FrozenMemory};
 use gate::{Closing, Gate, Next};
 use parts::Parts;
@@ -130,13 +130,15 @@ struct Shared {
 }
 
 impl Assembled {
-    /// A machine about to boot a kernel, with these virtio devices; it is paused.
+    /// A machine about to boot a kernel, with these virtio devices; it is paused. Its
+    /// guest is told of a CPU as in the baseline.
     ///
     /// # Errors
-    /// No KVM, a kernel that does not fit, or what KVM refuses.
+    /// No KVM, a kernel that does not fit, a host that has less than the baseline, or what
+    /// KVM refuses.
     pub fn boot(
         memory: GuestMemory,
-        cpus: u32,
+        (cpus, baseline): (u32, &Baseline),
         kernel: &Kernel,
         console: &Arc<Console>,
         virtio_devices: Vec<Box<dyn VirtioDevice>>,
@@ -151,8 +153,14 @@ impl Assembled {
         };
         let entry = kernel.load(&parts.memory, &acpi)?;
         let facts = HostFacts::new(&parts.kvm, &parts.vm)?;
+        let layout = parts.memory.layout();
+        let ends = layout
+            .slots()
+            .iter()
+            .map(|slot| slot.guest_address + slot.length);
+        let offered = facts.limited_cpuid(baseline, ends.max().unwrap_or(0), &parts.vcpus[0])?;
         for (cpu, vcpu) in (0..).zip(&parts.vcpus) {
-            power_on(vcpu, &facts, entry, (cpu, cpus), parts.memory.layout())?;
+            power_on(vcpu, &offered, entry, (cpu, cpus), layout)?;
         }
         if entry.is_linux() {
             mask_pics(&parts.vm)?;
@@ -260,7 +268,7 @@ impl Assembled {
 }
 
 impl Machine {
-    /// [`Assembled::boot`], with its threads.
+    /// [`Assembled::boot`] on all that the host has, with its threads.
     ///
     /// # Errors
     /// As there, and no room for a thread.
@@ -271,6 +279,7 @@ impl Machine {
         console: &Arc<Console>,
         virtio_devices: Vec<Box<dyn VirtioDevice>>,
     ) -> Result<Self> {
+        let cpus = (cpus, &Baseline::default());
         Assembled::boot(memory, cpus, kernel, console, virtio_devices)?.start()
     }
 
@@ -358,7 +367,7 @@ impl Machine {
                 return Err(Error::HostFailed { what });
             }
             if let Some(nanos) = control.clock.take() {
-                VmState::set_clock(&shared.vm, nanos)?;
+                VmState::set_clock(&shared.vm, nanos, shared.facts.sets_clock_as_of)?;
             }
             control.sleep = Sleep::default();
         }

@@ -5,26 +5,26 @@
 
 use kvm_bindings::{
     KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MP_STATE_RUNNABLE,
-    KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_fpu, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry,
+    KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_cpuid_entry2, kvm_fpu, kvm_irqchip, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::error::{KvmContext as _, Result};
 use crate::loader::Entry;
 use crate::memory::MemoryLayout;
-use crate::state::HostFacts;
+use crate::state::guest_cpuid;
 
 /// Puts a vCPU at the kernel's entry.
 pub(super) fn power_on(
     vcpu: &VcpuFd,
-    facts: &HostFacts,
+    offered: &[kvm_cpuid_entry2],
     entry: Entry,
     (cpu, cpus): (u32, u32),
     layout: &MemoryLayout,
 ) -> Result<()> {
     // Before the registers, which KVM checks against it.
-    vcpu.set_cpuid2(&facts.guest_cpuid(cpu, cpus)?)
+    vcpu.set_cpuid2(&guest_cpuid(offered, cpu, cpus)?)
         .kvm("take the CPUID")?;
     if entry.is_linux() {
         set_msrs(vcpu)?;

@@ -22,7 +22,7 @@ pub fn check_host(
 ) -> Result<()> {
     // A vCPU that was never given a CPUID was told nothing.
     if let Some(leaf) = find(snapshot, 0, 0) {
-        let (snapshot, host) = (vendor(Some(leaf)), vendor(find(host_supported, 0, 0)));
+        let (snapshot, host) = (vendor_of(Some(leaf)), vendor(host_supported));
         if snapshot != host {
             return Err(StateError::HostVendor { snapshot, host }.into());
         }
@@ -30,6 +30,7 @@ pub fn check_host(
     let mut features = missing_features(snapshot, host_supported);
     features.extend(moved_components(snapshot, host_supported));
     features.extend(counters(snapshot));
+    features.extend(hypervisors(snapshot, host_supported));
     features.extend(missing_address_bits(snapshot, host_supported));
     if features.is_empty() {
         return Ok(());
@@ -89,8 +90,34 @@ fn missing_address_bits(
     snapshot: &[kvm_cpuid_entry2],
     host: &[kvm_cpuid_entry2],
 ) -> Option<String> {
-    let bits = |list| find(list, 0x8000_0008, 0).map_or(0, |leaf| leaf.eax & 0xff);
-    (bits(snapshot) > bits(host)).then(|| format!("{}-bit physical addresses", bits(snapshot)))
+    let bits = address_bits(snapshot);
+    (bits > address_bits(host)).then(|| format!("{bits}-bit physical addresses"))
+}
+
+/// The bits of physical addresses; 0 if a CPU does not tell.
+pub(super) fn address_bits(cpuid: &[kvm_cpuid_entry2]) -> u32 {
+    find(cpuid, 0x8000_0008, 0).map_or(0, |leaf| leaf.eax & 0xff)
+}
+
+/// Leaves of another hypervisor than the host's, as which KVM can act for a guest that
+/// was told so, and which none is.
+fn hypervisors(snapshot: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<String> {
+    const LEAVES: std::ops::Range<u32> = 0x4000_0000..0x5000_0000;
+    let is_other = |leaf: &&kvm_cpuid_entry2| {
+        let here = find(host, leaf.function, leaf.index);
+        let signature = |leaf: &kvm_cpuid_entry2| [leaf.ebx, leaf.ecx, leaf.edx];
+        match (leaf.function, here) {
+            _ if (leaf.eax, signature(leaf)) == (0, [0; 3]) => false,
+            (0x4000_0000, Some(here)) => signature(here) != signature(leaf),
+            (_, here) => here.is_none(),
+        }
+    };
+    let leaves = snapshot.iter();
+    let leaves = leaves.filter(|leaf| LEAVES.contains(&leaf.function));
+    leaves
+        .filter(is_other)
+        .map(|leaf| format!("another hypervisor (leaf {:#x})", leaf.function))
+        .collect()
 }
 
 fn find(list: &[kvm_cpuid_entry2], function: u32, index: u32) -> Option<&kvm_cpuid_entry2> {
@@ -98,8 +125,12 @@ fn find(list: &[kvm_cpuid_entry2], function: u32, index: u32) -> Option<&kvm_cpu
         .find(|leaf| (leaf.function, leaf.index) == (function, index))
 }
 
-/// The vendor's twelve letters.
-fn vendor(leaf: Option<&kvm_cpuid_entry2>) -> String {
+/// The vendor's twelve letters; none if a CPU does not tell.
+pub(super) fn vendor(cpuid: &[kvm_cpuid_entry2]) -> String {
+    vendor_of(find(cpuid, 0, 0))
+}
+
+fn vendor_of(leaf: Option<&kvm_cpuid_entry2>) -> String {
     let words = leaf.map_or([0; 3], |leaf| [leaf.ebx, leaf.edx, leaf.ecx]);
     let letters: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let text = String::from_utf8_lossy(&letters);
@@ -233,6 +264,29 @@ mod tests {
         crate::state::cpuid::leave_out_all(&mut offered);
         let refused = check_host(&crafted, &offered).unwrap_err().to_string();
         assert!(refused.contains("VMX, SHSTK"), "{refused}");
+    }
+
+    #[test]
+    fn another_hypervisor_is_refused() {
+        let kvm = [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d];
+        let mut host = host();
+        host.push(leaf(0x4000_0000, 0, kvm));
+        check_host(&host, &host).unwrap();
+        // Hyper-V's signature, its leaves, and KVM's at another place.
+        let hyper_v = [0x4000_0005, 0x7263_694d, 0x666f_736f, 0x7648_2074];
+        for odd in [
+            leaf(0x4000_0000, 0, hyper_v),
+            leaf(0x4000_0003, 0, [1, 0, 0, 0]),
+            leaf(0x4000_0100, 0, kvm),
+            leaf(0x4000_0101, 0, [u32::MAX, 0, 0, 0]),
+        ] {
+            let mut crafted = host.clone();
+            crafted.retain(|leaf| leaf.function != odd.function);
+            crafted.push(odd);
+            let refused = check_host(&crafted, &host).unwrap_err().to_string();
+            let named = format!("another hypervisor (leaf {:#x})", odd.function);
+            assert!(refused.contains(&named), "{refused}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
+use super::feature_msrs::{IA32_ARCH_CAPABILITIES, has_arch_capabilities};
 use super::machine::{MAX_CPUID_ENTRIES, MAX_MSRS};
 use super::{HostFacts, StateError, bounded, msrs, xsave};
 use crate::error::KvmContext;
@@ -69,7 +70,11 @@ impl VcpuState {
         let tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
         // The timer's deadline, an MSR, before the local APIC: if the timer fires
         // in between, the guest gets the interrupt twice and not never.
-        let msrs = msrs::save(vcpu, &host.msr_indices)?;
+        let mut msrs = msrs::save(vcpu, &host.msr_indices)?;
+        // KVM shows the monitor what the guest is not told.
+        if !has_arch_capabilities(&cpuid) {
+            msrs.retain(|msr| msr.index != IA32_ARCH_CAPABILITIES);
+        }
         let lapic = vcpu.get_lapic().kvm("read the local APIC")?;
         // Last: the calls before may still have turned something into an event.
         let events = vcpu.get_vcpu_events().kvm("read vCPU events")?;
@@ -126,7 +131,11 @@ impl VcpuState {
         if self.sregs.apic_base & BOOTSTRAP_PROCESSOR != 0 {
             msrs::leave_tsc(vcpu, &self.msrs)?;
         }
-        msrs::restore(vcpu, &self.msrs, self.armed_deadline(), &host.msr_indices)?;
+        let mut settable = self.msrs.clone();
+        if !has_arch_capabilities(&self.cpuid) {
+            settable.retain(|msr| msr.index != IA32_ARCH_CAPABILITIES);
+        }
+        msrs::restore(vcpu, &settable, self.armed_deadline(), &host.msr_indices)?;
         // Last: KVM_SET_REGS drops pending exceptions, KVM_SET_SREGS pending
         // interrupts.
         vcpu.set_vcpu_events(&self.events).kvm("take vCPU events")?;

@@ -185,6 +185,30 @@ pub enum StateError {
         /// Their names.
         features: Vec<String>,
     },
+    /// This host has less than a guest was to be told at most.
+    #[error("this host's CPU, or its KVM, lacks what --cpu asks for ({baseline}): {}; ask for less, or run it on a host that has them", features.join(", "))]
+    BaselineLacks {
+        /// What asks for them.
+        baseline: String,
+        /// Their names.
+        features: Vec<String>,
+    },
+    /// KVM does not take features away from a guest.
+    #[error("this host's KVM cannot keep CPU features from a guest ({}); leave --cpu out, or use a host whose KVM virtualises", features.join(", "))]
+    CannotLimit {
+        /// Those that the guest would have nevertheless.
+        features: Vec<String>,
+    },
+    /// A feature that does not work without another one.
+    #[error(
+        "the CPU feature {feature} does not work without {needs}; ask --cpu for +{needs}, too, or leave +{feature} out"
+    )]
+    FeatureNeeds {
+        /// The feature.
+        feature: String,
+        /// The one it needs.
+        needs: String,
+    },
     /// FPU state that this host has no room for.
     #[error(
         "the snapshot has {bytes} bytes of FPU state, this host's KVM takes {limit}; restore it on a host with at least the same CPU features"

@@ -38,6 +38,22 @@ impl FeatureWord {
         value & !self.ignored
     }
 
+    /// Takes away the features of the word in `entry` that are not among these bits.
+    fn limit(&self, entry: &mut kvm_cpuid_entry2, bits: u32) {
+        let value = match self.register {
+            Register::Eax => &mut entry.eax,
+            Register::Ebx => &mut entry.ebx,
+            Register::Ecx => &mut entry.ecx,
+            Register::Edx => &mut entry.edx,
+        };
+        *value &= bits | self.ignored;
+    }
+
+    /// Whether the word is of this leaf.
+    fn is_of(&self, entry: &kvm_cpuid_entry2) -> bool {
+        (self.function, self.index) == (entry.function, entry.index)
+    }
+
     /// The name of a bit.
     pub fn name(&self, bit: u32) -> String {
         match self.names.split_whitespace().nth(bit as usize) {
@@ -195,9 +211,140 @@ pub(super) const FEATURE_WORDS: &[FeatureWord] = &[
     ),
 ];
 
+/// A set of features.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Features([u32; FEATURE_WORDS.len()]);
+
+impl Features {
+    pub const NONE: Self = Self([0; FEATURE_WORDS.len()]);
+
+    /// The features of a CPU.
+    pub fn of(cpuid: &[kvm_cpuid_entry2]) -> Self {
+        let bits = |word: &FeatureWord| {
+            let entry = cpuid.iter().find(|entry| word.is_of(entry));
+            entry.map_or(0, |entry| word.bits(entry))
+        };
+        let mut set = Self::NONE;
+        for (has, word) in set.0.iter_mut().zip(FEATURE_WORDS) {
+            *has = bits(word);
+        }
+        set
+    }
+
+    /// The feature of this name, written in any case and with or without `_`, `-` and
+    /// `.`; none if there is no such.
+    pub fn named(name: &str) -> Option<Self> {
+        let wanted = plain(name);
+        for (number, word) in FEATURE_WORDS.iter().enumerate() {
+            let names = word.names.split_whitespace();
+            let bit = names
+                .enumerate()
+                .position(|(bit, name)| word.ignored & 1 << bit == 0 && plain(name) == wanted);
+            if let Some(bit) = bit.filter(|_| !wanted.is_empty()) {
+                let mut set = Self::NONE;
+                set.0[number] = 1 << bit;
+                return Some(set);
+            }
+        }
+        None
+    }
+
+    /// The features of these names, which there are.
+    pub fn of_names(names: &str) -> Self {
+        let sets = names.split_whitespace().filter_map(Self::named);
+        sets.fold(Self::NONE, Self::with)
+    }
+
+    /// The bits of one register, for those that have no names.
+    pub fn of_bits(function: u32, index: u32, entry: &kvm_cpuid_entry2) -> Self {
+        Self::of(&[kvm_cpuid_entry2 {
+            function,
+            index,
+            ..*entry
+        }])
+    }
+
+    pub fn is_empty(&self) -> bool {
+        *self == Self::NONE
+    }
+
+    pub fn has(&self, other: &Self) -> bool {
+        other.without(*self).is_empty()
+    }
+
+    pub fn with(self, other: Self) -> Self {
+        self.merged(other, |one, other| one | other)
+    }
+
+    pub fn without(self, other: Self) -> Self {
+        self.merged(other, |one, other| one & !other)
+    }
+
+    pub fn and(self, other: Self) -> Self {
+        self.merged(other, |one, other| one & other)
+    }
+
+    fn merged(mut self, other: Self, merge: impl Fn(u32, u32) -> u32) -> Self {
+        for (one, other) in self.0.iter_mut().zip(other.0) {
+            *one = merge(*one, other);
+        }
+        self
+    }
+
+    /// Their names, in the order in which they are told.
+    pub fn names(&self) -> Vec<String> {
+        let words = self.0.iter().zip(FEATURE_WORDS);
+        words
+            .flat_map(|(bits, word)| {
+                let set = (0..u32::BITS).filter(move |bit| bits & 1 << bit != 0);
+                set.map(|bit| word.name(bit))
+            })
+            .collect()
+    }
+
+    /// Takes away all other features from a leaf.
+    pub fn limit(&self, entry: &mut kvm_cpuid_entry2) {
+        for (bits, word) in self.0.iter().zip(FEATURE_WORDS) {
+            if word.is_of(entry) {
+                word.limit(entry, *bits);
+            }
+        }
+    }
+}
+
+/// A name as it is compared.
+fn plain(name: &str) -> String {
+    let letters = name
+        .chars()
+        .filter(|letter| !matches!(letter, '_' | '-' | '.'));
+    letters.flat_map(char::to_lowercase).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn features_are_found_by_their_names() {
+        let sse = Features::named("SSE4.2").unwrap();
+        assert_eq!(sse.names(), ["SSE4.2"]);
+        for name in ["sse4.2", "sse4_2", "SSE42", "sse4-2"] {
+            assert_eq!(Features::named(name), Some(sse), "{name}");
+        }
+        for name in ["", "-", "_", "sse9", "HTT", "OSXSAVE", "leaf 7.0 edx bit 5"] {
+            assert_eq!(Features::named(name), None, "{name}");
+        }
+        // Every name is of one feature.
+        let names = FEATURE_WORDS
+            .iter()
+            .flat_map(|word| word.names.split_whitespace())
+            .filter(|name| *name != "-");
+        let mut plain: Vec<_> = names.map(plain).collect();
+        let count = plain.len();
+        plain.sort();
+        plain.dedup();
+        assert_eq!(plain.len(), count);
+    }
 
     fn name(function: u32, index: u32, register: &str, bit: u32) -> String {
         let word = FEATURE_WORDS

@@ -1,12 +1,19 @@
 //! What this host's KVM offers to a machine.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{
+    CpuId, KVM_CLOCK_REALTIME, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_msr_entry,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use super::machine::MIN_XSAVE_BYTES;
-use super::{MAX_XSAVE_BYTES, StateError, cpu, cpuid, guest_cpuid, msrs};
+use super::{
+    Baseline, MAX_XSAVE_BYTES, StateError, baseline, cpu, cpuid, feature_msrs, guest_cpuid, msrs,
+};
 use crate::Result;
 use crate::error::KvmContext;
+
+/// Of the flags that KVM knows of clocks.
+const AS_OF: i32 = KVM_CLOCK_REALTIME.cast_signed();
 
 /// What this host's KVM offers, asked once per machine.
 #[derive(Clone, Debug)]
@@ -15,8 +22,9 @@ pub struct HostFacts {
     pub(super) msr_indices: Vec<u32>,
     pub(super) xsave_bytes: usize,
     pub(super) has_xsave2: bool,
-    /// IA32_ARCH_CAPABILITIES as this host has it; none if KVM does not tell.
-    pub(super) arch_capabilities: Option<u64>,
+    pub(super) feature_msrs: Vec<kvm_msr_entry>,
+    /// Whether a guest's clock can be set as of a moment of the host's (Linux 5.16).
+    pub(crate) sets_clock_as_of: bool,
 }
 
 impl HostFacts {
@@ -45,7 +53,8 @@ impl HostFacts {
             msr_indices: msrs::indices(listed.as_slice()),
             xsave_bytes,
             has_xsave2,
-            arch_capabilities: msrs::host_arch_capabilities(kvm),
+            feature_msrs: feature_msrs::of_host(kvm)?,
+            sets_clock_as_of: vm.check_extension_int(Cap::AdjustClock) & AS_OF != 0,
         })
     }
 
@@ -76,6 +85,34 @@ impl HostFacts {
     /// As [`guest_cpuid`].
     pub fn guest_cpuid(&self, cpu: u32, cpus: u32) -> Result<CpuId> {
         guest_cpuid(&self.supported, cpu, cpus)
+    }
+
+    /// What a new guest of this baseline, whose memory ends there, can be given: for
+    /// [`guest_cpuid`]. `vcpu` is one that has never run, to be given its CPUID afterwards.
+    ///
+    /// # Errors
+    /// [`StateError::BaselineLacks`] if this host has less,
+    /// [`StateError::FeatureNeeds`], and [`StateError::CannotLimit`] if this host's KVM
+    /// tells a guest of more whatever it is given.
+    pub fn limited_cpuid(
+        &self,
+        baseline: &Baseline,
+        memory_end: u64,
+        vcpu: &VcpuFd,
+    ) -> Result<Vec<kvm_cpuid_entry2>> {
+        let limited = match baseline.limit(&self.supported, memory_end) {
+            // A KVM that emulates has more than it lists.
+            Err(StateError::BaselineLacks { .. }) => {
+                baseline.limit(&self.given_cpuid(vcpu)?, memory_end)
+            }
+            limited => limited,
+        }?;
+        if !baseline.is_host() {
+            let offered = guest_cpuid(&limited, 0, 1)?;
+            vcpu.set_cpuid2(&offered).kvm("take the CPUID")?;
+            baseline::check_limited(&cpu::cpuid(vcpu)?, offered.as_slice())?;
+        }
+        Ok(limited)
     }
 }
 

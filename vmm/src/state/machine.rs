@@ -5,7 +5,8 @@ use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    HostFacts, MAX_VIRTIO_DEVICES, StateError, VcpuState, VirtioState, VmState, check_host, msrs,
+    HostFacts, MAX_VIRTIO_DEVICES, StateError, VcpuState, VirtioState, VmState, check_host,
+    feature_msrs,
 };
 use crate::memory::MemoryLayout;
 use crate::{Error, Result, generation};
@@ -90,12 +91,12 @@ impl MachineState {
             let mut vcpus = self.vcpus.iter();
             vcpus.try_for_each(|vcpu| check_host(&vcpu.cpuid, offered))
         };
-        if let Some(capabilities) = host.arch_capabilities {
-            let missing = self.vcpus.iter();
-            let missing = missing.map(|vcpu| msrs::missing_capabilities(&vcpu.msrs, capabilities));
-            if let Some(features) = missing.into_iter().find(|missing| !missing.is_empty()) {
-                return Err(StateError::HostLacks { features }.into());
-            }
+        let told = self.vcpus.iter();
+        let mut missing = told
+            .map(|vcpu| feature_msrs::missing(&vcpu.cpuid, &vcpu.msrs, &host.feature_msrs))
+            .filter(|missing| !missing.is_empty());
+        if let Some(features) = missing.next() {
+            return Err(StateError::HostLacks { features }.into());
         }
         match check(host.supported_cpuid()) {
             Err(Error::State(StateError::HostLacks { .. })) => check(&host.given_cpuid(vcpu)?),

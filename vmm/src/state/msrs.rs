@@ -3,15 +3,15 @@
 use std::ops::RangeInclusive;
 
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::VcpuFd;
 
+use super::feature_msrs::{AMD64_DE_CFG, IA32_ARCH_CAPABILITIES};
 use super::{MAX_MSRS, StateError};
 use crate::Result;
 use crate::error::KvmContext;
 
 pub(super) const IA32_TSC: u32 = 0x10;
 pub(super) const IA32_TSC_DEADLINE: u32 = 0x6e0;
-const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
 const KVM_ASYNC_PF_EN: u32 = 0x4b56_4d02;
 /// KVM shows the host's value to the monitor whatever the guest is offered, and some
 /// kernels take no other one. Guests are not told of it (PDCM).
@@ -37,6 +37,7 @@ const EXTRA: &[RangeInclusive<u32>] = &[
     0x11..=0x12,               // kvmclock by its old numbers
     0x4b56_4d00..=0x4b56_4d07, // KVM: clock, async page faults, steal time, EOI, polling
     0x4b56_4d08..=0x4b56_4d08, // KVM: migration control
+    AMD64_DE_CFG..=AMD64_DE_CFG,
 ];
 
 /// Those that KVM acts upon when they are set, in the order in which it needs
@@ -125,71 +126,6 @@ pub(super) fn restore(
         }
     }
     Ok(())
-}
-
-/// What this host's CPU is not vulnerable to, and says so to guests.
-pub(super) fn host_arch_capabilities(kvm: &Kvm) -> Option<u64> {
-    let mut asked = list(std::iter::once(kvm_msr_entry {
-        index: IA32_ARCH_CAPABILITIES,
-        ..Default::default()
-    }));
-    match kvm.get_msrs(&mut asked) {
-        Ok(1) => asked.as_slice().first().map(|msr| msr.data),
-        _ => None,
-    }
-}
-
-/// What a guest was told of IA32_ARCH_CAPABILITIES (Intel manual volume 4) and is not so
-/// here: a guest that was told that its CPU is not vulnerable protects itself no more.
-pub(super) fn missing_capabilities(saved: &[kvm_msr_entry], host: u64) -> Vec<String> {
-    const NAMES: [&str; 28] = [
-        "RDCL_NO",
-        "IBRS_ALL",
-        "RSBA",
-        "SKIP_L1DFL_VMENTRY",
-        "SSB_NO",
-        "MDS_NO",
-        "PSCHANGE_MC_NO",
-        "TSX_CTRL",
-        "TAA_NO",
-        "MCU_CONTROL",
-        "MISC_PACKAGE_CTLS",
-        "ENERGY_FILTERING_CTL",
-        "DOITM",
-        "SBDR_SSDP_NO",
-        "FBSDP_NO",
-        "PSDP_NO",
-        "MCU_ENUM",
-        "FB_CLEAR",
-        "FB_CLEAR_CTRL",
-        "RRSBA",
-        "BHI_NO",
-        "XAPIC_DISABLE_STATUS",
-        "MCU_EXTENDED_SERVICE",
-        "OVERCLOCKING_STATUS",
-        "PBRSB_NO",
-        "GDS_DIS_CTRL",
-        "GDS_NO",
-        "RFDS_NO",
-    ];
-    /// These say that the CPU is worse: a guest has to know.
-    const WORSE: u64 = 1 << 2 | 1 << 19;
-    let Some(told) = value(saved, IA32_ARCH_CAPABILITIES).filter(|told| *told != 0) else {
-        // A guest that was told nothing protects itself from everything.
-        return Vec::new();
-    };
-    let better = told & !host & !WORSE;
-    let worse = host & !told & WORSE;
-    let name = |bit: usize| match NAMES.get(bit) {
-        Some(name) => (*name).to_owned(),
-        None => format!("IA32_ARCH_CAPABILITIES bit {bit}"),
-    };
-    let has = |bits: u64, bit: &usize| bits >> bit & 1 == 1;
-    let better = (0..64).filter(|bit| has(better, bit)).map(name);
-    let worse = (0..64)
-        .filter(|bit| has(worse, bit))
-        .map(|bit| format!("no {}", name(bit)));
-    better.chain(worse).collect()
 }
 
 /// What a snapshot may set: the MSRs that this host saves itself. Another one is no harm
@@ -287,16 +223,6 @@ mod tests {
             order,
             [0x4b56_4d06, IA32_TSC, KVM_ASYNC_PF_EN, IA32_TSC_DEADLINE]
         );
-    }
-
-    #[test]
-    fn a_guest_stays_where_it_is_as_safe_as_it_was_told() {
-        let told = |bits| missing_capabilities(&[msr(IA32_ARCH_CAPABILITIES, bits)], 0b1_0000_0001);
-        assert!(told(1).is_empty() && told(0).is_empty());
-        assert_eq!(told(0b11_0000), ["SSB_NO", "MDS_NO"]);
-        assert!(missing_capabilities(&[], 1).is_empty());
-        let worse = missing_capabilities(&[msr(IA32_ARCH_CAPABILITIES, 1)], 1 | 1 << 19);
-        assert_eq!(worse, ["no RRSBA"]);
     }
 
     #[test]

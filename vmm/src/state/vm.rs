@@ -1,10 +1,11 @@
 //! What KVM holds for all vCPUs together: interrupt controllers, timer, clock.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
-    kvm_pit_state2,
+    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    kvm_clock_data, kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
 
@@ -63,7 +64,7 @@ impl VmState {
     /// `KVM_SET_LAPIC` overwrote would be lost.
     ///
     /// The guest's clock goes on where it stood. It does not jump by the time
-    /// since the snapshot (`KVM_CLOCK_REALTIME` would make it so): a monotonic
+    /// since the snapshot (`KVM_CLOCK_REALTIME` with the snapshot's time would make it so): a monotonic
     /// clock that jumps by hours fires every timeout in the guest. The guest's
     /// wall clock is therefore behind until it is set.
     ///
@@ -77,7 +78,7 @@ impl VmState {
         // would meet controllers that have it masked.
         vm.set_pit2(&self.pit).kvm("take the timer")?;
         // Last, and after the vCPUs' TSCs: KVM reckons the clock from the TSC.
-        Self::set_clock(vm, self.clock_nanos)
+        Self::set_clock(vm, self.clock_nanos, false)
     }
 
     /// The guest's kvmclock in nanoseconds.
@@ -85,14 +86,19 @@ impl VmState {
         Ok(vm.get_clock().kvm("read the clock")?.clock)
     }
 
-    /// Lets the guest's kvmclock go on from there.
-    pub(crate) fn set_clock(vm: &VmFd, nanos: u64) -> Result<()> {
-        // No flags: those that KVM_GET_CLOCK gives are not for it.
-        vm.set_clock(&kvm_clock_data {
+    /// Lets the guest's kvmclock go on from there. Where KVM takes it `as_of` this
+    /// moment, the time until it has it is not lost to the guest.
+    pub(crate) fn set_clock(vm: &VmFd, nanos: u64, as_of: bool) -> Result<()> {
+        let mut clock = kvm_clock_data {
             clock: nanos,
             ..Default::default()
-        })
-        .kvm("take the clock")
+        };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        if let (true, Ok(now)) = (as_of, now) {
+            clock.flags = KVM_CLOCK_REALTIME;
+            clock.realtime = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        }
+        vm.set_clock(&clock).kvm("take the clock")
     }
 
     /// Refuses controllers in the wrong places, which KVM would take for others.
