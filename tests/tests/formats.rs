@@ -4,7 +4,8 @@
 //! `tests/fixtures/FORMAT/hashes.txt` says what they hold, a line an image: store,
 //! tag, image, length, BLAKE3. `make.py` beside it says what is odd about each.
 //! `store-v1` was left by the first program, `store-v1-node-deltas` by one that
-//! stored deltas of nodes in encoding 3 and files of any length.
+//! stored deltas of nodes in encoding 3 and files of any length, `store-v2` by the first
+//! one of format 2.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +19,7 @@ use snapstore_vmm::state::MachineState;
 use tempfile::TempDir;
 
 /// Stores whose snapshots can all be read as they are.
-const WHOLE: [&str; 7] = [
+const OF_FORMAT_1: [&str; 7] = [
     "store-v1/chain",
     "store-v1/delta-on-delta",
     "store-v1/dead-delta",
@@ -27,6 +28,18 @@ const WHOLE: [&str; 7] = [
     "store-v1-node-deltas/node-deltas",
     "store-v1-node-deltas/repacked",
 ];
+
+/// The same of format 2; the last one is half upgraded.
+const OF_FORMAT_2: [&str; 4] = [
+    "store-v2/chain",
+    "store-v2/repacked",
+    "store-v2/upgraded",
+    "store-v2/upgrading",
+];
+
+fn all() -> impl Iterator<Item = &'static str> {
+    OF_FORMAT_1.into_iter().chain(OF_FORMAT_2)
+}
 
 /// A copy of a store that an old program left.
 struct Fixture {
@@ -214,7 +227,7 @@ impl Expected {
 
 #[test]
 fn they_are_read_and_verified() -> anyhow::Result<()> {
-    for name in WHOLE {
+    for name in all() {
         let fixture = Fixture::unpack(name)?;
         fixture.holds_all().context(name)?;
         fixture.is_undamaged().context(name)?;
@@ -225,7 +238,7 @@ fn they_are_read_and_verified() -> anyhow::Result<()> {
 
 #[test]
 fn they_are_committed_to_and_collected() -> anyhow::Result<()> {
-    for name in WHOLE {
+    for name in all() {
         let fixture = Fixture::unpack(name)?;
         fixture.can_be_committed_to().context(name)?;
         fixture.cli.ok(&["rm", "new"])?;
@@ -259,7 +272,7 @@ fn they_lose_tags_and_are_collected() -> anyhow::Result<()> {
 
 #[test]
 fn they_are_repaired() -> anyhow::Result<()> {
-    for name in WHOLE {
+    for name in all() {
         let fixture = Fixture::unpack(name)?;
         fs::remove_dir_all(fixture.cli.store().join("index"))?;
         fixture.cli.ok(&["repair"]).context(name)?;
@@ -343,7 +356,7 @@ fn a_machine_can_be_restored() -> anyhow::Result<()> {
 /// What a store of format 1 gets is of format 1: the first programs read all of it.
 #[test]
 fn they_stay_what_they_are() -> anyhow::Result<()> {
-    for name in WHOLE {
+    for name in OF_FORMAT_1 {
         let fixture = Fixture::unpack(name)?;
         let config = fs::read(fixture.cli.store().join("config"))?;
         let before = list(&fixture.cli.store().join("packs"))?;
@@ -383,14 +396,17 @@ fn kinds_and_encodings(pack: &[u8]) -> anyhow::Result<Vec<u8>> {
 
 #[test]
 fn they_are_upgraded() -> anyhow::Result<()> {
-    for name in WHOLE {
+    for name in OF_FORMAT_1.into_iter().chain(["store-v2/upgrading"]) {
         let fixture = Fixture::unpack(name)?;
         let ids = fixture.ids()?;
         let plan = fixture.cli.json(&["upgrade", "--dry-run"])?;
         ensure!(plan["nothing_to_do"] == false, "{name}: {plan}");
-        ensure!(Store::open(fixture.cli.store())?.format() == StoreFormat::One);
+        let resumes = name == "store-v2/upgrading";
+        let is_one = Store::open(fixture.cli.store())?.format() == StoreFormat::One;
+        ensure!(is_one != resumes, "{name}");
         let report = fixture.cli.json(&["upgrade"])?;
         ensure!(report["packs"] == plan["packs"], "{name}: {report}");
+        ensure!(report["resumed"] == resumes, "{name}: {report}");
         let store = Store::open(fixture.cli.store())?;
         ensure!(store.format() == StoreFormat::Two && !store.is_upgrading());
         for pack in list(&fixture.cli.store().join("packs"))? {

@@ -208,7 +208,7 @@ pub fn warn(committed: &Committed) {
 pub fn warnings(committed: &Committed) -> Vec<String> {
     let warnings = committed.warnings.iter().map(|error| {
         let what = match error {
-            Error::Damaged(Damage::Pack { .. }) => {
+            Error::Damaged(Damage::Pack { .. } | Damage::Footer { .. }) => {
                 "what the snapshot could share with a pack was stored anew"
             }
             _ => "the parent cannot be read whole, which this snapshot does not need",
