@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test sim soak mutations bench check clean
+.PHONY: help setup build demo test sim soak mutations bench bench-scale check clean
 
 # Finds a cargo that is new enough wherever it was installed.
 with_cargo := . scripts/toolchain.sh;
@@ -12,7 +12,7 @@ export IMAGES
 export LINUX
 
 help: ## Print this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
 
 setup: ## Install what is missing; compile RocksDB once
 	@scripts/setup.sh
@@ -43,6 +43,11 @@ bench: setup ## Measure on the guest's images, machines and Linux guests
 	images="$$(scripts/guest-images.sh)"; \
 	SNAPSTORE_IMAGES="$$images" cargo run --release --locked -p snapstore-bench --bin bench
 	@scripts/linux-bench.sh
+
+bench-scale: setup ## Measure what depends on how much a store holds: 10^7 chunks, 100 000 packs
+	@$(with_cargo) cargo build --release --locked -p snapstore -p snapstore-bench; \
+	cargo run --release --locked -p snapstore-bench --bin bench -- \
+		scale-chunks scale-tags scale-packs scale-gc
 
 check: setup ## Run formatter, linter and documentation only
 	@scripts/test.sh --checks-only

@@ -10,6 +10,7 @@ pub mod guest;
 pub mod mounts;
 pub mod read;
 pub mod report;
+pub mod scale;
 pub mod serve_ram;
 pub mod stats;
 pub mod tools;
@@ -57,10 +58,12 @@ pub enum Needs {
     Images,
     /// KVM and FUSE.
     Machines,
+    /// Nothing that a machine may lack.
+    Nothing,
 }
 
 /// Every benchmark: its name, what it needs, and what it does.
-pub const ALL: [(&str, Needs, Run); 18] = [
+pub const ALL: [(&str, Needs, Run); 22] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
     ("commit-diff-depth", Needs::Images, commit::diff_depth),
@@ -72,6 +75,10 @@ pub const ALL: [(&str, Needs, Run); 18] = [
     ("bytes-five", Needs::Images, bytes::five),
     ("bytes-steps", Needs::Images, bytes::steps),
     ("codec", Needs::Images, codec::codec),
+    ("scale-chunks", Needs::Nothing, scale::chunks),
+    ("scale-tags", Needs::Nothing, scale::tags),
+    ("scale-packs", Needs::Nothing, scale::packs),
+    ("scale-gc", Needs::Nothing, scale::beside_gc),
     ("vm-restore", Needs::Machines, vm_restore::restore),
     ("vm-many", Needs::Machines, vm_many::many),
     ("vm-pause", Needs::Machines, vm_pause::pause),

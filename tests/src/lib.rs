@@ -4,6 +4,7 @@ pub mod crashing;
 pub mod harness;
 pub mod inherited;
 pub mod powercut;
+pub mod scale;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod stopping;
