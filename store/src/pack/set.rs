@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use quick_cache::sync::Cache;
@@ -256,15 +257,20 @@ impl PackSet {
     /// under a condemned number could be deleted at once. The counter file needs
     /// no flush: it only matters to processes that a power cut ends too. It is
     /// overwritten in place, so that a full disk does not empty it.
+    ///
+    /// The directory is listed only if the counter may be older than it: written
+    /// before the last start of the machine, or copied along with the store.
     fn next_number(&self) -> Result<PackNumber> {
         let counter_path = self.layout.locks().join("next-pack");
-        let counted: u32 = regular::read_to_string(&counter_path)
-            .and_then(|text| text.trim().parse().ok())
-            .unwrap_or(1);
-        let mut next = counted;
-        for extension in ["pack", "open"] {
-            for number in self.numbers_with_extension(extension)? {
-                next = next.max(number.0.saturating_add(1));
+        let text = regular::read_to_string(&counter_path).unwrap_or_default();
+        let (counted, written) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+        let mut next: u32 = counted.parse().unwrap_or(1);
+        let origin = self.origin();
+        if origin.as_deref() != Some(written) || self.is_taken(PackNumber(next)) {
+            for extension in ["pack", "open"] {
+                for number in self.numbers_with_extension(extension)? {
+                    next = next.max(number.0.saturating_add(1));
+                }
             }
         }
         if next == u32::MAX {
@@ -285,9 +291,31 @@ impl PackSet {
         options.write(true).create(true).truncate(false);
         let file = durable::create(&counter_path, &regular::never_waiting(&options))
             .context("write", &counter_path)?;
-        let line = format!("{:010}\n", next + 1);
+        let line = format!("{:010} {}\n", next + 1, origin.unwrap_or_default());
         durable::write_at(&file, &counter_path, line.as_bytes(), 0)?;
         Ok(PackNumber(next))
+    }
+
+    /// Where and since when a counter counts: this start of this machine, and this
+    /// directory. Always equally long; `None` if it cannot be told.
+    fn origin(&self) -> Option<String> {
+        if sim::is_simulated() {
+            return None;
+        }
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let dir = fs::metadata(self.layout.packs()).ok()?;
+        Some(format!(
+            "{:.36} {:016x}:{:016x}",
+            boot,
+            dir.dev(),
+            dir.ino()
+        ))
+    }
+
+    fn is_taken(&self, number: PackNumber) -> bool {
+        [self.layout.pack(number), self.layout.open_pack(number)]
+            .iter()
+            .any(|path| path.exists())
     }
 
     fn numbers_with_extension(&self, extension: &str) -> Result<Vec<PackNumber>> {
@@ -308,5 +336,43 @@ impl PackSet {
             numbers.extend(number);
         }
         Ok(numbers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::config::StoreFormat;
+
+    #[test]
+    fn numbers_go_on_whatever_became_of_counter_and_packs() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().to_owned());
+        for sub in layout.directories() {
+            fs::create_dir(sub).unwrap();
+        }
+        let config = Config::new(PageSize::KIB_4, StoreFormat::Two).unwrap();
+        let set = PackSet::new(layout.clone(), &config);
+        let next = || set.next_number().unwrap().0;
+        assert_eq!([next(), next()], [1, 2]);
+        // Deleted packs' numbers are not used again.
+        assert_eq!(next(), 3);
+        let touch = |number| fs::write(layout.pack(PackNumber(number)), b"").unwrap();
+        let counter = layout.locks().join("next-pack");
+        // A counter that is gone, of another start, of another directory, too low.
+        touch(9);
+        assert_eq!(next(), 4, "the counter says enough");
+        fs::remove_file(&counter).unwrap();
+        assert_eq!(next(), 10);
+        touch(20);
+        let text = fs::read_to_string(&counter).unwrap();
+        let other = text.replacen(|it: char| it.is_ascii_hexdigit() && it != '0', "0", 1);
+        for old in ["0000000002\n", "", "what", &other.replace('-', "0")] {
+            fs::write(&counter, old).unwrap();
+            assert!(next() >= 21, "{old:?}");
+        }
+        let highest = next();
+        touch(highest + 1);
+        assert_eq!(next(), highest + 2, "the next number is taken");
     }
 }
