@@ -1,11 +1,15 @@
 //! The store's locks: flock(2) on files in `locks/`, released by the kernel
 //! when their holder ends.
 //!
-//! Three of them, always taken in this order: `collect` (one garbage
+//! Three of them that matter, always taken in this order: `collect` (one garbage
 //! collection, verification or repair at a time), `publish` (one process
 //! changes index, tags or collector state at a time; held briefly),
 //! `allocate` (handing out pack numbers and lease files; held for
 //! microseconds).
+//!
+//! Who waits for `publish` holds `publish-turn` meanwhile, and whoever wants `publish`
+//! waits for that first, for a moment: else a collection, which takes the lock again and again, would
+//! have it each time that a commit looks.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Seek as _, Write as _};
@@ -26,6 +30,12 @@ use crate::sim::{self, StepKind};
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+/// The same for the one whose turn it is.
+const LONGEST_PAUSE_OF_NEXT: Duration = Duration::from_millis(4);
+/// How long a turn is waited for.
+const LONGEST_TURN: Duration = Duration::from_millis(250);
+/// Held by the one whose turn it is to take the publish lock.
+const TURN: &str = "publish-turn";
 const SILENT_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +90,24 @@ pub(crate) fn acquire_unless(
     sim::before(StepKind::Lock, &path).context("lock", &path)?;
     lock_probe::check(layout)?;
     let file = whole(open_to_write(&path), &path)?;
-    wait_for(file, path, kind, timeout, cancel)
+    // The simulator decides by itself who is next.
+    if !matches!(kind, LockKind::Publish) || sim::is_simulated() {
+        return wait_for(file, path, kind, timeout, cancel, LONGEST_PAUSE);
+    }
+    let started = Instant::now();
+    let turn_path = layout.locks().join(TURN);
+    let turn_file = whole(open_to_write(&turn_path), &turn_path)?;
+    let for_turn = timeout.min(LONGEST_TURN);
+    let turn = wait_for(turn_file, turn_path, kind, for_turn, cancel, LONGEST_PAUSE);
+    let (turn, pause) = match turn {
+        // Its holder may be stopped, and keeps nobody from the lock itself.
+        Err(Error::Busy { .. }) => (None, LONGEST_PAUSE),
+        other => (Some(other?), LONGEST_PAUSE_OF_NEXT),
+    };
+    let left = timeout.saturating_sub(started.elapsed());
+    let lock = wait_for(file, path, kind, left, cancel, pause);
+    drop(turn);
+    lock
 }
 
 /// The same for an operation that changes nothing. Where the lock's file cannot
@@ -111,7 +138,7 @@ pub(crate) fn acquire_to_read_unless(
         return Ok(None);
     }
     let file = whole(opened, &path)?;
-    wait_for(file, path, kind, timeout, cancel).map(Some)
+    wait_for(file, path, kind, timeout, cancel, LONGEST_PAUSE).map(Some)
 }
 
 /// Opens or creates a lock's file. A copy of a store may have lost its directory.
@@ -175,6 +202,7 @@ fn wait_for(
     kind: LockKind,
     timeout: Duration,
     cancel: &Cancel,
+    longest_pause: Duration,
 ) -> Result<Lock> {
     cancel.check()?;
     let started = Instant::now();
@@ -201,7 +229,7 @@ fn wait_for(
             );
         }
         std::thread::sleep(pause.min(timeout.saturating_sub(waited)));
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = (pause * 2).min(longest_pause);
     }
     // Only for the message above: a failure to note the holder is harmless.
     let _ = note_holder(&mut file);
@@ -253,5 +281,56 @@ mod tests {
         );
         drop(held);
         acquire(&layout, LockKind::Publish, Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn who_takes_the_lock_again_and_again_lets_who_waits_have_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().to_owned());
+        std::fs::create_dir(layout.locks()).unwrap();
+        let take = || acquire(&layout, LockKind::Publish, DEFAULT_TIMEOUT).unwrap();
+        let mut held = Some(take());
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let taken = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                begun.send(()).unwrap();
+                for _ in 0..8 {
+                    drop(take());
+                    taken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                }
+            });
+            has_begun.recv().unwrap();
+            // Until it has its turn.
+            while try_turn(&layout) {
+                std::thread::yield_now();
+            }
+            // Not at any moment is the lock free for longer than it takes to ask.
+            let mut again = 0;
+            while taken.load(std::sync::atomic::Ordering::SeqCst) < 8 {
+                drop(held.take());
+                held = Some(take());
+                again += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert!(again < 200, "taken {again} times, and only 8 by the other");
+        });
+    }
+
+    #[test]
+    fn one_that_is_stopped_while_it_waits_keeps_nobody_from_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().to_owned());
+        std::fs::create_dir(layout.locks()).unwrap();
+        let path = layout.locks().join(TURN);
+        let stopped = whole(open_to_write(&path), &path).unwrap();
+        assert!(try_exclusive(&stopped, &path).unwrap());
+        acquire(&layout, LockKind::Publish, DEFAULT_TIMEOUT).unwrap();
+    }
+
+    fn try_turn(layout: &Layout) -> bool {
+        let path = layout.locks().join(TURN);
+        let file = whole(open_to_write(&path), &path).unwrap();
+        try_exclusive(&file, &path).unwrap()
     }
 }
