@@ -442,6 +442,18 @@ impl Error {
         matches!(errno, Some(Errno::MFILE | Errno::NFILE))
     }
 
+    /// Whether the process or the host has no memory, descriptor or thread left.
+    pub(crate) fn is_exhaustion(&self) -> bool {
+        use rustix::io::Errno;
+        let Self::Io { source, .. } = self else {
+            return false;
+        };
+        let errno = Errno::from_io_error(source);
+        let short = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
+        source.kind() == io::ErrorKind::OutOfMemory
+            || errno.is_some_and(|errno| short.contains(&errno))
+    }
+
     /// The kind of failure this is.
     #[must_use]
     pub fn class(&self) -> ErrorClass {

@@ -68,6 +68,7 @@ mod lease;
 mod lock;
 mod lock_probe;
 mod manifest;
+mod memory;
 mod mount_table;
 mod name;
 mod opening;

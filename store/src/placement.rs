@@ -143,7 +143,7 @@ pub(crate) fn enter_found(
 pub(crate) fn remove(
     index: &IndexWriter,
     keys: &[ChunkKey],
-    is_gone: impl Fn(PackNumber) -> bool,
+    mut is_gone: impl FnMut(PackNumber) -> bool,
 ) -> Result<()> {
     index.remove_if(keys.iter().copied(), |at| is_gone(at.pack))?;
     index.flush()

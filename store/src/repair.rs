@@ -21,7 +21,7 @@ use crate::format::{entry, pack_v1, pack_v2};
 use crate::gc::mark::Reach;
 use crate::gc::state::CollectorState;
 use crate::id::{ChunkId, ChunkKind, SnapshotId};
-use crate::index::{IndexReader, IndexWriter};
+use crate::index::{self, IndexReader, IndexWriter};
 use crate::layout::Layout;
 use crate::lease;
 use crate::lock::{self, LockKind};
@@ -247,6 +247,7 @@ impl Store {
         drop(index);
         self.store_bases(baseless, fresh, report)?;
         self.copy_out_of(&bad, fresh)?;
+        index::tidy(&fresh.index(), index::FEW_FILES)?;
         Ok(bad)
     }
 

@@ -4,22 +4,36 @@
 //! panics. So before either does, as many are started here, which end at once.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crate::error::{IoContext as _, Result};
+use crate::memory;
 
-/// As many threads as RocksDB starts for an index that is open.
-const OF_AN_INDEX: usize = 6;
+/// As many threads as RocksDB starts when it is first opened, and a few more.
+const OF_AN_INDEX: usize = 4;
+static INDEX_HAS_THREADS: AtomicBool = AtomicBool::new(false);
 const STACK_BYTES: usize = 64 << 10;
+/// What a commit takes for its buffers, besides the threads.
+const POOL_BYTES: usize = 64 << 20;
 
 /// Fails if the threads that RocksDB needs cannot be started.
 pub(crate) fn check_for_index(path: &Path) -> Result<()> {
-    check(OF_AN_INDEX).context("start threads for", path)
+    match INDEX_HAS_THREADS.load(Ordering::Relaxed) {
+        true => Ok(()),
+        false => check(OF_AN_INDEX).context("start threads for", path),
+    }
+}
+
+/// RocksDB has been opened: its threads stay as long as the process.
+pub(crate) fn index_is_open() {
+    INDEX_HAS_THREADS.store(true, Ordering::Relaxed);
 }
 
 /// Starts the threads that share the work of commits and verifications.
 pub(crate) fn start_pool(path: &Path) -> Result<()> {
+    memory::check_for_threads(POOL_BYTES).context("get memory for", path)?;
     match rayon::ThreadPoolBuilder::new().build_global() {
         Ok(()) => Ok(()),
         Err(error) => match std::error::Error::source(&error) {

@@ -36,7 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::durable;
 use crate::error::{Damage, IoContext as _, Result};
 use crate::id::{ChunkKey, SnapshotId};
-use crate::index::IndexWriter;
+use crate::index::{self, IndexWriter};
 use crate::lease;
 use crate::pack::{Location, PackIdentity, PackNumber};
 use crate::placement;
@@ -49,7 +49,7 @@ pub use plan::{Decision, GcPlan, PackPlan};
 use state::{CollectorState, Condemned};
 
 /// Entries of the index that are changed under one hold of the publish lock.
-pub(crate) const INDEX_BATCH: usize = 8192;
+pub(crate) const INDEX_BATCH: usize = 4096;
 /// Entries of the index to packs that are gone which one collection cleans up.
 const MAX_ASTRAY: usize = 1 << 20;
 
@@ -315,7 +315,7 @@ impl Store {
                 other => other?,
             }
         }
-        Ok(())
+        index::tidy(&self.layout.index(), index::FEW_FILES)
     }
 }
 

@@ -1,15 +1,20 @@
 //! The index: chunk key -> location.
 //!
 //! It is a cache of the pack footers. Losing it loses nothing: `repair` writes
-//! it anew. `rocks` keeps it in RocksDB; that is the only one a program that is
-//! shipped has. `double` keeps it in the memory of one process, for the
-//! simulator, and promises what RocksDB promises and nothing more.
+//! it anew. `files` keeps it on disk, in RocksDB (`rocks`) and in short runs of what
+//! is not in there yet (`run`); that is the only one a program that is shipped has.
+//! `double` keeps it in the memory of one process, for the simulator, and promises
+//! what `files` promises and nothing more.
 
 #[cfg(feature = "sim")]
 mod double;
 #[cfg_attr(feature = "sim", allow(dead_code))]
+mod files;
+#[cfg_attr(feature = "sim", allow(dead_code))]
 mod rocks;
-#[cfg(all(test, feature = "sim"))]
+#[cfg_attr(feature = "sim", allow(dead_code))]
+mod run;
+#[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 
@@ -20,9 +25,14 @@ use crate::id::ChunkKey;
 use crate::pack::Location;
 
 #[cfg(feature = "sim")]
-pub(crate) use double::{IndexReader, IndexWriter, forget as forget_indexes};
+pub(crate) use double::{IndexReader, IndexWriter, forget as forget_indexes, tidy};
 #[cfg(not(feature = "sim"))]
-pub(crate) use rocks::{IndexReader, IndexWriter};
+pub(crate) use files::{IndexReader, IndexWriter, tidy};
+
+/// Sorted files that a collection leaves unmerged.
+pub(crate) const FEW_FILES: u64 = 3;
+/// Sorted files that a commit leaves unmerged where nobody collects.
+pub(crate) const MANY_FILES: u64 = 24;
 
 /// Where a chunk with this key is, as a reader or a writer of the index sees it.
 pub(crate) trait Lookup {

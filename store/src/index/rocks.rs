@@ -1,96 +1,109 @@
-//! The index in RocksDB.
+//! RocksDB: sorted files of index entries. The only user of that library.
 //!
-//! Entries are written without a write-ahead log and flushed as one sorted
-//! file, so that a reader never has a log to replay and durability is one
-//! step. RocksDB's own block checksums are checked on every read.
+//! It is opened in a time that hardly depends on how many entries there are: files
+//! are large, and their indexes and filters cut into blocks that are read when they
+//! are needed, into a cache of bounded size. All files are opened at once: so a view
+//! stays what it is while another process merges and deletes them.
+//!
+//! Entries come as whole sorted files. There is no memtable with entries and no log
+//! to replay, and durability is one step. RocksDB's own block checksums are checked
+//! on every read.
 
+use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
-use std::time::SystemTime;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
 
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, IteratorMode, LogLevel,
-    MemtableFactory, Options, ReadOptions, WaitForCompactOptions, WriteBatch, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType,
+    IngestExternalFileOptions, IteratorMode, LogLevel, Options, ReadOptions, SstFileWriter,
+    WaitForCompactOptions,
 };
 
 use super::damaged;
+use super::run::{Changes, Key};
 use crate::durable;
-use crate::error::{Damage, Error, Result};
-use crate::id::{ChunkKey, ChunkKind};
+use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::memory;
 use crate::pack::Location;
 use crate::threads;
 
-/// Memory for index blocks, per open handle.
+/// Memory for blocks of entries, indexes and filters, per process.
 pub(crate) const CACHE_BYTES: usize = 32 << 20;
+/// Address space that an index takes when it is opened, beside the cache.
+const OPEN_BYTES: usize = 48 << 20;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
-/// Entries per write batch.
-const BATCH_ENTRIES: usize = 4096;
-const OPEN_ATTEMPTS: u32 = 8;
-/// Sorted files beyond which a publisher waits for RocksDB to merge them.
-const MERGE_ABOVE_FILES: u64 = 12;
+/// Files of ten million entries: few, since each is opened with the index.
+const FILE_BYTES: u64 = 256 << 20;
+/// Unmerged files from which on a merge takes them.
+const MERGE_FROM_FILES: i32 = 4;
 
-/// A view of the index as it was when it was opened.
-pub(crate) struct IndexReader {
+/// The sorted files as they were when they were opened.
+pub(super) struct Sorted {
     db: DB,
     path: PathBuf,
-    /// What `CURRENT` was: every writer makes it anew.
-    opened: Option<(u64, SystemTime)>,
+    opened: Option<State>,
 }
 
-/// The index, open for changes. The holder has the publish lock.
-pub(crate) struct IndexWriter {
-    db: DB,
-    path: PathBuf,
+/// What tells two states of the files apart: RocksDB names its list of files in
+/// `CURRENT`, and appends to that list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct State {
+    current: (u64, SystemTime),
+    list: String,
+    list_len: u64,
 }
 
-impl IndexReader {
-    /// Opens the index as it is now, even while another process writes it.
-    pub fn open(path: &Path) -> Result<Self> {
-        if !path.join("CURRENT").exists() {
+/// What this process has open, to be shared.
+static OPEN: Mutex<Vec<Weak<Sorted>>> = Mutex::new(Vec::new());
+
+impl Sorted {
+    /// Opens the files that there are now.
+    pub fn open(path: &Path) -> Result<Arc<Self>> {
+        if !exists(path) {
             return Err(damaged(path, "it is missing"));
         }
-        threads::check_for_index(path)?;
-        let opened = current(path);
-        // A writer may delete a merged file between our reading its name and
-        // opening it; then the next attempt sees the new names.
-        let mut attempt = 0;
-        loop {
-            match DB::open_for_read_only(&options(), path, false) {
-                Ok(db) => {
-                    return Ok(Self {
-                        db,
-                        path: path.to_owned(),
-                        opened,
-                    });
-                }
-                Err(error) if attempt >= OPEN_ATTEMPTS => return Err(failed(path, &error)),
-                Err(_) => std::thread::sleep(std::time::Duration::from_millis(1 << attempt.min(5))),
-            }
-            attempt += 1;
+        let state = State::now(path);
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|known| known.strong_count() > 0);
+        let known = open.iter().filter_map(Weak::upgrade);
+        if let Some(known) = known
+            .filter(|known| state.is_some() && known.opened == state)
+            .find(|known| known.path == path)
+        {
+            return Ok(known);
         }
+        memory::check(OPEN_BYTES + CACHE_BYTES).context("get memory for", path)?;
+        threads::check_for_index(path)?;
+        let db = DB::open_for_read_only(&options(), path, false)
+            .map_err(|error| failed(path, &error))?;
+        threads::index_is_open();
+        let unchanged = State::now(path) == state;
+        let opened = Arc::new(Self {
+            db,
+            path: path.to_owned(),
+            opened: state.filter(|_| unchanged),
+        });
+        open.push(Arc::downgrade(&opened));
+        Ok(opened)
     }
 
-    /// Whether the index has been written since: this view may hold on to files
-    /// that are deleted.
     pub fn is_outdated(&self) -> bool {
-        current(&self.path) != self.opened
+        self.opened.is_none() || State::now(&self.path) != self.opened
     }
 
-    /// Where the chunk with this key is.
-    pub fn get(&self, key: ChunkKey) -> Result<Option<Location>> {
-        let found = self
-            .db
-            .get_pinned(key.to_index_key())
-            .map_err(|error| failed(&self.path, &error))?;
+    /// What is filed under this key.
+    pub fn get(&self, key: &Key) -> Result<Option<Location>> {
+        let found = self.db.get_pinned(key);
+        let found = found.map_err(|error| failed(&self.path, &error))?;
         found.map(|value| self.location(&value)).transpose()
     }
 
-    /// Where the chunks with these keys are, in the order of the keys.
-    pub fn get_many(&self, keys: &[ChunkKey]) -> Result<Vec<Option<Location>>> {
-        self.db
-            .multi_get(keys.iter().map(|key| key.to_index_key()))
-            .into_iter()
+    /// What is filed under these keys, in their order.
+    pub fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Location>>> {
+        let found = self.db.multi_get(keys).into_iter();
+        found
             .map(|found| {
                 let value = found.map_err(|error| failed(&self.path, &error))?;
                 value.map(|value| self.location(&value)).transpose()
@@ -98,145 +111,104 @@ impl IndexReader {
             .collect()
     }
 
-    /// All entries, sorted by kind and key.
-    pub fn entries(&self) -> impl Iterator<Item = Result<(ChunkKey, Location)>> + '_ {
-        self.scan(IteratorMode::Start)
-    }
-
-    /// All entries of manifests.
-    pub fn manifests(&self) -> impl Iterator<Item = Result<(ChunkKey, Location)>> + '_ {
-        const FIRST: [u8; 1] = [ChunkKind::Manifest as u8];
-        self.scan(IteratorMode::From(&FIRST, rocksdb::Direction::Forward))
-    }
-
-    fn scan(
-        &self,
-        mode: IteratorMode<'_>,
-    ) -> impl Iterator<Item = Result<(ChunkKey, Location)>> + '_ {
+    /// The entries of this kind and those after it, sorted.
+    pub fn scan(&self, kind: u8) -> impl Iterator<Item = Result<(Key, Location)>> + '_ {
         let mut read = ReadOptions::default();
         read.set_verify_checksums(true);
         read.fill_cache(false);
+        let from = [kind];
+        let mode = IteratorMode::From(&from, rocksdb::Direction::Forward);
         self.db.iterator_opt(mode, read).map(|item| {
             let (key, value) = item.map_err(|error| failed(&self.path, &error))?;
-            let key = parse_key(&key).ok_or_else(|| damaged(&self.path, "a key is malformed"))?;
+            let key = Key::try_from(&*key);
+            let key = key.map_err(|_| damaged(&self.path, "a key is malformed"))?;
             Ok((key, self.location(&value)?))
         })
     }
 
-    fn location(&self, value: &[u8]) -> Result<Location> {
-        parse_location(value).ok_or_else(|| damaged(&self.path, "a value is malformed"))
-    }
-}
-
-impl IndexWriter {
-    /// Opens the index for changes, creating an empty one if there is none.
-    pub fn open_or_create(path: &Path) -> Result<Self> {
-        threads::check_for_index(path)?;
-        let mut options = options();
-        options.create_if_missing(true);
-        Ok(Self {
-            db: DB::open(&options, path).map_err(|error| failed(path, &error))?,
-            path: path.to_owned(),
-        })
-    }
-
-    /// Opens an index that must exist.
-    pub fn open(path: &Path) -> Result<Self> {
-        if !path.join("CURRENT").exists() {
-            return Err(damaged(path, "it is missing"));
-        }
-        threads::check_for_index(path)?;
-        Ok(Self {
-            db: DB::open(&options(), path).map_err(|error| failed(path, &error))?,
-            path: path.to_owned(),
-        })
-    }
-
-    /// Adds or replaces entries; durable after [`IndexWriter::flush`].
-    pub fn put(&self, entries: impl IntoIterator<Item = (ChunkKey, Location)>) -> Result<()> {
-        self.write(entries, |batch, (key, location)| {
-            batch.put(key.to_index_key(), location.to_bytes());
-        })
-    }
-
-    /// Removes those of `keys` that map to a location `doomed` accepts.
-    ///
-    /// All are looked up before the first is removed: a look-up among changes that
-    /// are not flushed sorts them all.
-    pub fn remove_if(
-        &self,
-        keys: impl IntoIterator<Item = ChunkKey>,
-        doomed: impl Fn(Location) -> bool,
-    ) -> Result<()> {
-        let mut remove = Vec::new();
-        for key in keys {
-            if self.get(key)?.is_some_and(&doomed) {
-                remove.push(key);
-            }
-        }
-        self.write(remove, |batch, key| batch.delete(key.to_index_key()))
-    }
-
-    /// Where the chunk with this key is.
-    pub fn get(&self, key: ChunkKey) -> Result<Option<Location>> {
-        let found = self
-            .db
-            .get_pinned(key.to_index_key())
-            .map_err(|error| failed(&self.path, &error))?;
-        found
-            .map(|value| {
-                parse_location(&value).ok_or_else(|| damaged(&self.path, "a value is malformed"))
-            })
-            .transpose()
-    }
-
-    /// Makes all changes durable.
-    pub fn flush(&self) -> Result<()> {
-        durable::foreign_step("flush index", &self.path);
-        let failed = |error| failed(&self.path, &error);
-        let mut flush = FlushOptions::default();
-        flush.set_wait(true);
-        self.db.flush_opt(&flush).map_err(failed)?;
-        let files = self
+    /// Files of entries that come one after the other, not merged with the others.
+    pub fn unmerged_files(&self) -> Result<u64> {
+        let counted = self
             .db
             .property_int_value("rocksdb.num-files-at-level0")
-            .map_err(failed)?;
-        if files.is_some_and(|count| count > MERGE_ABOVE_FILES) {
-            self.db
-                .wait_for_compact(&WaitForCompactOptions::default())
-                .map_err(failed)?;
-        }
-        Ok(())
+            .map_err(|error| failed(&self.path, &error))?;
+        Ok(counted.unwrap_or(0))
     }
 
-    fn write<T>(
-        &self,
-        items: impl IntoIterator<Item = T>,
-        add: impl Fn(&mut WriteBatch, T),
-    ) -> Result<()> {
-        let mut without_log = WriteOptions::default();
-        without_log.disable_wal(true);
-        let mut items = items.into_iter();
-        loop {
-            let mut batch = WriteBatch::default();
-            items
-                .by_ref()
-                .take(BATCH_ENTRIES)
-                .for_each(|item| add(&mut batch, item));
-            if batch.is_empty() {
-                return Ok(());
-            }
-            self.db
-                .write_opt(batch, &without_log)
-                .map_err(|error| failed(&self.path, &error))?;
-        }
+    fn location(&self, value: &[u8]) -> Result<Location> {
+        let value = value.try_into().map(Location::from_bytes);
+        value.map_err(|_| damaged(&self.path, "a value is malformed"))
     }
 }
 
-/// Identity of the file that RocksDB names its present state in.
-fn current(path: &Path) -> Option<(u64, SystemTime)> {
-    let found = std::fs::metadata(path.join("CURRENT")).ok()?;
-    Some((found.ino(), found.modified().ok()?))
+impl State {
+    fn now(path: &Path) -> Option<Self> {
+        let current = path.join("CURRENT");
+        let found = fs::metadata(&current).ok()?;
+        let list = fs::read_to_string(&current).ok()?;
+        let list_len = fs::metadata(path.join(list.trim())).ok()?.len();
+        Some(Self {
+            current: (found.ino(), found.modified().ok()?),
+            list,
+            list_len,
+        })
+    }
+}
+
+/// Whether there is an index.
+pub(super) fn exists(path: &Path) -> bool {
+    path.join("CURRENT").exists()
+}
+
+/// Makes an empty index.
+pub(super) fn create(path: &Path) -> Result<()> {
+    let mut options = options();
+    options.create_if_missing(true);
+    open_to_write(path, &options).map(drop)
+}
+
+/// Adds one sorted file, durably.
+pub(super) fn ingest(path: &Path, changes: &Changes) -> Result<()> {
+    let failed = |error: rocksdb::Error| failed(path, &error);
+    let mut options = options();
+    options.set_disable_auto_compactions(true);
+    let db = open_to_write(path, &options)?;
+    // Left by a process that was killed.
+    let file = path.join("new-entries.sst");
+    durable::unlink(&file)?;
+    let mut writer = SstFileWriter::create(&options);
+    writer.open(&file).map_err(failed)?;
+    for (key, at) in changes {
+        match at {
+            Some(at) => writer.put(key, at.to_bytes()),
+            None => writer.delete(key),
+        }
+        .map_err(failed)?;
+    }
+    writer.finish().map_err(failed)?;
+    drop(writer);
+    durable::foreign_step("flush index", path);
+    let mut ingest = IngestExternalFileOptions::default();
+    ingest.set_move_files(true);
+    db.ingest_external_file_opts(&ingest, vec![&file])
+        .map_err(failed)
+}
+
+/// Merges files as far as that pays, for a bounded time.
+pub(super) fn merge(path: &Path, longest: Duration) -> Result<()> {
+    let db = open_to_write(path, &options())?;
+    let mut wait = WaitForCompactOptions::default();
+    wait.set_timeout(u64::try_from(longest.as_micros()).unwrap_or(u64::MAX));
+    let merged = db.wait_for_compact(&wait);
+    db.cancel_all_background_work(true);
+    merged.map_err(|error| failed(path, &error))
+}
+
+/// RocksDB ends the process where it gets no memory or no thread.
+fn open_to_write(path: &Path, options: &Options) -> Result<DB> {
+    memory::check_for_threads(OPEN_BYTES + CACHE_BYTES).context("get memory for", path)?;
+    threads::check_for_index(path)?;
+    DB::open(options, path).map_err(|error| failed(path, &error))
 }
 
 fn options() -> Options {
@@ -244,42 +216,38 @@ fn options() -> Options {
     table.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
     table.set_block_cache(&shared_cache());
     table.set_format_version(5);
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(4096);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_pin_top_level_index_and_filter(true);
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
     // Keys are hashes: nothing to compress.
     options.set_compression_type(DBCompressionType::None);
     options.set_max_open_files(-1);
+    options.set_target_file_size_base(FILE_BYTES);
+    options.set_max_bytes_for_level_base(FILE_BYTES);
+    options.set_level_zero_file_num_compaction_trigger(MERGE_FROM_FILES);
+    options.set_skip_stats_update_on_db_open(true);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
     // There are few files.
     options.set_max_file_opening_threads(1);
     options.set_keep_log_file_num(1);
     options.set_max_log_file_size(64 << 10);
     options.set_max_manifest_file_size(1 << 20);
-    options.set_level_zero_file_num_compaction_trigger(8);
-    options.set_write_buffer_size(32 << 20);
-    // Changes come in bulk and are flushed at once: sorting them then is cheaper
-    // than keeping them sorted. This memtable takes one writer at a time.
-    options.set_memtable_factory(MemtableFactory::Vector);
-    options.set_allow_concurrent_memtable_write(false);
+    // Nothing is written into it.
+    options.set_write_buffer_size(64 << 10);
     options.set_log_level(LogLevel::Error);
-    options.increase_parallelism(2);
+    options.set_max_background_jobs(2);
     options
 }
 
 fn shared_cache() -> Cache {
     static CACHE: LazyLock<Cache> = LazyLock::new(|| Cache::new_lru_cache(CACHE_BYTES));
     CACHE.clone()
-}
-
-fn parse_key(key: &[u8]) -> Option<ChunkKey> {
-    let (kind, prefix) = key.split_first()?;
-    Some(ChunkKey {
-        kind: ChunkKind::from_byte(*kind)?,
-        prefix: prefix.try_into().ok()?,
-    })
-}
-
-fn parse_location(value: &[u8]) -> Option<Location> {
-    Some(Location::from_bytes(value.try_into().ok()?))
 }
 
 fn failed(path: &Path, error: &rocksdb::Error) -> Error {
@@ -309,5 +277,43 @@ fn failed(path: &Path, error: &rocksdb::Error) -> Error {
             path: path.to_owned(),
             message,
         },
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(super) mod tests {
+    use rocksdb::{FlushOptions, MemtableFactory, WriteBatch, WriteOptions};
+
+    use super::*;
+    use crate::id::ChunkKey;
+
+    /// An index as it was written before there were runs.
+    pub fn make_as_before(path: &Path, entries: impl Iterator<Item = (ChunkKey, Location)>) {
+        let mut table = BlockBasedOptions::default();
+        table.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
+        table.set_format_version(5);
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.set_block_based_table_factory(&table);
+        options.set_compression_type(DBCompressionType::None);
+        options.set_memtable_factory(MemtableFactory::Vector);
+        options.set_allow_concurrent_memtable_write(false);
+        let db = DB::open(&options, path).unwrap();
+        let mut without_log = WriteOptions::default();
+        without_log.disable_wal(true);
+        for (number, (key, at)) in entries.enumerate() {
+            let mut batch = WriteBatch::default();
+            batch.put(key.to_index_key(), at.to_bytes());
+            db.write_opt(batch, &without_log).unwrap();
+            if number % 10_000 == 9_999 {
+                db.flush_opt(&FlushOptions::default()).unwrap();
+            }
+        }
+    }
+
+    /// Keeps others from writing.
+    pub fn hold(path: &Path) -> impl Drop + use<> {
+        open_to_write(path, &options()).unwrap()
     }
 }

@@ -1,12 +1,17 @@
-//! The double promises what RocksDB promises: both tell the same of one history.
+//! What the index promises, and that the double promises the same: both tell the
+//! same of one history.
 
 use std::path::Path;
 
+use super::files::{IndexReader, IndexWriter, tidy};
+use super::rocks;
 use crate::id::{ChunkKey, ChunkKind};
 use crate::pack::{EntryNumber, Location, PackNumber};
 
+#[cfg(feature = "sim")]
 const KEYS: u8 = 12;
 
+#[cfg(feature = "sim")]
 fn key(number: u8) -> ChunkKey {
     ChunkKey {
         kind: ChunkKind::from_byte(number % 3).expect("a kind"),
@@ -21,9 +26,11 @@ fn location(number: u64) -> Location {
     }
 }
 
+#[cfg(feature = "sim")]
 /// The numbers that a history is drawn from.
 struct Draw(u64);
 
+#[cfg(feature = "sim")]
 impl Draw {
     fn below(&mut self, limit: u64) -> u64 {
         self.0 = self
@@ -34,6 +41,7 @@ impl Draw {
     }
 }
 
+#[cfg(feature = "sim")]
 /// What an index of one kind tells along the history of a seed: of a writer at once,
 /// of readers opened before and after what they look for was flushed.
 macro_rules! history {
@@ -60,7 +68,7 @@ macro_rules! history {
                 }
                 3 => writer.as_ref().unwrap().flush().unwrap(),
                 4 => {
-                    // Closing flushes.
+                    // What was not flushed is lost.
                     drop(writer.take());
                     writer = Some(IndexWriter::open(path).unwrap());
                 }
@@ -88,15 +96,238 @@ macro_rules! history {
     }};
 }
 
+#[cfg(feature = "sim")]
 #[test]
-fn the_double_tells_what_rocksdb_tells() {
+fn the_double_tells_what_the_files_tell() {
     let mut looks = 0;
     for seed in 1..40 {
         let dir = tempfile::tempdir().unwrap();
-        let rocks = history!(rocks, &dir.path().join("rocks"), seed);
+        let files = history!(files, &dir.path().join("files"), seed);
         let double = history!(double, &dir.path().join("double"), seed);
-        assert_eq!(rocks, double, "seed {seed}");
-        looks += rocks.len();
+        assert_eq!(files, double, "seed {seed}");
+        looks += files.len();
     }
     assert!(looks > 400, "{looks} looks");
+}
+
+/// The key of a page, spread over all keys.
+fn page(number: u64) -> ChunkKey {
+    let hash = blake3::hash(&number.to_le_bytes());
+    ChunkKey {
+        kind: ChunkKind::Page,
+        prefix: *hash.as_bytes().first_chunk().unwrap(),
+    }
+}
+
+fn publish(path: &Path, entries: impl IntoIterator<Item = (ChunkKey, Location)>) {
+    let writer = IndexWriter::open_or_create(path).unwrap();
+    writer.put(entries).unwrap();
+    writer.flush().unwrap();
+}
+
+fn runs_of(path: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(path.join("runs")) else {
+        return Vec::new();
+    };
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn all(path: &Path) -> Vec<(ChunkKey, Location)> {
+    let reader = IndexReader::open(path).unwrap();
+    let found: Vec<_> = reader.entries().map(|entry| entry.unwrap()).collect();
+    for (key, at) in &found {
+        assert_eq!(reader.get(*key).unwrap(), Some(*at));
+    }
+    found
+}
+
+#[test]
+fn small_publications_are_runs_and_many_entries_become_a_sorted_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = &dir.path().join("index");
+    for number in 0..17 {
+        publish(path, [(page(number), location(number))]);
+    }
+    // The 17th run is the sum of all.
+    assert_eq!(runs_of(path), ["00000017.all"]);
+    publish(path, [(page(3), location(77))]);
+    assert_eq!(runs_of(path), ["00000017.all", "00000018.run"]);
+    let before = all(path);
+    assert_eq!(before.len(), 17);
+    let writer = IndexWriter::open(path).unwrap();
+    let gone = location(4);
+    writer
+        .remove_if([page(4), page(5)], |at| at == gone)
+        .unwrap();
+    writer.flush().unwrap();
+    assert_eq!(all(path).len(), 16);
+    drop(writer);
+
+    let old_view = IndexReader::open(path).unwrap();
+    publish(path, (100..20_000).map(|n| (page(n), location(n))));
+    assert_eq!(runs_of(path), [""; 0]);
+    assert_eq!(all(path).len(), 16 + 19_900);
+    let reader = IndexReader::open(path).unwrap();
+    assert_eq!(reader.get(page(3)).unwrap(), Some(location(77)));
+    assert_eq!(reader.get(page(4)).unwrap(), None);
+    // What was opened before stays as it was.
+    assert_eq!(old_view.get(page(100)).unwrap(), None);
+    assert_eq!(old_view.entries().count(), 16);
+    assert!(old_view.is_outdated());
+}
+
+#[test]
+fn what_a_sum_holds_does_not_count_again_where_it_was_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = &dir.path().join("index");
+    publish(path, [(page(1), location(1))]);
+    let first = std::fs::read(path.join("runs/00000001.run")).unwrap();
+    for number in 2..18 {
+        publish(path, [(page(number), location(number))]);
+    }
+    let writer = IndexWriter::open(path).unwrap();
+    writer.put([(page(1), location(50))]).unwrap();
+    writer.flush().unwrap();
+    drop(writer);
+    let told = all(path);
+    // A power cut brings back what was removed and not flushed.
+    std::fs::write(path.join("runs/00000001.run"), first).unwrap();
+    assert_eq!(all(path), told);
+}
+
+#[test]
+fn merging_changes_nothing_and_leaves_an_open_view_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = &dir.path().join("index");
+    for part in 0..6 {
+        publish(
+            path,
+            (0..17_000).map(|n| (page(n * 2 + part % 2), location(n + part))),
+        );
+    }
+    let view = IndexReader::open(path).unwrap();
+    let told = all(path);
+    assert_eq!(told.len(), 34_000);
+    // The first one lies below all others.
+    let unmerged = || rocks::Sorted::open(path).unwrap().unmerged_files().unwrap();
+    assert_eq!(unmerged(), 5);
+    tidy(path, 5).unwrap();
+    assert_eq!(unmerged(), 5);
+    tidy(path, 3).unwrap();
+    assert_eq!(unmerged(), 0);
+    assert_eq!(all(path), told);
+    // The files it reads are deleted by now.
+    let still: Vec<_> = view.entries().map(|entry| entry.unwrap()).collect();
+    assert_eq!(still, told);
+}
+
+#[test]
+fn an_index_of_an_older_version_opens_and_is_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = &dir.path().join("index");
+    rocks::tests::make_as_before(path, (0..40_000).map(|n| (page(n), location(n))));
+    assert_eq!(all(path).len(), 40_000);
+    publish(path, [(page(1), location(9))]);
+    publish(path, (40_000..70_000).map(|n| (page(n), location(n))));
+    tidy(path, 0).unwrap();
+    assert_eq!(all(path).len(), 70_000);
+    let reader = IndexReader::open(path).unwrap();
+    assert_eq!(reader.get(page(1)).unwrap(), Some(location(9)));
+}
+
+#[test]
+fn entries_stay_runs_while_another_process_merges() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = &dir.path().join("index");
+    publish(path, [(page(1), location(1))]);
+    let merging = rocks::tests::hold(path);
+    publish(path, (2..20_000).map(|n| (page(n), location(n))));
+    publish(path, (2..20_000).map(|n| (page(n), location(n + 1))));
+    assert_eq!(runs_of(path).len(), 3);
+    drop(merging);
+    assert_eq!(all(path).len(), 19_999);
+    publish(path, [(page(0), location(0))]);
+    assert_eq!(runs_of(path), [""; 0]);
+    let reader = IndexReader::open(path).unwrap();
+    assert_eq!(reader.get(page(7)).unwrap(), Some(location(8)));
+    assert_eq!(all(path).len(), 20_000);
+}
+
+#[test]
+fn a_run_that_is_damaged_is_damage_of_the_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = &dir.path().join("index");
+    publish(path, [(page(1), location(1))]);
+    let run = path.join("runs/00000001.run");
+    let mut bytes = std::fs::read(&run).unwrap();
+    bytes[20] ^= 1;
+    std::fs::write(&run, bytes).unwrap();
+    let error = IndexReader::open(path).map(drop).unwrap_err();
+    assert!(
+        error.is_damage() && error.to_string().contains("repair"),
+        "{error}"
+    );
+}
+
+/// Adds so many entries of pages that lead nowhere.
+fn fill(path: &Path, entries: u64) {
+    const AT_ONCE: u64 = 250_000;
+    for first in (0..entries).step_by(AT_ONCE as usize) {
+        let part = first..entries.min(first + AT_ONCE);
+        publish(path, part.map(|n| (page(n), location(n))));
+    }
+    tidy(path, 0).unwrap();
+}
+
+/// The middle and the least of some times, in microseconds.
+fn micros(mut work: impl FnMut()) -> String {
+    let mut times: Vec<u128> = (0..41)
+        .map(|_| {
+            let started = std::time::Instant::now();
+            work();
+            started.elapsed().as_micros()
+        })
+        .collect();
+    times.sort_unstable();
+    format!(
+        "least {:6} middle {:6} us",
+        times[0],
+        times[times.len() / 2]
+    )
+}
+
+/// Prints what opening, a look-up and a publication take with 10^4, 10^6 and 10^7
+/// entries. `SCALE_INDEX` names an index to fill with 10^7 entries, which stays.
+#[test]
+#[ignore = "measures, for a minute or more"]
+fn what_an_index_costs_by_its_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    for entries in [10_000, 1_000_000, 10_000_000] {
+        let mut path = dir.path().join(entries.to_string());
+        if let (Some(given), 10_000_000) = (std::env::var_os("SCALE_INDEX"), entries) {
+            path = given.into();
+        }
+        fill(&path, entries);
+        let opening = micros(|| drop(IndexReader::open(&path).unwrap()));
+        println!("{entries:9} entries: open                  {opening}");
+        let mut number = 0;
+        let looking = micros(|| {
+            number += 7919;
+            let reader = IndexReader::open(&path).unwrap();
+            assert!(reader.get(page(number % entries)).unwrap().is_some());
+        });
+        println!("{entries:9} entries: open, look one up     {looking}");
+        let publishing = micros(|| {
+            number += 1;
+            publish(&path, [(page((1 << 40) + number), location(number))]);
+        });
+        println!("{entries:9} entries: open, enter one, close {publishing}");
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let rss = status.lines().find(|line| line.starts_with("VmRSS"));
+        println!("{entries:9} entries: {rss:?}");
+    }
 }

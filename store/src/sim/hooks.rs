@@ -133,10 +133,6 @@ pub(crate) fn wait_for(path: &Path) -> io::Result<bool> {
     observer().map_or(Ok(false), |it| it.wait_for(path).map(|()| true))
 }
 
-pub(crate) fn is_dead() -> bool {
-    observer().is_some_and(|it| it.is_dead())
-}
-
 pub(crate) fn is_simulated() -> bool {
     OBSERVER.with_borrow(Option::is_some)
 }

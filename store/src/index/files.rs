@@ -1,0 +1,313 @@
+//! The index on disk: RocksDB, and over it the runs that are not in it yet.
+//!
+//! Nobody waits for RocksDB to write but who brings it many entries. A publication
+//! adds a run; once there are more than [`MAX_RUN_ENTRIES`] entries in them, they
+//! become one sorted file. Merging such files is left to the
+//! collector ([`tidy`]), and to a commit, after it has been acknowledged, where
+//! nobody ever collects. Neither holds the publish lock then.
+
+use std::collections::btree_map;
+use std::iter::Peekable;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::damaged;
+use super::rocks::{self, Sorted};
+use super::run::{Changes, Key, Runs, take_away};
+use crate::error::{Error, Result};
+use crate::id::{ChunkKey, ChunkKind};
+use crate::pack::Location;
+
+/// Runs that there are at most; then one is made of all.
+const MAX_RUNS: usize = 16;
+/// Entries in them.
+const MAX_RUN_ENTRIES: usize = 16 << 10;
+/// Entries in them if RocksDB cannot take them over: a merge is under way.
+const MOST_RUN_ENTRIES: usize = 512 << 10;
+/// Entries that a writer keeps in memory.
+const MAX_PENDING: usize = 1 << 20;
+const OPEN_ATTEMPTS: u32 = 9;
+/// How long a merge takes at most; the next one goes on.
+const LONGEST_MERGE: Duration = Duration::from_secs(30);
+
+/// A view of the index as it was when it was opened.
+pub(crate) struct IndexReader {
+    sorted: Arc<Sorted>,
+    runs: Runs,
+    path: PathBuf,
+}
+
+/// The index, open for changes. The holder has the publish lock.
+pub(crate) struct IndexWriter {
+    path: PathBuf,
+    state: Mutex<WriterState>,
+}
+
+struct WriterState {
+    view: IndexReader,
+    pending: Changes,
+}
+
+impl IndexReader {
+    /// Opens the index as it is now, even while another process writes it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            if let Some(opened) = Self::try_open(path, attempt == OPEN_ATTEMPTS)? {
+                return Ok(opened);
+            }
+            if attempt == OPEN_ATTEMPTS {
+                return Err(Error::Busy {
+                    path: path.to_owned(),
+                    holder: "a process that writes it all the time".to_owned(),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(1 << attempt.min(5)));
+        }
+    }
+
+    /// `None` if a writer came between: it may delete a merged file, or make runs a
+    /// sorted file, after their names were read and before they are opened.
+    fn try_open(path: &Path, is_last: bool) -> Result<Option<Self>> {
+        let Some(runs) = Runs::load(path)? else {
+            return Ok(None);
+        };
+        let sorted = match Sorted::open(path) {
+            Err(error) if !is_last && rocks::exists(path) && !error.is_exhaustion() => {
+                return Ok(None);
+            }
+            other => other?,
+        };
+        // Had the runs become sorted files meanwhile, they would hide newer entries.
+        Ok(runs.are_current()?.then(|| Self {
+            sorted,
+            runs,
+            path: path.to_owned(),
+        }))
+    }
+
+    /// Whether sorted files have been written since: this view may hold on to
+    /// some that are deleted.
+    pub fn is_outdated(&self) -> bool {
+        self.sorted.is_outdated()
+    }
+
+    /// Where the chunk with this key is.
+    pub fn get(&self, key: ChunkKey) -> Result<Option<Location>> {
+        let key = key.to_index_key();
+        match self.runs.get(&key) {
+            Some(found) => Ok(found),
+            None => self.sorted.get(&key),
+        }
+    }
+
+    /// Where the chunks with these keys are, in the order of the keys.
+    pub fn get_many(&self, keys: &[ChunkKey]) -> Result<Vec<Option<Location>>> {
+        let keys: Vec<Key> = keys.iter().map(|key| key.to_index_key()).collect();
+        let mut found = self.sorted.get_many(&keys)?;
+        if self.runs.count() > 0 {
+            for (key, found) in keys.iter().zip(&mut found) {
+                if let Some(newer) = self.runs.get(key) {
+                    *found = newer;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// All entries, sorted by kind and key.
+    pub fn entries(&self) -> impl Iterator<Item = Result<(ChunkKey, Location)>> + '_ {
+        self.scan(ChunkKind::Page)
+    }
+
+    /// All entries of manifests.
+    pub fn manifests(&self) -> impl Iterator<Item = Result<(ChunkKey, Location)>> + '_ {
+        self.scan(ChunkKind::Manifest)
+    }
+
+    /// The entries of this kind and those after it.
+    fn scan(&self, from: ChunkKind) -> impl Iterator<Item = Result<(ChunkKey, Location)>> + '_ {
+        let mut changes = self.runs.changes();
+        let mut first = [0; super::run::KEY_LEN];
+        first[0] = from as u8;
+        let changes = changes.split_off(&first);
+        let overlaid = Overlaid {
+            changes: changes.into_iter().peekable(),
+            sorted: self.sorted.scan(first[0]).peekable(),
+        };
+        overlaid.map(|entry| {
+            let (key, at) = entry?;
+            let key = parse_key(key).ok_or_else(|| damaged(&self.path, "a key is malformed"))?;
+            Ok((key, at))
+        })
+    }
+}
+
+/// Sorted entries with changes over them.
+struct Overlaid<S: Iterator> {
+    changes: Peekable<btree_map::IntoIter<Key, Option<Location>>>,
+    sorted: Peekable<S>,
+}
+
+impl<S: Iterator<Item = Result<(Key, Location)>>> Iterator for Overlaid<S> {
+    type Item = Result<(Key, Location)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let (change, is_over) = match (self.changes.peek(), self.sorted.peek()) {
+                (Some((changed, _)), Some(Ok((key, _)))) => (changed <= key, changed == key),
+                (Some(_), None) => (true, false),
+                _ => (false, false),
+            };
+            if !change {
+                return self.sorted.next();
+            }
+            if is_over {
+                self.sorted.next();
+            }
+            if let Some((key, Some(at))) = self.changes.next() {
+                return Some(Ok((key, at)));
+            }
+        }
+    }
+}
+
+impl IndexWriter {
+    /// Opens the index for changes, creating an empty one if there is none.
+    pub fn open_or_create(path: &Path) -> Result<Self> {
+        if !rocks::exists(path) {
+            rocks::create(path)?;
+        }
+        Self::open(path)
+    }
+
+    /// Opens an index that must exist.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            state: Mutex::new(WriterState {
+                view: IndexReader::open(path)?,
+                pending: Changes::new(),
+            }),
+        })
+    }
+
+    /// Adds or replaces entries; durable after [`IndexWriter::flush`].
+    pub fn put(&self, entries: impl IntoIterator<Item = (ChunkKey, Location)>) -> Result<()> {
+        let entries = entries.into_iter();
+        self.change(entries.map(|(key, at)| (key, Some(at))))
+    }
+
+    /// Removes those of `keys` that map to a location `doomed` accepts.
+    pub fn remove_if(
+        &self,
+        keys: impl IntoIterator<Item = ChunkKey>,
+        mut doomed: impl FnMut(Location) -> bool,
+    ) -> Result<()> {
+        let mut remove = Vec::new();
+        for key in keys {
+            if self.get(key)?.is_some_and(&mut doomed) {
+                remove.push((key, None));
+            }
+        }
+        self.change(remove)
+    }
+
+    /// Where the chunk with this key is.
+    pub fn get(&self, key: ChunkKey) -> Result<Option<Location>> {
+        let state = self.state();
+        match state.pending.get(&key.to_index_key()) {
+            Some(changed) => Ok(*changed),
+            None => state.view.get(key),
+        }
+    }
+
+    /// Makes all changes durable.
+    pub fn flush(&self) -> Result<()> {
+        let mut state = self.state();
+        let WriterState { view, pending } = &mut *state;
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let entries = view.runs.entries() + pending.len();
+        if entries > MAX_RUN_ENTRIES {
+            match sort_in(&self.path, view, pending) {
+                Ok(()) => {
+                    *view = IndexReader::open(&self.path)?;
+                    pending.clear();
+                    return Ok(());
+                }
+                // They can wait: for the end of a merge, for memory, for threads.
+                Err(error) if entries <= MOST_RUN_ENTRIES && !error.is_full_disk() => {
+                    tracing::debug!(%error, "index entries stay unsorted");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if view.runs.count() < MAX_RUNS {
+            view.runs.add(&self.path, pending)?;
+        } else {
+            view.runs.add_and_sum(&self.path, pending)?;
+        }
+        pending.clear();
+        Ok(())
+    }
+
+    fn change(
+        &self,
+        changes: impl IntoIterator<Item = (ChunkKey, Option<Location>)>,
+    ) -> Result<()> {
+        let mut state = self.state();
+        for (key, at) in changes {
+            state.pending.insert(key.to_index_key(), at);
+            if state.pending.len() >= MAX_PENDING {
+                let WriterState { view, pending } = &mut *state;
+                sort_in(&self.path, view, pending)?;
+                *view = IndexReader::open(&self.path)?;
+                pending.clear();
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, WriterState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes one sorted file of RocksDB of the runs and of what comes after them.
+///
+/// Order: the file, then the runs go. The other way round a crash would lose
+/// entries; between the two they are there twice, and the same.
+fn sort_in(path: &Path, view: &IndexReader, pending: &Changes) -> Result<()> {
+    let mut changes = view.runs.changes();
+    changes.extend(pending.iter().map(|(key, at)| (*key, *at)));
+    rocks::ingest(path, &changes)?;
+    take_away(path)
+}
+
+/// Merges sorted files if there are more than `leave`, for a bounded time. Changes
+/// nothing that a look-up finds, and waits for nobody: what somebody else merges or
+/// writes at the moment is left to him.
+pub(crate) fn tidy(path: &Path, leave: u64) -> Result<()> {
+    if Sorted::open(path)?.unmerged_files()? <= leave {
+        return Ok(());
+    }
+    match rocks::merge(path, LONGEST_MERGE) {
+        Err(error) => {
+            tracing::debug!(%error, "sorted files of the index stay unmerged");
+            Ok(())
+        }
+        merged => merged,
+    }
+}
+
+fn parse_key(key: Key) -> Option<ChunkKey> {
+    let (kind, prefix) = key.split_first()?;
+    Some(ChunkKey {
+        kind: ChunkKind::from_byte(*kind)?,
+        prefix: prefix.try_into().ok()?,
+    })
+}

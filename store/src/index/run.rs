@@ -1,0 +1,272 @@
+//! Runs: index changes that are not in RocksDB yet.
+//!
+//! A publication is one small file, made durable by two flushes, and RocksDB is
+//! not opened for it. Its files are in `runs/` in the index's directory, numbered
+//! in their order: newer ones count. Once there are many, the next one holds all of
+//! them, and says so in its name (`00000017.all` after `00000016.run`): what is
+//! before it does not count any more, whether it is still there or not. Once there
+//! are many entries in them, they become one sorted file of RocksDB, and the directory
+//! is renamed away as a whole: were they removed one by one, an older one could
+//! outlive a newer one in a power cut, and count again.
+//!
+//! ```text
+//! 17  key: kind and first bytes of the hash
+//!  8  location; all bits set for an entry that is removed
+//! ```
+//! ascending by key, in a sealed file.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::durable;
+use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::format::sealed_file::Format;
+use crate::pack::Location;
+
+use super::damaged;
+
+const FORMAT: Format = Format {
+    magic: *b"SNAPIRUN",
+    version: 1,
+};
+pub(super) const KEY_LEN: usize = 17;
+const RECORD_LEN: usize = KEY_LEN + Location::LEN;
+const REMOVED: [u8; Location::LEN] = [0xff; Location::LEN];
+
+/// A key as it is filed.
+pub(super) type Key = [u8; KEY_LEN];
+/// What to make of keys: where the chunk is, or nothing.
+pub(super) type Changes = BTreeMap<Key, Option<Location>>;
+
+/// The changes of one publication.
+#[derive(Debug)]
+struct Run(Vec<u8>);
+
+/// The runs of an index, as they were at one moment.
+#[derive(Debug)]
+pub(super) struct Runs {
+    dir: PathBuf,
+    seen: Seen,
+    /// Oldest first.
+    runs: Vec<Run>,
+}
+
+/// What tells two states of the directory apart.
+#[derive(PartialEq, Eq, Debug)]
+struct Seen {
+    dir: Option<(u64, SystemTime)>,
+    names: Vec<Name>,
+}
+
+/// The name of a run's file; sorted by number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Name {
+    number: u64,
+    /// Whether it holds what is before it, too.
+    is_sum: bool,
+}
+
+impl Runs {
+    /// Reads the runs of the index at `index`; `None` if that has to be done again,
+    /// since they have become a part of RocksDB meanwhile.
+    pub fn load(index: &Path) -> Result<Option<Self>> {
+        let dir = dir(index);
+        let seen = Seen::now(&dir)?;
+        let mut runs = Vec::new();
+        for name in seen.that_count() {
+            match Run::read(index, &name.path(&dir))? {
+                Some(run) => runs.push(run),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(Self { dir, seen, runs }))
+    }
+
+    /// Whether these are still all there are.
+    pub fn are_current(&self) -> Result<bool> {
+        Ok(Seen::now(&self.dir)? == self.seen)
+    }
+
+    pub fn count(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// How many entries there are in all of them.
+    pub fn entries(&self) -> usize {
+        self.runs.iter().map(Run::len).sum()
+    }
+
+    /// What the newest run with this key makes of it.
+    pub fn get(&self, key: &Key) -> Option<Option<Location>> {
+        self.runs.iter().rev().find_map(|run| run.get(key))
+    }
+
+    /// The sum of all runs.
+    pub fn changes(&self) -> Changes {
+        let each = self.runs.iter().flat_map(Run::records);
+        each.map(|record| (*key_of(record), value_of(record)))
+            .collect()
+    }
+
+    /// Adds a run, durably. The caller holds the publish lock.
+    pub fn add(&mut self, index: &Path, changes: &Changes) -> Result<()> {
+        self.write(index, changes, false)
+    }
+
+    /// Adds a run and makes one of all, durably. The caller holds the publish lock.
+    pub fn add_and_sum(&mut self, index: &Path, changes: &Changes) -> Result<()> {
+        let mut sum = self.changes();
+        sum.extend(changes.iter().map(|(key, at)| (*key, *at)));
+        self.write(index, &sum, true)?;
+        let names = std::mem::take(&mut self.seen.names);
+        for name in &names[..names.len() - 1] {
+            // One that stays does not count.
+            durable::discard(&name.path(&self.dir));
+        }
+        self.runs.drain(..self.runs.len() - 1);
+        self.seen = Seen::now(&self.dir)?;
+        Ok(())
+    }
+
+    fn write(&mut self, index: &Path, changes: &Changes, is_sum: bool) -> Result<()> {
+        if self.seen.dir.is_none() {
+            durable::make_dir(&self.dir)?;
+            durable::sync_dir(index)?;
+        }
+        let name = Name {
+            number: self.seen.names.last().map_or(1, |last| last.number + 1),
+            is_sum,
+        };
+        let mut payload = Vec::with_capacity(changes.len() * RECORD_LEN);
+        for (key, value) in changes {
+            payload.extend_from_slice(key);
+            payload.extend_from_slice(&value.map_or(REMOVED, Location::to_bytes));
+        }
+        match FORMAT.write(&name.path(&self.dir), &payload) {
+            // What was not made durable is not to be acknowledged.
+            Err(Error::Unconfirmed { path, source, .. }) => {
+                return Err(Error::io("flush", path, source));
+            }
+            other => other?,
+        }
+        self.runs.push(Run(payload));
+        self.seen = Seen::now(&self.dir)?;
+        Ok(())
+    }
+}
+
+impl Run {
+    /// `None` if there is no such file.
+    fn read(index: &Path, path: &Path) -> Result<Option<Self>> {
+        let payload = match FORMAT.read(path) {
+            Err(Error::Damaged(Damage::File { reason, .. })) => {
+                return Err(damaged(index, reason));
+            }
+            other => other?,
+        };
+        match payload {
+            Some(payload) if !payload.len().is_multiple_of(RECORD_LEN) => {
+                Err(damaged(index, "a run has a part of an entry"))
+            }
+            other => Ok(other.map(Self)),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.0.len() / RECORD_LEN
+    }
+
+    fn records(&self) -> impl Iterator<Item = &[u8; RECORD_LEN]> {
+        self.0.as_chunks().0.iter()
+    }
+
+    fn get(&self, key: &Key) -> Option<Option<Location>> {
+        let records = self.0.as_chunks::<RECORD_LEN>().0;
+        let found = records.binary_search_by(|record| key_of(record).cmp(key));
+        found.ok().map(|at| value_of(&records[at]))
+    }
+}
+
+impl Seen {
+    fn now(dir: &Path) -> Result<Self> {
+        let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let nothing = Self {
+            dir: None,
+            names: Vec::new(),
+        };
+        let found = match fs::metadata(dir) {
+            Err(error) if absent(&error) => return Ok(nothing),
+            other => other.context("inspect", dir)?,
+        };
+        let entries = match fs::read_dir(dir) {
+            Err(error) if absent(&error) => return Ok(nothing),
+            other => other.context("list", dir)?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.context("list", dir)?.file_name();
+            names.extend(name.to_str().and_then(Name::parse));
+        }
+        names.sort_unstable();
+        let changed = found.modified().context("inspect", dir)?;
+        Ok(Self {
+            dir: Some((found.ino(), changed)),
+            names,
+        })
+    }
+
+    fn that_count(&self) -> &[Name] {
+        let first = self.names.iter().rposition(|name| name.is_sum);
+        &self.names[first.unwrap_or(0)..]
+    }
+}
+
+impl Name {
+    fn parse(name: &str) -> Option<Self> {
+        let (number, kind) = name.split_once('.')?;
+        Some(Self {
+            number: number.parse().ok()?,
+            is_sum: match kind {
+                "run" => false,
+                "all" => true,
+                _ => return None,
+            },
+        })
+    }
+
+    fn path(self, dir: &Path) -> PathBuf {
+        let kind = if self.is_sum { "all" } else { "run" };
+        dir.join(format!("{:08}.{kind}", self.number))
+    }
+}
+
+/// Takes all runs away, durably: what they hold is in RocksDB. The caller holds the
+/// publish lock.
+pub(super) fn take_away(index: &Path) -> Result<()> {
+    let dir = dir(index);
+    if !dir.exists() {
+        return Ok(());
+    }
+    let old = index.join("runs.old");
+    durable::remove_dir(&old)?;
+    durable::rename(&dir, &old)?;
+    durable::sync_dir(index)?;
+    durable::remove_dir(&old)
+}
+
+fn dir(index: &Path) -> PathBuf {
+    index.join("runs")
+}
+
+fn key_of(record: &[u8; RECORD_LEN]) -> &Key {
+    record.first_chunk().expect("a record begins with its key")
+}
+
+fn value_of(record: &[u8; RECORD_LEN]) -> Option<Location> {
+    let value = record.last_chunk().expect("a record ends with its value");
+    (*value != REMOVED).then(|| Location::from_bytes(*value))
+}
