@@ -5,7 +5,7 @@
 #
 # Half of the time goes to the simulator, on histories that nobody has seen yet.
 # The rest goes to real processes: machines that are run, committed, restored and killed
-# at random; mounts that come and go at one path; and the
+# at random; mounts that come and go at one path; a store of very many packs; and the
 # story of five images of a real guest (commit them, remove a tag in the middle,
 # collect, lose the index, repair, mount, compare), while something else keeps the
 # machine busy and the page cache is dropped. Ends with 1 at the first fault.
@@ -40,6 +40,11 @@ nice scripts/soak-machines.py $((total / 8)) || die "machines"
 say "mounts that come and go"
 SNAPSTORE_SOAK_ROUNDS=$((total / 6)) cargo test --locked -p snapstore-tests --test mount soak -- --nocapture ||
     die "a mount"
+
+packs=$((total >= 3600 ? 100000 : 10000))
+say "$packs packs with 1024 descriptors"
+SCALE_PACKS="$packs" cargo test --locked -p snapstore-tests --test bounds many_packs -- --nocapture ||
+    die "many packs"
 
 # One process that computes, and one that empties the page cache.
 while :; do :; done &
