@@ -131,6 +131,7 @@ pub(crate) fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> R
 /// Reads exactly `out.len()` bytes at `offset` of a pack.
 pub(crate) fn read_at(file: &File, path: &Path, out: &mut [u8], offset: u64) -> Result<()> {
     sim::before(StepKind::ReadPack, path)
+        .and_then(|()| sim::reads(path, offset, out.len()))
         .and_then(|()| file.read_exact_at(out, offset))
         .context("read", path)
 }

@@ -20,6 +20,7 @@ use crate::id::{ChunkId, ChunkKind};
 use crate::manifest::Image;
 use crate::page::is_zero;
 use crate::progress::Progress;
+use crate::sim;
 use crate::tree::build::{TreeBuilder, Unmentioned};
 use crate::tree::read::{Tree, node_id};
 use crate::tree::shape::{Shape, slot};
@@ -156,6 +157,8 @@ impl Feed<'_> {
     fn next_batch(&mut self) -> Result<Vec<LeafWork>> {
         let leaf_bytes = self.job.page_bytes * FAN_OUT as u64;
         let most = usize::try_from((BATCH_BYTES / leaf_bytes).max(1)).expect("small");
+        // A pack of a simulated store is full sooner.
+        let most = if sim::is_simulated() { 1 } else { most };
         let mut batch = Vec::with_capacity(most);
         while batch.len() < most {
             let Some(data) = self.job.source.next_data(self.position)? else {

@@ -153,7 +153,10 @@ impl PackWriter {
 
     /// Whether the pack has reached its size limit.
     pub fn is_full(&self) -> bool {
-        self.next_offset >= PACK_SOFT_LIMIT_BYTES || self.chunks.len() >= PACK_SOFT_LIMIT_ENTRIES
+        let most_chunks = sim::pack_chunks().map_or(PACK_SOFT_LIMIT_ENTRIES, |most| {
+            most.min(PACK_SOFT_LIMIT_ENTRIES)
+        });
+        self.next_offset >= PACK_SOFT_LIMIT_BYTES || self.chunks.len() >= most_chunks
     }
 
     /// Where the next appended chunk will be.

@@ -92,7 +92,7 @@ pub(crate) fn no_second_look() -> bool {
 #[cfg(feature = "sim")]
 impl Fault {
     /// Those that the simulator has to find.
-    pub const FOUND: [Self; 24] = [
+    pub const FOUND: [Self; 32] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -117,21 +117,25 @@ impl Fault {
         Self::DeletedPackTrusted,
         Self::IndexMovedAway,
         Self::CleanedByOldList,
-    ];
-
-    /// Those that it has not been seen to find: what it takes comes together too
-    /// seldom, or something else makes them harmless.
-    pub const ELUSIVE: [Self; 9] = [
-        Self::RepairEntersDeadDelta,
         Self::LeaseAfterEpoch,
         Self::StaleLeafTrusted,
+        Self::RevivedWithoutLock,
         Self::NotRevived,
         Self::NumberUsedAgain,
         Self::PublishingPackJudged,
         Self::TagsNotSyncedBeforeDeletion,
-        Self::FoundNotIndexed,
-        Self::RevivedWithoutLock,
+        Self::RepairEntersDeadDelta,
     ];
+
+    /// Those that nothing can come of in a store that only this version has written.
+    ///
+    /// [`Fault::FoundNotIndexed`]: a chunk that a snapshot needs is found by a hint
+    /// alone only if the index leads elsewhere or nowhere. An entry is replaced by
+    /// one that leads to a copy, and a pack is deleted only if no entry leads to
+    /// anything in it that is needed; so the index leads to all that is needed. Older
+    /// versions did not keep to that (they let a delta take the entry of what was
+    /// its base), and what they left is put right by this step.
+    pub const OF_OLDER_STORES: [Self; 1] = [Self::FoundNotIndexed];
 
     /// What hides this fault, as what is done twice does, and has to be put back
     /// along with it to be found. Then the store has to get through a history with
@@ -147,6 +151,8 @@ impl Fault {
             | Self::ParentNotPinned
             | Self::PublishingPackJudged
             | Self::RoomMadeBesideWriters => Some(Self::WriterDuringRepair),
+            // Nobody builds on a leaf whose pages are not in their places.
+            Self::NotRevived => Some(Self::StaleLeafTrusted),
             _ => None,
         }
     }

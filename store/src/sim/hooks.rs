@@ -49,9 +49,19 @@ pub trait Observer {
 
     /// An index of this number was made.
     fn note_index(&self, number: u64);
+
+    /// After how many chunks a pack is full.
+    fn pack_chunks(&self) -> usize {
+        usize::MAX
+    }
 }
 
+/// What of a disk cannot be read, whoever reads it: true for a path, an offset and a
+/// length that a bad sector is in.
+pub type BadSectors = Arc<dyn Fn(&Path, u64, usize) -> bool>;
+
 thread_local! {
+    static BAD_SECTORS: RefCell<Option<BadSectors>> = const { RefCell::new(None) };
     static OBSERVER: RefCell<Option<Arc<dyn Observer>>> = const { RefCell::new(None) };
     static FAULT: Cell<Option<Fault>> = const { Cell::new(None) };
 }
@@ -59,6 +69,11 @@ thread_local! {
 /// Sets or removes this thread's observer.
 pub fn observe(observer: Option<Arc<dyn Observer>>) {
     OBSERVER.with_borrow_mut(|current| *current = observer);
+}
+
+/// Sets or removes what this thread cannot read, observed or not.
+pub fn bad_sectors(bad: Option<BadSectors>) {
+    BAD_SECTORS.with_borrow_mut(|current| *current = bad);
 }
 
 /// Does something without this thread's observer.
@@ -95,6 +110,15 @@ pub(crate) fn on(fault: Fault) -> bool {
 
 pub(crate) fn before(kind: StepKind, path: &Path) -> io::Result<()> {
     observer().map_or(Ok(()), |it| it.before(kind, path))
+}
+
+/// A part of a pack is read.
+pub(crate) fn reads(path: &Path, offset: u64, len: usize) -> io::Result<()> {
+    let bad = BAD_SECTORS.with_borrow(Clone::clone);
+    if bad.is_some_and(|is_bad| is_bad(path, offset, len)) {
+        return Err(rustix::io::Errno::IO.into());
+    }
+    Ok(())
 }
 
 pub(crate) fn changed(path: &Path) {
@@ -143,6 +167,10 @@ pub(crate) fn choose(below: usize) -> usize {
 
 pub(crate) fn now_unix_seconds() -> Option<u64> {
     observer().map(|it| it.now_unix_seconds())
+}
+
+pub(crate) fn pack_chunks() -> Option<usize> {
+    observer().map(|it| it.pack_chunks())
 }
 
 pub(crate) fn note_index(number: u64) {

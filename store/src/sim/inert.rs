@@ -16,6 +16,16 @@ pub(crate) fn before(_: StepKind, _: &Path) -> io::Result<()> {
 }
 
 #[inline]
+pub(crate) fn reads(_: &Path, _: u64, _: usize) -> io::Result<()> {
+    Ok(())
+}
+
+#[inline]
+pub(crate) const fn pack_chunks() -> Option<usize> {
+    None
+}
+
+#[inline]
 pub(crate) fn changed(_: &Path) {}
 
 #[inline]

@@ -95,39 +95,52 @@ fn main() -> Result<ExitCode> {
 }
 
 fn named(name: &str) -> Result<Fault> {
-    let mut known = Fault::FOUND.into_iter().chain(Fault::ELUSIVE);
+    let mut known = Fault::FOUND.into_iter().chain(Fault::OF_OLDER_STORES);
     let found = known.find(|fault| format!("{fault:?}") == name);
     found.with_context(|| format!("there is no fault {name}"))
 }
 
-/// Looks for each fault; the exit code is 1 if one is not found.
+/// Looks for each fault and prints a table; the exit code is 1 if one is not found.
 fn mutations(crew: &Crew, name: Option<&str>, arguments: &Arguments) -> Result<ExitCode> {
-    let (mut missed, mut count) = (0, 0);
-    let elusive = Fault::ELUSIVE.into_iter().filter(|_| name.is_some());
-    for fault in Fault::FOUND.into_iter().chain(elusive) {
-        let called = format!("{fault:?}");
-        if name.is_some_and(|name| name != called) {
-            continue;
-        }
-        count += 1;
-        let most = arguments.histories.min(MOST_HISTORIES);
-        let campaign = Campaign {
-            first_seed: arguments.from,
-            histories: most,
-            time: Duration::MAX,
-            shape: arguments.shape,
+    let faults = match name {
+        Some(name) => vec![named(name)?],
+        None => Fault::FOUND.to_vec(),
+    };
+    let campaign = Campaign {
+        first_seed: arguments.from,
+        histories: arguments.histories.min(MOST_HISTORIES),
+        time: Duration::MAX,
+        shape: arguments.shape,
+    };
+    let (mut missed, mut histories) = (0, 0);
+    let began = Instant::now();
+    println!(
+        "{:28} {:>9} {:>7}  {:24} what is violated",
+        "fault", "histories", "seconds", "along with"
+    );
+    for fault in &faults {
+        let began = Instant::now();
+        let found = hunt(crew, *fault, &campaign)?;
+        let seconds = began.elapsed().as_secs_f32();
+        let hidden_by = fault
+            .hidden_by()
+            .map(|it| format!("{it:?}"))
+            .unwrap_or_default();
+        let (after, what) = match &found {
+            Some(found) => (found.after, format!("{} (seed {})", found.rule, found.seed)),
+            None => (campaign.histories, "NOT FOUND".to_owned()),
         };
-        match hunt(crew, fault, &campaign)? {
-            Some(found) => println!(
-                "{called}: found after {} histories (seed {}): {}",
-                found.after, found.seed, found.failure
-            ),
-            None => {
-                missed += 1;
-                println!("{called}: NOT FOUND in {most} histories");
-            }
-        }
+        missed += u32::from(found.is_none());
+        histories += after;
+        println!(
+            "{:28} {after:9} {seconds:7.1}  {hidden_by:24} {what}",
+            format!("{fault:?}")
+        );
     }
-    println!("{count} faults put back, {missed} not found");
-    Ok(ExitCode::from(u8::from(missed > 0 || count == 0)))
+    println!(
+        "{} faults put back, {missed} not found; {histories} histories in {:.0} s",
+        faults.len(),
+        began.elapsed().as_secs_f32()
+    );
+    Ok(ExitCode::from(u8::from(missed > 0)))
 }

@@ -14,7 +14,7 @@ use super::check::{check, describe_findings, reads_as};
 use super::content::{self, Content, ImageContent};
 use super::damage;
 use super::model::{Change, Value, tag_name};
-use super::plan::{Action, Op};
+use super::plan::{Action, Op, Parent};
 use super::world::{Actor, Killed, World};
 
 /// What a process keeps from one operation to the next.
@@ -143,7 +143,7 @@ impl Before {
         Self {
             repairs_begun: shared.repairs_begun,
             repairing: shared.repairs > 0 || shared.half_repaired,
-            damaged: shared.damaged,
+            damaged: shared.is_damaged(),
             damage_count: shared.damage_count,
         }
     }
@@ -154,7 +154,7 @@ impl Before {
             let shared = world.lock();
             (
                 shared.repairs_begun != self.repairs_begun || self.repairing,
-                self.damaged || shared.damaged,
+                self.damaged || shared.is_damaged(),
             )
         };
         let class = error.class();
@@ -225,6 +225,7 @@ fn end_repair(world: &World, acknowledged: bool, busy: bool) {
     if acknowledged {
         shared.half_repaired = false;
         shared.flipped = false;
+        shared.index_lost = false;
     } else if !busy {
         shared.half_repaired = true;
     }
@@ -312,7 +313,7 @@ impl Work<'_> {
                 let shared = self.world.lock();
                 // What the disk cannot read is damage.
                 let refused = shared.is_refused(self.number);
-                let excused = shared.damaged || refused;
+                let excused = shared.is_damaged() || refused;
                 drop(shared);
                 if !report.findings.is_empty() && !excused {
                     let what = describe_findings(&report.findings);
@@ -341,16 +342,19 @@ impl Work<'_> {
         &mut self,
         store: &Store,
         tag: u8,
-        parent: Option<u8>,
+        parent: Parent,
         images: &Images<'_>,
         keep: bool,
     ) -> Result<(), Error> {
         let mut choice = match parent {
-            Some(parent) => ParentChoice::Named(tag_name(parent)),
-            None => ParentChoice::Nothing,
+            Parent::Tag(parent) => ParentChoice::Named(tag_name(parent)),
+            Parent::Nothing => ParentChoice::Nothing,
+            Parent::Automatic => ParentChoice::Automatic,
         };
         let mut base = None;
-        if let Some(parent) = parent.filter(|_| images.diff) {
+        if let Parent::Tag(parent) = parent
+            && images.diff
+        {
             // By its id, so that what the changes apply to is known.
             let name = tag_name(parent);
             let found = self.quietly(|| store.tag(&name))?;
@@ -400,7 +404,7 @@ impl Work<'_> {
 
     fn read(&mut self, store: &Store, tag: &str) -> Result<(), Error> {
         let (id, pin) = store.pin(tag)?;
-        let excused = self.world.lock().damaged;
+        let excused = self.world.lock().is_damaged();
         let actor = self.actor;
         let content = store
             .manifest(id)

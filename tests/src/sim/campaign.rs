@@ -102,7 +102,7 @@ pub struct Found {
     /// The seed of it.
     pub seed: u64,
     /// What was violated.
-    pub failure: String,
+    pub rule: &'static str,
 }
 
 /// Puts a fault back and looks for it in the histories of a campaign.
@@ -124,7 +124,7 @@ pub fn hunt(crew: &Crew, fault: Fault, campaign: &Campaign) -> anyhow::Result<Op
         return Ok(Some(Found {
             after,
             seed,
-            failure: failure.to_string(),
+            rule: failure.rule,
         }));
     }
     Ok(None)

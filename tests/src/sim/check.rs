@@ -31,7 +31,7 @@ pub fn check(world: &World, after_power_cut: bool) {
         shared.checked_at = shared.changes;
         shared.checks += 1;
         let due = after_power_cut || shared.checks.is_multiple_of(3) || shared.damaged;
-        (due, shared.damaged)
+        (due, shared.is_damaged())
     };
     snapstore_store::sim::unobserved(|| {
         compare(world, after_power_cut, damaged, due);
@@ -40,7 +40,7 @@ pub fn check(world: &World, after_power_cut: bool) {
 
 /// The same, and `verify` too.
 pub fn check_thoroughly(world: &World) {
-    let damaged = world.lock().damaged;
+    let damaged = world.lock().is_damaged();
     snapstore_store::sim::unobserved(|| compare(world, false, damaged, true));
 }
 
@@ -71,7 +71,9 @@ fn compare(world: &World, after_power_cut: bool, damaged: bool, with_verify: boo
                 }
             }
             Err(error) if damaged => {
-                let firm = world.lock().firm.contains(tag);
+                let shared = world.lock();
+                let firm = shared.firm.contains(tag) && !shared.index_lost;
+                drop(shared);
                 if firm {
                     let what = format!("{tag}, committed after the damage: {error}");
                     return world.fail("an acknowledged snapshot is not whole", what);

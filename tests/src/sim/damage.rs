@@ -1,13 +1,16 @@
 //! What a disk does by itself: it loses files, and flips bytes.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use super::plan::Damage;
-use super::world::World;
+use super::world::{Shared, World};
 
 /// Length of a pack's header.
 const HEADER: usize = 32;
+/// Length of a part that cannot be read.
+const SECTOR: u64 = 512;
 
 /// Damages one of the packs, if there is one.
 pub fn inflict(world: &World, kind: Damage, which: u32) {
@@ -24,15 +27,18 @@ pub fn inflict(world: &World, kind: Damage, which: u32) {
     }
     let which = which as usize;
     let path = &packs[which % packs.len()];
+    let at = which / packs.len();
     let done = match kind {
         Damage::LosePack => fs::remove_file(path),
-        Damage::FlipByte => flip(path, which / packs.len()),
+        Damage::FlipByte => flip(path, at),
+        Damage::BadSector => spoil(world, path, at),
+        Damage::LoseIndex => return lose_index(world, &mut shared),
     };
     if let Err(error) = done {
         drop(shared);
         return world.fail("the simulator cannot damage a pack", error.to_string());
     }
-    if kind == Damage::FlipByte {
+    if matches!(kind, Damage::FlipByte | Damage::BadSector) {
         shared.flipped = true;
     }
     shared.damaged = true;
@@ -40,6 +46,26 @@ pub fn inflict(world: &World, kind: Damage, which: u32) {
     shared.changes += 1;
     shared.firm.clear();
     shared.disk.forgets(path);
+}
+
+/// Some bytes cannot be read from now on.
+fn spoil(world: &World, path: &Path, at: usize) -> std::io::Result<()> {
+    let len = usize::try_from(fs::metadata(path)?.len()).unwrap_or(usize::MAX);
+    let start = (HEADER + at % (len - HEADER)) as u64;
+    let mut bad = world.bad.lock().unwrap_or_else(PoisonError::into_inner);
+    bad.push((path.to_owned(), start..start + SECTOR));
+    Ok(())
+}
+
+/// Until it is repaired nothing can be found, and then all of it.
+fn lose_index(world: &World, shared: &mut Shared) {
+    let index = world.root.join("index");
+    if fs::remove_dir_all(&index).is_ok() {
+        shared.index_lost = true;
+        shared.damage_count += 1;
+        shared.changes += 1;
+        shared.disk.forgets(&index);
+    }
 }
 
 /// A new file, since processes may have the old one mapped.

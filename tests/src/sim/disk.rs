@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use fastrand::Rng;
@@ -124,7 +124,7 @@ impl Disk {
             }
         }
         if let Tree::Directory(below) = tree {
-            write(&self.root, &below)?;
+            write(&self.root, &below, &mut 0)?;
         }
         self.all_is_durable()
     }
@@ -219,16 +219,20 @@ impl Current {
     }
 }
 
-fn write(dir: &Path, below: &BTreeMap<OsString, Tree>) -> anyhow::Result<()> {
+/// Everything gets an age of its own, which is the same whenever this happens.
+fn write(dir: &Path, below: &BTreeMap<OsString, Tree>, clock: &mut u64) -> anyhow::Result<()> {
     for (name, tree) in below {
         let path = dir.join(name);
         match tree {
             Tree::File(bytes) => fs::write(&path, bytes.as_slice())?,
             Tree::Directory(below) => {
                 fs::create_dir(&path)?;
-                write(&path, below)?;
+                write(&path, below, clock)?;
             }
         }
+        *clock += 1;
+        let age = SystemTime::UNIX_EPOCH + Duration::from_secs(*clock);
+        fs::File::open(&path)?.set_modified(age)?;
     }
     Ok(())
 }

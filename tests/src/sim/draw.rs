@@ -4,7 +4,9 @@ use fastrand::Rng;
 use snapstore_store::StoreFormat;
 
 use super::content::{FAMILIES, ImageContent, Page, VARIANTS};
-use super::plan::{Action, Class, Damage, Fault, Mishap, Op, OpNumber, Plan, Schedule};
+use super::plan::{
+    Action, Class, Damage, Fault, MANY_CHUNKS, Mishap, Op, OpNumber, Parent, Plan, Schedule,
+};
 
 /// What a history is about.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub enum Shape {
     Churn,
     /// A process is killed, and later the power fails.
     Crashes,
+    /// What once led to a fault that was put back, or something near to it.
+    Known,
 }
 
 impl Plan {
@@ -49,11 +53,13 @@ impl Plan {
             2 => Shape::HeldUp,
             3 | 4 => Shape::Churn,
             5 => Shape::Crashes,
+            6 => Shape::Known,
             _ => Shape::Anything,
         };
         match shape.unwrap_or(drawn) {
             Shape::Race => Self::race(rng),
             Shape::HeldUp => Self::held_up(rng),
+            Shape::Known => Self::known(rng),
             Shape::Churn => Self::churn(rng),
             Shape::Crashes => Self::crashes(rng),
             Shape::Anything => Self::anything(rng),
@@ -84,7 +90,7 @@ impl Plan {
             repair: if repair { 5 } else { rng.u8(..8) / 3 },
             families: [1, 1, 2, 2, 3, FAMILIES][rng.usize(..if few { 2 } else { 6 })],
             variants: [3, 4, 3, 2, 5, VARIANTS][rng.usize(..if few { 3 } else { 6 })],
-            stride: if !few && rng.u8(..12) == 0 { 190 } else { 1 },
+            stride: if !few && rng.u8(..8) == 0 { 190 } else { 1 },
             most_pages: [1, 1, 2, 3, 3, 4, 6, 8, 24, 200][rng.usize(..if few { 3 } else { 10 })],
             collect: rng.u8(3..=9),
             remove: 4,
@@ -146,6 +152,11 @@ impl Draft {
             faults,
             schedule,
             format: StoreFormat::Two,
+            pack_chunks: match self.rng.u8(..4) {
+                0 => self.rng.usize(1..=6),
+                _ => MANY_CHUNKS,
+            },
+            full_in_the_end: self.rng.u8(..4) == 0,
             seed: self.rng.u64(..),
         };
         if self.rng.u8(..4) == 0 {
@@ -223,7 +234,12 @@ impl Draft {
             28 => Action::Verify(self.rng.bool()),
             30 => Action::Pin(tag),
             31 if self.damage => {
-                let damage = [Damage::LosePack, Damage::FlipByte][self.rng.usize(..2)];
+                let damage = [
+                    Damage::LosePack,
+                    Damage::FlipByte,
+                    Damage::BadSector,
+                    Damage::LoseIndex,
+                ][self.rng.usize(..4)];
                 Action::Damage(damage, self.rng.u32(..))
             }
             _ => Action::Read(tag),
@@ -248,12 +264,13 @@ impl Draft {
 
     pub fn commit(&mut self) -> Action {
         let tag = self.tag();
-        let mut parent = None;
-        if !self.used.is_empty() && self.rng.u8(..3) != 0 {
-            parent = Some(self.used_tag());
-        }
+        let parent = match self.rng.u8(..6) {
+            1 => Parent::Automatic,
+            2.. if !self.used.is_empty() => Parent::Tag(self.used_tag()),
+            _ => Parent::Nothing,
+        };
         self.used.push(tag);
-        let diff = parent.is_some() && self.rng.u8(..4) == 0;
+        let diff = matches!(parent, Parent::Tag(_)) && self.rng.u8(..4) == 0;
         let memory = if diff { self.changes() } else { self.image() };
         let disk = (self.rng.u8(..self.disk) == 0).then(|| self.image());
         Action::Commit {

@@ -8,13 +8,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use anyhow::{Context as _, ensure};
-use snapstore_store::sim::{Fault, forget_indexes, observe, put_back};
-use snapstore_store::{ErrorClass, GcOptions, PageSize, Silent, Store, StoreFormat};
+use snapstore_store::sim::{Fault, bad_sectors, forget_indexes, put_back};
+use snapstore_store::{PageSize, Store};
 
 use super::actor;
-use super::check::{check, check_thoroughly};
+use super::check::check;
+use super::epilogue::epilogue;
 use super::plan::{Op, Plan, Preemption};
-use super::world::{Actor, Failure, World};
+use super::world::{Failure, World};
 
 /// The most actors that a history has.
 const ACTORS: usize = 4;
@@ -121,7 +122,8 @@ impl Crew {
         }
         if world.lock().failure.is_none() {
             let world = world.clone();
-            self.run(vec![Box::new(move || epilogue(&world, fault))])?;
+            let work = move || as_told(&world, fault, || epilogue(&world));
+            self.run(vec![Box::new(work) as Box<dyn FnOnce() + Send>])?;
         }
         let mut shared = world.lock();
         forget_indexes(shared.indexes.drain(..));
@@ -149,12 +151,7 @@ impl Crew {
         world.begin_phase();
         let work = ops.into_iter().enumerate().map(|(number, ops)| {
             let world = world.clone();
-            let work = move || {
-                put_back(fault);
-                let left = actor::run(&world, number, ops);
-                put_back(None);
-                left
-            };
+            let work = move || as_told(&world, fault, || actor::run(&world, number, ops));
             Box::new(work) as Box<dyn FnOnce() -> VecDeque<Op> + Send>
         });
         self.run(work.collect())
@@ -173,78 +170,24 @@ impl Crew {
         drop(shared);
         let world = world.clone();
         let work = move || {
-            put_back(fault);
-            check(&world, true);
-            put_back(None);
+            as_told(&world, fault, || check(&world, true));
         };
         self.run(vec![Box::new(work) as Box<dyn FnOnce() + Send>])?;
         Ok(())
     }
 }
 
-/// When all is over: what has gone halfway is mended, everything is looked at,
-/// collected, and looked at again.
-fn epilogue(world: &Arc<World>, fault: Option<Fault>) {
+/// Does something with a fault put back, on the disk as it is.
+fn as_told<T>(world: &Arc<World>, fault: Option<Fault>, work: impl FnOnce() -> T) -> T {
+    let seen = world.clone();
     put_back(fault);
-    {
-        let mut shared = world.lock();
-        shared.repairs = 0;
-        shared.cut = false;
-        shared.full_until = 0;
-    }
-    let actor = Arc::new(Actor::new(world.clone(), 0));
-    observe(Some(actor));
-    if world.lock().half_repaired {
-        match Store::repair(&world.root, &Silent) {
-            Ok(_) => {
-                let mut shared = world.lock();
-                shared.half_repaired = false;
-                shared.flipped = false;
-            }
-            Err(error) => world.fail("repair fails", error.to_string()),
-        }
-    }
-    check_thoroughly(world);
-    if world.lock().failure.is_none() {
-        upgrade(world);
-        check_thoroughly(world);
-    }
-    for keep_percent in [50, 100] {
-        if world.lock().failure.is_some() {
-            break;
-        }
-        let options = GcOptions {
-            keep_percent,
-            ..GcOptions::default()
-        };
-        let collected = Store::open(&world.root).and_then(|store| store.gc(options, &Silent));
-        let damaged = world.lock().damaged;
-        if let Err(error) = collected
-            && !damaged
-        {
-            world.fail("gc fails", error.to_string());
-            break;
-        }
-        check_thoroughly(world);
-    }
-    observe(None);
+    bad_sectors(Some(Arc::new(move |path: &Path, offset, len| {
+        seen.is_bad(path, offset, len)
+    })));
+    let done = work();
+    bad_sectors(None);
     put_back(None);
-}
-
-/// Whatever a store of format 1 has been through, it can be upgraded.
-fn upgrade(world: &World) {
-    let upgraded = Store::upgrade(&world.root, false, &Silent).map(|_| ());
-    let finished = upgraded.and_then(|()| Store::open(&world.root));
-    match finished {
-        Ok(store) if store.format() == StoreFormat::Two && !store.is_upgrading() => {}
-        Ok(_) => world.fail("upgrade fails", "it has not ended".to_owned()),
-        Err(error) => {
-            let damaged = world.lock().damaged;
-            if !damaged || error.class() != ErrorClass::Damaged {
-                world.fail("upgrade fails", error.to_string());
-            }
-        }
-    }
+    done
 }
 
 fn work(jobs: &Receiver<Job>) {

@@ -8,6 +8,9 @@ use snapstore_store::sim::StepKind;
 
 use super::content::ImageContent;
 
+/// More than a simulated pack ever holds.
+pub const MANY_CHUNKS: usize = 1 << 18;
+
 /// An operation's number, which stays when others are left out.
 pub type OpNumber = u32;
 
@@ -30,8 +33,8 @@ pub enum Action {
     Commit {
         /// The tag, which may be moved.
         tag: u8,
-        /// The tag of the parent, if there is to be one.
-        parent: Option<u8>,
+        /// The parent.
+        parent: Parent,
         /// The memory, or what of it changes.
         memory: ImageContent,
         /// A disk.
@@ -64,6 +67,17 @@ pub enum Action {
     Damage(Damage, u32),
 }
 
+/// The parent of a commit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Parent {
+    /// None.
+    Nothing,
+    /// What a tag names.
+    Tag(u8),
+    /// What the store finds.
+    Automatic,
+}
+
 /// What can happen to a disk by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Damage {
@@ -71,6 +85,10 @@ pub enum Damage {
     LosePack,
     /// A byte of a chunk is another one.
     FlipByte,
+    /// A part of a pack cannot be read any more.
+    BadSector,
+    /// The index is gone.
+    LoseIndex,
 }
 
 /// What goes wrong at a step.
@@ -201,6 +219,10 @@ pub struct Plan {
     pub schedule: Schedule,
     /// The format that the store begins in.
     pub format: StoreFormat,
+    /// After how many chunks a pack is full.
+    pub pack_chunks: usize,
+    /// Whether the disk is full in the end, and what is dead has to make room.
+    pub full_in_the_end: bool,
     /// For what else is drawn: what a power cut takes, what a crash keeps.
     pub seed: u64,
 }
@@ -251,8 +273,9 @@ impl fmt::Display for Action {
             } => {
                 write!(f, "commit t{tag}")?;
                 match parent {
-                    Some(parent) => write!(f, " parent t{parent}")?,
-                    None => write!(f, " no parent")?,
+                    Parent::Tag(parent) => write!(f, " parent t{parent}")?,
+                    Parent::Nothing => write!(f, " no parent")?,
+                    Parent::Automatic => write!(f, " automatic parent")?,
                 }
                 write!(f, "{} {memory}", if *diff { " diff" } else { "" })?;
                 if let Some(disk) = disk {
@@ -300,6 +323,12 @@ impl fmt::Display for Plan {
                 "  in operation {}, at its step {} of {:?}: {:?}",
                 fault.op, fault.nth, fault.class, fault.mishap
             )?;
+        }
+        if self.pack_chunks < MANY_CHUNKS {
+            writeln!(f, "  packs of {} chunks", self.pack_chunks)?;
+        }
+        if self.full_in_the_end {
+            writeln!(f, "  in the end the disk is full")?;
         }
         match &self.schedule {
             Schedule::Random { one_in, .. } => {

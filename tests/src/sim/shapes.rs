@@ -9,7 +9,7 @@ use super::draw::Draft;
 use super::plan::{Action, Class, Fault, Mishap, Op, Plan, Schedule, Seam};
 
 /// The most steps of an operation at which it is overtaken, of a kind.
-const MOST_SEAMS: u32 = 24;
+const MOST_SEAMS: u32 = 44;
 const MOST_STEPS: u32 = 90;
 
 impl Plan {
@@ -105,7 +105,7 @@ impl Plan {
 
 impl Draft {
     /// A draft whose images are all made of few pages.
-    fn of_few_images(mut rng: Rng, most_images: usize) -> Self {
+    pub fn of_few_images(mut rng: Rng, most_images: usize) -> Self {
         let mut draft = Self {
             images: vec![],
             is_pool: false,
@@ -116,7 +116,8 @@ impl Draft {
             repair: 0,
             families: rng.u8(1..=2),
             variants: rng.u8(2..=3),
-            stride: 1,
+            // Each page in a leaf of its own, or not.
+            stride: if rng.u8(..4) == 0 { 512 } else { 1 },
             most_pages: rng.u64(1..=3),
             collect: 3,
             remove: 5,

@@ -5,6 +5,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -119,6 +120,8 @@ pub struct Shared {
     pub damage_count: u32,
     /// Bytes were flipped, and no repair has looked for them since.
     pub flipped: bool,
+    /// The index is lost, and no repair has made it anew.
+    pub index_lost: bool,
     /// Tags committed after the damage, which it is no excuse for.
     pub firm: BTreeSet<String>,
     /// Repairs under way, or ended halfway.
@@ -136,6 +139,8 @@ pub struct World {
     plan: Arc<Plan>,
     shared: Mutex<Shared>,
     wake: Vec<Condvar>,
+    /// Parts of packs that cannot be read.
+    pub bad: Mutex<Vec<(PathBuf, Range<u64>)>>,
 }
 
 impl World {
@@ -174,14 +179,31 @@ impl World {
                 damaged: false,
                 damage_count: 0,
                 flipped: false,
+                index_lost: false,
                 firm: BTreeSet::new(),
                 repairs: 0,
                 repairs_begun: 0,
                 half_repaired: false,
             }),
             wake: (0..actors).map(|_| Condvar::new()).collect(),
+            bad: Mutex::default(),
             plan,
         })
+    }
+
+    /// What is to happen.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Whether a bad sector is in what is read.
+    #[must_use]
+    pub fn is_bad(&self, path: &Path, offset: u64, len: usize) -> bool {
+        let bad = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = offset + len as u64;
+        bad.iter()
+            .any(|(at, sector)| at == path && offset < sector.end && sector.start < end)
     }
 
     /// What everybody shares. Not to be held across steps.
@@ -360,6 +382,12 @@ impl Shared {
     /// Chance for something else.
     pub fn fork_rng(&mut self) -> Rng {
         self.rng.fork()
+    }
+
+    /// Whether something may be unreadable that `verify` then has to name.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.damaged || self.index_lost
     }
 
     /// Whether everybody is to end.
@@ -582,7 +610,15 @@ impl Observer for Actor {
     }
 
     fn changed(&self, path: &Path) {
-        self.world.lock().disk.changed(path);
+        let mut shared = self.world.lock();
+        shared.disk.changed(path);
+        if path.extension().is_some_and(|it| it == "pack") && !path.exists() {
+            // The sectors are others' now, and the disk has room again.
+            shared.full_until = shared.full_until.min(shared.total_steps);
+            let bad = self.world.bad.lock();
+            let mut bad = bad.unwrap_or_else(PoisonError::into_inner);
+            bad.retain(|(at, _)| at != path);
+        }
     }
 
     fn synced_file(&self, path: &Path) {
@@ -671,6 +707,10 @@ impl Observer for Actor {
 
     fn now_unix_seconds(&self) -> u64 {
         1_800_000_000 + self.world.lock().total_steps / 100
+    }
+
+    fn pack_chunks(&self) -> usize {
+        self.world.plan.pack_chunks
     }
 
     fn note_index(&self, number: u64) {

@@ -1,0 +1,327 @@
+//! Histories that fail with some fault, as short as they can be, and what is near to
+//! them: half are left as they are, in the other half something is added, left out
+//! or happens a little earlier or later.
+
+use std::collections::BTreeMap;
+
+use fastrand::Rng;
+use snapstore_store::StoreFormat;
+
+use super::content::{ImageContent, Page};
+use super::draw::Draft;
+use super::plan::{
+    Action, Class, Damage, Fault, MANY_CHUNKS, Mishap, Op, Parent, Plan, Schedule, Seam,
+};
+
+/// A history being written down.
+struct Script {
+    actors: Vec<Vec<Op>>,
+    seams: Vec<Seam>,
+    faults: Vec<Fault>,
+    pack_chunks: usize,
+}
+
+const SCRIPTS: [fn() -> Script; 9] = [
+    leaf_outlives_its_pages,
+    dead_delta_beside_a_copy,
+    published_while_collected,
+    condemned_twice,
+    lease_taken_late,
+    number_used_again,
+    killed_while_collected,
+    lost_while_open,
+    tagged_while_deleted,
+];
+
+impl Plan {
+    /// One of the scripts, or near to it.
+    pub(super) fn known(mut rng: Rng) -> Self {
+        let mut script = SCRIPTS[rng.usize(..SCRIPTS.len())]();
+        let full_in_the_end = rng.u8(..8) == 0;
+        let mut draft = Draft::of_few_images(rng, 3);
+        draft.next_op = 1000;
+        if draft.rng.bool() {
+            for _ in 0..draft.rng.usize(1..=2) {
+                script.change(&mut draft);
+            }
+        }
+        Self {
+            actors: script.actors,
+            faults: script.faults,
+            schedule: Schedule::Seams(script.seams),
+            pack_chunks: script.pack_chunks,
+            full_in_the_end,
+            format: match draft.rng.u8(..4) {
+                0 => StoreFormat::One,
+                _ => StoreFormat::Two,
+            },
+            seed: draft.rng.u64(..),
+        }
+    }
+}
+
+impl Script {
+    fn of<const N: usize>(actors: [Vec<Action>; N]) -> Self {
+        let mut numbers = 0..;
+        let mut op = |action| Op {
+            number: numbers.next().unwrap_or_default(),
+            new_process: true,
+            action,
+        };
+        let actors = actors.map(|actions| actions.into_iter().map(&mut op).collect());
+        Self {
+            actors: actors.into(),
+            seams: vec![],
+            faults: vec![],
+            pack_chunks: MANY_CHUNKS,
+        }
+    }
+
+    /// The operation is done by the process that did the one before.
+    fn same_process(mut self, number: u32) -> Self {
+        for op in self.actors.iter_mut().flatten() {
+            op.new_process &= op.number != number;
+        }
+        self
+    }
+
+    /// The operation is overtaken before its `nth` step at which another matters, until
+    /// others have ended as many as `stall`.
+    fn overtaken(mut self, op: u32, nth: u32, stall: u32) -> Self {
+        self.seams.push(Seam {
+            op,
+            class: Class::Seams,
+            nth,
+            by: 0,
+            stall,
+        });
+        self
+    }
+
+    fn ends(mut self, op: u32, class: Class, nth: u32, mishap: Mishap) -> Self {
+        self.faults.push(Fault {
+            op,
+            class,
+            nth,
+            mishap,
+        });
+        self
+    }
+
+    fn change(&mut self, draft: &mut Draft) {
+        let rng = &mut draft.rng;
+        let actor = rng.usize(..self.actors.len());
+        let length = self.actors[actor].len();
+        match rng.u8(..6) {
+            0 if length > 1 => {
+                let at = rng.usize(..length);
+                self.actors[actor].remove(at);
+            }
+            1 => {
+                let at = rng.usize(..=length);
+                let op = draft.op();
+                self.actors[actor].insert(at, op);
+            }
+            2 if !self.faults.is_empty() => {
+                let at = rng.usize(..self.faults.len());
+                let fault = &mut self.faults[at];
+                fault.nth = near(rng, fault.nth);
+            }
+            3 => self.pack_chunks = rng.usize(1..=4),
+            _ if !self.seams.is_empty() => {
+                let at = rng.usize(..self.seams.len());
+                let seam = &mut self.seams[at];
+                seam.nth = near(rng, seam.nth);
+                seam.stall = rng.u32(0..=seam.stall + 1);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn near(rng: &mut Rng, nth: u32) -> u32 {
+    (nth + rng.u32(0..=4)).saturating_sub(2).max(1)
+}
+
+/// Pages of these families and variants, each `stride` pages from the one before.
+fn image(stride: u64, pages: &[(u8, u8)]) -> ImageContent {
+    let slots = (0..).map(|slot| slot * stride);
+    let pages = pages
+        .iter()
+        .map(|(family, variant)| Page::new(*family, *variant));
+    let data: BTreeMap<u64, Page> = slots.zip(pages).collect();
+    ImageContent {
+        pages: data.len() as u64 * stride,
+        data,
+    }
+}
+
+fn commit(tag: u8, parent: Parent, memory: &[(u8, u8)], disk: &[(u8, u8)]) -> Action {
+    Action::Commit {
+        tag,
+        parent,
+        memory: image(1, memory),
+        disk: (!disk.is_empty()).then(|| image(1, disk)),
+        diff: false,
+        keep: false,
+    }
+}
+
+/// A leaf stays in a pack that other chunks keep, while one of its pages was in a
+/// pack that is deleted; then the same image is committed again.
+fn leaf_outlives_its_pages() -> Script {
+    use Parent::Nothing;
+    Script::of([vec![
+        commit(0, Nothing, &[(0, 0), (1, 0)], &[]),
+        commit(1, Nothing, &[(0, 0), (3, 0)], &[(4, 0), (4, 1)]),
+        Action::Remove(0),
+        commit(2, Nothing, &[(5, 0)], &[(4, 0), (4, 1)]),
+        Action::Remove(1),
+        Action::Gc(50),
+        commit(0, Nothing, &[(0, 0), (3, 0)], &[]),
+    ]])
+}
+
+/// A delta whose base was collected is in a pack that is kept. Its page is stored
+/// anew, moved by a collection, and then somebody repairs.
+fn dead_delta_beside_a_copy() -> Script {
+    use Parent::{Nothing, Tag};
+    Script::of([vec![
+        commit(0, Nothing, &[(0, 0)], &[]),
+        commit(1, Tag(0), &[(0, 1)], &[(1, 0)]),
+        commit(1, Nothing, &[(3, 0)], &[(1, 0)]),
+        Action::Remove(0),
+        Action::Gc(50),
+        commit(0, Nothing, &[(0, 1)], &[(4, 0), (5, 0), (3, 1)]),
+        commit(2, Nothing, &[(0, 1)], &[]),
+        Action::Remove(0),
+        Action::Gc(50),
+        Action::Repair,
+    ]])
+}
+
+/// A commit has sealed its pack and waits; what it holds is stored by another one as a
+/// delta, and moved. The commit enters its copy while a collection runs that has read
+/// the index, and is killed before it sets its tag.
+fn published_while_collected() -> Script {
+    use Parent::{Nothing, Tag};
+    Script::of([
+        vec![commit(0, Nothing, &[(0, 1)], &[])],
+        vec![
+            commit(1, Nothing, &[(0, 0)], &[]),
+            commit(2, Tag(1), &[(0, 1)], &[]),
+            Action::Gc(100),
+            Action::Gc(50),
+        ],
+    ])
+    .overtaken(0, 11, 3)
+    .overtaken(4, 16, 0)
+    .ends(0, Class::Durable, 5, Mishap::Kill)
+}
+
+/// What a commit relies on is condemned; it takes it off the list while a second
+/// collection writes that.
+fn condemned_twice() -> Script {
+    use Parent::Nothing;
+    Script::of([
+        vec![
+            commit(0, Nothing, &[(0, 1)], &[]),
+            Action::Remove(0),
+            commit(0, Nothing, &[(0, 1)], &[(1, 0)]),
+        ],
+        vec![Action::Gc(50), Action::Gc(50)],
+    ])
+    .overtaken(2, 9, 1)
+    .overtaken(4, 25, 0)
+}
+
+/// A commit is about to take its lease while a collection condemns what it will rely
+/// on; the collection has looked at the leases when it does.
+fn lease_taken_late() -> Script {
+    use Parent::Nothing;
+    Script::of([
+        vec![
+            commit(0, Nothing, &[(0, 1)], &[]),
+            Action::Remove(0),
+            commit(0, Nothing, &[(0, 1)], &[(1, 0)]),
+        ],
+        vec![Action::Gc(50)],
+    ])
+    .overtaken(2, 1, 0)
+    .overtaken(3, 38, 0)
+}
+
+/// A collection is killed after it has deleted packs and before it has forgotten that
+/// they are condemned, and the power failure takes the counter of packs back. Then a
+/// commit fills more than one pack while somebody collects.
+fn number_used_again() -> Script {
+    use Parent::Nothing;
+    let wide = |pages: &[(u8, u8)]| Action::Commit {
+        tag: 0,
+        parent: Nothing,
+        memory: image(512, pages),
+        disk: None,
+        diff: false,
+        keep: false,
+    };
+    let mut script = Script::of([
+        vec![
+            wide(&[(0, 0), (1, 0)]),
+            Action::Remove(0),
+            Action::Gc(50),
+            Action::Read(0),
+            wide(&[(3, 0), (4, 0), (5, 0)]),
+        ],
+        vec![Action::Gc(50)],
+    ])
+    .overtaken(4, 15, 1)
+    .ends(2, Class::Durable, 8, Mishap::Kill)
+    .ends(3, Class::Any, 1, Mishap::PowerCut);
+    script.pack_chunks = 1;
+    script
+}
+
+/// A commit relies on a page that is being collected, and is killed before it sets its
+/// tag. What it has entered is committed again.
+fn killed_while_collected() -> Script {
+    use Parent::Nothing;
+    Script::of([
+        vec![
+            commit(0, Nothing, &[(0, 0)], &[]),
+            Action::Remove(0),
+            commit(0, Nothing, &[(0, 0), (1, 0)], &[]),
+        ],
+        vec![Action::Gc(50), commit(1, Nothing, &[(0, 0), (1, 0)], &[])],
+    ])
+    .overtaken(2, 11, 0)
+    .overtaken(3, 33, 0)
+    .ends(2, Class::Durable, 5, Mishap::Kill)
+}
+
+/// The disk loses a pack that a process has open, which commits the same again.
+fn lost_while_open() -> Script {
+    use Parent::Nothing;
+    Script::of([vec![
+        commit(0, Nothing, &[(0, 0)], &[]),
+        commit(1, Nothing, &[(0, 0), (1, 0)], &[]),
+        Action::Damage(Damage::LosePack, 0),
+        commit(0, Nothing, &[(0, 0), (3, 0)], &[]),
+    ]])
+    .same_process(1)
+    .same_process(2)
+    .same_process(3)
+}
+
+/// A snapshot that has lost its tag gets one again while a collection deletes it.
+fn tagged_while_deleted() -> Script {
+    Script::of([
+        vec![
+            commit(0, Parent::Nothing, &[(0, 0)], &[]),
+            Action::Remove(0),
+            Action::Revive(1, 0),
+        ],
+        vec![Action::Gc(50)],
+    ])
+    .overtaken(2, 1, 0)
+    .overtaken(3, 38, 0)
+}
