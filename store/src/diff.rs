@@ -56,7 +56,7 @@ impl Store {
     /// let images = store.diff(one.manifest(), two.manifest())?;
     /// assert_eq!(images[0].ranges[0].offset_bytes, 4096);
     /// assert_eq!(images[0].ranges[0].length_bytes, 4096);
-    /// # Ok::<(), snapstore_store::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors

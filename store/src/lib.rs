@@ -25,7 +25,7 @@
 //!     ..CommitRequest::default()
 //! };
 //! let committed = store.commit(&request, &Silent)?;
-//! assert_eq!(committed.manifest.added_chunks, 3); // one page, one node, the manifest
+//! assert_eq!(committed.manifest.added_chunks, 2); // a page and a node
 //!
 //! // Kept whole while it is read, whatever others remove.
 //! let memory = store.snapshot("base")?.image("memory").expect("it has memory");

@@ -20,7 +20,7 @@
 /// # let store = Store::create(&dir.path().join("store"), PageSize::default())?;
 /// let report = store.verify(true, &Print)?;
 /// assert!(report.findings.is_empty());
-/// # Ok::<(), snapstore_store::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Progress: Sync {
     /// A part begins: what it is, and how many units (bytes or items) it has.

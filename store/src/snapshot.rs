@@ -32,7 +32,7 @@ use crate::store::Store;
 /// let mut page = vec![0; 4096];
 /// memory.read_at(&mut page, 0)?;
 /// assert_eq!(page, vec![7; 4096]);
-/// # Ok::<(), snapstore_store::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Snapshot {

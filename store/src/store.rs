@@ -46,7 +46,7 @@ use crate::threads;
 /// let store = Store::create(&path, PageSize::default())?;
 /// let patient = store.clone().with_lock_timeout(std::time::Duration::from_secs(3600));
 /// std::thread::spawn(move || patient.tags()).join().expect("no panic")?;
-/// # Ok::<(), snapstore_store::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
 pub struct Store {

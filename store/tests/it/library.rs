@@ -99,7 +99,7 @@ fn a_reader_that_fails_leaves_the_store_as_it_was() {
 #[test]
 fn a_snapshot_is_copied_to_another_store() {
     let from = Fixture::new(PageSize::KIB_4);
-    let to = Fixture::new(PageSize::KIB_64);
+    let to = Fixture::new(PageSize::KIB_16);
     let input = reader(sparse(1, None), InputKind::Full);
     let base = from.commit("base", ParentChoice::Nothing, input).unwrap();
     let image = from
