@@ -10,7 +10,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use snapstore_store::{SnapshotId, Store};
 use crate::error::Busy;
 use crate::look;
 use crate::mount_server::{ServerRequest, launch};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, is_same};
 
 /// How often a mount that is just ending is looked at again, and how long that
 /// may go on.
@@ -86,11 +86,7 @@ fn try_share(path: &Path) -> anyhow::Result<Option<File>> {
         other => other.with_context(|| format!("cannot lock {}", path.display()))?,
     }
     // The server removes the file before it gives up the lock.
-    let same = match (lock.metadata(), fs::metadata(path)) {
-        (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
-        _ => false,
-    };
-    Ok(same.then_some(lock))
+    Ok(is_same(&lock, path).then_some(lock))
 }
 
 /// Starts the server unless it is there; one process at a time does so.
@@ -123,6 +119,68 @@ fn start(
     };
     launch(store, &request)?;
     Ok(())
+}
+
+/// Clears away mounts made for machines whose server was killed, once no machine has them
+/// any more. A server that lives does so itself.
+pub fn clear_abandoned(mounts: &Path) -> anyhow::Result<()> {
+    // As the kernel tells of them.
+    let mounts =
+        &fs::canonicalize(mounts).with_context(|| format!("cannot find {}", mounts.display()))?;
+    let mut locks = Vec::new();
+    for entry in
+        fs::read_dir(mounts).with_context(|| format!("cannot list {}", mounts.display()))?
+    {
+        let path = entry?.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "lock")
+        {
+            locks.push(path);
+        }
+    }
+    for path in locks {
+        let Some(_alone) = try_alone(&path)? else {
+            continue;
+        };
+        let held = File::open(mounts)?;
+        if rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).is_err() {
+            // Somebody makes or undoes one.
+            return Ok(());
+        }
+        let dir = path.with_extension("");
+        let is_mounted = Mountpoint::all()?.iter().any(|mount| mount.dir == dir);
+        if is_mounted {
+            if !look::is_dead(&dir) {
+                // Its server is about to end.
+                continue;
+            }
+            snapstore_fuse::unmount(&dir, true, &look::is_dead)?;
+        }
+        // In this order: without its lock nobody would look for a directory.
+        match fs::remove_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", dir.display()));
+            }
+            _ => {}
+        }
+        let _ = fs::remove_file(&path);
+    }
+    Ok(())
+}
+
+/// The users' lock, if it has no users and is still the one at this path.
+fn try_alone(path: &Path) -> anyhow::Result<Option<File>> {
+    let Ok(lock) = File::open(path) else {
+        return Ok(None);
+    };
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        other => {
+            other.with_context(|| format!("cannot lock {}", path.display()))?;
+            Ok(is_same(&lock, path).then_some(lock))
+        }
+    }
 }
 
 /// Held, exclusively, while a mount is made or undone in this directory.

@@ -27,6 +27,7 @@ use snapstore_vmm::Error;
 use snapstore_vmm::control::Client;
 
 use crate::error::{Busy, NotFound, Usage};
+use crate::mounts;
 
 /// The environment's variable that names the runtime directory.
 pub const RUNTIME_DIR: &str = "SNAPSTORE_RUNTIME_DIR";
@@ -123,7 +124,8 @@ impl Runtime {
     }
 
     /// Every machine that left a directory, by name. One that ended in order is cleared
-    /// away, if its supervisor could not.
+    /// away, if its supervisor could not; so are names of machines that never were, and
+    /// mounts of which neither the server nor a machine is left.
     pub fn vms(&self) -> anyhow::Result<Vec<VmDir>> {
         let dir = self.dir.join("vms");
         let mut vms = Vec::new();
@@ -138,9 +140,12 @@ impl Runtime {
             };
             if vm.has_ended_in_order() {
                 forget(&vm)?;
-            } else {
+            } else if vm.exists() || !vm.was_abandoned()? {
                 vms.push(vm);
             }
+        }
+        if let Err(error) = mounts::clear_abandoned(&self.mounts()) {
+            tracing::warn!(%error, "a mount that no machine uses is left");
         }
         vms.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
         Ok(vms)
@@ -332,6 +337,18 @@ impl VmDir {
             Ok(()) | Err(Errno::WOULDBLOCK) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether it is what a command has left that was killed before there was a machine,
+    /// and is gone now.
+    fn was_abandoned(&self) -> anyhow::Result<bool> {
+        self.remove_abandoned_reservation()
+            .with_context(|| format!("cannot clear {}", self.dir.display()))?;
+        // Not if somebody is about to start it.
+        Ok(match fs::remove_dir(&self.dir) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        })
     }
 
     fn starter_path(&self) -> PathBuf {
@@ -622,6 +639,22 @@ mod tests {
         vm.claim().unwrap().release(None).unwrap();
         assert!(vm.starter_path().exists());
         drop(held);
+        assert!(!vm.dir.exists());
+    }
+
+    #[test]
+    fn a_name_of_a_machine_that_never_was_goes_with_its_command() {
+        let (_dir, runtime) = runtime();
+        make_private(&runtime.mounts()).unwrap();
+        let vm = runtime.vm("a").unwrap();
+        let held = vm.reserve().unwrap().unwrap();
+        assert_eq!(runtime.vms().unwrap(), [vm.clone()], "it is about to start");
+        assert!(vm.starter_path().exists());
+        // As if its command had been killed.
+        std::mem::forget(held);
+        fs::remove_file(vm.starter_path()).unwrap();
+        fs::write(vm.starter_path(), "").unwrap();
+        assert_eq!(runtime.vms().unwrap(), []);
         assert!(!vm.dir.exists());
     }
 

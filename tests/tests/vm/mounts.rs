@@ -243,3 +243,26 @@ fn ended_machines_keep_nothing() -> Result<()> {
     ensure!(names(&lab.cli.store().join("leases")).is_empty());
     lab.finish()
 }
+
+#[test]
+fn what_killed_commands_and_servers_leave_goes_when_machines_are_listed() -> Result<()> {
+    let test = "what_killed_commands_and_servers_leave_goes_when_machines_are_listed";
+    let Some(lab) = with_two(test)? else {
+        return Ok(());
+    };
+    lab.restore("base", &[])?;
+    let server = lab.mount_server()?;
+    kill(server)?;
+    lab.stop("base")?;
+    // As a command leaves it that was killed before there was a machine.
+    let abandoned = lab.vm_dir("never");
+    fs::create_dir(&abandoned)?;
+    fs::set_permissions(
+        &abandoned,
+        std::os::unix::fs::PermissionsExt::from_mode(0o700),
+    )?;
+    fs::write(abandoned.join("starter"), "")?;
+    ensure!(lab.machines()?.is_empty());
+    ensure!(lab.mounts()?.is_empty(), "{:?}", lab.mounts()?);
+    lab.assert_nothing_left()
+}
