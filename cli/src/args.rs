@@ -272,6 +272,9 @@ pub struct RunArgs {
     /// with as many network interfaces
     #[arg(long, value_name = "TAG", value_parser = snapshot)]
     pub or_restore: Option<String>,
+    /// With --or-restore: as with `restore`
+    #[arg(long, requires = "or_restore")]
+    pub require_reseed: bool,
     /// A raw disk image; what the guest writes is kept apart from it. With :ro the
     /// guest cannot write, with :direct it writes to the file, and the machine
     /// cannot be committed. May be repeated
@@ -326,6 +329,11 @@ pub struct RestoreArgs {
     /// its own machine's it knows of all of them
     #[arg(long)]
     pub share_layout: bool,
+    /// End a machine whose guest's agent has not taken fresh entropy ten seconds after the
+    /// guest began to run; until then it draws the same random numbers as others of the
+    /// snapshot. With --detach, wait until all have
+    #[arg(long)]
+    pub require_reseed: bool,
     /// Connect a network interface of the snapshot, in their order, to this tap, with
     /// an address of its own. {} stands for the number that the machine's name ends in
     /// after a dot, else 1. An interface without a tap has its link down, and what the

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use rustix::io::retry_on_intr;
 use snapstore_vmm::Console;
 use snapstore_vmm::agent::{AGENT_PORT, AgentClient, AgentError};
@@ -137,7 +137,7 @@ fn start_claimed(
         heed_starter(&vm, spec)?;
     }
     if matches!(spec.what, What::Restore { .. }) {
-        refresh_guest(&vm)?;
+        refresh_guest(&vm, spec.require_reseed)?;
     }
     // All threads are there, and have entered theirs.
     confine::enter(Role::Main);
@@ -228,12 +228,23 @@ fn stop_on_signal(vm: &Arc<Vm>) -> anyhow::Result<()> {
 /// How long a restored guest's agent may take to answer.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long it may take to take entropy, where that is required.
+const RESEED_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Gives a restored guest fresh entropy, the time and the addresses of its network
 /// interfaces, through its agent, once it runs. A guest without an agent, or a machine without the device, is left as
 /// it is.
-fn refresh_guest(vm: &Arc<Vm>) -> anyhow::Result<()> {
+///
+/// Where it is required that the guest takes the entropy, the machine ends if it does not.
+fn refresh_guest(vm: &Arc<Vm>, require_reseed: bool) -> anyhow::Result<()> {
     let vsock = Path::new(VSOCK);
     if !vsock.exists() {
+        if require_reseed {
+            bail!(
+                "the snapshot's machine has no vsock device, so its guest cannot be reseeded; \
+                 leave --require-reseed out if it need not be"
+            );
+        }
         return Ok(());
     }
     let networks = vm.machine().networks().into_iter();
@@ -248,8 +259,36 @@ fn refresh_guest(vm: &Arc<Vm>) -> anyhow::Result<()> {
             if !vm.machine().wait_until_running() {
                 return;
             }
-            let refreshed = AgentClient::connect(vsock, AGENT_PORT, AGENT_PATIENCE)
-                .and_then(|mut agent| agent.after_restore(&macs));
+            let patience = match require_reseed {
+                true => RESEED_PATIENCE,
+                false => AGENT_PATIENCE,
+            };
+            let deadline = Instant::now() + patience;
+            let reseeded = AgentClient::connect(vsock, AGENT_PORT, patience).and_then(|agent| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let mut agent = match require_reseed {
+                    true => agent.with_patience(left),
+                    false => agent,
+                };
+                agent.reseed_afresh().map(|()| agent)
+            });
+            match &reseeded {
+                Ok(_) => vm.set_reseeded(),
+                // It runs no further, whatever it did until now.
+                Err(error) if require_reseed => {
+                    vm.machine().end_not_reseeded(error.to_string());
+                    return;
+                }
+                Err(_) => {}
+            }
+            let refreshed = reseeded.or_else(|error| match error {
+                AgentError::Refused { .. } => {
+                    tracing::warn!(%error, "the guest's randomness is still the snapshot's");
+                    AgentClient::connect(vsock, AGENT_PORT, patience)
+                }
+                error => Err(error),
+            });
+            let refreshed = refreshed.and_then(|mut agent| agent.after_restore(&macs));
             match refreshed {
                 Ok(()) => {}
                 // It was there, and its guest is not as it should be.

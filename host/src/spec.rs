@@ -36,6 +36,9 @@ pub struct Spec {
     pub run_on_word: bool,
     /// Whether they pause when their guests say that they are ready.
     pub stop_at_ready: bool,
+    /// Whether a restored guest that takes no fresh entropy in time is ended.
+    #[serde(default)]
+    pub require_reseed: bool,
     /// Descriptors that each of them keeps open as long as it lives.
     pub kept: Vec<i32>,
     /// Whether they give up what they do not need before their guests run.

@@ -21,6 +21,11 @@ pub enum Ending {
         #[serde(skip_serializing_if = "Option::is_none")]
         guest_address: Option<u64>,
     },
+    /// Its guest could not be given randomness of its own, and was not to run without.
+    NotReseeded {
+        /// Why not.
+        reason: String,
+    },
     /// KVM could not go on.
     Failed {
         /// What it said.
@@ -43,6 +48,10 @@ impl std::fmt::Display for Ending {
             Self::PoweredOff => write!(out, "the guest powered the machine off"),
             Self::Stopped => write!(out, "stopped on request"),
             Self::TripleFault => write!(out, "the guest crashed (triple fault)"),
+            Self::NotReseeded { reason } => write!(
+                out,
+                "the guest could not be reseeded (--require-reseed): {reason}"
+            ),
             Self::MemoryLost { guest_address } => {
                 write!(out, "guest memory can no longer be read")?;
                 if let Some(address) = guest_address {

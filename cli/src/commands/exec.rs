@@ -27,12 +27,12 @@ pub fn run(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCode> {
     };
     let stdin = io::stdin();
     let stdin = args.interactive.then(|| stdin.as_fd());
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let (mut stdout, mut stderr) = (Kept::default(), Kept::default());
     let ended = agent.exec(&exec, stdin, &mut |stream, bytes| {
         if context.json() {
             match stream {
-                Stream::Stdout => stdout.extend_from_slice(bytes),
-                Stream::Stderr => stderr.extend_from_slice(bytes),
+                Stream::Stdout => stdout.add(bytes),
+                Stream::Stderr => stderr.add(bytes),
             }
             return Ok(());
         }
@@ -54,14 +54,38 @@ pub fn run(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCode> {
         "exit_code": ended.code,
         "signal": ended.signal,
         "timed_out": ended.timed_out,
-        "stdout": String::from_utf8_lossy(&stdout),
-        "stderr": String::from_utf8_lossy(&stderr),
+        "stdout": String::from_utf8_lossy(&stdout.bytes),
+        "stderr": String::from_utf8_lossy(&stderr.bytes),
+        "stdout_omitted_bytes": stdout.omitted_bytes,
+        "stderr_omitted_bytes": stderr.omitted_bytes,
     });
     context.answer(&value, String::new)?;
+    if stdout.omitted_bytes + stderr.omitted_bytes > 0 {
+        say!("warning: of its output only the first 16 MiB are told; leave --json out to have all");
+    }
     if ended.timed_out {
         say!("error: the command was killed: its time was over");
     }
     Ok(ExitCode::from(code(&ended)))
+}
+
+/// The most of a command's output, and of its error output, that is kept for one answer.
+const MOST_BYTES: usize = 16 << 20;
+
+/// Output that is told in one piece: a guest may write without end.
+#[derive(Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    omitted_bytes: u64,
+}
+
+impl Kept {
+    fn add(&mut self, bytes: &[u8]) {
+        let room = MOST_BYTES - self.bytes.len();
+        let (kept, omitted) = bytes.split_at(room.min(bytes.len()));
+        self.bytes.extend_from_slice(kept);
+        self.omitted_bytes += omitted.len() as u64;
+    }
 }
 
 /// The agent of a guest that may still boot, or have to notice that it was restored.

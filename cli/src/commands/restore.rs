@@ -49,6 +49,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         run_on_word: false,
         kept: Vec::new(),
         confine: true,
+        require_reseed: args.require_reseed,
         share_layout: args.share_layout,
         stop_at_ready: false,
     };

@@ -38,6 +38,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             name: Some(args.name.clone()),
             count: 1,
             share_layout: false,
+            require_reseed: args.require_reseed,
             nets: args.nets.clone(),
             start: args.start.clone(),
         };
@@ -87,6 +88,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
         run_on_word: false,
         kept: Vec::new(),
         confine: true,
+        require_reseed: false,
         share_layout: false,
         stop_at_ready: when_ready.is_some(),
     };

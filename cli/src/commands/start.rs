@@ -3,7 +3,9 @@
 use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use serde_json::json;
 use snapstore_host::commit::{Wanted, commit};
 use snapstore_host::runtime::{Runtime, VmDir};
@@ -45,6 +47,7 @@ pub fn start(
     if args.no_confine {
         say!("{UNCONFINED}");
     }
+    let awaits_reseed = spec.require_reseed && spec.run;
     let later = spec.run && (vms.len() > 1 || !args.detach);
     spec.run &= !later;
     spec.run_on_word = later;
@@ -65,7 +68,7 @@ pub fn start(
             let committed = ready.join().expect("it does not panic");
             committed.map_err(|error| still_there(error, &vms[0]))?;
         }
-        return report(context, started, word, later);
+        return report(context, started, word, later, awaits_reseed.then_some(&vms));
     }
     let [vm] = vms.as_slice() else {
         unreachable!("several machines are only restored with --detach");
@@ -135,6 +138,7 @@ fn report(
     mut started: Vec<Status>,
     mut word: Word,
     later: bool,
+    until_reseeded: Option<&Vec<VmDir>>,
 ) -> anyhow::Result<ExitCode> {
     if later {
         word.give(started.len())?;
@@ -142,10 +146,43 @@ fn report(
             status.state = RunState::Running;
         }
     }
+    if let Some(vms) = until_reseeded {
+        for (vm, status) in vms.iter().zip(&mut started) {
+            wait_until_reseeded(vm)?;
+            status.reseeded = true;
+        }
+    }
     let value = json!({"machines": started});
     context.answer(&value, || describe_all(&started))?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// Waits for a machine that ends unless its guest takes fresh entropy in time.
+fn wait_until_reseeded(vm: &VmDir) -> anyhow::Result<()> {
+    let deadline = Instant::now() + RESEED_PATIENCE;
+    while Instant::now() < deadline {
+        let status = vm.connect().map(|mut client| client.status());
+        if matches!(status, Ok(Ok(status)) if status.reseeded) {
+            return Ok(());
+        }
+        // Why it has ended is known when its process has gone.
+        if !vm.is_running() {
+            let ending = vm.ending();
+            let ending = ending.unwrap_or_else(|| "it ended in order".to_owned());
+            bail!("{}: {ending}", vm.name);
+        }
+        std::thread::sleep(RESEED_POLL);
+    }
+    bail!(
+        "{0} does not tell whether its guest was reseeded; `snapstore ps {0}` shows its state",
+        vm.name
+    )
+}
+
+/// Longer than a machine lets its guest run that takes no entropy.
+const RESEED_PATIENCE: Duration = Duration::from_secs(60);
+/// How often a machine is asked whether its guest has taken entropy.
+const RESEED_POLL: Duration = Duration::from_millis(20);
 
 /// A line for each of a few machines, one line for many.
 fn describe_all(started: &[Status]) -> String {

@@ -20,4 +20,5 @@ mod negative;
 mod pausing;
 mod precopy;
 mod ready;
+mod reseed;
 mod restored;

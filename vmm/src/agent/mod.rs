@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 pub use snapstore_agent_protocol::MacAddress;
@@ -24,6 +24,10 @@ use snapstore_agent_protocol::{
 const RETRY: Duration = Duration::from_millis(20);
 /// How much entropy a restored machine is given, in bytes.
 const ENTROPY_BYTES: usize = 64;
+/// How long an agent may take to answer a request, and to take one.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// How much longer than it may take an agent may take to tell that a command is over.
+const EXEC_GRACE: Duration = Duration::from_secs(10);
 /// The longest answer of the device to a greeting, in bytes.
 const MAX_ANSWER_BYTES: usize = 32;
 
@@ -44,6 +48,9 @@ pub enum AgentError {
     /// The connection broke.
     #[error("the connection to the guest's agent broke: {0}")]
     Connection(io::Error),
+    /// The agent hangs, or its guest stands still.
+    #[error("the guest's agent does not answer within {0} s; does the guest run?")]
+    Late(u64),
     /// Standard input or output of this side failed.
     #[error("cannot pass on a guest's input or output: {0}")]
     Local(io::Error),
@@ -74,6 +81,7 @@ pub enum Stream {
 /// A connection to the agent of a guest.
 pub struct AgentClient {
     stream: UnixStream,
+    patience: Duration,
 }
 
 type Result<T> = std::result::Result<T, AgentError>;
@@ -103,7 +111,7 @@ impl AgentClient {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match attempt(vsock, port, left.max(RETRY)) {
-                Ok(stream) => return Ok(Self { stream }),
+                Ok(stream) => return Ok(Self::over(stream)),
                 Err(_) if left > RETRY && makes_sense() => std::thread::sleep(RETRY),
                 Err(source) => {
                     return Err(AgentError::NoAgent {
@@ -114,6 +122,22 @@ impl AgentClient {
                 }
             }
         }
+    }
+
+    /// A client over a connection that leads to an agent.
+    #[must_use]
+    pub fn over(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            patience: ANSWER_PATIENCE,
+        }
+    }
+
+    /// Waits so long for the answer to a request.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// Whether the agent answers.
@@ -173,6 +197,17 @@ impl AgentClient {
         })
     }
 
+    /// Adds entropy of the host's that nobody else has.
+    ///
+    /// # Errors
+    /// As [`AgentClient::reseed`], or the host has none.
+    pub fn reseed_afresh(&mut self) -> Result<()> {
+        let mut entropy = [0; ENTROPY_BYTES];
+        let got = rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty());
+        got.map_err(|error| AgentError::Local(error.into()))?;
+        self.reseed(&entropy)
+    }
+
     /// Gives a restored guest what it cannot know of: fresh entropy of the host,
     /// then the time, then to each network interface of `macs` the second address
     /// instead of the first. Entropy first, since nothing that happens before it is
@@ -182,9 +217,6 @@ impl AgentClient {
     /// # Errors
     /// The agent may not, of which the first is told, or the connection broke.
     pub fn after_restore(&mut self, macs: &[(MacAddress, MacAddress)]) -> Result<()> {
-        let mut entropy = [0; ENTROPY_BYTES];
-        let got = rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty());
-        got.map_err(|error| AgentError::Local(error.into()))?;
         let mut refused = None;
         let mut go_on = |done: Result<()>| match done {
             Err(error @ AgentError::Refused { .. }) => {
@@ -194,7 +226,7 @@ impl AgentClient {
             other => other,
         };
         let mut all = || {
-            go_on(self.reseed(&entropy))?;
+            go_on(self.reseed_afresh())?;
             go_on(self.set_time(SystemTime::now()))?;
             macs.iter()
                 .try_for_each(|(from, to)| go_on(self.set_mac(*from, *to)))
@@ -214,22 +246,67 @@ impl AgentClient {
     fn send_line(&mut self, request: &Request) -> Result<()> {
         let mut line = serde_json::to_vec(request).map_err(|_| AgentError::Protocol)?;
         line.push(b'\n');
-        let sent = self.stream.write_all(&line);
-        sent.map_err(AgentError::Connection)
+        // A guest that takes a little now and then is waited for no longer.
+        let deadline = Instant::now() + self.patience;
+        let mut left = &line[..];
+        while !left.is_empty() {
+            let set = self.stream.set_write_timeout(Some(self.left(deadline)?));
+            set.map_err(AgentError::Connection)?;
+            match self.stream.write(left) {
+                Ok(0) => return Err(AgentError::Connection(io::ErrorKind::WriteZero.into())),
+                Ok(taken) => left = &left[taken..],
+                Err(error) => self.heed(error)?,
+            }
+        }
+        Ok(())
     }
 
     fn request(&mut self, request: &Request) -> Result<Reply> {
         self.send_line(request)?;
+        let deadline = Instant::now() + self.patience;
         let mut header = [0; FRAME_HEADER_BYTES];
-        let read = self.stream.read_exact(&mut header);
-        read.map_err(AgentError::Connection)?;
+        self.read_exact(&mut header, deadline)?;
         let (FrameKind::Reply, length) = frame_header(header)? else {
             return Err(AgentError::Protocol);
         };
         let mut content = vec![0; length];
-        let read = self.stream.read_exact(&mut content);
-        read.map_err(AgentError::Connection)?;
+        self.read_exact(&mut content, deadline)?;
         parse_reply(&content)
+    }
+
+    fn read_exact(&mut self, mut out: &mut [u8], deadline: Instant) -> Result<()> {
+        while !out.is_empty() {
+            let set = self.stream.set_read_timeout(Some(self.left(deadline)?));
+            set.map_err(AgentError::Connection)?;
+            match self.stream.read(out) {
+                Ok(0) => return Err(AgentError::Connection(io::ErrorKind::UnexpectedEof.into())),
+                Ok(got) => out = &mut out[got..],
+                Err(error) => self.heed(error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The time until then, of which there is some.
+    fn left(&self, deadline: Instant) -> Result<Duration> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match left.is_zero() {
+            true => Err(self.late()),
+            false => Ok(left),
+        }
+    }
+
+    /// What an attempt to send or receive came to: nothing, if it is to be tried again.
+    fn heed(&self, error: io::Error) -> Result<()> {
+        match error.kind() {
+            io::ErrorKind::Interrupted => Ok(()),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Err(self.late()),
+            _ => Err(AgentError::Connection(error)),
+        }
+    }
+
+    fn late(&self) -> AgentError {
+        AgentError::Late(self.patience.as_secs())
     }
 
     /// Runs a command. Its output goes to `output` as it comes. If the command
@@ -237,7 +314,8 @@ impl AgentClient {
     ///
     /// # Errors
     /// There is no such command; the connection broke, upon which the guest kills
-    /// the command; or `stdin` or `output` failed.
+    /// the command; it should have been killed since its time was over, and the agent says
+    /// nothing; or `stdin` or `output` failed.
     pub fn exec(
         mut self,
         exec: &Exec,
@@ -246,10 +324,16 @@ impl AgentClient {
     ) -> Result<Exit> {
         let mut exec = exec.clone();
         exec.stdin = stdin.is_some();
+        let longest = exec.timeout_seconds.map(Duration::from_secs);
         self.send_line(&Request::Exec(exec))?;
+        // A command may take as long as its user allows, and an agent no longer.
+        self.patience = longest.map_or(Duration::MAX, |longest| longest + EXEC_GRACE);
+        let deadline = Instant::now().checked_add(self.patience);
         let (mut stdin, mut unsent, mut received) = (stdin, Vec::new(), Vec::new());
         loop {
-            let readable = wait(&self.stream, stdin.filter(|_| unsent.is_empty()), &unsent)?;
+            let left = deadline.map(|deadline| self.left(deadline)).transpose()?;
+            let input = stdin.filter(|_| unsent.is_empty());
+            let readable = wait(&self.stream, input, &unsent, left)?;
             if let (Some(input), true) = (stdin, readable) {
                 stdin = take_input(input, &mut unsent)?;
             }
@@ -277,12 +361,15 @@ impl AgentClient {
 
 /// Connects, and says to which port.
 fn attempt(vsock: &Path, port: u32, patience: Duration) -> io::Result<UnixStream> {
+    let deadline = Instant::now() + patience;
     let mut stream = UnixStream::connect(vsock)?;
-    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
     let mut answer = Vec::new();
     let mut byte = [0];
     while answer.last() != Some(&b'\n') && answer.len() < MAX_ANSWER_BYTES {
+        let left = deadline.saturating_duration_since(Instant::now());
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
         if stream.read(&mut byte)? == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::ConnectionRefused,
@@ -314,14 +401,20 @@ fn parse_reply(content: &[u8]) -> Result<Reply> {
 }
 
 /// Waits until something can be done; returns whether there is input.
-fn wait(stream: &UnixStream, stdin: Option<BorrowedFd<'_>>, unsent: &[u8]) -> Result<bool> {
+fn wait(
+    stream: &UnixStream,
+    stdin: Option<BorrowedFd<'_>>,
+    unsent: &[u8],
+    patience: Option<Duration>,
+) -> Result<bool> {
     let mut events = PollFlags::IN;
     if !unsent.is_empty() {
         events |= PollFlags::OUT;
     }
     let mut fds = vec![PollFd::new(stream, events)];
     fds.extend(stdin.map(|stdin| PollFd::from_borrowed_fd(stdin, PollFlags::IN)));
-    match poll(&mut fds, None) {
+    let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    match poll(&mut fds, patience.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(AgentError::Local(error.into())),
     }

@@ -206,3 +206,55 @@ fn a_connection_that_breaks_ends_the_rest() {
     assert!(matches!(error, AgentError::Connection(_)), "{error}");
     agent.join().unwrap();
 }
+
+/// A client of an agent that does what it likes with the connection.
+fn odd(act: impl FnOnce(UnixStream) + Send + 'static) -> AgentClient {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    std::thread::spawn(move || act(theirs));
+    AgentClient::over(ours).with_patience(Duration::from_millis(100))
+}
+
+#[test]
+fn an_agent_that_never_answers_is_given_up() {
+    // It says nothing; it says a little again and again; it takes nothing.
+    let mut silent = odd(|stream| {
+        std::thread::park();
+        drop(stream);
+    });
+    assert!(matches!(silent.ping(), Err(AgentError::Late(0))));
+    let mut slow = odd(|mut stream| {
+        while stream.write_all(&[3]).is_ok() {
+            std::thread::sleep(Duration::from_millis(30));
+            if stream.write_all(&[0]).is_err() {
+                return;
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    });
+    assert!(matches!(slow.ping(), Err(AgentError::Late(_))));
+    let mut deaf = odd(|stream| {
+        std::thread::park();
+        drop(stream);
+    });
+    let long = "x".repeat(4 << 20);
+    let done = deaf.identify(Some(&long), None);
+    assert!(matches!(done, Err(AgentError::Late(_))));
+}
+
+#[test]
+fn a_command_whose_time_is_over_is_not_waited_for_much_longer() {
+    let mut exec = shell("true");
+    exec.timeout_seconds = Some(0);
+    let began = Instant::now();
+    // It writes without end, and never says that the command has ended.
+    let client = odd(|mut stream| {
+        let mut frame = Vec::new();
+        put_frame(&mut frame, FrameKind::Stdout, &[b'x'; 100]);
+        while stream.write_all(&frame).is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let done = client.exec(&exec, None, &mut |_, _| Ok(()));
+    assert!(matches!(done, Err(AgentError::Late(10))), "{done:?}");
+    assert!(began.elapsed() >= EXEC_GRACE);
+}

@@ -132,6 +132,9 @@ pub struct Status {
     pub origin: Origin,
     /// Seconds since its process began with it.
     pub uptime_seconds: f64,
+    /// Whether the agent of a restored guest has taken entropy of its own.
+    #[serde(default)]
+    pub reseeded: bool,
     /// Bytes the guest has printed.
     pub console_bytes: u64,
     /// Stages of its start and their seconds.

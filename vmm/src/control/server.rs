@@ -62,6 +62,8 @@ pub struct Vm {
     clients: AtomicUsize,
     /// Those that have asked to be told when the guest is ready.
     ready_clients: AtomicUsize,
+    /// Whether the agent of a restored guest has taken entropy.
+    reseeded: AtomicBool,
     record: Mutex<Record>,
 }
 
@@ -97,8 +99,14 @@ impl Vm {
             began,
             clients: AtomicUsize::new(0),
             ready_clients: AtomicUsize::new(0),
+            reseeded: AtomicBool::new(false),
             record: Mutex::new(record),
         })
+    }
+
+    /// The guest has taken entropy of its own.
+    pub fn set_reseeded(&self) {
+        self.reseeded.store(true, Ordering::Release);
     }
 
     /// The machine.
@@ -206,6 +214,7 @@ impl Vm {
             networks,
             origin: record.origin.clone(),
             uptime_seconds: self.began.elapsed().as_secs_f64(),
+            reseeded: self.reseeded.load(Ordering::Acquire),
             console_bytes: self.console.written(),
             start,
             confinement: self.identity.confinement.clone(),

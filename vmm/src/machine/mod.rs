@@ -533,6 +533,11 @@ impl Machine {
         self.shared.gate.end(Ending::Stopped);
     }
 
+    /// Ends the machine, since its guest would share its randomness with others.
+    pub fn end_not_reseeded(&self, reason: String) {
+        self.shared.gate.end(Ending::NotReseeded { reason });
+    }
+
     /// Whether every vCPU is out of the guest.
     #[must_use]
     pub fn is_out_of_guest(&self) -> bool {
