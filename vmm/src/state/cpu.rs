@@ -10,8 +10,9 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-use super::feature_msrs::{IA32_ARCH_CAPABILITIES, has_arch_capabilities};
+use super::feature_msrs::has_arch_capabilities;
 use super::machine::{MAX_CPUID_ENTRIES, MAX_MSRS};
+use super::msrs::IA32_ARCH_CAPABILITIES;
 use super::{HostFacts, StateError, bounded, msrs, xsave};
 use crate::error::KvmContext;
 use crate::{Error, Result};

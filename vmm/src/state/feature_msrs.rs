@@ -9,13 +9,9 @@
 use kvm_bindings::{Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::Kvm;
 
-use super::msrs::value;
+use super::msrs::{AMD64_DE_CFG, IA32_ARCH_CAPABILITIES, value};
 use crate::Result;
 use crate::error::KvmContext;
-
-pub(super) const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
-/// AMD manual volume 4: DE_CFG.
-pub(super) const AMD64_DE_CFG: u32 = 0xc001_1029;
 
 /// One of them.
 struct FeatureMsr {

@@ -23,6 +23,7 @@
 mod kinds;
 mod payload;
 mod version1;
+mod wire;
 
 use super::{MachineState, StateError};
 use crate::Result;
@@ -120,33 +121,6 @@ fn verified(bytes: &[u8]) -> Result<(u32, &[u8]), StateError> {
         return Err(StateError::Checksum);
     }
     Ok((u32::from_le_bytes(*version), content))
-}
-
-/// The value of exactly these bytes, in postcard's wire format, which must get through
-/// `check`. Postcard and the KVM bindings also read overlong numbers and structures of
-/// another length; two byte strings would then be one value.
-fn exactly<T>(bytes: &[u8], check: impl Fn(&T) -> Result<(), StateError>) -> Result<T, StateError>
-where
-    T: serde::Serialize + serde::de::DeserializeOwned,
-{
-    let (value, rest) =
-        postcard::take_from_bytes::<T>(bytes).map_err(|source| StateError::Malformed { source })?;
-    // First: lists that are too long are not kept whole, and have other bytes.
-    check(&value)?;
-    if !rest.is_empty() {
-        return Err(StateError::TrailingBytes {
-            extra: rest.len() as u64,
-        });
-    }
-    if wire(&value) != bytes {
-        return Err(StateError::NotCanonical);
-    }
-    Ok(value)
-}
-
-/// A value in postcard's wire format.
-fn wire(value: &impl serde::Serialize) -> Vec<u8> {
-    postcard::to_stdvec(value).expect("every list of a state knows its length")
 }
 
 #[cfg(test)]

@@ -5,12 +5,14 @@ use std::ops::RangeInclusive;
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use super::feature_msrs::{AMD64_DE_CFG, IA32_ARCH_CAPABILITIES};
 use super::{MAX_MSRS, StateError};
 use crate::Result;
 use crate::error::KvmContext;
 
 pub(super) const IA32_TSC: u32 = 0x10;
+pub(super) const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
+/// AMD manual volume 4: DE_CFG.
+pub(super) const AMD64_DE_CFG: u32 = 0xc001_1029;
 pub(super) const IA32_TSC_DEADLINE: u32 = 0x6e0;
 const KVM_ASYNC_PF_EN: u32 = 0x4b56_4d02;
 /// KVM shows the host's value to the monitor whatever the guest is offered, and some

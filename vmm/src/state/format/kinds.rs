@@ -29,7 +29,7 @@ use super::super::{
     StateError, VcpuState, VirtioDeviceState, VirtioQueueState, VirtioState, VmState, bounded,
 };
 use super::payload::Payload;
-use super::{exactly, wire};
+use super::wire::{exactly, wire};
 use crate::{Error, Result};
 
 /// A kind of payload, with a decoder for each version from 1 on.

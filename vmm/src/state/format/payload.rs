@@ -16,7 +16,7 @@
 
 use std::borrow::Cow;
 
-use super::StateError;
+use crate::state::StateError;
 
 const KIND_BYTES: usize = 16;
 const HEADER_BYTES: usize = 32;

@@ -9,7 +9,7 @@ use super::super::{
     DeviceState, MAX_CPUS, MAX_VIRTIO_DEVICES, MAX_VIRTIO_QUEUES, MachineState, SerialState,
     StateError, VcpuState, VirtioDeviceState, VirtioQueueState, VirtioState, VmState, bounded,
 };
-use super::wire;
+use super::wire::wire;
 
 /// `vcpus` comes last: a list with nothing behind it can be left unread beyond
 /// its limit.

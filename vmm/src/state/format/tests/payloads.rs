@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::super::kinds::{KINDS, Kind, parts, payloads};
 use super::super::payload::{MAX_PAYLOADS, Payload, read, write};
+use super::super::wire::{exactly, wire};
 use super::*;
 
 /// A device that a later program has: a lamp.
