@@ -37,6 +37,9 @@ cargo run --locked -p snapstore-tests --features sim --bin sim -- --from "$seed"
 say "machines"
 nice scripts/soak-machines.py $((total / 8)) || die "machines"
 
+say "fuzzing"
+scripts/fuzz.sh $((total >= 3600 ? 600 : total / 24 + 1)) || die "a fuzz target"
+
 say "mounts that come and go"
 SNAPSTORE_SOAK_ROUNDS=$((total / 6)) cargo test --locked -p snapstore-tests --test mount soak -- --nocapture ||
     die "a mount"

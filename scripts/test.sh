@@ -98,6 +98,14 @@ if [ "$cargo_failed" != 0 ]; then
     grep -E '^error: test failed|^    `-p |^error(\[|: could not compile)|^test .* FAILED$|^    [a-z0-9_:]+$' "$log" || true
 fi
 
+# A minute for each target, from what is kept in vmm/fuzz/corpus.
+say fuzzing
+if scripts/fuzz.sh "${FUZZ_SECONDS:-60}" 2>&1 | tee "$log"; then
+    passed=$((passed + $(grep -c '^fuzz: [a-z]*: Done' "$log" || true)))
+else
+    failed=$((failed + 1))
+fi
+
 # Last, because it takes the longest, and waits for nobody: scripts/linux-tests.sh.
 say "Linux guests"
 status=0

@@ -100,6 +100,16 @@ impl Client {
         })
     }
 
+    /// A client over a connection that leads to a machine.
+    #[must_use]
+    pub fn over(stream: UnixStream) -> Self {
+        Self {
+            connection: Connection::new(stream),
+            path: PathBuf::from("this connection"),
+            patience: None,
+        }
+    }
+
     /// Waits so long for answers, and not as long as the request may take.
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> Self {

@@ -16,3 +16,4 @@ pub use client::{Client, Committer, FrozenDisk, FrozenMachine, LiveMemory};
 pub use error_kind::ErrorKind;
 pub use protocol::{CommitReport, DiskInfo, Origin, Reply, Request, RunState, Seconds, Status};
 pub use server::{Identity, Vm};
+pub use wire::read_requests;

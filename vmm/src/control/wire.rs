@@ -133,6 +133,20 @@ impl Connection {
     }
 }
 
+/// Reads requests as a machine does, to the end of the connection, and tells how many
+/// there were.
+///
+/// # Errors
+/// The connection's, or what came is no request.
+pub fn read_requests(stream: UnixStream) -> io::Result<usize> {
+    let mut connection = Connection::new(stream);
+    let mut count = 0;
+    while connection.receive::<super::Request>()?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
