@@ -2,13 +2,13 @@
 
 mod answers;
 mod chains;
-mod hostile;
+mod foreign_pack_files;
 mod inputs;
 mod lost_places;
 mod odd_places;
-mod refused;
 mod stopped;
 mod streams;
+mod wrong_usage;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;

@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod hostile;
 mod machine;
+mod malformed_states;
 
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_VCPUEVENT_VALID_NMI_PENDING, kvm_msr_entry};
 use kvm_ioctls::{Cap, VcpuExit, VcpuFd};
