@@ -161,11 +161,6 @@ impl SnapshotId {
         Some(Self(bytes))
     }
 
-    pub(crate) fn of_manifest(payload: &[u8]) -> Self {
-        let identified = crate::format::manifest::canonical(payload);
-        Self(*ChunkKind::Manifest.hash(identified).as_bytes())
-    }
-
     pub(crate) fn chunk(self) -> ChunkId {
         ChunkId::from_hash(ChunkKind::Manifest, self.0)
     }

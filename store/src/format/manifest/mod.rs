@@ -15,7 +15,7 @@ mod v2;
 use std::collections::BTreeMap;
 
 use crate::format::config::StoreFormat;
-use crate::id::SnapshotId;
+use crate::id::{ChunkKind, SnapshotId};
 use crate::manifest::{ImageRole, MAX_IMAGES, MAX_LABELS, MAX_LEN, Manifest};
 use crate::pack::Location;
 use crate::page::PageSize;
@@ -55,6 +55,14 @@ pub(crate) fn canonical(payload: &[u8]) -> &[u8] {
     whole()
         .and_then(|len| payload.get(..len))
         .unwrap_or(payload)
+}
+
+impl SnapshotId {
+    /// The id of the snapshot that a manifest's bytes describe.
+    pub(crate) fn of_manifest(payload: &[u8]) -> Self {
+        let hash = ChunkKind::Manifest.hash(canonical(payload));
+        Self::from_bytes(*hash.as_bytes())
+    }
 }
 
 /// How long the manifest is that these bytes begin with, if they do begin with one.
