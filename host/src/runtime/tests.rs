@@ -1,0 +1,117 @@
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt as _;
+
+use super::*;
+
+fn runtime() -> (tempfile::TempDir, Runtime) {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Runtime {
+        dir: dir.path().to_owned(),
+    };
+    make_private(&dir.path().join("vms")).unwrap();
+    (dir, runtime)
+}
+
+#[test]
+fn a_name_is_taken_until_its_machine_ends() {
+    let (_dir, runtime) = runtime();
+    let vm = runtime.vm("a").unwrap();
+    assert!(!vm.is_running());
+    let claim = vm.claim().unwrap();
+    assert!(vm.is_running());
+    assert!(vm.claim().is_err());
+    claim.release(None).unwrap();
+    assert!(!vm.is_running());
+    assert_eq!(runtime.vms().unwrap(), []);
+    vm.claim().unwrap();
+}
+
+#[test]
+fn a_bad_end_is_kept_until_the_name_is_used_again() {
+    let (_dir, runtime) = runtime();
+    let vm = runtime.vm("a").unwrap();
+    vm.claim().unwrap().release(Some("why")).unwrap();
+    assert_eq!(vm.ending().as_deref(), Some("why"));
+    let error = runtime.running("a").unwrap_err();
+    assert!(error.to_string().ends_with("why"), "{error}");
+    let claim = vm.claim().unwrap();
+    assert_eq!(vm.ending(), None);
+    claim.release(None).unwrap();
+}
+
+#[test]
+fn sockets_beside_that_of_the_guest_go_with_the_machine() {
+    let (_dir, runtime) = runtime();
+    let vm = runtime.vm("a").unwrap();
+    let claim = vm.claim().unwrap();
+    for name in ["vsock.sock", "vsock.sock_1234"] {
+        fs::write(vm.dir.join(name), "").unwrap();
+    }
+    claim.release(None).unwrap();
+    assert!(!vm.dir.exists());
+}
+
+#[test]
+fn a_reservation_of_a_command_that_was_killed_goes_with_the_machine() {
+    let (_dir, runtime) = runtime();
+    let vm = runtime.vm("a").unwrap();
+    // As a killed command leaves it: there, and not locked.
+    let claim = vm.claim().unwrap();
+    fs::write(vm.starter_path(), "").unwrap();
+    claim.release(None).unwrap();
+    assert!(!vm.dir.exists());
+    // One that is held stays, and with it the directory.
+    let held = vm.reserve().unwrap().unwrap();
+    vm.claim().unwrap().release(None).unwrap();
+    assert!(vm.starter_path().exists());
+    drop(held);
+    assert!(!vm.dir.exists());
+}
+
+#[test]
+fn a_name_of_a_machine_that_never_was_goes_with_its_command() {
+    let (_dir, runtime) = runtime();
+    make_private(&runtime.mounts()).unwrap();
+    let vm = runtime.vm("a").unwrap();
+    let held = vm.reserve().unwrap().unwrap();
+    assert_eq!(runtime.vms().unwrap(), [vm.clone()], "it is about to start");
+    assert!(vm.starter_path().exists());
+    // As if its command had been killed.
+    std::mem::forget(held);
+    fs::remove_file(vm.starter_path()).unwrap();
+    fs::write(vm.starter_path(), "").unwrap();
+    assert_eq!(runtime.vms().unwrap(), []);
+    assert!(!vm.dir.exists());
+}
+
+#[test]
+fn what_was_logged_is_no_cause_of_an_end() {
+    let (_dir, runtime) = runtime();
+    let vm = runtime.vm("a").unwrap();
+    let claim = vm.claim().unwrap();
+    // As tracing-subscriber writes them, with colours and without.
+    let plain = "2026-01-31T09:26:53.589793Z  WARN the guest's tap is gone error=x\n";
+    let coloured = "\x1b[2m2026-01-31T09:26:53.589793Z\x1b[0m \x1b[33m WARN\x1b[0m gone\n";
+    fs::write(vm.log(), [plain, coloured].concat()).unwrap();
+    drop(claim);
+    assert_eq!(vm.ending().as_deref(), Some(KILLED));
+    let said = [plain, "error: memory\n", coloured, "2026 was a year\n"].concat();
+    fs::write(vm.log(), said).unwrap();
+    assert_eq!(vm.ending().as_deref(), Some("memory\n2026 was a year"));
+}
+
+#[test]
+fn names_cannot_leave_the_directory() {
+    let (_dir, runtime) = runtime();
+    for name in ["", ".", "..", "a/b", "/etc"] {
+        assert!(runtime.vm(name).is_err(), "{name:?}");
+    }
+}
+
+#[test]
+fn a_directory_that_others_can_enter_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = dir.path().join("open");
+    DirBuilder::new().mode(0o755).create(&open).unwrap();
+    assert!(make_private(&open).is_err());
+}
