@@ -23,6 +23,7 @@ pub mod mount_server;
 pub mod mounts;
 pub mod networks;
 mod process;
+pub mod restore;
 pub mod runtime;
 mod spec;
 pub mod start;

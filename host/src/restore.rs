@@ -1,0 +1,96 @@
+//! Machines from a snapshot: what they are made of, and what keeps it.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use anyhow::bail;
+use snapstore_store::{NotPinned, Store};
+use snapstore_vmm::control::Origin;
+
+use crate::build::{Overlays, What};
+use crate::mounts;
+use crate::networks::{self, NetSpec};
+use crate::runtime::{Reservation, Runtime};
+use crate::spec::Spec;
+use crate::start::free_names;
+
+/// What is to be restored.
+pub struct RestoreRequest<'a> {
+    /// A tag, or the beginning of a snapshot id.
+    pub snapshot: &'a str,
+    /// What to call the machine; several get numbers. The tag without it.
+    pub name: Option<&'a str>,
+    /// How many machines.
+    pub count: usize,
+    /// The taps of the snapshot's network interfaces, in their order.
+    pub nets: &'a [NetSpec],
+    /// Where what guests write to their disks is kept.
+    pub overlays: Overlays,
+    /// Whether the machines' processes are forked and not executed.
+    pub share_layout: bool,
+}
+
+/// Machines that can be started: with [`start`](crate::start::start), as long as this lives.
+pub struct Restoration {
+    /// What to start. The machines run at once, unless it is changed.
+    pub spec: Spec,
+    /// What the machines inherit: a pin of the snapshot, and a lock that keeps its mount.
+    pub kept: Vec<OwnedFd>,
+    /// Why the snapshot may be collected under the machines, if it may.
+    pub not_pinned: Option<NotPinned>,
+    _reserved: Vec<Reservation>,
+}
+
+/// Pins the snapshot, takes names, and mounts it unless it is mounted.
+pub fn prepare(
+    runtime: &Runtime,
+    store: &Store,
+    request: RestoreRequest<'_>,
+) -> anyhow::Result<Restoration> {
+    let snapshot = request.snapshot;
+    // Held by the machines: their next commits are made from this snapshot.
+    let (id, pin) = store.pin(snapshot)?;
+    let not_pinned = pin.not_pinned();
+    let base = request.name.unwrap_or(snapshot);
+    let (names, reserved) = free_names(runtime, base, request.name.is_some(), request.count)?;
+    let nets = networks::of_machines(request.nets, &names)?;
+    let mounted = mounts::find_or_start(runtime, store, id)?;
+    check_restorable(snapshot, &mounted.dir)?;
+    let mut kept = vec![pin.into_fd()];
+    kept.extend(mounted.users_lock.map(OwnedFd::from));
+    Ok(Restoration {
+        spec: Spec {
+            overlays: request.overlays,
+            names,
+            what: What::Restore { dir: mounted.dir },
+            nets,
+            origin: Origin {
+                snapshot: Some(id.to_string()),
+                tag: Some(snapshot.to_owned()),
+            },
+            run: true,
+            run_on_word: false,
+            kept: Vec::new(),
+            confine: true,
+            require_reseed: false,
+            share_layout: request.share_layout,
+            stop_at_ready: false,
+        },
+        kept,
+        not_pinned,
+        _reserved: reserved,
+    })
+}
+
+/// Looks at the mounted files: the store's index need not be opened for it.
+fn check_restorable(name: &str, dir: &Path) -> anyhow::Result<()> {
+    for needed in ["memory.bin", "vmstate"] {
+        if !dir.join(needed).exists() {
+            bail!(
+                "{name} has no {needed}: it was not committed from a running machine \
+                 (`snapstore commit TAG --vm NAME`); `snapstore show {name}` lists what it has"
+            );
+        }
+    }
+    Ok(())
+}
