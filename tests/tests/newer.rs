@@ -105,14 +105,14 @@ impl Fixture {
         let path = self.path("packs/00000001.pack");
         let mut bytes = fs::read(&path)?;
         let seal = bytes.len() - SEAL;
-        let footer = usize::try_from(u64::from_le_bytes(bytes[seal + 8..seal + 16].try_into()?))?;
+        let footer = usize::try_from(u64::from_le_bytes(bytes[seal + 32..seal + 40].try_into()?))?;
         // Of the second block: the first one has more to do with the first pages.
         let block = footer + 128 * 24 + TRAILER;
         let at = block + 20;
         bytes[at] = change(bytes[at]);
-        let entries = u32::from_le_bytes(bytes[seal + 24..seal + 28].try_into()?) - 128;
+        let entries = u32::from_le_bytes(bytes[seal + 40..seal + 44].try_into()?) - 128;
         let end = block + 24 * usize::try_from(entries)? + 4;
-        let identity = &bytes[seal + 32..seal + 48];
+        let identity = &bytes[seal + 8..seal + 24];
         let checked = [identity, &1_u32.to_le_bytes(), &bytes[block..end]].concat();
         let hash = blake3::hash(&checked);
         bytes[end..end + 16].copy_from_slice(&hash.as_bytes()[..16]);

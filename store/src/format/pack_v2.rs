@@ -14,12 +14,12 @@
 //! stored chunks, one after the other, without gaps
 //! seal, 96 bytes
 //!      0   8  magic "SNAPSEL2"
-//!      8   8  offset of the footer
-//!     16   8  length of the file
-//!     24   4  number of entries
-//!     28   4  page size in bytes
-//!     32  16  identity
-//!     48   8  key check
+//!      8  16  identity
+//!     24   8  key check
+//!     32   8  offset of the footer
+//!     40   4  number of entries
+//!     44   4  page size in bytes
+//!     48   8  length of the file
 //!     56   8  zero
 //!     64  32  BLAKE3 of bytes 0..64
 //! footer: blocks of 128 entries, the last with as many as are left
@@ -103,12 +103,12 @@ impl Seal {
     pub fn to_bytes(self) -> [u8; SEAL_LEN] {
         let mut bytes = [0; SEAL_LEN];
         bytes[..8].copy_from_slice(SEAL_MAGIC);
-        bytes[8..16].copy_from_slice(&self.footer_offset.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.file_len.to_le_bytes());
-        bytes[24..28].copy_from_slice(&self.entry_count.to_le_bytes());
-        bytes[28..32].copy_from_slice(&self.pack.page_size.as_u32().to_le_bytes());
-        bytes[32..48].copy_from_slice(&self.pack.identity.0);
-        bytes[48..56].copy_from_slice(&self.pack.key_check);
+        bytes[8..24].copy_from_slice(&self.pack.identity.0);
+        bytes[24..32].copy_from_slice(&self.pack.key_check);
+        bytes[32..40].copy_from_slice(&self.footer_offset.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.entry_count.to_le_bytes());
+        bytes[44..48].copy_from_slice(&self.pack.page_size.as_u32().to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.file_len.to_le_bytes());
         let hash = blake3::hash(&bytes[..64]);
         bytes[64..].copy_from_slice(hash.as_bytes());
         bytes
@@ -119,18 +119,18 @@ impl Seal {
         if bytes[..8] != *SEAL_MAGIC || bytes[64..] != *blake3::hash(&bytes[..64]).as_bytes() {
             return None;
         }
-        let page_size = u32::from_le_bytes(array(&bytes[28..32]));
+        let page_size = u32::from_le_bytes(array(&bytes[44..48]));
         let pack = Description {
-            identity: PackIdentity(array(&bytes[32..48])),
+            identity: PackIdentity(array(&bytes[8..24])),
             page_size: PageSize::from_bytes(u64::from(page_size)).ok()?,
-            key_check: array(&bytes[48..56]),
+            key_check: array(&bytes[24..32]),
         };
-        let footer_offset = u64::from_le_bytes(array(&bytes[8..16]));
+        let footer_offset = u64::from_le_bytes(array(&bytes[32..40]));
         let chunks_end = footer_offset.checked_sub(SEAL_LEN as u64)?;
         if footer_offset > file_len {
             return None;
         }
-        let seal = Self::new(pack, chunks_end, u32::from_le_bytes(array(&bytes[24..28])));
+        let seal = Self::new(pack, chunks_end, u32::from_le_bytes(array(&bytes[40..44])));
         let fits = chunks_end >= HEADER_LEN as u64
             && file_len == seal.file_len
             && seal.to_bytes() == *bytes;

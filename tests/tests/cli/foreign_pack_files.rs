@@ -107,7 +107,7 @@ fn a_seal_that_claims_everything() -> anyhow::Result<()> {
     let make = |good: &[u8]| {
         let mut bytes = good.to_vec();
         let seal = bytes.len() - 96;
-        bytes[seal + 8..seal + 28].fill(0xff);
+        bytes[seal + 32..seal + 56].fill(0xff);
         bytes
     };
     is_reported(&with_file(name, make)?, name)

@@ -225,7 +225,7 @@ fn file_name(path: &Path) -> String {
 /// offset.
 fn chunks(pack: &[u8]) -> anyhow::Result<(Vec<Chunk>, usize)> {
     let seal = &pack[pack.len() - SEAL..];
-    let footer = usize::try_from(u64::from_le_bytes(seal[8..16].try_into()?))?;
+    let footer = usize::try_from(u64::from_le_bytes(seal[32..40].try_into()?))?;
     let mut chunks: Vec<Chunk> = Vec::new();
     let blocks = pack[footer..pack.len() - SEAL].chunks(128 * 24 + TRAILER);
     let entries = blocks.flat_map(|block| block[..block.len() - TRAILER].chunks_exact(24));
