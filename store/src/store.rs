@@ -323,12 +323,14 @@ impl Store {
 
     pub(crate) fn publish_lock(&self) -> Result<Lock> {
         self.check_writable()?;
-        lock::acquire_unless(
+        let lock = lock::acquire_unless(
             &self.cancel,
             &self.layout,
             LockKind::Publish,
             self.lock_timeout,
-        )
+        )?;
+        self.check_format()?;
+        Ok(lock)
     }
 
     /// For looking at leases; `None` on a filesystem that is read-only here.
@@ -338,12 +340,14 @@ impl Store {
 
     pub(crate) fn collect_lock(&self) -> Result<Lock> {
         self.check_writable()?;
-        lock::acquire_unless(
+        let lock = lock::acquire_unless(
             &self.cancel,
             &self.layout,
             LockKind::Collect,
             self.lock_timeout,
-        )
+        )?;
+        self.check_format()?;
+        Ok(lock)
     }
 
     /// The collect lock for an operation that changes nothing: also on a

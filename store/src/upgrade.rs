@@ -109,10 +109,13 @@ impl Store {
             }
             return Ok(report);
         }
+        // Tags first: of one that is set later the index, as it was seen, may know
+        // nothing.
+        let tagged = store.tagged()?;
         let mut reach = Reach::of_store(&store.chunks)?;
         let mut marked = BTreeSet::new();
         // All of it has to be there: what cannot be read may be what a repair mends.
-        store.mark_tagged(&mut reach, &mut marked, progress)?;
+        mark_roots(&mut reach, &tagged, &mut marked, progress)?;
         if store.format() == StoreFormat::One {
             store.begin_upgrade(&mut reach, &mut marked)?;
         }
@@ -153,15 +156,8 @@ impl Store {
         Ok(old)
     }
 
-    /// Marks what tagged snapshots need that were not marked before.
-    fn mark_tagged(
-        &self,
-        reach: &mut Reach<'_>,
-        marked: &mut BTreeSet<SnapshotId>,
-        progress: &dyn Progress,
-    ) -> Result<()> {
-        let tagged: BTreeSet<SnapshotId> = self.tags()?.into_values().collect();
-        mark_roots(reach, &tagged, marked, progress)
+    fn tagged(&self) -> Result<BTreeSet<SnapshotId>> {
+        Ok(self.tags()?.into_values().collect())
     }
 
     /// Makes the store one of format 2 that has packs of format 1.
@@ -188,7 +184,7 @@ impl Store {
             });
         }
         reach.refresh()?;
-        self.mark_tagged(reach, marked, &crate::Silent)?;
+        mark_roots(reach, &self.tagged()?, marked, &crate::Silent)?;
         let config = Config::new(self.page_size(), StoreFormat::Two)?;
         let config = config.with_upgrading(true);
         config.write(&self.layout.config(), &self.layout.config_copy())
