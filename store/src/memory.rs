@@ -17,18 +17,13 @@ const THREAD_BYTES: u64 = 128 << 20;
 /// Threads beside one for each processor: those of RocksDB, and who writes packs.
 const MORE_THREADS: u64 = 8;
 
-/// The same for a process that is about to start threads, which may take more
-/// address space than it may have (`ulimit -v`).
-pub(crate) fn check_for_threads(bytes: usize) -> io::Result<()> {
+/// Fails if so many bytes cannot be had at the same time, or if the process may
+/// have less address space (`ulimit -v`) than its threads may take up. Every process
+/// that opens the index has threads: RocksDB starts some even to read.
+pub(crate) fn check(bytes: usize) -> io::Result<()> {
     let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
     let needed = LEAST_BYTES + (threads + MORE_THREADS) * THREAD_BYTES;
     enough(getrlimit(Resource::As).current, needed)?;
-    check(bytes)
-}
-
-/// Fails if so many bytes cannot be had at the same time.
-pub(crate) fn check(bytes: usize) -> io::Result<()> {
-    enough(getrlimit(Resource::As).current, LEAST_BYTES)?;
     // Untouched, it takes address space only.
     Vec::<u8>::new()
         .try_reserve_exact(bytes)

@@ -33,7 +33,7 @@ pub(crate) fn index_is_open() {
 
 /// Starts the threads that share the work of commits and verifications.
 pub(crate) fn start_pool(path: &Path) -> Result<()> {
-    memory::check_for_threads(POOL_BYTES).context("get memory for", path)?;
+    memory::check(POOL_BYTES).context("get memory for", path)?;
     match rayon::ThreadPoolBuilder::new().build_global() {
         Ok(()) => Ok(()),
         Err(error) => match std::error::Error::source(&error) {

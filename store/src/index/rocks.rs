@@ -206,7 +206,7 @@ pub(super) fn merge(path: &Path, longest: Duration) -> Result<()> {
 
 /// RocksDB ends the process where it gets no memory or no thread.
 fn open_to_write(path: &Path, options: &Options) -> Result<DB> {
-    memory::check_for_threads(OPEN_BYTES + CACHE_BYTES).context("get memory for", path)?;
+    memory::check(OPEN_BYTES + CACHE_BYTES).context("get memory for", path)?;
     threads::check_for_index(path)?;
     DB::open(options, path).map_err(|error| failed(path, &error))
 }
