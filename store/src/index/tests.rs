@@ -268,7 +268,7 @@ fn a_run_that_is_damaged_is_damage_of_the_index() {
     std::fs::write(&run, bytes).unwrap();
     let error = IndexReader::open(path).map(drop).unwrap_err();
     assert!(
-        error.is_damage() && error.to_string().contains("repair"),
+        error.is_damage() && error.to_string().starts_with("index "),
         "{error}"
     );
 }
