@@ -98,6 +98,8 @@ impl Store {
                 durable::sync_dir(layout.root())?;
             }
         }
+        // Before the lock is taken that this takes, too.
+        opening::restore_empty(&layout)?;
         let _collect = lock::acquire(&layout, LockKind::Collect, lock::DEFAULT_TIMEOUT)?;
         let _publish = lock::acquire(&layout, LockKind::Publish, lock::DEFAULT_TIMEOUT)?;
         refuse_writers(&layout)?;

@@ -90,6 +90,17 @@ fn all_but_the_configuration() -> anyhow::Result<()> {
     everything_works(&fixture)
 }
 
+/// `repair` opens the store while it holds the locks.
+#[test]
+fn all_but_the_configuration_of_what_is_repaired() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    for name in ["tags", "packs", "leases", "locks", "index"] {
+        remove(&fixture, name)?;
+    }
+    fixture.cli.ok(&["repair"])?;
+    everything_works(&fixture)
+}
+
 /// A store without its tags must not be taken for one that never had any: a collection
 /// would delete everything.
 #[test]
