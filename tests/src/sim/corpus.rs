@@ -21,7 +21,7 @@ struct Script {
     pack_chunks: usize,
 }
 
-const SCRIPTS: [fn() -> Script; 9] = [
+const SCRIPTS: [fn() -> Script; 10] = [
     leaf_outlives_its_pages,
     dead_delta_beside_a_copy,
     published_while_collected,
@@ -29,8 +29,9 @@ const SCRIPTS: [fn() -> Script; 9] = [
     lease_taken_late,
     number_used_again,
     killed_while_collected,
-    lost_while_open,
+    commit_beside_a_repair,
     tagged_while_deleted,
+    room_made_beside_a_writer,
 ];
 
 impl Plan {
@@ -75,14 +76,6 @@ impl Script {
             faults: vec![],
             pack_chunks: MANY_CHUNKS,
         }
-    }
-
-    /// The operation is done by the process that did the one before.
-    fn same_process(mut self, number: u32) -> Self {
-        for op in self.actors.iter_mut().flatten() {
-            op.new_process &= op.number != number;
-        }
-        self
     }
 
     /// The operation is overtaken before its `nth` step at which another matters, until
@@ -298,18 +291,20 @@ fn killed_while_collected() -> Script {
     .ends(2, Class::Durable, 5, Mishap::Kill)
 }
 
-/// The disk loses a pack that a process has open, which commits the same again.
-fn lost_while_open() -> Script {
+/// A page is damaged. While a repair looks at the packs a commit begins that relies on
+/// it, and that is acknowledged when the pack has been set aside.
+fn commit_beside_a_repair() -> Script {
     use Parent::Nothing;
-    Script::of([vec![
-        commit(0, Nothing, &[(0, 0)], &[]),
-        commit(1, Nothing, &[(0, 0), (1, 0)], &[]),
-        Action::Damage(Damage::LosePack, 0),
-        commit(0, Nothing, &[(0, 0), (3, 0)], &[]),
-    ]])
-    .same_process(1)
-    .same_process(2)
-    .same_process(3)
+    Script::of([
+        vec![
+            commit(0, Nothing, &[(0, 0)], &[]),
+            Action::Damage(Damage::FlipByte, 100),
+            commit(1, Nothing, &[(0, 0), (3, 0)], &[]),
+        ],
+        vec![Action::Repair],
+    ])
+    .overtaken(2, 1, 0)
+    .overtaken(3, 9, 0)
 }
 
 /// A snapshot that has lost its tag gets one again while a collection deletes it.
@@ -324,4 +319,19 @@ fn tagged_while_deleted() -> Script {
     ])
     .overtaken(2, 1, 0)
     .overtaken(3, 38, 0)
+}
+
+/// What a commit relies on is dead, and a collection finds the disk full.
+fn room_made_beside_a_writer() -> Script {
+    use Parent::Nothing;
+    Script::of([
+        vec![
+            commit(0, Nothing, &[(0, 0)], &[]),
+            Action::Remove(0),
+            commit(0, Nothing, &[(0, 0), (1, 0)], &[]),
+        ],
+        vec![Action::Gc(50)],
+    ])
+    .overtaken(2, 9, 1)
+    .ends(3, Class::Changes, 1, Mishap::DiskFull(300))
 }
