@@ -109,8 +109,8 @@ impl Store {
             }
             return Ok(report);
         }
-        // Tags first: of one that is set later the index, as it was seen, may know
-        // nothing.
+        // Tags first: what is published between the two would be missing from the
+        // index as it was seen.
         let tagged = store.tagged()?;
         let mut reach = Reach::of_store(&store.chunks)?;
         let mut marked = BTreeSet::new();

@@ -76,6 +76,8 @@ pub enum Fault {
     /// A collection removes index entries by a list of packs that it made before it
     /// had the publish lock.
     CleanedByOldList,
+    /// A collection that has waited for an upgrade goes on in the format from before.
+    FormatNotLookedAt,
 }
 
 /// Whether encoding is taken for identity, in one of both ways.
@@ -92,7 +94,7 @@ pub(crate) fn no_second_look() -> bool {
 #[cfg(feature = "sim")]
 impl Fault {
     /// Those that the simulator has to find.
-    pub const FOUND: [Self; 32] = [
+    pub const FOUND: [Self; 33] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -117,6 +119,7 @@ impl Fault {
         Self::DeletedPackTrusted,
         Self::IndexMovedAway,
         Self::CleanedByOldList,
+        Self::FormatNotLookedAt,
         Self::LeaseAfterEpoch,
         Self::StaleLeafTrusted,
         Self::RevivedWithoutLock,
