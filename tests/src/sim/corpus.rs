@@ -21,7 +21,7 @@ struct Script {
     pack_chunks: usize,
 }
 
-const SCRIPTS: [fn() -> Script; 10] = [
+const SCRIPTS: [fn() -> Script; 12] = [
     leaf_outlives_its_pages,
     dead_delta_beside_a_copy,
     published_while_collected,
@@ -32,6 +32,8 @@ const SCRIPTS: [fn() -> Script; 10] = [
     commit_beside_a_repair,
     tagged_while_deleted,
     room_made_beside_a_writer,
+    parent_removed_meanwhile,
+    tagged_again_too_late,
 ];
 
 impl Plan {
@@ -76,6 +78,14 @@ impl Script {
             faults: vec![],
             pack_chunks: MANY_CHUNKS,
         }
+    }
+
+    /// The operation is done by the process that did the one before.
+    fn same_process(mut self, number: u32) -> Self {
+        for op in self.actors.iter_mut().flatten() {
+            op.new_process &= op.number != number;
+        }
+        self
     }
 
     /// The operation is overtaken before its `nth` step at which another matters, until
@@ -334,4 +344,46 @@ fn room_made_beside_a_writer() -> Script {
     ])
     .overtaken(2, 9, 1)
     .ends(3, Class::Changes, 1, Mishap::DiskFull(300))
+}
+
+/// A collection is killed when it has condemned a pack that is to be repacked. A commit
+/// carries a disk over out of that, and its parent is removed and collected meanwhile.
+fn parent_removed_meanwhile() -> Script {
+    let changes = Action::Commit {
+        tag: 1,
+        parent: Parent::Tag(0),
+        memory: image(1, &[(3, 0)]),
+        disk: None,
+        diff: true,
+        keep: false,
+    };
+    Script::of([
+        vec![
+            commit(0, Parent::Nothing, &[(0, 0)], &[(1, 0)]),
+            Action::Gc(100),
+            changes,
+        ],
+        vec![Action::Remove(0), Action::Gc(50)],
+    ])
+    .overtaken(2, 12, 2)
+    .ends(1, Class::Durable, 4, Mishap::Kill)
+}
+
+/// What has lost its tag is collected, and is given another one by a process that has its
+/// pack open still, before the index forgets it.
+fn tagged_again_too_late() -> Script {
+    Script::of([
+        vec![
+            commit(0, Parent::Nothing, &[(0, 0)], &[]),
+            Action::Read(0),
+            Action::Remove(0),
+            Action::Revive(1, 0),
+        ],
+        vec![Action::Gc(50)],
+    ])
+    .same_process(1)
+    .same_process(2)
+    .same_process(3)
+    .overtaken(3, 1, 0)
+    .overtaken(4, 42, 0)
 }
