@@ -75,6 +75,15 @@ fn look(vm: &VmDir) -> Option<Entry> {
             silent: Some("not_answering"),
         });
     }
+    if vm.is_reserved() {
+        return Some(Entry {
+            name: Some(vm.name.clone()),
+            status: None,
+            pss_bytes: None,
+            ending: None,
+            silent: Some("starting"),
+        });
+    }
     if vm.is_running() || !vm.exists() || vm.has_ended_in_order() {
         return None;
     }
@@ -121,7 +130,7 @@ fn row(entry: &Entry) -> Vec<String> {
         let name = entry.name.clone().unwrap_or_default();
         let mut row = match entry.silent {
             None => vec![name, "dead".to_owned(), reason],
-            Some(_) => vec![name, "not answering".to_owned(), "-".to_owned()],
+            Some(state) => vec![name, state.replace('_', " "), "-".to_owned()],
         };
         row.resize(8, String::new());
         return row;

@@ -19,6 +19,9 @@ use crate::error::Busy;
 /// How often a lock is tried that somebody else may only look at, and how long after.
 const LOCK_ATTEMPTS: u32 = 20;
 const LOCK_RETRY: Duration = Duration::from_millis(2);
+/// The same of a name that another command may be about to start a machine with: then the
+/// next name is tried.
+const STARTER_ATTEMPTS: u32 = 5;
 
 /// A machine's name, taken for as long as this or a duplicate of it is open.
 pub struct Claim {
@@ -106,9 +109,16 @@ impl VmDir {
     /// Takes the name for a machine that is about to be started; none if a machine has
     /// it, or another command that is about to start one.
     pub fn reserve(&self) -> anyhow::Result<Option<Reservation>> {
+        let mut attempts = STARTER_ATTEMPTS;
         loop {
             let lock = self.open_own(&self.starter_path())?;
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                // Perhaps somebody only looks whether it is locked.
+                Err(Errno::WOULDBLOCK) if attempts > 0 => {
+                    attempts -= 1;
+                    std::thread::sleep(LOCK_RETRY);
+                    continue;
+                }
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 other => other.context("cannot lock a machine's name")?,
             }

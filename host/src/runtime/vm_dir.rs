@@ -82,6 +82,14 @@ impl VmDir {
         })
     }
 
+    /// Whether a command is about to start it.
+    pub fn is_reserved(&self) -> bool {
+        File::open(self.starter_path()).is_ok_and(|lock| {
+            let locked = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared);
+            locked == Err(Errno::WOULDBLOCK)
+        })
+    }
+
     /// Whether anything of it is left.
     pub fn exists(&self) -> bool {
         self.lock_path().exists()

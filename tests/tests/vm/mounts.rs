@@ -266,3 +266,33 @@ fn what_killed_commands_and_servers_leave_goes_when_machines_are_listed() -> Res
     ensure!(lab.mounts()?.is_empty(), "{:?}", lab.mounts()?);
     lab.assert_nothing_left()
 }
+
+#[test]
+fn a_machine_that_is_still_starting_is_listed() -> Result<()> {
+    let test = "a_machine_that_is_still_starting_is_listed";
+    let Some(lab) = Lab::new(test)? else {
+        return Ok(());
+    };
+    ensure!(lab.machines()?.is_empty());
+    // As a command does that is about to start one.
+    let dir = lab.vm_dir("slow");
+    fs::create_dir(&dir)?;
+    fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    let starter = fs::File::create(dir.join("starter"))?;
+    rustix::fs::flock(&starter, rustix::fs::FlockOperation::LockExclusive)?;
+    let listed = lab.machines()?;
+    ensure!(listed.len() == 1, "{listed:?}");
+    ensure!(listed[0]["name"] == "slow" && listed[0]["state"] == "starting");
+    let shown = lab.cli.ok(&["ps"])?;
+    ensure!(
+        shown.contains("slow") && shown.contains("starting"),
+        "{shown}"
+    );
+    // And its name is taken.
+    let kernel = lab.file("kernel", TABLE)?;
+    lab.cli
+        .fails(5, &["run", "slow", "--kernel", &kernel, "--detach"])?;
+    drop(starter);
+    ensure!(lab.machines()?.is_empty(), "its command is gone");
+    lab.finish()
+}
