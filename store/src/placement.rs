@@ -82,8 +82,25 @@ pub(crate) fn enter_new(
         }
     }
     pack.keep();
-    index.put(entries)?;
-    index.flush()
+    let entered = index
+        .put(entries.iter().copied())
+        .and_then(|()| index.flush());
+    let is_full = entered.as_ref().is_err_and(Error::is_full_disk);
+    if is_full && !leads_to_any(chunks, &entries)? {
+        pack.give_up();
+    }
+    entered
+}
+
+/// Whether the index, as anybody sees it now, leads to one of these places.
+fn leads_to_any(chunks: &Chunks, entries: &[(ChunkKey, Location)]) -> Result<bool> {
+    let index = chunks.refresh_index()?;
+    for (key, at) in entries {
+        if index.get(*key)? == Some(*at) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Points the index at copies that are durable, durably.

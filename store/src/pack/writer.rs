@@ -295,6 +295,11 @@ impl SealedPack {
         self.kept.store(true, Ordering::Relaxed);
     }
 
+    /// To be called once nothing leads to the pack after all.
+    pub fn give_up(&self) {
+        self.kept.store(false, Ordering::Relaxed);
+    }
+
     /// The pack's chunks, in file order.
     pub fn chunks(&self) -> impl Iterator<Item = StoredChunk> + '_ {
         let entries = (0..).map(EntryNumber);

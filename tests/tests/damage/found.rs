@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 
-use crate::{Fixture, HEADER, SEAL, TRAILER, chunks, file_name, list, replace};
+use crate::{Fixture, HEADER, SEAL, TRAILER, chunks, file_name, files_of_the_index, replace};
 
 /// Flips each of these bytes in turn.
 fn sweep(
@@ -173,10 +173,9 @@ fn packs_that_were_cut_or_are_gone() -> anyhow::Result<()> {
 fn data_of_the_index() -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
     let mut seen = 0;
-    for file in list(&fixture.path("index"))? {
-        // Data blocks come first in a sorted file.
+    for file in files_of_the_index(&fixture)? {
         let positions: &[usize] = match file_name(&file) {
-            name if name.ends_with(".sst") => &[0, 5, 40, 200],
+            name if name.ends_with(".run") => &[0, 9, 14, 40, 60],
             name if name.starts_with("MANIFEST-") => &[0, 3, 8, 20, 60],
             _ => continue,
         };
@@ -186,7 +185,7 @@ fn data_of_the_index() -> anyhow::Result<()> {
             fixture.with_flip(&file, *at, || fixture.command_names("index"))?;
         }
     }
-    ensure!(seen >= 2, "no sorted file or no manifest");
+    ensure!(seen >= 2, "no run or no manifest");
     fixture.all_is_well()
 }
 
@@ -195,7 +194,7 @@ fn every_file_of_the_index_gone_or_spoilt() -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
     // One snapshot: an index that cannot be opened is tried again for a second.
     let last = &fixture.images["last"];
-    for file in list(&fixture.path("index"))? {
+    for file in files_of_the_index(&fixture)? {
         let good = fs::read(&file)?;
         if !good.is_empty() {
             fixture.with_flip(&file, good.len() / 2, || {

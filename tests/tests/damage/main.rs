@@ -207,6 +207,17 @@ fn flip(file: &Path, at: usize) -> anyhow::Result<()> {
     replace(file, &bytes)
 }
 
+/// All files of the index, of its runs and of RocksDB.
+fn files_of_the_index(fixture: &Fixture) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = list(&fixture.path("index/runs"))?;
+    files.extend(
+        list(&fixture.path("index"))?
+            .into_iter()
+            .filter(|file| file.is_file()),
+    );
+    Ok(files)
+}
+
 fn list(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir)?.map(|entry| Ok(entry?.path()));
     let mut paths = entries.collect::<anyhow::Result<Vec<_>>>()?;

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, ensure};
 
-use crate::{DELTA, Fixture, PAGE_KIND, RAW, chunks, flip, list};
+use crate::{DELTA, Fixture, PAGE_KIND, RAW, chunks, files_of_the_index, flip, list};
 
 #[test]
 fn the_index() -> anyhow::Result<()> {
@@ -18,7 +18,7 @@ fn the_index() -> anyhow::Result<()> {
 #[test]
 fn the_index_when_its_files_are_spoilt() -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
-    for file in list(&fixture.path("index"))? {
+    for file in files_of_the_index(&fixture)? {
         fs::write(&file, b"spoilt")?;
     }
     fixture.command_names("index")?;

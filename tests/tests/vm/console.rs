@@ -73,14 +73,14 @@ fn an_attached_command_ends_with_its_machines_code() -> Result<()> {
 
     // Ended from elsewhere, as wanted.
     let child = attach(&lab, "stopped", SPIN)?;
-    eventually("it runs", || Ok(lab.ps("stopped").ok()))?;
+    eventually("it runs", || Ok(lab.pid("stopped").ok()))?;
     lab.stop("stopped")?;
     let output = child.wait_with_output()?;
     ensure!(output.status.code() == Some(0), "{output:?}");
 
     // And killed.
     let child = attach(&lab, "killed", SPIN)?;
-    eventually("it runs", || Ok(lab.ps("killed").ok()))?;
+    eventually("it runs", || Ok(lab.pid("killed").ok()))?;
     signal(lab.pid("killed")?, Signal::KILL)?;
     let output = child.wait_with_output()?;
     ensure!(output.status.code() == Some(1), "{output:?}");
@@ -172,7 +172,7 @@ fn an_attached_machine_can_begin_paused() -> Result<()> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
-    eventually("it is there", || Ok(lab.ps("web").ok()))?;
+    eventually("it is there", || Ok(lab.pid("web").ok()))?;
     ensure!(lab.ps("web")?["state"] == "paused");
     lab.cli.ok(&["resume", "web"])?;
     let said = read_until(&mut child, " ok\n")?;
@@ -207,7 +207,7 @@ fn a_flood_of_input_harms_nobody() -> Result<()> {
         let _ = stream.write(&flood)?;
         drop(control);
     }
-    eventually("it answers", || Ok(lab.ps("spin").ok()))?;
+    eventually("it answers", || Ok(lab.pid("spin").ok()))?;
     lab.stop("spin")?;
 
     // A guest that reads gets all of it, whatever it thinks of it.

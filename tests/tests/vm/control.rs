@@ -223,7 +223,7 @@ fn more_clients_than_fit_do_no_harm() -> Result<()> {
     let said = lab.cli.fails(5, &["resume", "web"])?;
     ensure!(said.contains("clients"), "{said}");
     drop(idle);
-    eventually("it answers again", || Ok(lab.ps("web").ok()))?;
+    eventually("it answers again", || Ok(lab.pid("web").ok()))?;
     is_well(&lab)
 }
 

@@ -48,7 +48,7 @@ fn a_tag_that_exists_does_not_disturb_the_machine() -> Result<()> {
         said.contains("base") && said.contains("--replace"),
         "{said}"
     );
-    lab.cli.fails(1, &["commit", "no/tag", "--vm", "web"])?;
+    lab.cli.fails(2, &["commit", "no/tag", "--vm", "web"])?;
     lab.cli
         .fails(2, &["commit", "x", "--vm", "web", "--memory", "file"])?;
     // Moving the tag is a commit like any other.

@@ -137,11 +137,14 @@ fn stopped_commit(lab: &Lab) -> Result<(u32, Running)> {
     lab.type_in("vm", &write.encode())?;
     lab.wait_for_text("vm", "w40000\n")?;
     let machine = lab.pid("vm")?;
+    // Nothing is read of a paused machine before it is frozen: all is left for after.
+    lab.cli.ok(&["pause", "vm"])?;
     let commit = Running::start(&lab.cli, &["commit", "tag", "--vm", "vm"], 0)?;
     eventually("it is frozen", || {
         Ok((!lab.frozen()?.is_empty()).then_some(()))
     })?;
     commit.send(Signal::STOP)?;
+    lab.cli.ok(&["resume", "vm"])?;
     Ok((machine, commit))
 }
 
