@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use snapstore_store::sim::observe;
+use snapstore_store::sim::{Observer as _, observe};
 use snapstore_store::{
     CommitRequest, Damage, Error, ErrorClass, GcOptions, InputKind, ParentChoice, Pin, Silent,
     SnapshotId, Store,
@@ -97,7 +97,9 @@ fn one(world: &Arc<World>, actor: &Actor, number: usize, process: &mut Process, 
     }));
     let running = world.end_op(number);
     let refused = running.is_some_and(|it| it.refused);
+    let killed = actor.is_dead() || matches!(&result, Err(payload) if payload.is::<Killed>());
     let (told, acknowledged) = match &result {
+        Ok(_) if killed => ("killed".to_owned(), false),
         Ok(Ok(())) => ("done".to_owned(), true),
         Ok(Err(error)) => (format!("error: {error}"), false),
         Err(payload) if payload.is::<Killed>() => ("killed".to_owned(), false),
@@ -113,7 +115,6 @@ fn one(world: &Arc<World>, actor: &Actor, number: usize, process: &mut Process, 
         .lock()
         .tell(|| format!("actor {number} ends {}: {told}", op.number));
     settle(world, op, &before, done, acknowledged);
-    let killed = matches!(&result, Err(payload) if payload.is::<Killed>());
     if killed {
         end_process(world, actor, process);
     }
@@ -121,7 +122,9 @@ fn one(world: &Arc<World>, actor: &Actor, number: usize, process: &mut Process, 
         let busy = matches!(&result, Ok(Err(Error::Busy { .. })));
         end_repair(world, acknowledged, busy);
     }
-    if let Ok(Err(error)) = &result {
+    if let Ok(Err(error)) = &result
+        && !killed
+    {
         before.judge(world, op, error, refused);
     }
     if !is_over(world) {

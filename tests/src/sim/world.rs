@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -671,7 +671,11 @@ impl Observer for Actor {
         }
         drop(shared);
         if !self.is_dead() {
-            let _ = self.before(StepKind::Unlock, path);
+            // A lock is released by a destructor. What unwinds out of one leaks what the
+            // function was about to return, and with it a lease: then the process is
+            // dead, and finds that out at its next step.
+            let step = AssertUnwindSafe(|| self.before(StepKind::Unlock, path));
+            let _ = catch_unwind(step);
         }
     }
 
