@@ -67,7 +67,6 @@ impl Store {
     pub fn stats(&self) -> Result<StoreStats> {
         // A collection moves chunks while they are counted.
         let _collect = self.collect_lock_to_read()?;
-        self.check_format()?;
         let snapshots = self.snapshots()?;
         let mut owners = Owners {
             places: Places::all(&self.chunks)?,

@@ -82,8 +82,6 @@ impl Store {
         // A collection moves and deletes packs: what it does must not look like
         // damage.
         let _collect = self.collect_lock_to_read()?;
-        // Who has waited for an upgrade would call what it has renamed missing.
-        self.check_format()?;
         // What another process has deleted is not there, though it may be open here.
         self.chunks.packs().reopen_all();
         let mut report = VerifyReport::default();

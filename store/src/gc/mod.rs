@@ -120,10 +120,6 @@ impl Store {
         } else {
             Some(self.collect_lock()?)
         };
-        // Who has waited for an upgrade looks for chunks under names that they had.
-        if !sim::on(Fault::FormatNotLookedAt) {
-            self.check_format()?;
-        }
         let mut report = GcReport::default();
         if !options.dry_run {
             report.swept_packs = self.chunks.packs().sweep()? as u64;
