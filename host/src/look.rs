@@ -2,7 +2,7 @@
 //!
 //! A process that waits for such a server may not even be killed. So a hidden
 //! command looks, and whoever started it waits for its answer no longer than
-//! [`PATIENCE`].
+//! `PATIENCE`.
 
 use std::ffi::OsString;
 use std::fs;
