@@ -62,6 +62,8 @@ pub(crate) struct Found {
 /// What a look at one place has shown.
 enum Looked {
     Whole(Place),
+    /// It reads as its key says, and its stored bytes are not what the footer says.
+    WholeAllTheSame(Place, Damage),
     Baseless(Place),
     Unwanted,
 }
@@ -109,6 +111,10 @@ pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted)
                 Err(Error::Damaged(damage)) if !place.is_told_by(&damage) => {
                     Ok(Looked::Baseless(place))
                 }
+                Err(Error::Damaged(damage)) => match as_it_reads(chunks, &place)? {
+                    Some(place) => Ok(Looked::WholeAllTheSame(place, damage)),
+                    None => Err(damage.into()),
+                },
                 Err(error) => Err(error),
             }
         })
@@ -116,6 +122,10 @@ pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted)
     for result in looked {
         match result {
             Ok(Looked::Whole(place)) => found.whole.push(place),
+            Ok(Looked::WholeAllTheSame(place, damage)) => {
+                found.whole.push(place);
+                found.damage.push(damage);
+            }
             Ok(Looked::Baseless(place)) if sim::on(Fault::RepairEntersDeadDelta) => {
                 found.whole.push(place);
             }
@@ -126,6 +136,22 @@ pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted)
         }
     }
     Ok(found)
+}
+
+/// A chunk whose stored bytes do not match the footer, if it reads as its key says: a bit
+/// may be wrong that no reader needs, in the hint of a delta for example.
+fn as_it_reads(chunks: &Chunks, place: &Place) -> Result<Option<Place>> {
+    let mut found = place.clone();
+    let mut stored = Scratch::take();
+    let read = place.pack.read(&place.slot, &mut stored).and_then(|()| {
+        found.slot.entry.check = entry::stored_check(&stored);
+        chunks.check_at(&found)
+    });
+    match read {
+        Ok(_) => Ok(Some(found)),
+        Err(Error::Damaged(_) | Error::Newer { .. }) => Ok(None),
+        Err(other) => Err(other),
+    }
 }
 
 /// The entries of a footer, but for damaged blocks.

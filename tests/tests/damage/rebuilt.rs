@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, ensure};
 
-use crate::{DELTA, Fixture, PAGE_KIND, RAW, chunks, files_of_the_index, flip, list};
+use crate::{Chunk, DELTA, Fixture, PAGE_KIND, RAW, chunks, files_of_the_index, flip, list};
 
 #[test]
 fn the_index() -> anyhow::Result<()> {
@@ -120,6 +120,30 @@ fn heals(encoding: u8) -> anyhow::Result<()> {
         fixture.commit(&format!("{tag}-again"), image)?;
     }
     fixture.all_is_well()
+}
+
+/// A wrong bit that no reader needs: in the hint of a delta, where its base was.
+#[test]
+fn a_delta_that_reads_all_the_same_is_kept() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    for pack in fixture.packs()? {
+        let (chunks, _) = chunks(&fs::read(&pack)?)?;
+        let delta = |chunk: &&Chunk| chunk.kind == PAGE_KIND && chunk.encoding == DELTA;
+        if let Some(chunk) = chunks.iter().find(delta) {
+            flip(&pack, chunk.start + 32)?;
+            ensure!(
+                fixture.nothing_wrong_is_read()? == fixture.images.len(),
+                "readers need the hint"
+            );
+            fixture.cli.run(&["repair"])?;
+            ensure!(
+                !list(&fixture.path("damaged"))?.is_empty(),
+                "nothing was set aside"
+            );
+            return fixture.all_is_well();
+        }
+    }
+    anyhow::bail!("no page is a delta")
 }
 
 #[test]
