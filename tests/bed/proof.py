@@ -523,13 +523,19 @@ def commits_under_load():
     check_disk(f"load{COMMITS - 1}")
 
 
+def runs(machine):
+    """Whether it is listed as more than starting."""
+    lines = snap("ps", code=None).splitlines()
+    return any(line.split()[:1] == [machine] and "starting" not in line for line in lines)
+
+
 def ends(command, message, *, from_tag="l0"):
     """Attached, the command's exit code and message tell how the guest ended."""
     attached = subprocess.Popen([SNAPSTORE, "restore", from_tag, "--name", "ending"], env=ENV,
                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         deadline = time.time() + 60 * PATIENCE
-        while "ending" not in snap("ps", code=None):
+        while not runs("ending"):
             expect(time.time() < deadline and attached.poll() is None, "the machine is not there")
             time.sleep(0.2)
         guest("ending", "true", wait=60)
@@ -568,7 +574,7 @@ def commits_when_ready():
                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         deadline = time.time() + 60 * PATIENCE
-        while "first" not in snap("ps"):
+        while not runs("first"):
             expect(time.time() < deadline and first.poll() is None, "the machine is not there")
             time.sleep(0.2)
         guest("first", "true", wait=120)

@@ -66,6 +66,9 @@ impl VmDir {
 
     /// What to say of a machine that does not run.
     pub(super) fn not_running(&self) -> anyhow::Error {
+        if self.is_reserved() {
+            return self.is_starting();
+        }
         let name = &self.name;
         NotFound(match self.ending() {
             Some(ending) => format!("the machine {name} has ended: {ending}"),
