@@ -166,12 +166,13 @@ fn two_that_restore_at_once_get_different_names_or_none() -> Result<()> {
                 _ => anyhow::bail!("{output:?}"),
             }
         }
-        let listed = lab.machines()?;
-        let running = listed.iter().filter(|it| it["state"] == "running").count();
-        ensure!(
-            running == started && listed.len() == started,
-            "{started}: {listed:?}"
-        );
+        // A machine answers just before its vCPUs are let go.
+        eventually("they run", || {
+            let listed = lab.machines()?;
+            ensure!(listed.len() == started, "{started}: {listed:?}");
+            let all_run = listed.iter().all(|it| it["state"] == "running");
+            Ok(all_run.then_some(()))
+        })?;
         lab.cli.ok(&["stop", "--all"])?;
     }
     lab.finish()
