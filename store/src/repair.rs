@@ -157,6 +157,9 @@ impl Store {
                 return Err(error);
             }
         };
+        if self.format() == StoreFormat::One {
+            IndexWriter::open(&fresh.index())?.without_runs().flush()?;
+        }
         let index = self.layout.index();
         let in_one_step = index.exists()
             && !sim::on(Fault::IndexMovedAway)

@@ -167,6 +167,16 @@ impl Store {
         }
     }
 
+    /// The index, open for changes. The caller holds the publish lock. The first
+    /// programs know RocksDB only, so in a store of format 1 there are no runs beside it.
+    pub(crate) fn index_writer(&self) -> Result<IndexWriter> {
+        let index = IndexWriter::open(&self.layout.index())?;
+        Ok(match self.format() {
+            StoreFormat::One => index.without_runs(),
+            StoreFormat::Two => index,
+        })
+    }
+
     /// The store's directory.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -30,7 +30,7 @@ use crate::format::entry;
 use crate::gc::mark::{Marks, Reach};
 use crate::gc::{index_batch, mark_roots};
 use crate::id::{ChunkKey, SnapshotId};
-use crate::index::{IndexReader, IndexWriter};
+use crate::index::IndexReader;
 use crate::lease;
 use crate::lock::{self, LockKind};
 use crate::pack::codec::Encoding;
@@ -282,7 +282,7 @@ impl Store {
                     })
                     .collect();
                 let _publish = self.publish_lock()?;
-                let index = IndexWriter::open(&self.layout.index())?;
+                let index = self.index_writer()?;
                 placement::enter_found(&self.chunks, &index, &found)?;
             }
             progress.advance(done);
@@ -296,7 +296,7 @@ impl Store {
         }
         for keys in strays.chunks(index_batch()) {
             let _publish = self.publish_lock()?;
-            let index = IndexWriter::open(&self.layout.index())?;
+            let index = self.index_writer()?;
             placement::remove_strays(&self.chunks, &index, keys)?;
         }
         Ok(())

@@ -127,6 +127,15 @@ impl Fixture {
         .is_in(&store)
     }
 
+    fn has_no_runs(&self) -> anyhow::Result<()> {
+        let runs = self.cli.store().join("index/runs");
+        ensure!(
+            !runs.exists() || list(&runs)?.is_empty(),
+            "there are runs of the index"
+        );
+        Ok(())
+    }
+
     /// Commits a small change of the first image of pages, so that its nodes could be
     /// deltas.
     fn changes_little(&self) -> anyhow::Result<()> {
@@ -378,8 +387,12 @@ fn they_stay_what_they_are() -> anyhow::Result<()> {
         }
         ensure!(fs::read(fixture.cli.store().join("config"))? == config);
         ensure!(!fixture.cli.store().join("config-copy").exists());
+        // The first programs know RocksDB, and no runs beside it.
+        fixture.has_no_runs().context(name)?;
         fixture.holds_all()?;
         fixture.is_read_by_the_first_program(name)?;
+        fixture.cli.ok(&["repair"])?;
+        fixture.has_no_runs().context(name)?;
     }
     Ok(())
 }

@@ -191,7 +191,6 @@ impl Store {
     ) -> Result<Committed> {
         let mut stages = Stages(Instant::now());
         let mut timings = CommitTimings::default();
-        self.check_writable()?;
         request.check()?;
         self.check_tag_free(&request.tag, request.replace)?;
         let page_size = self.page_size();
@@ -264,7 +263,8 @@ impl Store {
         self.cancel.check()?;
         let pin = self.publish(request, sink, sealed, id)?;
         timings.publish = stages.end_of_stage();
-        // Acknowledged: nobody waits for this, and it changes nothing.
+        // The snapshot is durable and no lock is held. Once in many commits its own
+        // command ends later for this, by half a minute at most.
         if let Err(error) = index::tidy(&self.layout.index(), index::MANY_FILES) {
             tracing::debug!(%error, "the index stays as it is");
         }

@@ -21,7 +21,6 @@ use crate::manifest::Image;
 use crate::name;
 use crate::progress::Progress;
 use crate::store::Store;
-use crate::threads;
 use crate::tree::build::Unmentioned;
 
 /// A commit that has begun with an image that still changes. Dropped, nothing of it stays
@@ -39,7 +38,6 @@ impl Store {
     /// # Errors
     /// As [`Store::commit`], of the parent.
     pub fn precopy(&self, parent: &ParentChoice, tag: &str) -> Result<Precopy<'_>> {
-        threads::start_pool(self.path())?;
         let request = CommitRequest {
             tag: tag.to_owned(),
             parent: parent.clone(),
@@ -66,6 +64,11 @@ impl Precopy<'_> {
     /// # Errors
     /// As [`Store::commit`]. What was read before stays valid only if this succeeds.
     pub fn read(&mut self, input: &Input, progress: &dyn Progress) -> Result<()> {
+        let store = self.store;
+        store.in_pool(|| self.read_here(input, progress))
+    }
+
+    fn read_here(&mut self, input: &Input, progress: &dyn Progress) -> Result<()> {
         name::check_image(&input.name)?;
         let source = Source::open(input, self.store.page_size())?.live();
         let parent = self.parent.map(|id| self.store.manifest(id)).transpose()?;

@@ -10,7 +10,7 @@ use crate::format::entry;
 use crate::format::node::{Child, Node};
 use crate::gc::state::{CollectorState, Condemned, Epoch};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
-use crate::index::{IndexReader, IndexWriter};
+use crate::index::IndexReader;
 use crate::lease::{Claim, Lease};
 use crate::lock::Lock;
 use crate::pack::codec::{self, Base, Encoding};
@@ -66,6 +66,7 @@ pub(crate) struct EncodedRun {
 
 impl<'a> Sink<'a> {
     pub fn new(store: &'a Store) -> Result<Self> {
+        store.check_writable()?;
         // Lease first, then epoch: a collection between the two sees a lease of
         // epoch 0. The other way round it could see no lease, and condemn and
         // delete under a writer that already relies on what it saw.
@@ -292,7 +293,7 @@ impl<'a> Sink<'a> {
             state.write(&self.store.layout, self.store.format())?;
         }
         if let Some(pack) = pack {
-            let index = IndexWriter::open(&self.store.layout.index())?;
+            let index = self.store.index_writer()?;
             placement::enter_new(self.chunks(), &index, &state.condemned, pack)?;
         }
         Ok(())

@@ -11,7 +11,7 @@ use crate::gc::index_batch;
 use crate::gc::mark::Marks;
 use crate::gc::plan::Decision;
 use crate::gc::state::CollectorState;
-use crate::index::{IndexReader, IndexWriter};
+use crate::index::IndexReader;
 use crate::pack::reader::PackReader;
 use crate::pack::writer::PackWriter;
 use crate::pack::{Location, PackNumber};
@@ -131,14 +131,14 @@ impl Store {
         };
         if sim::on(Fault::CopiesEnteredBeforeSealed) {
             let _publish = self.publish_lock()?;
-            let index = IndexWriter::open(&self.layout.index())?;
+            let index = self.index_writer()?;
             placement::enter_copies(&self.chunks, &index, &copies.moved)?;
         }
         let sealed = writer.seal()?;
         self.chunks.packs().look_again();
         for moved in copies.moved.chunks(index_batch()) {
             let _publish = self.publish_lock()?;
-            let index = IndexWriter::open(&self.layout.index())?;
+            let index = self.index_writer()?;
             sealed.keep();
             placement::enter_copies(&self.chunks, &index, moved)?;
         }

@@ -36,7 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::durable;
 use crate::error::{Damage, IoContext as _, Result};
 use crate::id::{ChunkKey, SnapshotId};
-use crate::index::{self, IndexWriter};
+use crate::index;
 use crate::lease;
 use crate::pack::{Location, PackIdentity, PackNumber};
 use crate::placement;
@@ -248,7 +248,7 @@ impl Store {
         if found.is_empty() || sim::on(Fault::FoundNotIndexed) {
             return Ok(());
         }
-        let index = IndexWriter::open(&self.layout.index())?;
+        let index = self.index_writer()?;
         placement::enter_found(&self.chunks, &index, found)
     }
 
@@ -308,7 +308,7 @@ impl Store {
                 }
             }
             let keys: Vec<ChunkKey> = batch.iter().map(|(key, _)| *key).collect();
-            let index = IndexWriter::open(&self.layout.index())?;
+            let index = self.index_writer()?;
             match placement::remove(&index, &keys, |pack| gone.contains(&pack)) {
                 // There is no room for less.
                 Err(error) if error.is_full_disk() => return Ok(()),

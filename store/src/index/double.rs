@@ -127,6 +127,11 @@ impl IndexWriter {
         Self::open_existing(path)
     }
 
+    /// It has no runs.
+    pub fn without_runs(self) -> Self {
+        self
+    }
+
     fn open_existing(path: &Path) -> Result<Self> {
         let number = number(path)?.ok_or_else(|| damaged(path, "it is missing"))?;
         let flushed = flushed(number, path)?;

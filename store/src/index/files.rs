@@ -41,6 +41,7 @@ pub(crate) struct IndexReader {
 /// The index, open for changes. The holder has the publish lock.
 pub(crate) struct IndexWriter {
     path: PathBuf,
+    keeps_runs: bool,
     state: Mutex<WriterState>,
 }
 
@@ -187,11 +188,18 @@ impl IndexWriter {
     pub fn open(path: &Path) -> Result<Self> {
         Ok(Self {
             path: path.to_owned(),
+            keeps_runs: true,
             state: Mutex::new(WriterState {
                 view: IndexReader::open(path)?,
                 pending: Changes::new(),
             }),
         })
+    }
+
+    /// Leaves nothing in runs, for programs that know no more than RocksDB.
+    pub fn without_runs(mut self) -> Self {
+        self.keeps_runs = false;
+        self
     }
 
     /// Adds or replaces entries; durable after [`IndexWriter::flush`].
@@ -228,11 +236,11 @@ impl IndexWriter {
     pub fn flush(&self) -> Result<()> {
         let mut state = self.state();
         let WriterState { view, pending } = &mut *state;
-        if pending.is_empty() {
+        let entries = view.runs.entries() + pending.len();
+        if entries == 0 || pending.is_empty() && self.keeps_runs {
             return Ok(());
         }
-        let entries = view.runs.entries() + pending.len();
-        if entries > MAX_RUN_ENTRIES {
+        if entries > MAX_RUN_ENTRIES || !self.keeps_runs {
             match sort_in(&self.path, view, pending) {
                 Ok(()) => {
                     *view = IndexReader::open(&self.path)?;
@@ -240,7 +248,9 @@ impl IndexWriter {
                     return Ok(());
                 }
                 // They can wait: for the end of a merge, for memory, for threads.
-                Err(error) if entries <= MOST_RUN_ENTRIES && !error.is_full_disk() => {
+                Err(error)
+                    if self.keeps_runs && entries <= MOST_RUN_ENTRIES && !error.is_full_disk() =>
+                {
                     tracing::debug!(%error, "index entries stay unsorted");
                 }
                 Err(error) => return Err(error),
