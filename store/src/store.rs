@@ -17,7 +17,7 @@ use crate::format::config::{Config, StoreFormat};
 use crate::gc::mark::Reach;
 use crate::id::SnapshotId;
 use crate::image::ImageReader;
-use crate::index::IndexWriter;
+use crate::index::{self, IndexWriter};
 use crate::layout::Layout;
 use crate::lock::{self, Lock, LockKind};
 use crate::manifest::{self, Image, Manifest};
@@ -164,6 +164,16 @@ impl Store {
                 threads::start_pool(self.path())?;
                 work()
             }
+        }
+    }
+
+    /// Merges files of the index where nobody collects and there are many by now: a look-up
+    /// has to ask each. To be called once a commit has been told to whoever waits for it.
+    /// Takes half a minute at most, holds no lock that commits need, and changes nothing
+    /// that is found.
+    pub fn tidy_index(&self) {
+        if let Err(error) = index::tidy(&self.layout.index(), index::MANY_FILES) {
+            tracing::debug!(%error, "the index stays as it is");
         }
     }
 

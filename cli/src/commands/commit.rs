@@ -51,6 +51,7 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
     context.answer(&value, || {
         describe(&args.tag, &committed, parent.as_deref())
     })?;
+    store.tidy_index();
     Ok(ExitCode::SUCCESS)
 }
 

@@ -24,6 +24,7 @@ pub fn run(context: &Context, args: &CommitArgs, name: &str) -> anyhow::Result<E
     };
     let done = commit(&store, &vm, &wanted, &Bar::new(Unit::Bytes))?;
     answer(context, &args.tag, name, &store, &done)?;
+    store.tidy_index();
     Ok(ExitCode::SUCCESS)
 }
 

@@ -21,7 +21,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
-use crate::index;
 use crate::lease::{self, Claim};
 use crate::manifest::{Image, ImageRole, MAX_CREATED_UNIX_SECONDS, Manifest};
 use crate::pack::writer::SealedPack;
@@ -263,11 +262,6 @@ impl Store {
         self.cancel.check()?;
         let pin = self.publish(request, sink, sealed, id)?;
         timings.publish = stages.end_of_stage();
-        // The snapshot is durable and no lock is held. Once in many commits its own
-        // command ends later for this, by half a minute at most.
-        if let Err(error) = index::tidy(&self.layout.index(), index::MANY_FILES) {
-            tracing::debug!(%error, "the index stays as it is");
-        }
         tracing::debug!(%id, chunks = manifest.added_chunks, ?timings, "committed");
         Ok(Committed {
             id,

@@ -3,8 +3,8 @@
 //! Nobody waits for RocksDB to write but who brings it many entries. A publication
 //! adds a run; once there are more than [`MAX_RUN_ENTRIES`] entries in them, they
 //! become one sorted file. Merging such files is left to the
-//! collector ([`tidy`]), and to a commit, after it has been acknowledged, where
-//! nobody ever collects. Neither holds the publish lock then.
+//! collector ([`tidy`]), and where nobody ever collects to whoever has committed, once
+//! that is told ([`crate::Store::tidy_index`]). Neither holds the publish lock then.
 
 use std::collections::btree_map;
 use std::iter::Peekable;
