@@ -139,6 +139,7 @@ pub fn clear_abandoned(mounts: &Path) -> anyhow::Result<()> {
             locks.push(path);
         }
     }
+    clear_directories(mounts)?;
     for path in locks {
         let Some(_alone) = try_alone(&path)? else {
             continue;
@@ -165,6 +166,30 @@ pub fn clear_abandoned(mounts: &Path) -> anyhow::Result<()> {
             _ => {}
         }
         let _ = fs::remove_file(&path);
+    }
+    Ok(())
+}
+
+/// Removes directories that have neither a mount nor a lock any more: of servers that ended
+/// between the two.
+fn clear_directories(mounts: &Path) -> anyhow::Result<()> {
+    let held = File::open(mounts)?;
+    if rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).is_err() {
+        // Somebody makes or undoes one.
+        return Ok(());
+    }
+    let mounted = Mountpoint::all()?;
+    let entries =
+        fs::read_dir(mounts).with_context(|| format!("cannot list {}", mounts.display()))?;
+    for entry in entries {
+        let dir = entry?.path();
+        let is_used = dir.with_extension("lock").exists()
+            || mounted.iter().any(|mount| mount.dir == dir)
+            || dir.extension().is_some();
+        if !is_used {
+            // One that is not empty, or in use after all, stays.
+            let _ = fs::remove_dir(&dir);
+        }
     }
     Ok(())
 }

@@ -94,11 +94,12 @@ fn serve(
         (None, Some(note)) => say!("warning: {note}"),
         (None, None) => {}
     }
-    mounted.wait()?;
+    // However it ended: nobody else knows of the directory, now that its lock is gone.
+    let ended = mounted.wait();
     if let Some(lock) = &args.while_locked {
         remove_mount_point(lock, &dir)?;
     }
-    Ok(())
+    Ok(ended?)
 }
 
 /// How long a server whose mount is undone waits for the kernel to say so.
