@@ -79,6 +79,8 @@ pub enum Command {
     Tags,
     /// Remove tags; `gc` then frees what only they needed
     Rm(RmArgs),
+    /// Remove tags by rules of age, name and label; `gc` then frees what only they needed
+    Forget(ForgetArgs),
     /// Show how snapshots descend from each other
     Log(LogArgs),
     /// Show what a snapshot holds
@@ -171,6 +173,9 @@ pub struct CommitArgs {
     /// A label; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
+    /// Let `forget` remove it after this time: 12h, 7d, 4w (sets the label expires)
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    pub expires: Option<Duration>,
     /// Move the tag if it exists
     #[arg(long)]
     pub replace: bool,
@@ -416,14 +421,23 @@ pub struct UmountArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:\n  snapstore tag base+3 release-7")]
+#[command(after_help = "\
+Examples:
+  snapstore tag base+3 release-7
+  snapstore tag --protect release-7       neither `rm`, `forget` nor --replace touch it")]
 pub struct TagArgs {
     /// A tag, or the beginning of a snapshot id
     #[arg(value_parser = snapshot)]
     pub source: String,
     /// The tag to create
-    #[arg(value_parser = tag)]
-    pub tag: String,
+    #[arg(value_parser = tag, required_unless_present_any = ["protect", "unprotect"])]
+    pub tag: Option<String>,
+    /// Protect the tag from being removed or moved (without TAG: SOURCE)
+    #[arg(long)]
+    pub protect: bool,
+    /// End the protection of the tag SOURCE
+    #[arg(long, conflicts_with_all = ["protect", "tag", "replace"])]
+    pub unprotect: bool,
     /// Move the tag if it exists
     #[arg(long)]
     pub replace: bool,
@@ -438,6 +452,53 @@ pub struct RmArgs {
     /// Only say what `gc` would then free
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+A tag stays if any rule keeps it. What has expired (label expires, see `commit --expires`) goes
+whatever --keep-last and --keep-within say, and what has not expired yet stays. What is
+protected (see `tag --protect`) stays always.
+
+Examples:
+  snapstore forget --keep-last 7 --keep-within 30d --dry-run
+  snapstore forget --keep-last 3 --group-by chain && snapstore gc
+  snapstore forget --keep-tag 'release-*' --keep-label env=prod --keep-last 10
+  snapstore forget --expired")]
+pub struct ForgetArgs {
+    /// Keep the newest N tags of each group
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<usize>,
+    /// Keep what was committed within this time before the newest tag of its group: 12h,
+    /// 7d, 4w
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    pub keep_within: Option<Duration>,
+    /// Keep tags whose names match: * is any text, ? any letter. May be repeated
+    #[arg(long = "keep-tag", value_name = "PATTERN", value_parser = pattern)]
+    pub keep_tags: Vec<glob::Pattern>,
+    /// Keep tags of snapshots with this label. May be repeated
+    #[arg(long = "keep-label", value_name = "KEY=VALUE", value_parser = label)]
+    pub keep_labels: Vec<(String, String)>,
+    /// Without a --keep option: remove only what has expired
+    #[arg(long)]
+    pub expired: bool,
+    /// What --keep-last and --keep-within count together: none (all tags), chain, or label:KEY
+    #[arg(long, value_name = "GROUP", default_value = "none", value_parser = group_by)]
+    pub group_by: GroupBy,
+    /// Only say what would go, and why the others stay
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// What `forget` counts together.
+#[derive(Clone)]
+pub enum GroupBy {
+    /// All tags.
+    None,
+    /// Snapshots that descend from each other.
+    Chain,
+    /// Snapshots with the same value of this label.
+    Label(String),
 }
 
 #[derive(Args)]
@@ -474,11 +535,23 @@ pub struct DiffArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:\n  snapstore gc --dry-run")]
+#[command(after_help = "\
+With --max-store or --reserve it ends with 1 if too much is left, and says which tags would
+have to go, the oldest first. It removes none: that is what `forget` and `rm` are for.
+
+Examples:
+  snapstore gc --dry-run
+  snapstore gc --max-store 500G --reserve 10G")]
 pub struct GcArgs {
     /// Only print the plan
     #[arg(long)]
     pub dry_run: bool,
+    /// The most that the store may take on disk
+    #[arg(long, value_name = "SIZE", value_parser = crate::format::parse_size)]
+    pub max_store: Option<u64>,
+    /// The least that is to be free on the store's filesystem
+    #[arg(long, value_name = "SIZE", value_parser = crate::format::parse_size)]
+    pub reserve: Option<u64>,
     /// Rewrite packs with less than this share of needed bytes
     #[arg(long, default_value_t = 50, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub keep_percent: u8,
@@ -523,6 +596,29 @@ fn tag(text: &str) -> Result<String, snapstore_store::Error> {
 /// A tag, or the beginning of an id.
 fn snapshot(text: &str) -> Result<String, snapstore_store::Error> {
     snapstore_store::check_snapshot(text).map(|()| text.to_owned())
+}
+
+/// A time such as `12h` or `7d`.
+fn span(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|_| "a time is a number with m, h, d or w, such as 12h or 7d".to_owned())?;
+    match time <= Duration::from_secs(LONGEST_SECONDS.into()) {
+        true => Ok(time),
+        false => Err("a time is at most 31 years".to_owned()),
+    }
+}
+
+fn pattern(text: &str) -> Result<glob::Pattern, String> {
+    glob::Pattern::new(text).map_err(|error| error.to_string())
+}
+
+fn group_by(text: &str) -> Result<GroupBy, String> {
+    match (text, text.strip_prefix("label:")) {
+        ("none", _) => Ok(GroupBy::None),
+        ("chain", _) => Ok(GroupBy::Chain),
+        (_, Some(key)) if !key.is_empty() => Ok(GroupBy::Label(key.to_owned())),
+        _ => Err("it is none, chain or label:KEY".to_owned()),
+    }
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -36,6 +36,7 @@ fn about(error: &Error) -> Option<&'static str> {
         Error::NoStore { .. } => Some("create one with `snapstore init`"),
         Error::NotFound { .. } => Some("`snapstore tags` lists what there is"),
         Error::TagExists { .. } => Some("use --replace to move it"),
+        Error::Protected { .. } => Some("`snapstore tag --unprotect TAG` ends that"),
         Error::NothingToInherit | Error::NoParentImage { .. } => Some("name one with --parent"),
         Error::DiffWithoutHoles { .. } | Error::DiffGrain { .. } => {
             Some("if all of its data is meant to replace the parent's, say --dense-diff")

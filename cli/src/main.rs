@@ -77,6 +77,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Tag(args) => commands::tag::set(&context, &args),
         Command::Tags => commands::tag::list(&context),
         Command::Rm(args) => commands::tag::remove(&context, &args),
+        Command::Forget(args) => commands::forget::run(&context, &args),
         Command::Log(args) => commands::log::run(&context, &args),
         Command::Show(args) => commands::show::run(&context, &args),
         Command::Diff(args) => commands::diff::run(&context, &args),

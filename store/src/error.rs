@@ -284,6 +284,12 @@ pub enum Error {
         /// What it names.
         id: SnapshotId,
     },
+    /// The tag may neither be removed nor moved.
+    #[error("tag {tag:?} is protected")]
+    Protected {
+        /// The tag.
+        tag: String,
+    },
     /// Stored bytes are damaged.
     #[error("{0}")]
     Damaged(#[from] Damage),
@@ -484,6 +490,7 @@ impl Error {
             | Self::NoParentImage { .. }
             | Self::NameTaken { .. }
             | Self::Ambiguous { .. }
+            | Self::Protected { .. }
             | Self::TagExists { .. } => ErrorClass::Invalid,
         }
     }

@@ -53,6 +53,12 @@ impl Layout {
         self.root.join("tags")
     }
 
+    /// Where there is an empty file for each tag that is protected. Made when the first
+    /// one is.
+    pub fn protected(&self) -> PathBuf {
+        self.root.join("protected")
+    }
+
     pub fn recent_tags(&self) -> PathBuf {
         self.root.join("recent-tags")
     }

@@ -11,6 +11,7 @@ use crate::format::node::Child;
 use crate::gc::mark::Places;
 use crate::id::{ChunkId, ChunkKind};
 use crate::pack::{Location, PackNumber};
+use crate::snapshots::TaggedSnapshot;
 use crate::store::Store;
 use crate::tree::read::node_id;
 
@@ -59,7 +60,52 @@ pub struct SnapshotStats {
     pub exclusive_stored_bytes: u64,
 }
 
+/// What a tag would free, if all older ones were removed before it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Reclaimable {
+    /// The tag.
+    pub tag: String,
+    /// Bytes in packs that no younger tag and no protected one needs.
+    pub freed_stored_bytes: u64,
+}
+
+impl StoreStats {
+    fn needed_bytes(&self) -> u64 {
+        self.page_stored_bytes + self.metadata_stored_bytes
+    }
+}
+
 impl Store {
+    /// What removing tags would let a collection free, if they were removed in this order:
+    /// the oldest first. Protected tags are not among them. Takes time in proportion to
+    /// the chunks stored.
+    ///
+    /// # Errors
+    /// As [`Store::stats`].
+    pub fn reclaimable(&self) -> Result<Vec<Reclaimable>> {
+        let _collect = self.collect_lock_to_read()?;
+        let snapshots = self.snapshots()?;
+        let protected = self.protected_tags()?;
+        let (kept, going): (Vec<_>, Vec<_>) = snapshots
+            .iter()
+            .partition(|snapshot| protected.contains(&snapshot.tag));
+        let mut owners = Owners::new(self, snapshots.len())?;
+        let mut found = Vec::new();
+        // Who goes last is counted first: a chunk is free when the last who needs it goes.
+        for (number, snapshot) in (0..).zip(kept.iter().chain(going.iter().rev())) {
+            self.cancel.check()?;
+            let before = owners.totals.needed_bytes();
+            owners.visit(snapshot, number)?;
+            found.push(Reclaimable {
+                tag: snapshot.tag.clone(),
+                freed_stored_bytes: owners.totals.needed_bytes() - before,
+            });
+        }
+        let mut found = found.split_off(kept.len());
+        found.reverse();
+        Ok(found)
+    }
+
     /// Counts what is stored. Takes time in proportion to the chunks stored.
     ///
     /// # Errors
@@ -68,24 +114,13 @@ impl Store {
         // A collection moves chunks while they are counted.
         let _collect = self.collect_lock_to_read()?;
         let snapshots = self.snapshots()?;
-        let mut owners = Owners {
-            places: Places::all(&self.chunks)?,
-            needed_by: Table::default(),
-            entered_by: Table::default(),
-            exclusive: vec![0; snapshots.len()],
-            totals: StoreStats::default(),
-        };
+        let mut owners = Owners::new(self, snapshots.len())?;
         let mut per_snapshot = Vec::new();
         for (number, snapshot) in snapshots.iter().enumerate() {
             self.cancel.check()?;
             let images = &snapshot.manifest.images;
             let tag_number = u32::try_from(number).expect("tags are counted in 32 bits");
-            owners.own(snapshot.id.chunk(), None, tag_number)?;
-            for image in images {
-                if let Some(root) = image.tree().root() {
-                    owners.walk(root, image.tree().shape().root_level(), tag_number)?;
-                }
-            }
+            owners.visit(snapshot, tag_number)?;
             per_snapshot.push(SnapshotStats {
                 tag: snapshot.tag.clone(),
                 logical_bytes: images.iter().map(|image| image.size_bytes).sum(),
@@ -109,14 +144,21 @@ impl Store {
         Ok(totals)
     }
 
+    /// The length of all files of the store.
+    ///
+    /// # Errors
+    /// I/O errors only.
+    pub fn bytes_on_disk(&self) -> Result<u64> {
+        bytes_under(self.layout.root())
+    }
+
     fn count_files(&self, totals: &mut StoreStats) -> Result<()> {
         let layout = &self.layout;
         totals.packs = self.chunks.packs().sealed()?.len() as u64;
         totals.pack_bytes = bytes_under(&layout.packs())?;
         totals.index_bytes = bytes_under(&layout.index())?;
         totals.total_bytes = bytes_under(layout.root())?;
-        let needed = totals.page_stored_bytes + totals.metadata_stored_bytes;
-        totals.unreferenced_bytes = totals.pack_bytes.saturating_sub(needed);
+        totals.unreferenced_bytes = totals.pack_bytes.saturating_sub(totals.needed_bytes());
         Ok(())
     }
 }
@@ -157,7 +199,29 @@ struct Owners<'a> {
     totals: StoreStats,
 }
 
-impl Owners<'_> {
+impl<'a> Owners<'a> {
+    fn new(store: &'a Store, snapshots: usize) -> Result<Self> {
+        Ok(Self {
+            places: Places::all(&store.chunks)?,
+            needed_by: Table::default(),
+            entered_by: Table::default(),
+            exclusive: vec![0; snapshots],
+            totals: StoreStats::default(),
+        })
+    }
+
+    /// Notes all that a snapshot needs. `tag` is its number.
+    fn visit(&mut self, snapshot: &TaggedSnapshot, tag: u32) -> Result<()> {
+        self.own(snapshot.id.chunk(), None, tag)?;
+        for image in &snapshot.manifest.images {
+            let tree = image.tree();
+            if let Some(root) = tree.root() {
+                self.walk(root, tree.shape().root_level(), tag)?;
+            }
+        }
+        Ok(())
+    }
+
     fn walk(&mut self, child: Child, level: u8, tag: u32) -> Result<()> {
         let at = self.own(node_id(child), child.hint, tag)?;
         let before = self.entered_by.add(at, tag);

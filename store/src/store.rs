@@ -24,6 +24,7 @@ use crate::manifest::{self, Image, Manifest};
 use crate::name::check_tag;
 use crate::opening;
 use crate::page::PageSize;
+use crate::protection;
 use crate::sim::{self, Fault};
 use crate::tags;
 use crate::threads;
@@ -301,6 +302,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] if any of them does not exist, or [`Error::BadName`] if it
     /// can be no tag; then none is removed.
+    /// [`Error::Protected`] if one is protected.
     pub fn remove_tags(&self, names: &[String]) -> Result<()> {
         let names: BTreeSet<&String> = names.iter().collect();
         names.iter().try_for_each(|name| check_tag(name))?;
@@ -311,10 +313,54 @@ impl Store {
                     name: (*name).clone(),
                 });
             }
+            protection::check(&self.layout, name)?;
         }
         names
             .into_iter()
             .try_for_each(|name| tags::remove(&self.layout, name))
+    }
+
+    /// Removes those of these tags that still name the snapshots they are given with and
+    /// are not protected. Returns the tags that were removed: what was moved or
+    /// protected since the caller looked stays.
+    ///
+    /// # Errors
+    /// I/O errors; tags before the one that failed are removed.
+    pub fn remove_tags_if(&self, tags: &[(String, SnapshotId)]) -> Result<Vec<String>> {
+        let _publish = self.publish_lock()?;
+        let mut removed = Vec::new();
+        for (tag, id) in tags {
+            if tags::get(&self.layout, tag)? == Some(*id)
+                && !protection::is_protected(&self.layout, tag)?
+            {
+                tags::remove(&self.layout, tag)?;
+                removed.push(tag.clone());
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Protects a tag from being removed or moved, or ends that.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such tag.
+    pub fn protect_tag(&self, tag: &str, protected: bool) -> Result<()> {
+        check_tag(tag)?;
+        let _publish = self.publish_lock()?;
+        if !tags::exists(&self.layout, tag) {
+            return Err(Error::NotFound {
+                name: tag.to_owned(),
+            });
+        }
+        protection::set(&self.layout, tag, protected)
+    }
+
+    /// The tags that are protected.
+    ///
+    /// # Errors
+    /// I/O errors only.
+    pub fn protected_tags(&self) -> Result<BTreeSet<String>> {
+        protection::all(&self.layout)
     }
 
     /// Reads a short image whole, such as a VM state.
@@ -400,6 +446,9 @@ impl Store {
     /// [`Error::TagExists`] unless `replace`; I/O errors.
     pub fn check_tag_free(&self, tag: &str, replace: bool) -> Result<()> {
         tags::check_directory(&self.layout)?;
+        if replace {
+            protection::check(&self.layout, tag)?;
+        }
         let found = match tags::get(&self.layout, tag) {
             Err(Error::Damaged(_)) if replace => return Ok(()),
             other => other?,

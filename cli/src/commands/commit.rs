@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::bail;
 use serde_json::json;
 use snapstore_host::Usage;
+use snapstore_store::retention::EXPIRES;
 use snapstore_store::{
     CommitRequest, CommitTimings, Committed, Damage, Error, ImageRole, Input, InputData, InputKind,
     ParentChoice, Store,
@@ -141,6 +143,14 @@ pub fn labels(args: &CommitArgs) -> anyhow::Result<BTreeMap<String, String>> {
     for (key, value) in &args.labels {
         if labels.insert(key.clone(), value.clone()).is_some() {
             return Err(Error::DuplicateName { name: key.clone() }.into());
+        }
+    }
+    if let Some(span) = args.expires {
+        let when = humantime::format_rfc3339_seconds(SystemTime::now() + span).to_string();
+        if labels.insert(EXPIRES.to_owned(), when).is_some() {
+            bail!(Usage(format!(
+                "--expires and --label {EXPIRES}= say the same; give one of them"
+            )));
         }
     }
     Ok(labels)

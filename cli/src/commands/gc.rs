@@ -2,10 +2,12 @@
 
 use std::process::ExitCode;
 
-use snapstore_store::{Decision, ErrorClass, GcOptions, GcReport};
+use anyhow::Context as _;
+use snapstore_store::{Decision, ErrorClass, GcOptions, GcReport, Reclaimable, Store};
 
 use crate::args::GcArgs;
 use crate::context::Context;
+use crate::exit;
 use crate::format::{count, size, table};
 use crate::hints;
 use crate::progress::{Bar, Unit};
@@ -24,8 +26,101 @@ pub fn run(context: &Context, args: &GcArgs) -> anyhow::Result<ExitCode> {
         }
         _ => error.into(),
     })?;
-    context.answer(&report, || describe(&report, args.dry_run))?;
-    Ok(ExitCode::SUCCESS)
+    let budget = Budget::of(&store, args, &report)?;
+    let mut value = serde_json::to_value(&report)?;
+    value["budget"] = serde_json::to_value(&budget)?;
+    context.answer(&value, || {
+        let told = budget.as_ref().map(Budget::describe);
+        describe(&report, args.dry_run) + &told.unwrap_or_default()
+    })?;
+    Ok(match budget {
+        Some(budget) if budget.over_bytes > 0 => ExitCode::from(exit::FAILED),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// What is left beside what may be.
+#[derive(serde::Serialize)]
+struct Budget {
+    /// The length of all files of the store.
+    store_bytes: u64,
+    /// What is free on its filesystem for this user.
+    free_bytes: u64,
+    /// How much has to go.
+    over_bytes: u64,
+    /// The tags to remove for that, the oldest first.
+    to_remove: Vec<Reclaimable>,
+    /// Whether that would do.
+    enough: bool,
+}
+
+impl Budget {
+    /// None unless one of the options is given.
+    fn of(store: &Store, args: &GcArgs, report: &GcReport) -> anyhow::Result<Option<Self>> {
+        if args.max_store.is_none() && args.reserve.is_none() {
+            return Ok(None);
+        }
+        // Of a plan: what there would be.
+        let freed = match args.dry_run {
+            true => report.plan.freed_bytes(),
+            false => 0,
+        };
+        let store_bytes = store.bytes_on_disk()?.saturating_sub(freed);
+        let disk = rustix::fs::statvfs(store.path())
+            .with_context(|| format!("cannot ask how full {} is", store.path().display()))?;
+        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize) + freed;
+        let over_store = args
+            .max_store
+            .map_or(0, |most| store_bytes.saturating_sub(most));
+        let over_disk = args
+            .reserve
+            .map_or(0, |least| least.saturating_sub(free_bytes));
+        let over_bytes = over_store.max(over_disk);
+        let mut to_remove = Vec::new();
+        let mut left = over_bytes;
+        if over_bytes > 0 {
+            for tag in store.reclaimable()? {
+                if left == 0 {
+                    break;
+                }
+                left = left.saturating_sub(tag.freed_stored_bytes);
+                to_remove.push(tag);
+            }
+        }
+        Ok(Some(Self {
+            store_bytes,
+            free_bytes,
+            over_bytes,
+            to_remove,
+            enough: left == 0,
+        }))
+    }
+
+    fn describe(&self) -> String {
+        let is = format!(
+            "The store takes {}; {} are free on its disk",
+            size(self.store_bytes),
+            size(self.free_bytes)
+        );
+        if self.over_bytes == 0 {
+            return format!("{is}: as it should be.\n");
+        }
+        let mut out = format!("{is}: {} too much is left.\n", size(self.over_bytes));
+        let rows: Vec<_> = self
+            .to_remove
+            .iter()
+            .map(|tag| vec![tag.tag.clone(), size(tag.freed_stored_bytes)])
+            .collect();
+        if rows.is_empty() {
+            return out + "There is no tag that could go.\n";
+        }
+        out += "These tags would have to go, the oldest first (see `snapstore forget`):\n";
+        out += &table(&["TAG", "FREES"], 1, &rows);
+        if !self.enough {
+            out += "Even without them there would be too much: see what else fills the disk.\n";
+        }
+        out
+    }
 }
 
 fn describe(report: &GcReport, dry_run: bool) -> String {

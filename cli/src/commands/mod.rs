@@ -5,6 +5,7 @@ pub mod commit_vm;
 pub mod control;
 pub mod diff;
 pub mod exec;
+pub mod forget;
 pub mod gc;
 pub mod init;
 pub mod log;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use serde_json::json;
-use snapstore_store::{Error, ErrorClass, Listing};
+use snapstore_store::{Error, ErrorClass, Listing, Store};
 
 use crate::args::{RmArgs, TagArgs};
 use crate::context::Context;
@@ -15,16 +15,43 @@ use crate::logging::say;
 pub fn set(context: &Context, args: &TagArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
     let store = context.open()?;
+    let Some(tag) = &args.tag else {
+        return protect(context, &store, &args.source, args.protect);
+    };
     let id = store.resolve(&args.source)?;
-    store.set_tag(&args.tag, id, args.replace)?;
-    context.answer(&json!({"tag": args.tag, "id": id}), || {
-        format!("{} is {}.", args.tag, id.short())
+    store.set_tag(tag, id, args.replace)?;
+    if args.protect {
+        store.protect_tag(tag, true)?;
+    }
+    let value = json!({"tag": tag, "id": id, "protected": args.protect});
+    context.answer(&value, || match args.protect {
+        true => format!("{tag} is {}, and protected.", id.short()),
+        false => format!("{tag} is {}.", id.short()),
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
+fn protect(
+    context: &Context,
+    store: &Store,
+    tag: &str,
+    protected: bool,
+) -> anyhow::Result<ExitCode> {
+    store.protect_tag(tag, protected)?;
+    context.answer(
+        &json!({"tag": tag, "protected": protected}),
+        || match protected {
+            true => format!("{tag} is protected: it is neither removed nor moved."),
+            false => format!("{tag} is not protected any more."),
+        },
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
 pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
-    let listing = context.open()?.listing()?;
+    let store = context.open()?;
+    let listing = store.listing()?;
+    let protected = store.protected_tags()?;
     let snapshots = &listing.snapshots;
     let value: Vec<_> = snapshots
         .iter()
@@ -36,6 +63,7 @@ pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
                 "created_unix_seconds": snapshot.manifest.created_unix_seconds,
                 "logical_bytes": snapshot.manifest.images.iter().map(|i| i.size_bytes).sum::<u64>(),
                 "labels": snapshot.manifest.labels,
+                "protected": protected.contains(&snapshot.tag),
             })
         })
         .collect();
@@ -61,11 +89,15 @@ pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
                     size(bytes),
                     count(pages),
                     size(manifest.added_bytes),
+                    match protected.contains(&snapshot.tag) {
+                        true => "  protected".to_owned(),
+                        false => String::new(),
+                    },
                 ]
             })
             .collect();
         table(
-            &["TAG", "ID", "COMMITTED (UTC)", "SIZE", "PAGES", "ADDED"],
+            &["TAG", "ID", "COMMITTED (UTC)", "SIZE", "PAGES", "ADDED", ""],
             3,
             &rows,
         )

@@ -6,6 +6,7 @@ mod foreign_pack_files;
 mod inputs;
 mod lost_places;
 mod odd_places;
+mod retention;
 mod stopped;
 mod streams;
 mod wrong_usage;
