@@ -177,7 +177,7 @@ fn heed_starter(vm: &Arc<Vm>, spec: &Spec) -> anyhow::Result<()> {
             }
             if stop_at_ready {
                 while has_word() {}
-                vm.pass_ready_unless_awaited();
+                vm.skip_ready_unless_awaited();
             }
         })
         .context("cannot start a thread")?;

@@ -172,7 +172,7 @@ pub enum Reply {
     /// Raw bytes follow.
     Console,
     /// Memory that the guest goes on writing. Descriptors: the memory, to be read at the
-    /// slots' host addresses, and the image ranges to be read (as with `frozen`). What
+    /// slots' host addresses, and the image ranges to be read (`frozen_wire`). What
     /// is written from here on is in the list of the next round, or of the freeze.
     Live {
         /// Where the guest's memory lies.
@@ -182,16 +182,7 @@ pub enum Reply {
         /// The snapshot it differs from.
         origin: Origin,
     },
-    /// The instant is frozen. Descriptors, in order: its memory, to be read at the
-    /// slots' host addresses; if a process has it, that one's pagemap; the machine
-    /// state; and, if `lists_changes`, the image ranges that changed since the last
-    /// commit, or since the round `after` (pairs of little-endian u64: start and end in
-    /// bytes). Without a process
-    /// they are listed and the memory holds nothing else. Then for each
-    /// disk its base, its overlay if it has one, and what of it differs from the
-    /// origin, or without one from the base (four little-endian u64 each: offset
-    /// on the disk, length, 1 for bytes of the overlay or 0 for zeros, offset in
-    /// the overlay).
+    /// The instant is frozen. Descriptors come with it, in the order that `frozen_wire` has.
     Frozen {
         /// The frozen process; none if what changed was copied.
         pid: Option<i32>,

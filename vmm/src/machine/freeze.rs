@@ -181,10 +181,10 @@ impl Machine {
             }
         }
         let began = Instant::now();
-        let was_open = self.close_gate(began + PAUSE_PATIENCE)?;
+        let was_running = self.stop_vcpus(began + PAUSE_PATIENCE)?;
         let stopped = Instant::now();
         let frozen = self.freeze_paused(&mut control, room);
-        self.reopen_gate(&mut control, was_open)?;
+        self.let_run_again(&mut control, was_running)?;
         let pause = began.elapsed();
         let (memory, disks, state, changed, after, mut timings) = frozen?;
         let number = control.freezes;

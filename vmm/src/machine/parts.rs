@@ -7,7 +7,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::addresses::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::error::{Error, KvmContext as _, Result};
-use crate::machine::kick::Kick;
+use crate::machine::vcpu_signal::VcpuSignal;
 use crate::memory::{GuestMemory, HostSlot};
 use crate::state::MAX_CPUS;
 
@@ -16,7 +16,7 @@ pub(super) struct Parts {
     pub kvm: Kvm,
     pub vm: Arc<VmFd>,
     pub vcpus: Vec<VcpuFd>,
-    pub kicks: Vec<Kick>,
+    pub signals: Vec<VcpuSignal>,
     pub memory: GuestMemory,
 }
 
@@ -55,17 +55,17 @@ impl Parts {
             .get_vcpu_mmap_size()
             .kvm("tell the size of a vCPU's page")?;
         let mut vcpus = Vec::new();
-        let mut kicks = Vec::new();
+        let mut signals = Vec::new();
         for cpu in 0..cpus {
             let mut vcpu = vm.create_vcpu(cpu.into()).kvm("create a vCPU")?;
-            kicks.push(Kick::new(&mut vcpu, shared_bytes)?);
+            signals.push(VcpuSignal::new(&mut vcpu, shared_bytes)?);
             vcpus.push(vcpu);
         }
         Ok(Self {
             kvm,
             vm: Arc::new(vm),
             vcpus,
-            kicks,
+            signals,
             memory,
         })
     }

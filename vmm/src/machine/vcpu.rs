@@ -5,23 +5,23 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::devices::{Devices, Effect};
 use crate::ending::Ending;
-use crate::machine::gate::Gate;
+use crate::machine::run_control::RunControl;
 use crate::memory::MemoryLayout;
 
-/// Runs the guest until the vCPU is kicked (`Ok`) or the machine ends.
+/// Runs the guest until the vCPU is interrupted (`Ok`) or the machine ends.
 ///
 /// The vCPU leaves only when `KVM_RUN` was interrupted: after any other exit KVM
 /// may still have to hand the guest what it asked for, which it does on the way
 /// in. A state saved with such a hand-over pending would repeat or lose it.
 pub(super) fn run_guest(
     vcpu: &mut VcpuFd,
-    gate: &Gate,
+    run_control: &RunControl,
     devices: &Devices,
     layout: &MemoryLayout,
 ) -> Result<(), Ending> {
     loop {
         match vcpu.run() {
-            Ok(exit) => handle(exit, gate, devices, layout)?,
+            Ok(exit) => handle(exit, run_control, devices, layout)?,
             Err(error) => match error.errno() {
                 libc::EINTR => return Ok(()),
                 libc::EAGAIN => {}
@@ -42,7 +42,7 @@ pub(super) fn run_guest(
 
 fn handle(
     exit: VcpuExit<'_>,
-    gate: &Gate,
+    run_control: &RunControl,
     devices: &Devices,
     layout: &MemoryLayout,
 ) -> Result<(), Ending> {
@@ -53,7 +53,7 @@ fn handle(
             Effect::None => {}
             Effect::Reset => return Err(Ending::Reset),
             Effect::PowerOff => return Err(Ending::PoweredOff),
-            Effect::Ready => gate.guest_is_ready(),
+            Effect::Ready => run_control.guest_is_ready(),
         },
         // KVM asks the monitor about RAM when it could not get the page itself.
         VcpuExit::MmioRead(address, _) | VcpuExit::MmioWrite(address, _)
@@ -72,7 +72,7 @@ fn handle(
         VcpuExit::MmioWrite(address, data) => {
             devices.mmio_write(address, data);
             if devices.host().has_fault() {
-                gate.stop_for_fault();
+                run_control.stop_for_fault();
             }
         }
         VcpuExit::IoapicEoi(_) | VcpuExit::IrqWindowOpen => {}

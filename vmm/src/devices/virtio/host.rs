@@ -10,7 +10,7 @@ pub(crate) struct Host(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    closing: AtomicBool,
+    pausing: AtomicBool,
     has_fault: AtomicBool,
     fault: Mutex<Option<String>>,
 }
@@ -18,13 +18,13 @@ struct Inner {
 impl Host {
     /// From here on devices take no more requests, those in work are done; or they do
     /// again.
-    pub fn set_closing(&self, closing: bool) {
-        self.0.closing.store(closing, Ordering::SeqCst);
+    pub fn set_pausing(&self, pausing: bool) {
+        self.0.pausing.store(pausing, Ordering::SeqCst);
     }
 
     /// Whether devices take no more requests.
-    pub fn is_closing(&self) -> bool {
-        self.0.closing.load(Ordering::SeqCst)
+    pub fn is_pausing(&self) -> bool {
+        self.0.pausing.load(Ordering::SeqCst)
     }
 
     /// The host could not do what a guest asked of a device: the machine has to stop,

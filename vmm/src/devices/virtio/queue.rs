@@ -192,7 +192,7 @@ impl<'m> Virtqueue<'m> {
 
     /// Nothing is begun in a machine that is about to stop.
     fn may_take(&self) -> bool {
-        self.left > 0 && !self.host.is_closing()
+        self.left > 0 && !self.host.is_pausing()
     }
 
     /// Whether the driver has put more into the queue than was taken.

@@ -317,12 +317,12 @@ fn a_machine_that_stops_begins_no_request() {
     driver.transport.set_host(host.clone());
     let header = header(VIRTIO_BLK_T_IN, 0);
     let parts = [Readable(&header), Writable(512), Writable(1)];
-    host.set_closing(true);
+    host.set_pausing(true);
     driver.submit(&parts);
     driver.notify();
     assert_eq!(driver.take_used(), None);
     // It did not stop after all.
-    host.set_closing(false);
+    host.set_pausing(false);
     driver.transport.catch_up();
     assert_eq!(driver.take_used().map(|(head, _)| head), Some(1));
 }

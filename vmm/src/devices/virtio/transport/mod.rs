@@ -135,7 +135,7 @@ impl Transport {
         if !self.registers.is_running() || queue_index >= self.queues.len() {
             return;
         }
-        if self.quiet || self.host.is_closing() || self.host.has_fault() {
+        if self.quiet || self.host.is_pausing() || self.host.has_fault() {
             self.postponed |= 1 << queue_index;
             return;
         }
@@ -153,7 +153,7 @@ impl Transport {
         };
         let processed = self.device.process(queue_index, &mut queue);
         let wants_interrupt = queue.wants_interrupt();
-        let mut postpone = self.host.is_closing() && queue.has_more();
+        let mut postpone = self.host.is_pausing() && queue.has_more();
         if let Some(fault) = self.device.take_fault() {
             self.host.fail(fault);
             postpone = true;

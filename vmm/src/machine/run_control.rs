@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use crate::devices::virtio::Host;
 use crate::ending::Ending;
-use crate::machine::kick::Kick;
+use crate::machine::vcpu_signal::VcpuSignal;
 
 /// What the vCPUs are to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Wanted {
+enum RunRequest {
     Pause,
     Run,
     End,
@@ -19,17 +19,17 @@ enum Wanted {
 /// memory whose server does not answer ends with the process.
 const END_PATIENCE: Duration = Duration::from_millis(700);
 
-/// What closing the gate came to.
+/// What pausing came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Closing {
+pub(crate) enum Pausing {
     /// Every vCPU is out of the guest.
-    Closed {
-        /// Whether the gate was open.
-        was_open: bool,
+    Paused {
+        /// Whether they were let run.
+        was_running: bool,
     },
     /// They are at their end.
     Ended,
-    /// One did not leave the guest in time: the gate is as it was.
+    /// One did not leave the guest in time: nothing has changed.
     Late,
 }
 
@@ -41,7 +41,7 @@ pub(crate) enum Next {
 }
 
 struct State {
-    wanted: Wanted,
+    requested: RunRequest,
     /// By vCPU: whether it is out of the guest and waits.
     waiting: Vec<bool>,
     /// Why the machine ended, and when that was said.
@@ -51,52 +51,52 @@ struct State {
     /// Whether it is to stop when it says so.
     stops_at_ready: bool,
     /// Whether it has stopped for that, and nobody has paused it or let it go on since.
-    stands_at_ready: bool,
+    paused_at_ready: bool,
 }
 
-/// The gate before the guest.
-pub(crate) struct Gate {
+/// Which of them may run.
+pub(crate) struct RunControl {
     state: Mutex<State>,
     changed: Condvar,
-    kicks: Vec<Kick>,
+    signals: Vec<VcpuSignal>,
     /// Told before the vCPUs are.
     host: Host,
 }
 
-impl Gate {
-    /// A closed gate.
-    pub fn new(kicks: Vec<Kick>, host: Host) -> Self {
+impl RunControl {
+    /// Paused.
+    pub fn new(signals: Vec<VcpuSignal>, host: Host) -> Self {
         Self {
             state: Mutex::new(State {
-                wanted: Wanted::Pause,
-                waiting: vec![false; kicks.len()],
+                requested: RunRequest::Pause,
+                waiting: vec![false; signals.len()],
                 ending: None,
                 is_ready: false,
                 stops_at_ready: false,
-                stands_at_ready: false,
+                paused_at_ready: false,
             }),
             changed: Condvar::new(),
-            kicks,
+            signals,
             host,
         }
     }
 
     /// Called by a vCPU's thread outside the guest: waits until it may enter.
-    pub fn wait_to_enter(&self, cpu: usize) -> Next {
+    pub fn wait_to_run(&self, cpu: usize) -> Next {
         let mut state = self.lock();
-        self.kicks[cpu].attach_thread();
+        self.signals[cpu].attach_thread();
         loop {
-            match state.wanted {
-                Wanted::Run => {
+            match state.requested {
+                RunRequest::Run => {
                     state.waiting[cpu] = false;
-                    // Under the lock: a later kick is not undone.
-                    self.kicks[cpu].disarm();
+                    // Under the lock: a later signal is not undone.
+                    self.signals[cpu].disarm();
                     return Next::Run;
                 }
-                Wanted::Pause | Wanted::End => {
+                RunRequest::Pause | RunRequest::End => {
                     state.waiting[cpu] = true;
                     self.changed.notify_all();
-                    if state.wanted == Wanted::End {
+                    if state.requested == RunRequest::End {
                         return Next::End;
                     }
                     state = self.wait(state);
@@ -106,66 +106,66 @@ impl Gate {
     }
 
     /// Lets the vCPUs run. Returns whether the machine has not ended.
-    pub fn open(&self) -> bool {
+    pub fn run(&self) -> bool {
         let mut state = self.lock();
-        state.stands_at_ready = false;
-        if state.wanted == Wanted::Pause {
-            state.wanted = Wanted::Run;
+        state.paused_at_ready = false;
+        if state.requested == RunRequest::Pause {
+            state.requested = RunRequest::Run;
         }
         self.changed.notify_all();
-        state.wanted == Wanted::Run
+        state.requested == RunRequest::Run
     }
 
-    /// Closes the gate and waits until every vCPU is out of the guest, or the deadline
+    /// Pauses them and waits until every vCPU is out of the guest, or the deadline
     /// is over.
-    pub fn close(&self, deadline: Instant) -> Closing {
+    pub fn pause(&self, deadline: Instant) -> Pausing {
         let mut state = self.lock();
-        let was_open = state.wanted == Wanted::Run;
-        if was_open {
-            self.host.set_closing(true);
-            state.wanted = Wanted::Pause;
+        let was_running = state.requested == RunRequest::Run;
+        if was_running {
+            self.host.set_pausing(true);
+            state.requested = RunRequest::Pause;
         }
-        self.kick_all(&state);
+        self.signal_all(&state);
         while state.waiting.contains(&false) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return match state.wanted {
-                    Wanted::End => Closing::Ended,
-                    Wanted::Run | Wanted::Pause => {
-                        if was_open && !state.stands_at_ready && !self.host.has_fault() {
-                            self.host.set_closing(false);
-                            state.wanted = Wanted::Run;
+                return match state.requested {
+                    RunRequest::End => Pausing::Ended,
+                    RunRequest::Run | RunRequest::Pause => {
+                        if was_running && !state.paused_at_ready && !self.host.has_fault() {
+                            self.host.set_pausing(false);
+                            state.requested = RunRequest::Run;
                             self.changed.notify_all();
                         }
-                        Closing::Late
+                        Pausing::Late
                     }
                 };
             }
             state = self.wait_for(state, left);
         }
-        match state.wanted {
-            Wanted::End => Closing::Ended,
-            Wanted::Run | Wanted::Pause => Closing::Closed { was_open },
+        match state.requested {
+            RunRequest::End => Pausing::Ended,
+            RunRequest::Run | RunRequest::Pause => Pausing::Paused { was_running },
         }
     }
 
     /// Called by a vCPU's thread when the host has failed a device: the guest stops.
     pub fn stop_for_fault(&self) {
         let mut state = self.lock();
-        if state.wanted == Wanted::Run {
-            self.host.set_closing(true);
-            state.wanted = Wanted::Pause;
-            self.kick_all(&state);
+        if state.requested == RunRequest::Run {
+            self.host.set_pausing(true);
+            state.requested = RunRequest::Pause;
+            self.signal_all(&state);
         }
     }
 
     /// Ends the machine; the first reason counts.
     pub fn end(&self, ending: Ending) {
         let mut state = self.lock();
-        state.wanted = Wanted::End;
-        self.host.set_closing(true);
+        state.requested = RunRequest::End;
+        self.host.set_pausing(true);
         state.ending.get_or_insert((ending, Instant::now()));
-        self.kick_all(&state);
+        self.signal_all(&state);
         self.changed.notify_all();
     }
 
@@ -175,11 +175,11 @@ impl Gate {
         let first = !std::mem::replace(&mut state.is_ready, true);
         if first && state.stops_at_ready {
             // Also during a pause that is under way: its end must not let the guest run.
-            state.stands_at_ready = true;
-            if state.wanted == Wanted::Run {
-                self.host.set_closing(true);
-                state.wanted = Wanted::Pause;
-                self.kick_all(&state);
+            state.paused_at_ready = true;
+            if state.requested == RunRequest::Run {
+                self.host.set_pausing(true);
+                state.requested = RunRequest::Pause;
+                self.signal_all(&state);
             }
         }
         self.changed.notify_all();
@@ -191,21 +191,21 @@ impl Gate {
     }
 
     /// From here on it does not. Returns whether it stands there already.
-    pub fn pass_ready(&self) -> bool {
+    pub fn skip_ready(&self) -> bool {
         let mut state = self.lock();
         state.stops_at_ready = false;
-        state.stands_at_ready
+        state.paused_at_ready
     }
 
     /// A guest that stands at ready is paused from here on, as its owner wants.
-    pub fn stay_closed(&self) {
-        self.lock().stands_at_ready = false;
+    pub fn stay_paused(&self) {
+        self.lock().paused_at_ready = false;
     }
 
     /// Whether the guest has stopped because it is ready, and nobody has paused it or
     /// let it go on since.
-    pub fn stands_at_ready(&self) -> bool {
-        self.lock().stands_at_ready
+    pub fn paused_at_ready(&self) -> bool {
+        self.lock().paused_at_ready
     }
 
     /// Waits until the guest has said that it is ready. Returns whether it did,
@@ -219,12 +219,12 @@ impl Gate {
     }
 
     /// Waits until the vCPUs are let run. Returns whether they are, and not at their end.
-    pub fn wait_until_open(&self) -> bool {
+    pub fn wait_until_running(&self) -> bool {
         let mut state = self.lock();
-        while state.wanted == Wanted::Pause {
+        while state.requested == RunRequest::Pause {
             state = self.wait(state);
         }
-        state.wanted == Wanted::Run
+        state.requested == RunRequest::Run
     }
 
     /// Waits for the end: until every vCPU is out of the guest, but not for long for
@@ -256,20 +256,20 @@ impl Gate {
     }
 
     /// Whether the vCPUs are let run.
-    pub fn is_open(&self) -> bool {
-        self.lock().wanted == Wanted::Run
+    pub fn is_running(&self) -> bool {
+        self.lock().requested == RunRequest::Run
     }
 
     /// If every vCPU's thread sleeps, how often each has gone to sleep. Does not
     /// disturb the guest.
     pub fn sleeps(&self) -> Option<Vec<u64>> {
-        self.kicks.iter().map(Kick::sleeps).collect()
+        self.signals.iter().map(VcpuSignal::sleeps).collect()
     }
 
-    fn kick_all(&self, state: &State) {
-        for (kick, waiting) in self.kicks.iter().zip(&state.waiting) {
+    fn signal_all(&self, state: &State) {
+        for (signal, waiting) in self.signals.iter().zip(&state.waiting) {
             if !waiting {
-                kick.fire();
+                signal.fire();
             }
         }
     }
@@ -302,57 +302,69 @@ mod tests {
         Instant::now() + Duration::from_secs(20)
     }
 
-    /// An open gate of no vCPUs, whose guest is to stop when it is ready.
-    fn open_gate() -> Gate {
-        let gate = Gate::new(Vec::new(), Host::default());
-        gate.stop_at_ready();
-        assert!(gate.open());
-        gate
+    /// Lets run a machine of no vCPUs, whose guest is to stop when it is ready.
+    fn running() -> RunControl {
+        let run_control = RunControl::new(Vec::new(), Host::default());
+        run_control.stop_at_ready();
+        assert!(run_control.run());
+        run_control
     }
 
     #[test]
-    fn closing_tells_whether_it_was_open() {
-        let gate = open_gate();
-        assert_eq!(gate.close(soon()), Closing::Closed { was_open: true });
-        assert_eq!(gate.close(soon()), Closing::Closed { was_open: false });
-        gate.end(Ending::Stopped);
-        assert_eq!(gate.close(soon()), Closing::Ended);
-        assert!(!gate.open());
+    fn pausing_tells_whether_they_ran() {
+        let run_control = running();
+        assert_eq!(
+            run_control.pause(soon()),
+            Pausing::Paused { was_running: true }
+        );
+        assert_eq!(
+            run_control.pause(soon()),
+            Pausing::Paused { was_running: false }
+        );
+        run_control.end(Ending::Stopped);
+        assert_eq!(run_control.pause(soon()), Pausing::Ended);
+        assert!(!run_control.run());
     }
 
     #[test]
     fn a_guest_that_is_ready_stands_until_it_is_let_go() {
-        let gate = open_gate();
-        gate.guest_is_ready();
-        assert!(gate.stands_at_ready() && !gate.is_open());
-        assert_eq!(gate.close(soon()), Closing::Closed { was_open: false });
-        assert!(gate.open() && !gate.stands_at_ready());
-        gate.guest_is_ready();
-        assert!(gate.is_open(), "only the first time counts");
+        let run_control = running();
+        run_control.guest_is_ready();
+        assert!(run_control.paused_at_ready() && !run_control.is_running());
+        assert_eq!(
+            run_control.pause(soon()),
+            Pausing::Paused { was_running: false }
+        );
+        assert!(run_control.run() && !run_control.paused_at_ready());
+        run_control.guest_is_ready();
+        assert!(run_control.is_running(), "only the first time counts");
     }
 
     #[test]
     fn a_guest_that_is_ready_while_the_gate_closes_stands_there() {
-        let gate = open_gate();
-        assert_eq!(gate.close(soon()), Closing::Closed { was_open: true });
-        gate.guest_is_ready();
-        assert!(gate.stands_at_ready());
+        let run_control = running();
+        assert_eq!(
+            run_control.pause(soon()),
+            Pausing::Paused { was_running: true }
+        );
+        run_control.guest_is_ready();
+        assert!(run_control.paused_at_ready());
     }
 
     #[test]
     fn a_guest_that_may_pass_does_not_stop() {
-        let gate = open_gate();
-        assert!(!gate.pass_ready(), "it does not stand there yet");
-        gate.guest_is_ready();
-        assert!(gate.is_open() && !gate.stands_at_ready());
+        let run_control = running();
+        assert!(!run_control.skip_ready(), "it does not stand there yet");
+        run_control.guest_is_ready();
+        assert!(run_control.is_running() && !run_control.paused_at_ready());
     }
 
     #[test]
     fn a_guest_paused_at_ready_does_not_go_on_by_itself() {
-        let gate = open_gate();
-        gate.guest_is_ready();
-        gate.stay_closed();
-        assert!(!gate.pass_ready());
-        assert!(!gate.is_open());
+        let run_control = running();
+        run_control.guest_is_ready();
+        run_control.stay_paused();
+        assert!(!run_control.skip_ready());
+        assert!(!run_control.is_running());
     }
 }

@@ -16,7 +16,7 @@ use crate::error::{OsContext as _, Result};
 use crate::proc;
 
 /// Makes one vCPU leave the guest.
-pub(crate) struct Kick {
+pub(crate) struct VcpuSignal {
     immediate_exit: *const AtomicU8,
     /// The `pthread_t` of the vCPU's thread; 0 before it began.
     thread: AtomicU64,
@@ -25,14 +25,14 @@ pub(crate) struct Kick {
 }
 
 // SAFETY: the pointer is only used for atomic access to one byte, which stays
-// mapped as long as the vCPU's descriptor lives (`Kick::new`).
-unsafe impl Send for Kick {}
+// mapped as long as the vCPU's descriptor lives (`VcpuSignal::new`).
+unsafe impl Send for VcpuSignal {}
 // SAFETY: as above.
-unsafe impl Sync for Kick {}
+unsafe impl Sync for VcpuSignal {}
 
-impl Kick {
-    /// A kick for this vCPU. Whoever keeps it keeps the vCPU, too: the machine
-    /// holds both and uses the kicks only while it has the vCPUs.
+impl VcpuSignal {
+    /// For this vCPU. Whoever keeps it keeps the vCPU, too: the machine
+    /// holds both and uses the signals only while it has the vCPUs.
     ///
     /// Also keeps the vCPU's shared page, `shared_bytes` long, out of children:
     /// a mapping of it would keep the machine alive after its process ended.

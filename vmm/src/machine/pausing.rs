@@ -1,0 +1,150 @@
+//! Letting a guest run and stopping it, on request or because it is ready.
+
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::machine::run_control::Pausing;
+use crate::machine::sleep::Sleep;
+use crate::machine::{Control, Machine, PAUSE_PATIENCE, lock};
+use crate::state::{VmState, announce_stop};
+
+impl Machine {
+    /// Lets the guest run. Its clock goes on where it stood when it was paused.
+    ///
+    /// # Errors
+    /// The machine has ended; it is still about to stop; or the host cannot do yet what
+    /// the guest had asked of a device ([`Error::HostFailed`]), and the guest stays
+    /// stopped.
+    pub fn resume(&self) -> Result<()> {
+        let deadline = Instant::now() + PAUSE_PATIENCE;
+        let mut control = self.control(deadline)?;
+        if self.shared.devices.host().has_fault() {
+            // It stopped by itself, and its vCPUs may still be on their way out.
+            self.stop_vcpus(deadline)?;
+            self.shared.devices.host().mended();
+        }
+        self.let_run(&mut control)
+    }
+
+    pub(super) fn let_run(&self, control: &mut Control) -> Result<()> {
+        let shared = &self.shared;
+        if !shared.run_control.is_running() {
+            for vcpu in &shared.vcpus {
+                announce_stop(&lock(vcpu))?;
+            }
+            shared.devices.host().set_pausing(false);
+            shared.devices.resume();
+            if let Some(what) = shared.devices.host().fault() {
+                shared.devices.quiesce(Instant::now() + PAUSE_PATIENCE);
+                return Err(Error::HostFailed { what });
+            }
+            if let Some(nanos) = control.clock.take() {
+                VmState::set_clock(&shared.vm, nanos, shared.facts.sets_clock_as_of)?;
+            }
+            control.sleep = Sleep::default();
+        }
+        if shared.run_control.run() {
+            return Ok(());
+        }
+        Err(Error::Ended(shared.run_control.wait_for_end()))
+    }
+
+    /// Stops the guest and returns once every vCPU is out of it. Its clock stops, too.
+    ///
+    /// # Errors
+    /// The machine has ended; or it does not stop in time and goes on
+    /// ([`Error::DoesNotStop`]).
+    pub fn pause(&self) -> Result<()> {
+        let deadline = Instant::now() + PAUSE_PATIENCE;
+        let mut control = self.control(deadline)?;
+        self.stop_vcpus(deadline)?;
+        self.shared.run_control.stay_paused();
+        if control.clock.is_none() {
+            control.clock = Some(VmState::clock(&self.shared.vm)?);
+        }
+        Ok(())
+    }
+
+    /// Returns whether the guest ran.
+    pub(super) fn stop_vcpus(&self, deadline: Instant) -> Result<bool> {
+        let shared = &self.shared;
+        match shared.run_control.pause(deadline) {
+            Pausing::Paused { was_running } if shared.devices.quiesce(deadline) => Ok(was_running),
+            Pausing::Paused { was_running } => {
+                // The thread of a device hangs. The guest goes on as it was.
+                if was_running
+                    && !shared.run_control.paused_at_ready()
+                    && !shared.devices.host().has_fault()
+                {
+                    shared.devices.host().set_pausing(false);
+                    shared.devices.catch_up();
+                    shared.run_control.run();
+                }
+                Err(Error::DoesNotStop)
+            }
+            Pausing::Ended => Err(Error::Ended(shared.run_control.wait_for_end())),
+            Pausing::Late => {
+                if shared.run_control.is_running() {
+                    shared.devices.catch_up();
+                }
+                Err(Error::DoesNotStop)
+            }
+        }
+    }
+
+    /// After a pause that the guest's owner did not ask for: the guest goes on as it
+    /// was, but for one that stands still because it is ready, or for a fault of the
+    /// host's.
+    pub(super) fn let_run_again(&self, control: &mut Control, was_running: bool) -> Result<()> {
+        let shared = &self.shared;
+        if was_running
+            && !shared.run_control.paused_at_ready()
+            && !shared.devices.host().has_fault()
+        {
+            return self.let_run(control);
+        }
+        Ok(())
+    }
+
+    /// From here on the guest is paused when it first says that it is ready, by a
+    /// byte to port 0x620, at that instruction.
+    pub fn stop_at_ready(&self) {
+        self.shared.run_control.stop_at_ready();
+    }
+
+    /// Nobody waits for the guest to be ready any more: it will not be paused then,
+    /// and goes on if it was, unless someone has paused it besides.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn skip_ready(&self) -> Result<()> {
+        let mut control = self.control(Instant::now() + PAUSE_PATIENCE)?;
+        if self.shared.run_control.skip_ready() {
+            return self.let_run(&mut control);
+        }
+        Ok(())
+    }
+
+    /// Waits until the guest has said that it is ready.
+    ///
+    /// # Errors
+    /// The machine ended first.
+    pub fn wait_until_ready(&self) -> Result<()> {
+        if self.shared.run_control.wait_until_ready() {
+            return Ok(());
+        }
+        Err(Error::Ended(self.shared.run_control.wait_for_end()))
+    }
+
+    /// Waits until the guest may run. Returns whether it may, and the machine has not ended.
+    #[must_use]
+    pub fn wait_until_running(&self) -> bool {
+        self.shared.run_control.wait_until_running()
+    }
+
+    /// Whether the guest may run.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.shared.run_control.is_running()
+    }
+}
