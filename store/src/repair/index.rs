@@ -1,141 +1,30 @@
-//! Rebuilding what can be rebuilt, and saying what cannot.
-//!
-//! Packs are the truth. From them come the index (always), the page size if
-//! the configuration is damaged, and tags whose files are damaged or whose
-//! directory is gone, under the names they were first committed as. Chunks
-//! whose bytes are damaged are left out of the index, so that committing the
-//! same page again stores it anew. A pack that holds damage is set aside in
-//! `damaged/` after its whole chunks have been copied to a new pack (`salvage`);
-//! pack files themselves are never changed.
+//! The index made anew of the whole chunks of every pack, and packs that hold damage
+//! set aside.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fs;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeSet, HashSet};
 
+use super::report::RepairReport;
 use crate::chunks::{Chunks, Place};
 use crate::durable;
-use crate::error::{Damage, Error, IoContext as _, Result};
-use crate::format::config::{Config, StoreFormat};
-use crate::format::{entry, pack_v1, pack_v2};
-use crate::gc::mark::Reach;
+use crate::error::{Error, Result};
+use crate::format::config::StoreFormat;
+use crate::format::entry;
 use crate::gc::state::CollectorState;
-use crate::id::{ChunkId, ChunkKind, SnapshotId};
+use crate::id::ChunkId;
 use crate::index::{self, IndexReader, IndexWriter};
 use crate::layout::Layout;
-use crate::lease;
-use crate::lock::{self, LockKind};
-use crate::manifest;
-use crate::opening;
 use crate::pack::PackNumber;
-use crate::pack::codec::{self, Encoding};
-use crate::pack::reader::{PackReader, payload_limit};
+use crate::pack::codec;
+use crate::pack::reader::payload_limit;
 use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack};
-use crate::page::PageSize;
 use crate::progress::Progress;
-use crate::regular::{self, Opened};
 use crate::rewrite::rewrite;
 use crate::salvage::{self, Found, Wanted};
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
 use crate::store::Store;
-use crate::tags;
-
-/// What a repair did and what it could not do.
-#[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct RepairReport {
-    /// Chunks in the new index.
-    pub indexed_chunks: u64,
-    /// Small files that were rebuilt.
-    pub rebuilt_files: Vec<String>,
-    /// Tags that were recovered, and the snapshots they name now.
-    pub recovered_tags: BTreeMap<String, SnapshotId>,
-    /// Tags whose files are damaged and that no readable snapshot fits. They are
-    /// left as they are.
-    pub lost_tags: Vec<String>,
-    /// Damage that was found; the packs that hold it are now in `damaged/`.
-    pub remaining: Vec<Damage>,
-    /// Tags of snapshots that cannot be read whole.
-    pub broken_snapshots: Vec<String>,
-}
-
-impl RepairReport {
-    /// Each pack is looked at more than once.
-    fn add(&mut self, damage: Damage) {
-        if !self.remaining.contains(&damage) {
-            self.remaining.push(damage);
-        }
-    }
-}
 
 impl Store {
-    /// Rebuilds the index of the store at `path`, and whatever else can be.
-    ///
-    /// Needs the store for itself: it fails if commits are under way.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] if commits are under way; [`Error::NoStore`] if there are
-    /// no packs either; I/O errors.
-    pub fn repair(path: &Path, progress: &dyn Progress) -> Result<RepairReport> {
-        let layout = Layout::new(std::path::absolute(path).context("resolve", path)?);
-        if !opening::is_store(&layout)? {
-            return Err(Error::NoStore {
-                path: path.to_owned(),
-            });
-        }
-        if let Err(error @ Error::Newer { .. }) = Config::read(&layout.config()) {
-            return Err(error);
-        }
-        let mut report = RepairReport::default();
-        let mut missing_tags_dir = false;
-        for odd in odd_files(&layout) {
-            set_odd_aside(&layout, &odd, &mut report)?;
-        }
-        for dir in layout.directories() {
-            if !dir.is_dir() {
-                missing_tags_dir |= dir == layout.tags();
-                durable::make_dir(&dir)?;
-                durable::sync_dir(layout.root())?;
-            }
-        }
-        // Before the lock is taken that this takes, too.
-        opening::restore_empty(&layout)?;
-        let _collect = lock::acquire(&layout, LockKind::Collect, lock::DEFAULT_TIMEOUT)?;
-        let _publish = lock::acquire(&layout, LockKind::Publish, lock::DEFAULT_TIMEOUT)?;
-        refuse_writers(&layout)?;
-        repair_config(&layout, &mut report)?;
-        let store = Self::open(path)?;
-        store.check_writable()?;
-        store.refuse_newer_packs()?;
-        repair_collector(&layout, store.format(), &mut report)?;
-        store.rebuild_index(&mut report, progress)?;
-        store.repair_tags(missing_tags_dir, &mut report)?;
-        let mut reach = Reach::new(&store.chunks)?;
-        for (tag, id) in tags::each(&layout)? {
-            let Ok(id) = id else { continue };
-            match reach.add_snapshot(id) {
-                Err(Error::Damaged(_)) => report.broken_snapshots.push(tag),
-                // What a newer version wrote is not broken.
-                Err(Error::Newer { .. }) => {}
-                other => other?,
-            }
-        }
-        Ok(report)
-    }
-
-    /// What a newer version wrote is not looked into, so nothing is moved or
-    /// rewritten beside it.
-    fn refuse_newer_packs(&self) -> Result<()> {
-        for number in self.chunks.packs().sealed()? {
-            match self.chunks.packs().get(number) {
-                Ok(Some(pack)) if pack.is_sound()? => refuse_unknown(&pack)?,
-                Err(Error::Damaged(_)) | Ok(_) => {}
-                Err(other) => return Err(other),
-            }
-        }
-        Ok(())
-    }
-
     /// Writes a new index beside the old one, then exchanges them: whoever reads
     /// meanwhile finds the one or the other. Where the filesystem cannot exchange, the
     /// old one is moved away first; readers find no index for a moment, and a crash
@@ -143,7 +32,11 @@ impl Store {
     ///
     /// A commit that began meanwhile finds out that a pack it relies on was set
     /// aside when it gets the publish lock, which is held here.
-    fn rebuild_index(&self, report: &mut RepairReport, progress: &dyn Progress) -> Result<()> {
+    pub(super) fn rebuild_index(
+        &self,
+        report: &mut RepairReport,
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let fresh = self.layout.with_fresh_index();
         let old_path = self.layout.old_index();
         for stale in [&fresh.index(), &old_path] {
@@ -404,65 +297,6 @@ impl Store {
         durable::sync_dir(&dir)?;
         durable::sync_dir(&self.layout.packs())
     }
-
-    fn repair_tags(&self, dir_was_missing: bool, report: &mut RepairReport) -> Result<()> {
-        let newest = self.newest_by_first_tag()?;
-        let mut damaged = BTreeSet::new();
-        for (name, id) in tags::each(&self.layout)? {
-            match id {
-                Ok(_) => {}
-                Err(Error::Damaged(_)) => {
-                    let path = self.layout.tags().join(&name);
-                    if regular::oddity(&path).is_some() {
-                        set_odd_aside(&self.layout, &path, report)?;
-                    }
-                    damaged.insert(name);
-                }
-                Err(other) => return Err(other),
-            }
-        }
-        if dir_was_missing {
-            damaged.extend(newest.keys().cloned());
-        }
-        for tag in damaged {
-            match newest.get(&tag) {
-                Some(id) => {
-                    tags::set(&self.layout, &tag, *id)?;
-                    report.recovered_tags.insert(tag, *id);
-                }
-                // One that was set aside is gone with what stood in its place.
-                None if !tags::exists(&self.layout, &tag) => {}
-                None => report.lost_tags.push(tag),
-            }
-        }
-        Ok(())
-    }
-
-    /// The newest whole snapshot that was first committed under each name.
-    fn newest_by_first_tag(&self) -> Result<BTreeMap<String, SnapshotId>> {
-        let mut newest: BTreeMap<String, (u64, SnapshotId)> = BTreeMap::new();
-        let index = self.chunks.index()?;
-        let mut reach = Reach::new(&self.chunks)?;
-        for entry in index.manifests() {
-            let (key, at) = entry?;
-            debug_assert_eq!(key.kind, ChunkKind::Manifest);
-            let Some(id) = self.chunks.manifest_id_at(key, at)? else {
-                continue;
-            };
-            let manifest = match manifest::read(&self.chunks, id) {
-                Err(Error::Damaged(_) | Error::Newer { .. }) => continue,
-                other => other?,
-            };
-            match reach.add_snapshot(id) {
-                Err(Error::Damaged(_) | Error::Newer { .. }) => continue,
-                other => other?,
-            }
-            let found = (manifest.created_unix_seconds, id);
-            let best = newest.entry(manifest.first_tag).or_insert(found);
-            *best = (*best).max(found);
-        }
-        Ok(newest.into_iter().map(|(tag, (_, id))| (tag, id)).collect())
-    }
 }
 
 /// The chunks of a pack. Notes it among `bad` if it holds damage.
@@ -498,150 +332,4 @@ fn enter_rescued(writer: Option<PackWriter>, index: &IndexWriter) -> Result<u64>
     sealed.keep();
     index.put(sealed.chunks().map(|chunk| (chunk.key, chunk.at)))?;
     Ok(sealed.chunks().count() as u64)
-}
-
-/// A commit under way has opened the index that is about to be replaced.
-fn refuse_writers(layout: &Layout) -> Result<()> {
-    let writers: Vec<String> = lease::live(layout)?
-        .into_iter()
-        .filter(|lease| lease.claim.writing_since.is_some())
-        .map(|lease| lease.holder)
-        .collect();
-    if writers.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Busy {
-        path: layout.leases(),
-        holder: format!("a commit under way ({})", writers.join(", ")),
-    })
-}
-
-/// What stands in the place of a file of the store and is none, but for tags and packs.
-fn odd_files(layout: &Layout) -> Vec<PathBuf> {
-    let locks = ["collect", "publish", "allocate", "next-pack"];
-    let mut files: Vec<PathBuf> = locks.map(|name| layout.locks().join(name)).into();
-    files.extend([layout.config(), layout.config_copy()]);
-    files.extend([layout.collector(), layout.recent_tags()]);
-    for dir in [layout.root().to_owned(), layout.tags()] {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        let temporary = entries.filter(|entry| durable::is_temporary(&entry.file_name()));
-        files.extend(temporary.map(|entry| entry.path()));
-    }
-    files.retain(|path| regular::oddity(path).is_some());
-    files
-}
-
-/// Moves it to `damaged/`, under a name of its own there.
-fn set_odd_aside(layout: &Layout, path: &Path, report: &mut RepairReport) -> Result<()> {
-    let reason = regular::oddity(path).unwrap_or("it is not a file");
-    let dir = layout.damaged();
-    durable::make_dir(&dir)?;
-    let name = path.file_name().unwrap_or_default();
-    let free = (0_u32..).find_map(|number| {
-        let mut name = name.to_owned();
-        if number > 0 {
-            name.push(format!(".{number}"));
-        }
-        let to = dir.join(name);
-        fs::symlink_metadata(&to).is_err().then_some(to)
-    });
-    durable::rename(path, &free.expect("numbers do not run out"))?;
-    report.remaining.push(Damage::File {
-        path: path.to_owned(),
-        reason,
-    });
-    Ok(())
-}
-
-/// Makes the configuration anew: from its copy, or, in format 1, from what the packs
-/// say.
-fn repair_config(layout: &Layout, report: &mut RepairReport) -> Result<()> {
-    let readable = |path: &Path| match Config::read(path) {
-        Err(Error::Damaged(_)) => Ok(None),
-        other => other,
-    };
-    let (path, copy_path) = (layout.config(), layout.config_copy());
-    let (config, copy) = (readable(&path)?, readable(&copy_path)?);
-    if let Some(config) = &config
-        && (config.two.is_none() || copy.as_ref() == Some(config))
-    {
-        return Ok(());
-    }
-    let rebuilt = if config.is_some() {
-        "config-copy"
-    } else {
-        "config"
-    };
-    let known = match config.or(copy) {
-        Some(known) => known,
-        None => Config::new(page_size_of_packs(layout)?, StoreFormat::One)?,
-    };
-    known.write(&path, &copy_path)?;
-    report.rebuilt_files.push(rebuilt.to_owned());
-    Ok(())
-}
-
-/// A chunk that only a newer version can read.
-pub(crate) fn refuse_unknown(pack: &PackReader) -> Result<()> {
-    let mut scan = pack.scan();
-    for slot in scan.by_ref() {
-        match slot {
-            Ok(slot) => {
-                if let Encoding::Unknown(encoding) = slot.entry.encoding {
-                    return Err(pack.newer(slot.entry, encoding));
-                }
-            }
-            Err(Error::Damaged(_)) => {}
-            Err(other) => return Err(other),
-        }
-    }
-    match scan.unknown_kind() {
-        Some(kind) => Err(pack.newer_kind(kind)),
-        None => Ok(()),
-    }
-}
-
-/// With nothing condemned nothing is deleted until the next collection has
-/// marked everything; and there are no writers now whose epoch could matter.
-fn repair_collector(layout: &Layout, format: StoreFormat, report: &mut RepairReport) -> Result<()> {
-    match CollectorState::read(layout) {
-        Ok(_) => return Ok(()),
-        Err(Error::Damaged(_)) => {}
-        Err(other) => return Err(other),
-    }
-    CollectorState::new().write(layout, format)?;
-    report.rebuilt_files.push("collector".to_owned());
-    Ok(())
-}
-
-/// The page size that the first readable pack header of version 1 names.
-///
-/// # Errors
-/// [`Error::NoStore`] if there is none; [`Damage::File`] if there are packs of
-/// version 2: what their keys are made with is lost.
-fn page_size_of_packs(layout: &Layout) -> Result<PageSize> {
-    let dir = layout.packs();
-    let mut found = None;
-    for entry in fs::read_dir(&dir).context("list", &dir)? {
-        let path = entry.context("list", &dir)?.path();
-        let mut header = [0; pack_v2::HEADER_LEN];
-        let Ok(Opened::File(mut file)) = regular::open(&path) else {
-            continue;
-        };
-        if file.read_exact(&mut header).is_err() {
-            continue;
-        }
-        if pack_v2::read_header(&header) != pack_v2::Header::Other {
-            return Err(Damage::File {
-                path: layout.config(),
-                reason: "it and its copy, which hold the secret of the keys; get one of them from a copy of the store",
-            }
-            .into());
-        }
-        let head = header.first_chunk().expect("it is longer");
-        found = found.or(pack_v1::page_size_in_header(head));
-    }
-    found.ok_or_else(|| Error::NoStore {
-        path: layout.root().to_owned(),
-    })
 }

@@ -1,0 +1,136 @@
+//! Rebuilding what can be rebuilt, and saying what cannot.
+//!
+//! Packs are the truth. From them come the index (always), the page size if
+//! the configuration is damaged, and tags whose files are damaged or whose
+//! directory is gone, under the names they were first committed as. Chunks
+//! whose bytes are damaged are left out of the index, so that committing the
+//! same page again stores it anew. A pack that holds damage is set aside in
+//! `damaged/` after its whole chunks have been copied to a new pack (`salvage`);
+//! pack files themselves are never changed.
+
+mod files;
+mod index;
+mod report;
+
+use std::path::Path;
+
+use crate::durable;
+use crate::error::{Error, IoContext as _, Result};
+use crate::format::config::Config;
+use crate::gc::mark::Reach;
+use crate::layout::Layout;
+use crate::lease;
+use crate::lock::{self, LockKind};
+use crate::opening;
+use crate::pack::codec::Encoding;
+use crate::pack::reader::PackReader;
+use crate::progress::Progress;
+use crate::store::Store;
+use crate::tags;
+use files::{odd_files, repair_collector, repair_config, set_odd_aside};
+pub use report::RepairReport;
+
+impl Store {
+    /// Rebuilds the index of the store at `path`, and whatever else can be.
+    ///
+    /// Needs the store for itself: it fails if commits are under way.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if commits are under way; [`Error::NoStore`] if there are
+    /// no packs either; I/O errors.
+    pub fn repair(path: &Path, progress: &dyn Progress) -> Result<RepairReport> {
+        let layout = Layout::new(std::path::absolute(path).context("resolve", path)?);
+        if !opening::is_store(&layout)? {
+            return Err(Error::NoStore {
+                path: path.to_owned(),
+            });
+        }
+        if let Err(error @ Error::Newer { .. }) = Config::read(&layout.config()) {
+            return Err(error);
+        }
+        let mut report = RepairReport::default();
+        let mut missing_tags_dir = false;
+        for odd in odd_files(&layout) {
+            set_odd_aside(&layout, &odd, &mut report)?;
+        }
+        for dir in layout.directories() {
+            if !dir.is_dir() {
+                missing_tags_dir |= dir == layout.tags();
+                durable::make_dir(&dir)?;
+                durable::sync_dir(layout.root())?;
+            }
+        }
+        // Before the lock is taken that this takes, too.
+        opening::restore_empty(&layout)?;
+        let _collect = lock::acquire(&layout, LockKind::Collect, lock::DEFAULT_TIMEOUT)?;
+        let _publish = lock::acquire(&layout, LockKind::Publish, lock::DEFAULT_TIMEOUT)?;
+        refuse_writers(&layout)?;
+        repair_config(&layout, &mut report)?;
+        let store = Self::open(path)?;
+        store.check_writable()?;
+        store.refuse_newer_packs()?;
+        repair_collector(&layout, store.format(), &mut report)?;
+        store.rebuild_index(&mut report, progress)?;
+        store.repair_tags(missing_tags_dir, &mut report)?;
+        let mut reach = Reach::new(&store.chunks)?;
+        for (tag, id) in tags::each(&layout)? {
+            let Ok(id) = id else { continue };
+            match reach.add_snapshot(id) {
+                Err(Error::Damaged(_)) => report.broken_snapshots.push(tag),
+                // What a newer version wrote is not broken.
+                Err(Error::Newer { .. }) => {}
+                other => other?,
+            }
+        }
+        Ok(report)
+    }
+
+    /// What a newer version wrote is not looked into, so nothing is moved or
+    /// rewritten beside it.
+    fn refuse_newer_packs(&self) -> Result<()> {
+        for number in self.chunks.packs().sealed()? {
+            match self.chunks.packs().get(number) {
+                Ok(Some(pack)) if pack.is_sound()? => refuse_unknown(&pack)?,
+                Err(Error::Damaged(_)) | Ok(_) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A commit under way has opened the index that is about to be replaced.
+fn refuse_writers(layout: &Layout) -> Result<()> {
+    let writers: Vec<String> = lease::live(layout)?
+        .into_iter()
+        .filter(|lease| lease.claim.writing_since.is_some())
+        .map(|lease| lease.holder)
+        .collect();
+    if writers.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Busy {
+        path: layout.leases(),
+        holder: format!("a commit under way ({})", writers.join(", ")),
+    })
+}
+
+/// A chunk that only a newer version can read.
+pub(crate) fn refuse_unknown(pack: &PackReader) -> Result<()> {
+    let mut scan = pack.scan();
+    for slot in scan.by_ref() {
+        match slot {
+            Ok(slot) => {
+                if let Encoding::Unknown(encoding) = slot.entry.encoding {
+                    return Err(pack.newer(slot.entry, encoding));
+                }
+            }
+            Err(Error::Damaged(_)) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    match scan.unknown_kind() {
+        Some(kind) => Err(pack.newer_kind(kind)),
+        None => Ok(()),
+    }
+}
