@@ -22,7 +22,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use quick_cache::sync::Cache;
 
 use crate::error::{Damage, Error, Result};
-use crate::format::config::Config;
+use crate::format::config::{Config, StoreFormat};
 use crate::format::entry::stored_check;
 use crate::format::manifest;
 use crate::format::node::{self, Child, Node};
@@ -51,6 +51,8 @@ const MOVED_CACHED: usize = 1 << 17;
 pub(crate) struct Chunks {
     layout: Layout,
     page_size: PageSize,
+    /// In which the store was opened.
+    format: StoreFormat,
     keys: Keys,
     packs: PackSet,
     index: RwLock<Option<Arc<IndexReader>>>,
@@ -124,6 +126,7 @@ impl Chunks {
             packs: PackSet::new(layout.clone(), config),
             layout,
             page_size: config.page_size,
+            format: config.format(),
             keys: Keys::of_store(config),
             index: RwLock::new(None),
             nodes: Cache::new(NODES_CACHED),
@@ -212,7 +215,7 @@ impl Chunks {
                 Err(error) => failure.add(error),
             }
         }
-        Err(failure.or_missing(id))
+        Err(self.explained(failure.or_missing(id)))
     }
 
     fn decode_node(&self, payload: &[u8], child: Child, level: u8) -> Result<Node> {
@@ -254,7 +257,20 @@ impl Chunks {
                 Err(error) => failure.add(error),
             }
         }
-        Err(failure.or_missing(id))
+        Err(self.explained(failure.or_missing(id)))
+    }
+
+    /// What is lost to who has opened the store in format 1 may have other keys now: it
+    /// has been upgraded since.
+    fn explained(&self, error: Error) -> Error {
+        if self.format != StoreFormat::One || !error.is_damage() {
+            return error;
+        }
+        let path = self.layout.config();
+        match Config::read(&path) {
+            Ok(Some(now)) if now.format() != self.format => Error::Upgraded { path },
+            _ => error,
+        }
     }
 
     /// The place that a reader would take, found without reading its bytes.
@@ -265,6 +281,7 @@ impl Chunks {
         first_readable(self, self.places(id, hint), id, |base| {
             self.places(base.id, Some(base.hint))
         })
+        .map_err(|error| self.explained(error))
     }
 
     /// The standalone chunk that a delta against `id` should be made from: the

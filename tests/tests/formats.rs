@@ -469,7 +469,7 @@ fn what_cannot_be_read_is_repaired_before_it_is_upgraded() -> anyhow::Result<()>
 fn an_upgrade_does_not_begin_beside_others() -> anyhow::Result<()> {
     let fixture = Fixture::unpack("store-v1/chain")?;
     let before = Store::open(fixture.cli.store())?;
-    let (_, pin) = before.pin("base")?;
+    let (id, pin) = before.pin("base")?;
     let plan = fixture.cli.json(&["upgrade", "--dry-run"])?;
     ensure!(
         plan["in_the_way"]
@@ -484,6 +484,9 @@ fn an_upgrade_does_not_begin_beside_others() -> anyhow::Result<()> {
     fixture.cli.ok(&["upgrade"])?;
     // Who has opened it before is told to open it again.
     let late = before.pin("base");
+    ensure!(matches!(late, Err(Error::Upgraded { .. })), "{late:?}");
+    // Without a lease, too, where nothing can be found by the names it had.
+    let late = before.manifest(id);
     ensure!(matches!(late, Err(Error::Upgraded { .. })), "{late:?}");
     fixture.holds_all()
 }
