@@ -120,7 +120,7 @@ fn one(world: &Arc<World>, actor: &Actor, number: usize, process: &mut Process, 
     }
     if matches!(op.action, Action::Repair) {
         let busy = matches!(&result, Ok(Err(Error::Busy { .. })));
-        end_repair(world, acknowledged, busy);
+        end_repair(world, &before, acknowledged, busy);
     }
     if let Ok(Err(error)) = &result
         && !killed
@@ -155,9 +155,11 @@ impl Before {
     fn judge(&self, world: &World, op: &Op, error: &Error, refused: bool) {
         let (repairs, damaged) = {
             let shared = world.lock();
+            // Damage that came meanwhile may be repaired by now.
+            let came = shared.damage_count != self.damage_count;
             (
                 shared.repairs_begun != self.repairs_begun || self.repairing,
-                self.damaged || shared.is_damaged(),
+                self.damaged || came || shared.is_damaged(),
             )
         };
         let class = error.class();
@@ -222,13 +224,16 @@ fn settle(world: &World, op: &Op, before: &Before, done: Done, acknowledged: boo
     }
 }
 
-fn end_repair(world: &World, acknowledged: bool, busy: bool) {
+fn end_repair(world: &World, before: &Before, acknowledged: bool, busy: bool) {
     let mut shared = world.lock();
     shared.repairs = shared.repairs.saturating_sub(1);
     if acknowledged {
         shared.half_repaired = false;
-        shared.flipped = false;
-        shared.index_lost = false;
+        // What was damaged while it ran it may have looked at before.
+        if shared.damage_count == before.damage_count {
+            shared.flipped = false;
+            shared.index_lost = false;
+        }
     } else if !busy {
         shared.half_repaired = true;
     }
