@@ -15,7 +15,8 @@
 //! 5. The feature *upgrading* goes.
 //!
 //! Wherever this is interrupted, the store is whole, and the next upgrade goes on: what
-//! is done is seen from the packs. Ids do not change, nor do manifests.
+//! is done is seen from the packs. No pack of version 2 is begun before the configuration
+//! of step 2 is durable, whoever begins it: who wrote that may have been killed too early. Ids do not change, nor do manifests.
 
 use std::collections::BTreeSet;
 use std::path::Path;

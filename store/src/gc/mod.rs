@@ -272,10 +272,15 @@ impl Store {
                 .max(lease.claim.writing_since.unwrap_or(state.epoch));
         }
         for (pack, identity) in going {
-            state.condemned.entry(pack).or_insert(Condemned {
+            let condemned = state.condemned.entry(pack).or_insert(Condemned {
                 epoch: state.epoch,
                 identity: Some(identity),
             });
+            // It may have been condemned while the store was of format 1, which does not
+            // know identities.
+            if !sim::on(Fault::CondemnedWithoutIdentity) {
+                condemned.identity = Some(identity);
+            }
         }
         state.epoch = state.epoch.next();
         state.write(&self.layout, self.format())

@@ -196,6 +196,7 @@ impl PackSet {
         if !self.layout.packs().is_dir() {
             return Err(missing_directory(&self.layout.packs()));
         }
+        self.settle_format()?;
         let number = self.next_number()?;
         let path = self.layout.open_pack(number);
         let mut options = OpenOptions::new();
@@ -215,6 +216,7 @@ impl PackSet {
     /// same positions: so it is of the same identity, and who relies on the one relies
     /// on the other. The caller holds the collect lock: nobody else writes it.
     pub fn create_instead(&self, pack: &PackReader) -> Result<PackWriter> {
+        self.settle_format()?;
         let number = pack.number();
         let _allocate = lock::acquire(&self.layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
         let path = self.layout.open_pack(number);
@@ -225,6 +227,16 @@ impl PackSet {
         lock::try_exclusive(&file, &path)?;
         let version = self.version_of(number, pack.identity());
         PackWriter::new(&self.layout, number, version, file)
+    }
+
+    /// Makes a configuration durable that says since a moment ago that there are packs
+    /// of version 2. Who began the upgrade may have been killed before it was; were the
+    /// packs durable first, a power cut could leave them in a store of format 1.
+    fn settle_format(&self) -> Result<()> {
+        if !self.keys.is_upgrading() || sim::on(Fault::UpgradeNotSettled) {
+            return Ok(());
+        }
+        durable::sync_dir(self.layout.root())
     }
 
     fn version_of(&self, number: PackNumber, identity: PackIdentity) -> Version {

@@ -78,6 +78,11 @@ pub enum Fault {
     CleanedByOldList,
     /// A collection that has waited for an upgrade goes on in the format from before.
     FormatNotLookedAt,
+    /// Packs of format 2 are made before the configuration that says so is durable,
+    /// which an upgrade that was killed has left behind.
+    UpgradeNotSettled,
+    /// What was condemned in format 1 is never condemned by its identity.
+    CondemnedWithoutIdentity,
 }
 
 /// Whether encoding is taken for identity, in one of both ways.
@@ -94,7 +99,7 @@ pub(crate) fn no_second_look() -> bool {
 #[cfg(feature = "sim")]
 impl Fault {
     /// Those that the simulator has to find.
-    pub const FOUND: [Self; 33] = [
+    pub const FOUND: [Self; 35] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -128,6 +133,8 @@ impl Fault {
         Self::PublishingPackJudged,
         Self::TagsNotSyncedBeforeDeletion,
         Self::RepairEntersDeadDelta,
+        Self::UpgradeNotSettled,
+        Self::CondemnedWithoutIdentity,
     ];
 
     /// Those that nothing can come of in a store that only this version has written.

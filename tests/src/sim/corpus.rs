@@ -19,9 +19,11 @@ struct Script {
     seams: Vec<Seam>,
     faults: Vec<Fault>,
     pack_chunks: usize,
+    /// If it is about one.
+    format: Option<StoreFormat>,
 }
 
-const SCRIPTS: [fn() -> Script; 12] = [
+const SCRIPTS: [fn() -> Script; 15] = [
     leaf_outlives_its_pages,
     dead_delta_beside_a_copy,
     published_while_collected,
@@ -34,6 +36,9 @@ const SCRIPTS: [fn() -> Script; 12] = [
     room_made_beside_a_writer,
     parent_removed_meanwhile,
     tagged_again_too_late,
+    upgrade_goes_on_where_one_was_killed,
+    condemned_before_an_upgrade,
+    damaged_while_repaired,
 ];
 
 impl Plan {
@@ -54,10 +59,10 @@ impl Plan {
             schedule: Schedule::Seams(script.seams),
             pack_chunks: script.pack_chunks,
             full_in_the_end,
-            format: match draft.rng.u8(..4) {
+            format: script.format.unwrap_or(match draft.rng.u8(..4) {
                 0 => StoreFormat::One,
                 _ => StoreFormat::Two,
-            },
+            }),
             seed: draft.rng.u64(..),
         }
     }
@@ -77,7 +82,14 @@ impl Script {
             seams: vec![],
             faults: vec![],
             pack_chunks: MANY_CHUNKS,
+            format: None,
         }
+    }
+
+    /// The store begins in format 1.
+    fn in_format_1(mut self) -> Self {
+        self.format = Some(StoreFormat::One);
+        self
     }
 
     /// The operation is done by the process that did the one before.
@@ -386,4 +398,52 @@ fn tagged_again_too_late() -> Script {
     .same_process(3)
     .overtaken(3, 1, 0)
     .overtaken(4, 42, 0)
+}
+
+/// An upgrade is killed before the configuration is durable that says so. Another one
+/// goes on, and the power fails.
+fn upgrade_goes_on_where_one_was_killed() -> Script {
+    use Parent::Nothing;
+    let script = Script::of([
+        vec![commit(0, Nothing, &[(0, 0)], &[]), Action::Upgrade],
+        vec![Action::Upgrade],
+    ]);
+    script
+        .ends(1, Class::Durable, 6, Mishap::Kill)
+        .ends(2, Class::Changes, 9, Mishap::PowerCut)
+        .in_format_1()
+}
+
+/// A collection of a store of format 1 ends when it has condemned a pack; then the store
+/// is upgraded and collected again.
+fn condemned_before_an_upgrade() -> Script {
+    use Parent::Nothing;
+    let script = Script::of([vec![
+        commit(0, Nothing, &[(0, 0)], &[]),
+        Action::Remove(0),
+        Action::Gc(50),
+        Action::Upgrade,
+        Action::Gc(50),
+    ]]);
+    script
+        .ends(2, Class::Durable, 4, Mishap::Kill)
+        .in_format_1()
+}
+
+/// A bit flips in a pack that a repair has looked at; then what is in it is committed
+/// again.
+fn damaged_while_repaired() -> Script {
+    use Parent::Nothing;
+    let mut script = Script::of([
+        vec![
+            commit(0, Nothing, &[(0, 0), (3, 0)], &[]),
+            Action::Damage(Damage::FlipByte, 0),
+            commit(1, Nothing, &[(0, 0)], &[]),
+        ],
+        vec![Action::Repair],
+    ])
+    .overtaken(1, 1, 0)
+    .overtaken(3, 18, 2);
+    script.pack_chunks = 1;
+    script
 }

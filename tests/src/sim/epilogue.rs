@@ -42,10 +42,13 @@ pub fn epilogue(world: &Arc<World>) {
         if has_failed(world) {
             break;
         }
-        if let Err(error) = collect(world, keep_percent, false)
-            && !damaged
-        {
-            world.fail("gc fails", error.to_string());
+        match collect(world, keep_percent, false).and_then(|_| dead(world)) {
+            Ok(0) => {}
+            Ok(left) if !damaged => {
+                world.fail("gc leaves what is dead", format!("{left} packs"));
+            }
+            Err(error) if !damaged => world.fail("gc fails", error.to_string()),
+            _ => {}
         }
         check_thoroughly(world);
     }
