@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail};
 use rustix::io::retry_on_intr;
 use snapstore_vmm::Console;
 use snapstore_vmm::agent::{AGENT_PORT, AgentClient, AgentError};
-use snapstore_vmm::confine::{self, Limits, Preparation, Role, keep_only};
+use snapstore_vmm::confine::{self, Group, Limits, Preparation, Role, keep_only};
 use snapstore_vmm::control::{Identity, RunState, Vm};
 
 use crate::background;
@@ -105,6 +105,10 @@ fn start_claimed(
     snapstore_vmm::forbid_merging();
     let console = Arc::new(Console::new());
     let preparation = spec.confine.then(Preparation::new).transpose()?;
+    // Before there is memory that counts.
+    let mut group = spec
+        .confine
+        .then(|| Group::enter(&claim.vm.name, |dir| claim.vm.record_group(dir)));
     let (machine, start) = build(&spec.what, nets, &spec.overlays, &console)?;
     let listener = listen(&claim.vm.socket())?;
     let limits = Limits {
@@ -113,7 +117,7 @@ fn start_claimed(
         disk_bytes: machine.largest_disk_bytes().saturating_mul(2),
     };
     let confinement = preparation
-        .map(|preparation| preparation.confine(claim.vm.dir(), &limits))
+        .map(|preparation| preparation.confine(claim.vm.dir(), &limits, group.as_mut()))
         .transpose()?
         .map(|confinement| confine::Confinement {
             shares_layout: spec.share_layout,
@@ -146,6 +150,9 @@ fn start_claimed(
         status.state = RunState::Running;
     }
     announce(&claim.vm.name, Ok(status))?;
+    if let Some(group) = group {
+        group.keep();
+    }
     // Lets go of the pipe to who started this.
     rustix::stdio::dup2_stdout(&null)?;
     Ok(vm)

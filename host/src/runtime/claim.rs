@@ -81,6 +81,7 @@ impl VmDir {
             }
             if is_same(&lock, &self.lock_path()) {
                 self.remove_sockets()
+                    .and_then(|()| self.remove_group())
                     .and_then(|()| remove_if_there(&self.log()))
                     .and_then(|()| remove_if_there(&self.dir.join("ending")))
                     .with_context(|| format!("cannot clear {}", self.dir.display()))?;
@@ -222,6 +223,7 @@ impl Claim {
 
     /// Leaves the machine's log to say why it ended.
     pub fn release_with_log(self) -> io::Result<()> {
+        self.vm.remove_group()?;
         self.vm.remove_sockets()
     }
 
@@ -229,6 +231,7 @@ impl Claim {
     /// The lock goes last: whoever has it finds the rest as it will stay.
     pub fn release(self, ending: Option<&str>) -> io::Result<()> {
         let dir = &self.vm.dir;
+        self.vm.remove_group()?;
         self.vm.remove_sockets()?;
         match ending {
             Some(reason) => fs::write(dir.join("ending"), reason),

@@ -6,6 +6,7 @@
 //! - `control.sock`, its socket;
 //! - `vsock.sock`, the host's end of its guest's sockets, if it has such a device;
 //! - `log`, its process's standard error;
+//! - `cgroup`, where its control group is, if it has one;
 //! - `ending`, why it ended, if that was not as wanted.
 //!
 //! A directory whose lock is free is of a machine that has ended. An orderly end
@@ -14,6 +15,7 @@
 mod claim;
 mod ending;
 mod files;
+mod group;
 #[cfg(test)]
 mod tests;
 mod vm_dir;
@@ -99,6 +101,7 @@ impl Runtime {
             if vm.has_ended_in_order() {
                 forget(&vm)?;
             } else if vm.exists() || !vm.was_abandoned()? {
+                vm.clear_group()?;
                 vms.push(vm);
             }
         }

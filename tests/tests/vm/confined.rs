@@ -355,3 +355,105 @@ fn a_users_machine_is_confined() -> Result<()> {
     ensure!(said.contains("Seccomp:\t2\n"), "{said}");
     lab.finish()
 }
+
+/// The group that `ps` names, if there is one.
+fn group(lab: &Lab, name: &str) -> Result<Option<PathBuf>> {
+    let told = lab.ps(name)?["confinement"].clone();
+    let Some(group) = told["cgroup"].as_str() else {
+        let lacks = told["cgroup_lacks"].as_str().context("no reason is told")?;
+        skipped("a control group of a machine's own", lacks);
+        return Ok(None);
+    };
+    Ok(Some(PathBuf::from(group)))
+}
+
+#[test]
+fn a_machines_control_group_goes_whatever_happens() -> Result<()> {
+    let Some((lab, _)) = lab("a_machines_control_group_goes_whatever_happens")? else {
+        return Ok(());
+    };
+    lab.run("web", SPIN, &[])?;
+    let Some(web) = group(&lab, "web")? else {
+        return lab.finish();
+    };
+    let pid = lab.pid("web")?.to_string();
+    let inside = fs::read_to_string(web.join("cgroup.procs"))?;
+    ensure!(inside.trim() == pid, "{pid} is not alone: {inside}");
+    // In order; killed; killed without a supervisor, as `ps` finds it.
+    lab.stop("web")?;
+    eventually("the group goes with its machine", || Ok((!web.exists()).then_some(())))?;
+    lab.run("web", SPIN, &[])?;
+    let web = group(&lab, "web")?.context("no group any more")?;
+    signal(lab.pid("web")?, Signal::KILL)?;
+    eventually("the group goes with one that was killed", || {
+        Ok((!web.exists()).then_some(()))
+    })?;
+    lab.cli.ok(&["stop", "web"])?;
+    lab.run("web", SPIN, &[])?;
+    let web = group(&lab, "web")?.context("no group any more")?;
+    let pid = lab.pid("web")?;
+    let status = &threads(pid)?[0];
+    signal(field(status, "PPid")?.parse()?, Signal::KILL)?;
+    signal(pid, Signal::KILL)?;
+    eventually("the group goes with the next `ps`", || {
+        lab.cli.ok(&["ps"])?;
+        Ok((!web.exists()).then_some(()))
+    })?;
+    lab.finish()
+}
+
+#[test]
+fn a_machine_that_does_not_start_leaves_no_control_group() -> Result<()> {
+    let Some((lab, _)) = lab("a_machine_that_does_not_start_leaves_no_control_group")? else {
+        return Ok(());
+    };
+    lab.run("web", SPIN, &[])?;
+    let Some(web) = group(&lab, "web")? else {
+        return lab.finish();
+    };
+    let parent = web.parent().context("a group has a parent")?;
+    let kernel = lab.file("kernel", SPIN)?;
+    let overlays = lab.file("no directory", b"")?;
+    let disk = lab.file("disk", &[0; 4096])?;
+    let output = lab.cli.run(&[
+        "run",
+        "bad",
+        "--kernel",
+        &kernel,
+        "--mem",
+        "16M",
+        "-d",
+        "--disk",
+        &disk,
+        "--overlay-dir",
+        &overlays,
+    ])?;
+    ensure!(!output.status.success(), "{output:?}");
+    let left = names(parent)
+        .into_iter()
+        .filter(|name| name.starts_with("snapstore-bad"));
+    ensure!(left.count() == 0, "a group is left");
+    lab.finish()
+}
+
+#[test]
+fn a_control_group_bounds_memory_and_tasks() -> Result<()> {
+    let test = "a_control_group_bounds_memory_and_tasks";
+    let Some((lab, _)) = lab(test)? else {
+        return Ok(());
+    };
+    lab.run("web", SPIN, &[])?;
+    let told = lab.ps("web")?["confinement"].clone();
+    if let Some(lacks) = told["cgroup_lacks"].as_str() {
+        let text = lab.cli.ok(&["ps", "web"])?;
+        ensure!(text.contains(lacks), "the user is not told: {text}");
+        skipped(test, lacks);
+        return lab.finish();
+    }
+    let group = PathBuf::from(told["cgroup"].as_str().context("no group")?);
+    for (file, name) in [("memory.max", "memory_bytes"), ("pids.max", "group_tasks")] {
+        let bound = fs::read_to_string(group.join(file))?;
+        ensure!(told["limits"][name].to_string() == bound.trim(), "{told}");
+    }
+    lab.finish()
+}

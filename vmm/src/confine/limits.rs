@@ -26,6 +26,11 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The most tasks (threads and frozen copies) that it has.
+    pub(super) fn tasks(&self) -> u64 {
+        TASKS + self.cpus
+    }
+
     /// Sets the limits of this process: none is raised. Returns them by name.
     pub(super) fn apply(&self, own_user: bool) -> Result<BTreeMap<String, u64>> {
         let file_bytes = SMALL_FILES_BYTES
@@ -38,7 +43,7 @@ impl Limits {
         ];
         // They count by user: another one's would count, too.
         if own_user {
-            limits.push(("tasks", Resource::Nproc, TASKS + self.cpus));
+            limits.push(("tasks", Resource::Nproc, self.tasks()));
         }
         let mut applied = BTreeMap::new();
         for (name, resource, wanted) in limits {

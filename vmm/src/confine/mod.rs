@@ -5,6 +5,7 @@
 //! process still has one thread, [`Preparation::confine`] takes from the process
 //! (docs/SECURITY-MODEL.md):
 //!
+//! - `cgroup`: where it is delegated, a control group with bounds on memory and tasks;
 //! - `limits`: how many descriptors and tasks it may have, how long its files may be;
 //! - `identity`: root becomes a user of its own without capabilities;
 //! - `root`: as root, new namespaces, and a root directory that holds only the
@@ -18,6 +19,7 @@
 //! Deliberately absent: PID namespaces, since a frozen copy is found by the number
 //! that its committer is told; and a list of files that may be opened, since none may.
 
+mod cgroup;
 mod descriptors;
 mod filter;
 mod identity;
@@ -40,6 +42,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, OsContext as _, Result};
 use crate::proc;
+pub use cgroup::{Group, remove_group};
 pub use descriptors::keep_only;
 pub use filter::{enter, is_confined};
 use identity::MachineUser;
@@ -76,18 +79,27 @@ impl Preparation {
         })
     }
 
-    /// Confines this process, which has one thread, to `dir`. What was opened before
-    /// stays usable. Each thread still has to [`enter`] its role.
+    /// Confines this process, which has one thread, to `dir`, and bounds the group that it
+    /// has entered. What was opened before stays usable. Each thread still has to [`enter`] its role.
     ///
     /// # Errors
     /// [`Error::Confine`]: the kernel refuses a part. The process may be confined in
     /// part then, and has to end.
-    pub fn confine(self, dir: &Path, limits: &Limits) -> Result<Confinement> {
+    pub fn confine(
+        self,
+        dir: &Path,
+        limits: &Limits,
+        group: Option<&mut Group>,
+    ) -> Result<Confinement> {
         check_single_thread()?;
         let mut report = Confinement {
             limits: limits.apply(self.user.is_some())?,
             ..Confinement::default()
         };
+        // Where its group is still to be found, and it may still write there.
+        if let Some(group) = group {
+            group.limit(limits, &mut report);
+        }
         let root = match self.user {
             Some((user, namespace)) => {
                 let entered = root::enter(dir, &namespace)?;

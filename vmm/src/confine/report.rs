@@ -32,8 +32,11 @@ pub struct Confinement {
     pub landlock: Option<String>,
     /// Limits by name.
     pub limits: BTreeMap<String, u64>,
-    /// The control group that bounds its memory and tasks.
+    /// The control group of its own.
     pub cgroup: Option<String>,
+    /// Why that does not bound its memory or tasks, or why there is none.
+    #[serde(default)]
+    pub cgroup_lacks: Option<String>,
     /// Whether its address-space layout is that of the machines started with it.
     #[serde(default)]
     pub shares_layout: bool,
@@ -86,6 +89,9 @@ impl std::fmt::Display for Confinement {
         match &self.cgroup {
             Some(cgroup) => write!(out, ", control group {cgroup}")?,
             None => write!(out, ", no control group")?,
+        }
+        if let Some(lacks) = &self.cgroup_lacks {
+            write!(out, " ({lacks})")?;
         }
         if self.shares_layout {
             write!(out, "; shares its address-space layout")?;

@@ -94,7 +94,7 @@ fn one(role: &str, number: usize, rest: &[String]) -> u8 {
             Err(_) => FAILED,
         };
     }
-    let confined = Preparation::new().and_then(|it| it.confine(Path::new(dir), &limits));
+    let confined = Preparation::new().and_then(|it| it.confine(Path::new(dir), &limits, None));
     if let Err(error) = confined {
         eprintln!("{error}");
         return NOT_CONFINED;
