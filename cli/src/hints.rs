@@ -41,6 +41,8 @@ fn about(error: &Error) -> Option<&'static str> {
         Error::DiffWithoutHoles { .. } | Error::DiffGrain { .. } => {
             Some("if all of its data is meant to replace the parent's, say --dense-diff")
         }
+        Error::NotAStream { .. } => Some("`snapstore export` writes one"),
+        Error::OtherPageSize { .. } => Some("`snapstore init --page-size` makes a store for it"),
         Error::Upgraded { .. } => Some("try again"),
         Error::Index { .. } => Some("if this persists run `snapstore repair`"),
         Error::Damaged(damage) => Some(about_damage(damage)),
@@ -64,6 +66,7 @@ pub fn about_damage(damage: &Damage) -> &'static str {
         }
         Damage::Missing { .. } => "run `snapstore repair`, then `snapstore verify`",
         Damage::Manifest { .. } => "`snapstore rm` removes its tags",
+        Damage::Stream { .. } => "export it again, or get another copy of it",
         Damage::Index { .. } => "run `snapstore repair`, which makes it anew",
     }
 }

@@ -308,6 +308,32 @@ pub enum Error {
         /// The pack file.
         path: PathBuf,
     },
+    /// What was to be imported is no stream of snapshots.
+    #[error("{} does not begin as a stream of snapshots does", path.display())]
+    NotAStream {
+        /// What the stream calls itself.
+        path: PathBuf,
+    },
+    /// A stream of snapshots with pages of another size than the store's.
+    #[error("{} has pages of {stream_bytes} bytes, and the store {store_bytes}: a store takes snapshots of its own page size only", path.display())]
+    OtherPageSize {
+        /// What the stream calls itself.
+        path: PathBuf,
+        /// The size of its pages.
+        stream_bytes: u64,
+        /// The size of the store's pages.
+        store_bytes: u64,
+    },
+    /// A stream with a snapshot that cannot be in this store.
+    #[error("the snapshot with tag {tag:?} in {} cannot be imported: {problem}", path.display())]
+    NotImportable {
+        /// What the stream calls itself.
+        path: PathBuf,
+        /// The tag it was to have.
+        tag: String,
+        /// What does not fit.
+        problem: &'static str,
+    },
     /// Locks keep nobody away on the filesystem that the store is on.
     #[error(
         "{} is on {filesystem}, {why}: two processes could write at once, and what one has committed be lost; put the store elsewhere, or set SNAPSTORE_TRUST_LOCKS=1 if nobody else ever has it; reading works", path.display()
@@ -387,6 +413,16 @@ pub enum Damage {
     Manifest {
         /// The beginning of the snapshot's id.
         snapshot: String,
+        /// What does not fit.
+        reason: &'static str,
+    },
+    /// A stream of snapshots is not what was exported.
+    #[error("{} is damaged at byte {offset_bytes}: {reason}", path.display())]
+    Stream {
+        /// What the stream calls itself.
+        path: PathBuf,
+        /// Where the block begins that is damaged.
+        offset_bytes: u64,
         /// What does not fit.
         reason: &'static str,
     },
@@ -474,6 +510,9 @@ impl Error {
                 ErrorClass::Usage
             }
             Self::NoLocks { .. }
+            | Self::NotAStream { .. }
+            | Self::OtherPageSize { .. }
+            | Self::NotImportable { .. }
             | Self::NotEmpty { .. }
             | Self::PartialPage { .. }
             | Self::EmptyInput { .. }

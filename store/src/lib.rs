@@ -95,6 +95,7 @@ mod stats;
 mod store;
 mod tags;
 mod threads;
+mod transfer;
 mod tree;
 mod upgrade;
 mod users;
@@ -122,5 +123,8 @@ pub use snapshot::Snapshot;
 pub use snapshots::{Listing, TaggedSnapshot};
 pub use stats::{Reclaimable, SnapshotStats, StoreStats};
 pub use store::Store;
+pub use transfer::{
+    ExportRequest, Exported, ExportedSnapshot, ImportRequest, Imported, ImportedSnapshot,
+};
 pub use upgrade::UpgradeReport;
 pub use verify::{Finding, VerifyReport};

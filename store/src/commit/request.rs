@@ -6,11 +6,8 @@ use std::collections::BTreeSet;
 use crate::commit::CommitRequest;
 use crate::error::{Error, Result};
 use crate::format::config::StoreFormat;
-use crate::manifest::{Image, ImageRole, MAX_IMAGES, MAX_LABELS, MAX_LEN, Manifest};
+use crate::manifest::{Image, ImageRole, MAX_IMAGES, MAX_LABELS, MAX_LEN, Manifest, SHOWN_AS};
 use crate::name;
-
-/// What a mount shows the manifest as.
-const MANIFEST_FILE: &str = "manifest.json";
 
 impl CommitRequest {
     /// Refuses what can be seen to be wrong before anything is read. Every commit
@@ -35,7 +32,7 @@ fn check(request: &CommitRequest) -> Result<()> {
             ImageRole::Disk => format!("{}.img", input.name),
             ImageRole::File => input.name.clone(),
         };
-        if file == MANIFEST_FILE {
+        if file == SHOWN_AS {
             return Err(Error::BadName {
                 name: file,
                 what: "an attached file",

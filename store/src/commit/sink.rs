@@ -216,6 +216,16 @@ impl<'a> Sink<'a> {
         Ok(Claimed::New(at))
     }
 
+    /// The place that this commit has claimed for a chunk, if it has.
+    pub fn claimed(&self, id: ChunkId) -> Option<Location> {
+        self.claimed.get(&self.chunks().keys().of(id)).copied()
+    }
+
+    /// The length of the pack being written, so far.
+    pub fn open_pack_bytes(&self) -> u64 {
+        self.writer.as_ref().map_or(0, PackWriter::len_bytes)
+    }
+
     /// Appends claimed chunks, in the order of their claims.
     pub fn append(&mut self, run: EncodedRun) -> Result<()> {
         if run.chunks.is_empty() {

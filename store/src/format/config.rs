@@ -196,7 +196,7 @@ fn page_size(bytes: [u8; 4]) -> Option<PageSize> {
 
 /// Bytes that nobody else has. In the simulator they depend on what they are for
 /// alone, so that a history happens again as it did.
-fn random<const N: usize>(purpose: &str) -> Result<[u8; N]> {
+pub(crate) fn random<const N: usize>(purpose: &str) -> Result<[u8; N]> {
     let mut bytes = [0; N];
     if cfg!(feature = "sim") {
         blake3::Hasher::new_derive_key("snapstore simulator")

@@ -1,6 +1,6 @@
 //! A snapshot's manifest: what it holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -15,6 +15,8 @@ use crate::page::PageSize;
 use crate::tree::read::Tree;
 use crate::tree::shape::Shape;
 
+/// What a mount shows a manifest as.
+pub(crate) const SHOWN_AS: &str = "manifest.json";
 /// The longest manifest that is read or written.
 pub(crate) const MAX_LEN: usize = 1 << 20;
 /// The most images and labels a snapshot may have.
@@ -159,6 +161,15 @@ impl Manifest {
     #[must_use]
     pub fn image(&self, name: &str) -> Option<&Image> {
         self.images.iter().find(|image| image.name == name)
+    }
+
+    /// What keeps a mount from showing every image, if anything does: two with one file
+    /// name, or one with the manifest's. No commit makes such a snapshot.
+    pub(crate) fn problem_in_a_mount(&self) -> Option<&'static str> {
+        let mut shown = BTreeSet::from([SHOWN_AS.to_owned()]);
+        let mut images = self.images.iter();
+        let clash = images.any(|image| !shown.insert(image.file_name()));
+        clash.then_some("two of its files have one name")
     }
 
     /// What keeps this from being a manifest, if anything does: a name, number or

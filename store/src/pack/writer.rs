@@ -159,6 +159,11 @@ impl PackWriter {
         self.next_offset >= PACK_SOFT_LIMIT_BYTES || self.chunks.len() >= most_chunks
     }
 
+    /// How long it is, so far.
+    pub fn len_bytes(&self) -> u64 {
+        self.next_offset
+    }
+
     /// Where the next appended chunk will be.
     pub fn next_location(&self) -> Location {
         Location {

@@ -10,6 +10,7 @@ mod library;
 mod partial_pages;
 mod pins;
 mod precopy;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::fs::File;

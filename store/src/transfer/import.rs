@@ -1,0 +1,486 @@
+//! Into a store: what a stream holds and the store has not becomes chunks of its own.
+//!
+//! A stream comes from anywhere. Nothing in it is trusted: a chunk's id is computed
+//! from its bytes, what a node or a manifest refers to has to be there already, and
+//! before a tag is set the snapshot is walked as a reader would walk it.
+//!
+//! Order: chunks into packs, packs into the index, the walk, the tags. A tag is set
+//! only once the end of the stream was seen, so a stream that was cut off or changed
+//! leaves none. What was stored until then is there when the import is run again, if
+//! its pack was full or its snapshot complete, and goes with a collection otherwise.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::path::PathBuf;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::commit::sink::{Claimed, EncodedRun, Sink, encode_into};
+use crate::durable;
+use crate::error::{Error, Result};
+use crate::format::config::StoreFormat;
+use crate::format::manifest::Malformed;
+use crate::format::node::{self, Child, Node};
+use crate::format::stream::{BadRecord, Record, Records, StreamReader};
+use crate::gc::mark::Reach;
+use crate::id::{ChunkId, ChunkKind, SnapshotId};
+use crate::manifest::{MAX_LEN, Manifest};
+use crate::name::check_tag;
+use crate::pack::Location;
+use crate::page::is_zero;
+use crate::progress::Progress;
+use crate::store::Store;
+use crate::tags;
+use crate::tree::read::node_id;
+
+/// Tags that a stream may have; snapshots are fewer.
+const MAX_TAGS: usize = 1 << 16;
+/// Places that are remembered, so that a node's children are not looked up again.
+const MAX_RECENT: usize = 1 << 17;
+/// The tree of an image of 16 TiB has nodes of these levels and below.
+const MAX_LEVEL: u8 = 3;
+/// With so much of it a pack is finished when a snapshot is complete: what comes next
+/// can be stored as deltas against it.
+const PACK_WORTH_FINISHING_BYTES: u64 = 1 << 20;
+const PAGES_PER_TASK: usize = 32;
+
+/// How to import.
+#[derive(Clone, Debug, Default)]
+pub struct ImportRequest {
+    /// Whether tags that name other snapshots may be moved.
+    pub replace: bool,
+    /// What errors call the stream, such as the name of a file.
+    pub label: PathBuf,
+    /// The length of the stream, for those who are told of the progress.
+    pub stream_bytes: Option<u64>,
+}
+
+/// What an import did.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Imported {
+    /// The snapshots, in the order of the stream: ancestors first.
+    pub snapshots: Vec<ImportedSnapshot>,
+    /// How many chunks were in the stream.
+    pub chunks: u64,
+    /// How many the store did not have.
+    pub added_chunks: u64,
+    /// How many bytes of packs they take.
+    pub added_bytes: u64,
+}
+
+/// A snapshot of a stream.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ImportedSnapshot {
+    /// The tags that name it.
+    pub tags: Vec<String>,
+    /// Its id in this store.
+    pub id: SnapshotId,
+    /// Its id in the stream. It is another one only where a store of format 1 took a
+    /// snapshot of format 2: what has that id cannot be stored there.
+    pub exported_as: SnapshotId,
+}
+
+impl Store {
+    /// Stores the snapshots of a stream that [`Store::export`] wrote, under their tags.
+    /// What is in the store already is not stored again, so one that was interrupted goes
+    /// on when it is run again. Memory does not grow with the stream but by its tags,
+    /// and a bit for each chunk.
+    ///
+    /// When this returns, the snapshots survive a crash; if it fails, no tag was set.
+    ///
+    /// # Errors
+    /// [`crate::Damage::Stream`] if the stream is not what was exported, in whatever way;
+    /// [`Error::NotAStream`]; [`Error::OtherPageSize`]; [`Error::NotImportable`];
+    /// [`Error::TagExists`], without [`ImportRequest::replace`]; otherwise as [`Store::commit`].
+    pub fn import(
+        &self,
+        request: &ImportRequest,
+        from: impl Read,
+        progress: &dyn Progress,
+    ) -> Result<Imported> {
+        let span = tracing::debug_span!("import", label = ?request.label);
+        let _entered = span.enter();
+        let mut stream = StreamReader::new(from, &request.label)?;
+        if stream.page_bytes != self.page_size().as_u32() {
+            return Err(Error::OtherPageSize {
+                path: request.label.clone(),
+                stream_bytes: stream.page_bytes.into(),
+                store_bytes: self.page_size().bytes(),
+            });
+        }
+        progress.begin("import", request.stream_bytes.unwrap_or(0));
+        let mut import = Import {
+            store: self,
+            request,
+            sink: Sink::new(self)?,
+            recent: HashMap::new(),
+            snapshots: Vec::new(),
+            positions: HashMap::new(),
+            tags: BTreeMap::new(),
+            records: 0,
+            chunks: 0,
+        };
+        loop {
+            import.sink.check_cancelled()?;
+            let content = stream.next_block()?;
+            match import.block(&content) {
+                Ok(false) => {}
+                Ok(true) => break,
+                Err(Refused::Stream(reason)) => return Err(stream.damaged(reason)),
+                Err(Refused::Other(error)) => return Err(error),
+            }
+            progress.advance(stream.len_bytes);
+        }
+        stream.check_end()?;
+        import.finish()
+    }
+}
+
+/// Why an import ends.
+enum Refused {
+    /// What is wrong with the block.
+    Stream(&'static str),
+    Other(Error),
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+struct Import<'a> {
+    store: &'a Store,
+    request: &'a ImportRequest,
+    sink: Sink<'a>,
+    /// Where chunks are that were in the stream a moment ago.
+    recent: HashMap<ChunkId, Location>,
+    snapshots: Vec<ImportedSnapshot>,
+    /// Where in that list a snapshot is that has this id in the stream.
+    positions: HashMap<SnapshotId, usize>,
+    /// Where in that list the snapshot of a tag is.
+    tags: BTreeMap<String, usize>,
+    records: u32,
+    chunks: u64,
+}
+
+/// A page of the stream.
+struct Page<'b> {
+    base: Option<[u8; 32]>,
+    bytes: &'b [u8],
+}
+
+impl Import<'_> {
+    /// Takes a block's content. Returns whether it was the last one.
+    fn block(&mut self, content: &[u8]) -> Result<bool, Refused> {
+        let mut pages = Vec::new();
+        let mut records = Records::new(content, self.store.page_size());
+        while let Some(record) = records.next() {
+            let record = match record {
+                Ok(Record::Page { base, bytes }) => {
+                    pages.push(Page { base, bytes });
+                    continue;
+                }
+                Ok(record) => record,
+                Err(BadRecord::Wrong) => return Err(Refused::Stream("it holds half a record")),
+                Err(BadRecord::Newer { kind }) => {
+                    let what = "a record of kind";
+                    return Err(Error::newer(&self.request.label, what, kind.into()).into());
+                }
+            };
+            self.pages(&std::mem::take(&mut pages))?;
+            match record {
+                Record::Page { .. } => {}
+                Record::Node { base, canonical } => self.node(base, canonical)?,
+                Record::Snapshot { tags, manifest } => self.snapshot(&tags, manifest)?,
+                Record::End { snapshots, chunks } => {
+                    if (snapshots, chunks) != (self.records, self.chunks)
+                        || records.next().is_some()
+                    {
+                        return Err(Refused::Stream("its end tells of another stream"));
+                    }
+                    return Ok(true);
+                }
+            }
+        }
+        self.pages(&pages)?;
+        Ok(false)
+    }
+
+    /// Stores the pages that are not in the store.
+    fn pages(&mut self, pages: &[Page<'_>]) -> Result<(), Refused> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        self.chunks += pages.len() as u64;
+        let identify = |page: &Page<'_>| {
+            let id = ChunkKind::Page.hash(page.bytes);
+            (!is_zero(page.bytes)).then_some(id)
+        };
+        let ids: Option<Vec<ChunkId>> = self.store.in_pool(|| {
+            let pages = pages.par_iter().with_min_len(PAGES_PER_TASK);
+            Ok(pages.map(identify).collect())
+        })?;
+        let ids = ids.ok_or(Refused::Stream("it holds a page of zeros"))?;
+        let known = self.sink.known(&ids)?;
+        let mut fresh = Vec::new();
+        for ((id, page), known) in ids.iter().zip(pages).zip(known) {
+            let at = match known {
+                Some(at) => at,
+                None => match self.sink.claim(*id, fresh.len())? {
+                    Claimed::Already(at) => at,
+                    Claimed::New(at) => {
+                        fresh.push((*id, page));
+                        at
+                    }
+                },
+            };
+            self.remember(*id, at);
+        }
+        let sink = &self.sink;
+        let runs: Vec<EncodedRun> = self.store.in_pool(|| {
+            let tasks = fresh.par_chunks(PAGES_PER_TASK);
+            tasks
+                .map(|pages| {
+                    let mut run = EncodedRun::default();
+                    for (id, page) in pages {
+                        encode_into(sink, *id, page.bytes, page.base.map(child), &mut run)?;
+                    }
+                    Ok(run)
+                })
+                .collect::<Result<_>>()
+        })?;
+        for run in runs {
+            self.sink.append(run)?;
+        }
+        Ok(self.sink.roll_over()?)
+    }
+
+    /// Stores a node, whose children are there.
+    fn node(&mut self, base: Option<[u8; 32]>, canonical: &[u8]) -> Result<(), Refused> {
+        self.chunks += 1;
+        let level = canonical
+            .first()
+            .copied()
+            .filter(|level| *level <= MAX_LEVEL);
+        let level = level.ok_or(Refused::Stream("it holds a node that none writes"))?;
+        let mut node = match Node::decode(canonical, level) {
+            Ok(node) => node,
+            Err(node::Malformed::Newer { version }) => {
+                let what = "a tree node of version";
+                return Err(Error::newer(&self.request.label, what, version).into());
+            }
+            Err(node::Malformed::Wrong) => {
+                return Err(Refused::Stream("it holds a node that none writes"));
+            }
+        };
+        if node::canonical_len(canonical) != Some(canonical.len()) {
+            return Err(Refused::Stream("it holds a node that none writes"));
+        }
+        let children: Vec<(usize, Child)> = node.present().collect();
+        let ids: Vec<ChunkId> = children
+            .iter()
+            .map(|(_, child)| node.child_id(*child))
+            .collect();
+        let places = self.places(&ids)?;
+        for ((slot, child), hint) in children.into_iter().zip(places) {
+            node.set_child(slot, Some(Child { hint, ..child }));
+        }
+        let id = node.id();
+        let at = self.sink.put(id, &node.encode(), base.map(child))?;
+        self.remember(id, at);
+        Ok(())
+    }
+
+    /// Where chunks are that something refers to.
+    fn places(&mut self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>, Refused> {
+        let place = |id: &ChunkId| self.recent.get(id).copied().or(self.sink.claimed(*id));
+        let mut places: Vec<Option<Location>> = ids.iter().map(place).collect();
+        let missing: Vec<ChunkId> = ids
+            .iter()
+            .zip(&places)
+            .filter_map(|(id, at)| at.is_none().then_some(*id))
+            .collect();
+        let mut found = self.sink.known(&missing)?.into_iter();
+        for at in places.iter_mut().filter(|at| at.is_none()) {
+            *at = found.next().flatten();
+            if at.is_none() {
+                return Err(Refused::Stream(
+                    "it refers to a chunk that is neither before it nor in the store",
+                ));
+            }
+        }
+        Ok(places)
+    }
+
+    /// Stores a manifest, whose trees are there.
+    fn snapshot(&mut self, names: &[&str], payload: &[u8]) -> Result<(), Refused> {
+        self.records = self.records.saturating_add(1);
+        let Some(first) = names.first() else {
+            return Err(Refused::Stream("it holds a snapshot without a tag"));
+        };
+        if names.iter().any(|tag| check_tag(tag).is_err()) {
+            return Err(Refused::Stream("it holds a tag with a name that none has"));
+        }
+        if self.tags.len() + names.len() > MAX_TAGS {
+            return Err(Refused::Stream("it has more than 65536 tags"));
+        }
+        let mut manifest = self.decode_manifest(first, payload)?;
+        let exported_as = SnapshotId::of_manifest(payload);
+        let roots: Vec<ChunkId> = manifest
+            .images
+            .iter()
+            .filter_map(|image| image.root)
+            .map(node_id)
+            .collect();
+        let mut places = self.places(&roots)?.into_iter();
+        for root in manifest.images.iter_mut().filter_map(|it| it.root.as_mut()) {
+            root.hint = places.next().flatten();
+        }
+        let encoded = self.encode_manifest(first, &mut manifest, payload)?;
+        let id = SnapshotId::of_manifest(&encoded);
+        self.sink.put(id.chunk(), &encoded, None)?;
+        let position = match self.positions.get(&exported_as) {
+            Some(position) => *position,
+            None => {
+                self.snapshots.push(ImportedSnapshot {
+                    tags: Vec::new(),
+                    id,
+                    exported_as,
+                });
+                self.snapshots.len() - 1
+            }
+        };
+        self.positions.insert(exported_as, position);
+        for tag in names {
+            if self.tags.insert((*tag).to_owned(), position).is_some() {
+                return Err(Refused::Stream("it holds a tag twice"));
+            }
+            self.check_tag_free(tag, id)?;
+            self.snapshots[position].tags.push((*tag).to_owned());
+        }
+        if self.sink.open_pack_bytes() >= PACK_WORTH_FINISHING_BYTES {
+            self.sink.finish_pack()?;
+        }
+        Ok(())
+    }
+
+    fn decode_manifest(&self, tag: &str, payload: &[u8]) -> Result<Manifest, Refused> {
+        let label = &self.request.label;
+        let newer = |what: &str, number| {
+            let what = format!("the manifest of {tag:?} {what}");
+            Refused::Other(Error::newer(label, what, number))
+        };
+        let manifest = match Manifest::decode(payload, self.store.page_size()) {
+            Ok(manifest) => manifest,
+            Err(Malformed::Newer { version }) => return Err(newer("in version", version)),
+            Err(Malformed::NewerField { number }) => {
+                return Err(newer("with field", number.into()));
+            }
+            Err(Malformed::Wrong(_)) => {
+                return Err(Refused::Stream("it holds a manifest that none writes"));
+            }
+        };
+        match manifest.problem_in_a_mount() {
+            None => Ok(manifest),
+            Some(problem) => Err(self.not_importable(tag, problem)),
+        }
+    }
+
+    /// The manifest's bytes in this store. Its id stays what it is, wherever that is
+    /// possible.
+    fn encode_manifest(
+        &self,
+        tag: &str,
+        manifest: &mut Manifest,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, Refused> {
+        let is_first_version = payload.starts_with(&1_u32.to_le_bytes());
+        let (format, keeps_id) = match self.store.format() {
+            // All its bytes are what the id is the hash of, and each store can read them.
+            _ if is_first_version => return Ok(payload.to_vec()),
+            StoreFormat::Two => (StoreFormat::Two, true),
+            StoreFormat::One => (StoreFormat::One, false),
+        };
+        if !keeps_id {
+            if !manifest.other_fields.is_empty() {
+                let problem = "it has a field that a store of format 1 cannot hold";
+                return Err(self.not_importable(tag, problem));
+            }
+            // Of the same bytes at each import.
+            for root in manifest.images.iter_mut().filter_map(|it| it.root.as_mut()) {
+                root.hint = None;
+            }
+            let position = manifest.parent.and_then(|id| self.positions.get(&id));
+            if let Some(position) = position {
+                manifest.parent = Some(self.snapshots[*position].id);
+            }
+        }
+        let encoded = manifest.encode(format);
+        let same_id = SnapshotId::of_manifest(&encoded) == SnapshotId::of_manifest(payload);
+        if keeps_id && !same_id || encoded.len() > MAX_LEN {
+            return Err(Refused::Stream("it holds a manifest that none writes"));
+        }
+        Ok(encoded)
+    }
+
+    fn not_importable(&self, tag: &str, problem: &'static str) -> Refused {
+        Refused::Other(Error::NotImportable {
+            path: self.request.label.clone(),
+            tag: tag.to_owned(),
+            problem,
+        })
+    }
+
+    fn check_tag_free(&self, tag: &str, id: SnapshotId) -> Result<()> {
+        match self.store.check_tag_free(tag, self.request.replace) {
+            Err(Error::TagExists { id: present, .. }) if present == id => Ok(()),
+            other => other,
+        }
+    }
+
+    fn remember(&mut self, id: ChunkId, at: Location) {
+        if self.recent.len() >= MAX_RECENT {
+            self.recent.clear();
+        }
+        self.recent.insert(id, at);
+    }
+
+    /// Makes sure that all is there, and sets the tags.
+    fn finish(mut self) -> Result<Imported> {
+        self.sink.finish_pack()?;
+        // As a reader would find them: a stream can tie chunks together that are there,
+        // and make no tree. What was found stays as long as this holds its lease.
+        let mut reach = Reach::new(&self.store.chunks)?;
+        for snapshot in &self.snapshots {
+            self.sink.check_cancelled()?;
+            reach.add_snapshot(snapshot.id)?;
+        }
+        drop(reach);
+        self.sink.check_cancelled()?;
+        let _publish = self.store.publish_lock()?;
+        // Again, under the lock: others may have taken names.
+        for (tag, position) in &self.tags {
+            self.check_tag_free(tag, self.snapshots[*position].id)?;
+        }
+        self.sink.publish_pack(None)?;
+        durable::sync_dir(self.store.layout.root())?;
+        for snapshot in &self.snapshots {
+            for tag in &snapshot.tags {
+                tags::set(&self.store.layout, tag, snapshot.id)?;
+            }
+        }
+        Ok(Imported {
+            chunks: self.chunks,
+            added_chunks: self.sink.added_chunks,
+            added_bytes: self.sink.added_bytes,
+            snapshots: self.snapshots,
+        })
+    }
+}
+
+/// A chunk that another one is like, wherever it is.
+fn child(hash: [u8; 32]) -> Child {
+    Child { hash, hint: None }
+}
