@@ -184,6 +184,22 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Replaces the file at `path`, whole or not at all while the machine runs. After a
+/// power cut it may be torn: for what costs nothing if it is lost.
+pub(crate) fn replace_guess(path: &Path, bytes: &[u8]) -> Result<()> {
+    let (dir, temporary) = beside(path);
+    // Others may replace it at the same time.
+    let mut name = temporary.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let temporary = dir.join(name);
+    let file = create_temporary(&temporary)?;
+    let written = write_all(&file, &temporary, bytes).and_then(|()| rename(&temporary, path));
+    if written.is_err() {
+        discard(&temporary);
+    }
+    written
+}
+
 /// The outer error leaves the old file in place, the inner one the new file.
 fn replace_once(path: &Path, bytes: &[u8]) -> Result<io::Result<()>> {
     let (dir, temporary) = beside(path);

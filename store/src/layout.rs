@@ -9,6 +9,8 @@
 //!   packs/N.pack     sealed packs, immutable
 //!   packs/N.open     packs being written, locked by their writer
 //!   index/           RocksDB: chunk key -> pack and entry; rebuildable
+//!   working-sets/    which pages those who restore a snapshot touch first (sealed files);
+//!                    a guess that may be lost
 //!   damaged/         packs that `repair` has set aside
 //!   leases/          who is using the store now; locked by their holders
 //!   locks/           publish, gc and allocate locks, pack number counter
@@ -16,6 +18,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::id::SnapshotId;
 use crate::pack::PackNumber;
 
 #[derive(Clone, Debug)]
@@ -61,6 +64,14 @@ impl Layout {
 
     pub fn recent_tags(&self) -> PathBuf {
         self.root.join("recent-tags")
+    }
+
+    pub fn working_sets(&self) -> PathBuf {
+        self.root.join("working-sets")
+    }
+
+    pub fn working_set(&self, snapshot: SnapshotId, image: &str) -> PathBuf {
+        self.working_sets().join(format!("{snapshot}.{image}"))
     }
 
     pub fn packs(&self) -> PathBuf {

@@ -100,6 +100,7 @@ mod tree;
 mod upgrade;
 mod users;
 mod verify;
+mod working_set;
 
 pub use cancel::Cancel;
 pub use commit::input::{Extent, Input, InputData, InputKind};
@@ -128,3 +129,4 @@ pub use transfer::{
 };
 pub use upgrade::UpgradeReport;
 pub use verify::{Finding, VerifyReport};
+pub use working_set::set::{Pushed, Seen, WorkingSet};

@@ -15,3 +15,4 @@ pub(crate) mod pack_v1;
 pub(crate) mod pack_v2;
 pub(crate) mod sealed_file;
 pub(crate) mod stream;
+pub(crate) mod working_set;

@@ -43,6 +43,7 @@ use crate::placement;
 use crate::progress::Progress;
 use crate::sim::{self, Fault};
 use crate::store::Store;
+use crate::working_set;
 use delete::Deletion;
 use mark::Reach;
 pub use plan::{Decision, GcPlan, PackPlan};
@@ -131,6 +132,7 @@ impl Store {
         let numbers = self.chunks.packs().published()?;
         // Also before: a root that is published between the two would be missing
         // from the index as it was seen.
+        let recorded = working_set::files(&self.layout);
         let roots = self.roots()?;
         let mut reach = Reach::of_store(&self.chunks)?;
         let mut marked = BTreeSet::new();
@@ -142,6 +144,7 @@ impl Store {
         if options.dry_run {
             return Ok(report);
         }
+        working_set::collect(&self.layout, &recorded, &roots);
         if nothing_to_do(&report.plan, &before) {
             self.clean_index()?;
             return Ok(report);

@@ -11,6 +11,7 @@ mod partial_pages;
 mod pins;
 mod precopy;
 mod transfer;
+mod working_sets;
 
 use std::collections::BTreeMap;
 use std::fs::File;
