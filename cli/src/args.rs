@@ -202,6 +202,9 @@ pub struct MountArgs {
     /// Threads that answer the kernel
     #[arg(long, default_value_t = ServerRequest::THREADS, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub threads: u8,
+    /// Give no page to the kernel before it is asked for
+    #[arg(long)]
+    pub no_prefetch: bool,
     /// Write "ready" to standard output once mounted, then detach
     #[arg(long, hide = true, requires = "foreground")]
     pub announce: bool,
@@ -339,6 +342,10 @@ pub struct RestoreArgs {
     /// snapshot. With --detach, wait until all have
     #[arg(long)]
     pub require_reseed: bool,
+    /// If the snapshot is mounted for them: give no page to the kernel before a machine
+    /// asks for it. Otherwise those come first that machines restored before touched first
+    #[arg(long)]
+    pub no_prefetch: bool,
     /// Connect a network interface of the snapshot, in their order, to this tap, with
     /// an address of its own. {} stands for the number that the machine's name ends in
     /// after a dot, else 1. An interface without a tap has its link down, and what the

@@ -12,6 +12,7 @@ use snapstore_store::{Result, SnapshotId, Store};
 
 use crate::table::Numbered;
 use crate::view::View;
+use crate::warm::Warm;
 
 /// How often a server looks for what it can let go of.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -72,7 +73,12 @@ fn do_chore(view: &View, chore: Chore) {
 
 /// Looks every few seconds for what can be let go of. Ends when the sender of
 /// `end` is dropped.
-pub(crate) fn keep_house(view: Arc<View>, chores: Chores, end: Receiver<()>) -> io::Result<()> {
+pub(crate) fn keep_house(
+    view: Arc<View>,
+    chores: Chores,
+    warm: Arc<Warm>,
+    end: Receiver<()>,
+) -> io::Result<()> {
     Builder::new()
         .name("housekeeping".to_owned())
         .spawn(move || {
@@ -81,6 +87,7 @@ pub(crate) fn keep_house(view: Arc<View>, chores: Chores, end: Receiver<()>) -> 
                     chores.let_go(id);
                 }
                 let_go_of_files(view.store());
+                warm.tick();
             }
         })?;
     Ok(())

@@ -5,7 +5,8 @@
 //! immutable, so the kernel may cache it for as long as it likes.
 //!
 //! `view` and `table` hold the tree of files and are tested without FUSE; `server`
-//! adapts it to the kernel; `chores` does what may wait; `mounted` joins all; `claim` finds out whether a directory can be mounted on, `attach` mounts,
+//! adapts it to the kernel; `chores` does what may wait; `warm` records which pages
+//! are touched first and pushes them in the next mount; `mounted` joins all; `claim` finds out whether a directory can be mounted on, `attach` mounts,
 //! `helper` does so for users other than root, `mountpoint` looks at and undoes mounts. The server reads
 //! through the store's library and nothing else. It is meant to be a process of
 //! its own: one that faults on a mount it serves itself can deadlock (Linux,
@@ -23,6 +24,7 @@ mod mountpoint;
 mod server;
 mod table;
 mod view;
+mod warm;
 
 pub use claim::{Surroundings, prepare};
 pub use error::{Error, Result};

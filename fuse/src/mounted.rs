@@ -1,5 +1,6 @@
 //! A mount that this process serves, from its beginning to its end.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
@@ -14,6 +15,7 @@ use crate::claim::{Claim, Surroundings};
 use crate::error::{Error, Result};
 use crate::server::Server;
 use crate::view::{View, What};
+use crate::warm::Warm;
 
 /// How to serve a mount.
 #[derive(Clone, Debug)]
@@ -25,6 +27,9 @@ pub struct MountOptions {
     pub read_ahead_bytes: u32,
     /// Whether other users may read the mount.
     pub allow_other: bool,
+    /// Whether pages that were touched first in earlier mounts are given to the kernel
+    /// before anybody asks for them.
+    pub prefetch: bool,
 }
 
 impl Default for MountOptions {
@@ -33,6 +38,7 @@ impl Default for MountOptions {
             threads: 2,
             read_ahead_bytes: 128 << 10,
             allow_other: false,
+            prefetch: true,
         }
     }
 }
@@ -44,8 +50,24 @@ pub struct Mounted {
     attached: Arc<Attached>,
     dir: PathBuf,
     not_pinned: Option<NotPinned>,
+    _warm: Warming,
     /// Dropped, it ends the housekeeping.
     _serving: Sender<()>,
+}
+
+/// Dropped, it has what was recorded written.
+struct Warming(Arc<Warm>);
+
+impl Drop for Warming {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl fmt::Debug for Warming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Warming").finish_non_exhaustive()
+    }
 }
 
 /// Undoes one mount.
@@ -85,7 +107,20 @@ pub fn mount(
     find_threads(options.threads + MORE_THREADS).map_err(failed)?;
     let not_pinned = view.not_pinned();
     let chores = Chores::start(view.clone()).map_err(failed)?;
-    let server = Server::new(view.clone(), chores.clone(), options.read_ahead_bytes);
+    let warm = Warm::start(
+        view.store().clone(),
+        options.prefetch,
+        not_pinned.is_none(),
+        options.read_ahead_bytes,
+    );
+    let warming = Warming(warm.map_err(failed)?);
+    let warm = &warming.0;
+    let server = Server::new(
+        view.clone(),
+        chores.clone(),
+        warm.clone(),
+        options.read_ahead_bytes,
+    );
     let serve = |connection| {
         let mut config = Config::default();
         config.n_threads = Some(options.threads);
@@ -95,12 +130,20 @@ pub fn mount(
             SessionACL::Owner
         };
         let session = fuser::Session::from_fd(server, connection, acl, config);
-        session.and_then(fuser::Session::spawn).map_err(failed)
+        session
+            .and_then(|session| {
+                warm.set_notifier(session.notifier());
+                session.spawn()
+            })
+            .map_err(failed)
     };
     let (attached, session) = attach(claim, &path, options.allow_other, serve)?;
     let attached = Arc::new(attached);
     let (serving, end) = channel();
-    if let Err(error) = keep_house(view, chores, end) {
+    for image in view.images() {
+        warm.load_leaves(image);
+    }
+    if let Err(error) = keep_house(view, chores, warm.clone(), end) {
         attached.detach()?;
         return Err(failed(error));
     }
@@ -109,12 +152,13 @@ pub fn mount(
         attached,
         dir: dir.to_owned(),
         not_pinned,
+        _warm: warming,
         _serving: serving,
     })
 }
 
-/// Threads of a server that answer nothing: fuser's own, and those of `chores`.
-const MORE_THREADS: usize = 3;
+/// Threads of a server that answer nothing: fuser's own, those of `chores`, and that of `warm`.
+const MORE_THREADS: usize = 4;
 
 /// Whether so many threads can be started.
 fn find_threads(count: usize) -> io::Result<()> {

@@ -19,6 +19,7 @@ use crate::chores::Chores;
 use crate::error::{Result, errno};
 use crate::table::{Content, File, Node, Numbered, ROOT};
 use crate::view::{Entry, Found, View};
+use crate::warm::{Subject, Warm};
 
 /// Content never changes: what the kernel knows of a file stays true.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -26,6 +27,9 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 const TAG_TTL: Duration = Duration::ZERO;
 const BLOCK_BYTES: u32 = 4096;
 const NAME_MAX: u32 = 255;
+
+/// open(2): who opens a file with it looks at it without using it.
+const O_NOATIME: i32 = rustix::fs::OFlags::NOATIME.bits().cast_signed();
 
 thread_local! {
     static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -35,6 +39,7 @@ thread_local! {
 pub(crate) struct Server {
     view: Arc<View>,
     chores: Chores,
+    warm: Arc<Warm>,
     /// What directories that are open hold, as they were when their reading began.
     lists: Mutex<HashMap<u64, Arc<Vec<Entry>>>>,
     next_list: AtomicU64,
@@ -97,10 +102,11 @@ impl Look {
 }
 
 impl Server {
-    pub fn new(view: Arc<View>, chores: Chores, read_ahead_bytes: u32) -> Self {
+    pub fn new(view: Arc<View>, chores: Chores, warm: Arc<Warm>, read_ahead_bytes: u32) -> Self {
         Self {
             view,
             chores,
+            warm,
             lists: Mutex::default(),
             next_list: AtomicU64::new(1),
             read_ahead_bytes,
@@ -137,6 +143,25 @@ impl Server {
 
     fn lists(&self) -> MutexGuard<'_, HashMap<u64, Arc<Vec<Entry>>>> {
         self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A file is opened, and counts as used from now on if it is an image.
+    fn begin_session(&self, file: &File) {
+        let session = file.session.get_or_init(|| {
+            let (Some(image), Content::Image(reader)) = (&file.image, &file.content) else {
+                return None;
+            };
+            let subject = Subject {
+                snapshot: image.snapshot,
+                image: image.name.clone(),
+                reader: reader.clone(),
+                page_bytes: image.page_bytes,
+            };
+            self.warm.session(subject, file.ino)
+        });
+        if let Some(session) = session {
+            self.warm.open(session);
+        }
     }
 
     /// Runs `answer` on the file of this number.
@@ -207,8 +232,11 @@ impl Filesystem for Server {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let opened = self.with_file(ino, |_| match flags.acc_mode() {
-            OpenAccMode::O_RDONLY if self.view.open_file(ino.0) => Ok(()),
+        let opened = self.with_file(ino, |file| match flags.acc_mode() {
+            OpenAccMode::O_RDONLY if self.view.open_file(ino.0) => {
+                self.begin_session(file);
+                Ok(())
+            }
             // The kernel looks the path up anew.
             OpenAccMode::O_RDONLY => Err(Errno::ESTALE),
             _ => Err(Errno::EROFS),
@@ -230,6 +258,12 @@ impl Filesystem for Server {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _ = self.with_file(ino, |file| {
+            if let Some(Some(session)) = file.session.get() {
+                self.warm.close(session);
+            }
+            Ok(())
+        });
         self.view.close_file(ino.0);
         reply.ok();
     }
@@ -241,7 +275,7 @@ impl Filesystem for Server {
         _fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -253,8 +287,14 @@ impl Filesystem for Server {
                 buffer.resize(size, 0);
             }
             let read = self.with_file(ino, |file| {
-                file.read_at(&mut buffer[..size], offset)
-                    .map_err(|error| report("read", &error))
+                let read = file.read_at(&mut buffer[..size], offset);
+                let read = read.map_err(|error| report("read", &error))?;
+                if let Some(Some(session)) = file.session.get() {
+                    // Before the answer: what follows it may be the next request.
+                    let counts = flags.0 & O_NOATIME == 0;
+                    session.asked(offset..offset + read as u64, counts);
+                }
+                Ok(read)
             });
             match read {
                 Ok(len) => reply.data(&buffer[..len]),

@@ -9,10 +9,12 @@
 //! that waits: page faults pass through it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::SystemTime;
 
-use snapstore_store::{Image, ImageReader, Result, SnapshotId};
+use snapstore_store::{Image, ImageReader, ImageRole, Result, SnapshotId};
+
+use crate::warm::Session;
 
 pub(crate) const ROOT: u64 = 1;
 
@@ -42,6 +44,17 @@ pub(crate) struct File {
     /// What it takes where holes take nothing.
     pub data_bytes: u64,
     pub created: SystemTime,
+    /// The image that it is, if its working set is of interest.
+    pub image: Option<ImageName>,
+    /// What is known of its use, from when it is first opened on.
+    pub session: OnceLock<Option<Arc<Session>>>,
+}
+
+/// An image of a snapshot.
+pub(crate) struct ImageName {
+    pub snapshot: SnapshotId,
+    pub name: String,
+    pub page_bytes: u64,
 }
 
 pub(crate) enum Content {
@@ -222,6 +235,7 @@ impl Table {
     /// is known.
     pub fn image_file(
         &self,
+        snapshot: SnapshotId,
         image: &Image,
         page_bytes: u64,
         created: SystemTime,
@@ -239,6 +253,12 @@ impl Table {
             size_bytes: image.size_bytes,
             data_bytes: data_bytes.min(image.size_bytes.next_multiple_of(512)),
             created,
+            image: (image.role != ImageRole::File).then(|| ImageName {
+                snapshot,
+                name: image.name.clone(),
+                page_bytes,
+            }),
+            session: OnceLock::new(),
         });
         inner.contents.retain(|_, file| file.strong_count() > 0);
         inner.contents.insert(key, Arc::downgrade(&file));
@@ -252,6 +272,8 @@ impl Table {
             size_bytes: bytes.len() as u64,
             data_bytes: bytes.len() as u64,
             created,
+            image: None,
+            session: OnceLock::new(),
             content: Content::Bytes(bytes),
         })
     }

@@ -6,9 +6,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use snapstore_store::{Error, Manifest, NotPinned, Pin, Result, SnapshotId, Store};
+use snapstore_store::{Error, ImageReader, Manifest, NotPinned, Pin, Result, SnapshotId, Store};
 
-use crate::table::{Dir, Node, Numbered, Table};
+use crate::table::{Content, Dir, Node, Numbered, ROOT, Table};
 
 /// What a mount shows.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -193,6 +193,19 @@ impl View {
         }
     }
 
+    /// The images of the one snapshot that is shown.
+    pub fn images(&self) -> Vec<ImageReader> {
+        let Some(Node::Dir(dir)) = self.node(ROOT) else {
+            return Vec::new();
+        };
+        let files = dir.files.iter().filter(|(_, file)| file.image.is_some());
+        let images = files.filter_map(|(_, file)| match &file.content {
+            Content::Image(reader) => Some(reader.clone()),
+            Content::Bytes(_) => None,
+        });
+        images.collect()
+    }
+
     fn lock_pin(&self) -> MutexGuard<'_, Pin> {
         self.pin.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -207,7 +220,7 @@ fn snapshot_dir(store: &Store, table: &Table, id: SnapshotId) -> Result<Dir> {
         .iter()
         .map(|image| {
             let reader = store.image_reader(image);
-            let file = table.image_file(image, page_bytes, created, reader);
+            let file = table.image_file(id, image, page_bytes, created, reader);
             (image.file_name(), file)
         })
         .collect();
@@ -227,7 +240,6 @@ fn manifest_bytes(id: SnapshotId, manifest: &Manifest) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::ROOT;
     use snapstore_store::{
         CommitRequest, ImageRole, Input, InputData, InputKind, PageSize, Silent,
     };

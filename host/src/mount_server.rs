@@ -76,6 +76,8 @@ pub struct ServerRequest {
     pub read_ahead_bytes: u64,
     /// Threads that answer the kernel.
     pub threads: u8,
+    /// Whether what was touched first in earlier mounts is read before it is asked for.
+    pub prefetch: bool,
     /// The mount ends once nobody holds a shared lock on this file.
     pub while_locked: Option<PathBuf>,
 }
@@ -94,6 +96,7 @@ impl ServerRequest {
             allow_other: false,
             read_ahead_bytes: Self::READ_AHEAD_BYTES,
             threads: Self::THREADS,
+            prefetch: true,
             while_locked: None,
         }
     }
@@ -163,6 +166,9 @@ fn server_command(store: &Store, request: &ServerRequest) -> anyhow::Result<Comm
         .args(["--threads", &request.threads.to_string()]);
     if request.allow_other {
         command.arg("--allow-other");
+    }
+    if !request.prefetch {
+        command.arg("--no-prefetch");
     }
     if let Some(lock) = &request.while_locked {
         command.arg("--while-locked").arg(lock);

@@ -40,11 +40,12 @@ pub struct MountedSnapshot {
     pub users_lock: Option<File>,
 }
 
-/// A mount that shows the snapshot; started if there is none.
+/// A mount that shows the snapshot; started if there is none, with `prefetch` or without.
 pub fn find_or_start(
     runtime: &Runtime,
     store: &Store,
     id: SnapshotId,
+    prefetch: bool,
 ) -> anyhow::Result<MountedSnapshot> {
     if let Some(dir) = find(store, id, &runtime.mounts())? {
         return Ok(MountedSnapshot {
@@ -59,7 +60,7 @@ pub fn find_or_start(
             std::thread::sleep(RETRY);
             continue;
         };
-        start(runtime, store, id, &dir, &lock_path)?;
+        start(runtime, store, id, prefetch, &lock_path)?;
         return Ok(MountedSnapshot {
             dir,
             users_lock: Some(lock),
@@ -94,9 +95,10 @@ fn start(
     runtime: &Runtime,
     store: &Store,
     id: SnapshotId,
-    dir: &Path,
+    prefetch: bool,
     lock_path: &Path,
 ) -> anyhow::Result<()> {
+    let dir = &lock_path.with_extension("");
     let _starting = lock_dir(&runtime.mounts())?;
     if look::which_shows(&id.to_string(), &[vec![dir.to_owned()]])?.is_some() {
         return Ok(());
@@ -115,6 +117,7 @@ fn start(
     let request = ServerRequest {
         snapshot: Some(id.to_string()),
         while_locked: Some(lock_path.to_owned()),
+        prefetch,
         ..ServerRequest::new(dir)
     };
     launch(store, &request)?;

@@ -28,6 +28,9 @@ pub struct RestoreRequest<'a> {
     pub overlays: Overlays,
     /// Whether the machines' processes are forked and not executed.
     pub share_layout: bool,
+    /// Whether pages that are likely to be touched are read before they are, if the
+    /// snapshot has to be mounted.
+    pub prefetch: bool,
 }
 
 /// Machines that can be started: with [`start`](crate::start::start), as long as this lives.
@@ -54,7 +57,7 @@ pub fn prepare(
     let base = request.name.unwrap_or(snapshot);
     let (names, reserved) = free_names(runtime, base, request.name.is_some(), request.count)?;
     let nets = networks::of_machines(request.nets, &names)?;
-    let mounted = mounts::find_or_start(runtime, store, id)?;
+    let mounted = mounts::find_or_start(runtime, store, id, request.prefetch)?;
     check_restorable(snapshot, &mounted.dir)?;
     let mut kept = vec![pin.into_fd()];
     kept.extend(mounted.users_lock.map(OwnedFd::from));

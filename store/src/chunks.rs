@@ -41,7 +41,7 @@ use crate::sim::{self, Fault};
 use crate::tree::read::node_id;
 
 /// Decoded tree nodes kept, of about 20 KiB each: 20 MiB, the leaves of 2 GiB.
-const NODES_CACHED: usize = 1024;
+pub(crate) const NODES_CACHED: usize = 1024;
 /// Fresh views of the index that a reader looks at for one chunk.
 const FRESH_LOOKS: u32 = 8;
 /// Chunks remembered that are not where their references hint: 5 MiB.

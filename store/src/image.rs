@@ -6,13 +6,17 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::chunks::Chunks;
+use crate::chunks::{Chunks, NODES_CACHED};
 use crate::commit::read_at::ReadAt;
 use crate::error::Result;
+use crate::format::node::FAN_OUT;
 use crate::manifest::Image;
 use crate::pin::Pin;
 use crate::tree::read::Tree;
 use crate::tree::shape::slot;
+
+/// Leaves that are read ahead: others in the cache are in use.
+const LEAVES_LOADED: usize = NODES_CACHED / 4 * 3;
 
 thread_local! {
     /// Holds a page of which only a part is wanted.
@@ -133,6 +137,23 @@ impl ImageReader {
             done += part;
         }
         Ok(len)
+    }
+
+    /// Reads the leaves of the image's tree, as many as are kept, so that no reading has to
+    /// wait for one. Ends early once `goes_on` says so.
+    ///
+    /// # Errors
+    /// [`crate::Error::Damaged`] if a leaf is missing or damaged.
+    pub fn load_leaves(&self, goes_on: &dyn Fn() -> bool) -> Result<()> {
+        let pages = self.tree.shape().pages();
+        let mut loaded = 0;
+        for first in (0..pages).step_by(FAN_OUT) {
+            if loaded == LEAVES_LOADED || !goes_on() {
+                break;
+            }
+            loaded += usize::from(self.tree.node_over(&self.chunks, 0, first)?.is_some());
+        }
+        Ok(())
     }
 
     /// The first position from `offset_bytes` on that lies in data or in a hole,

@@ -65,6 +65,7 @@ fn serve(
         threads: usize::from(args.threads),
         read_ahead_bytes: u32::try_from(args.read_ahead).unwrap_or(u32::MAX),
         allow_other: args.allow_other,
+        prefetch: !args.no_prefetch,
     };
     let store = context.open_resolved()?;
     let dir = std::path::absolute(dir)?;
@@ -228,6 +229,7 @@ fn start_server(
         allow_other: args.allow_other,
         read_ahead_bytes: args.read_ahead,
         threads: args.threads,
+        prefetch: !args.no_prefetch,
         while_locked: args.while_locked.clone(),
     };
     let server = launch(&store, &request)?;

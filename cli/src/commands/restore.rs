@@ -30,6 +30,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         nets: &args.nets,
         overlays: Overlays::new(args.start.overlay_dir.as_deref(), args.start.overlay_limit)?,
         share_layout: args.share_layout,
+        prefetch: !args.no_prefetch,
     };
     let mut restoration = prepare(&runtime, &store, request)?;
     if let Some(why) = &restoration.not_pinned {

@@ -38,6 +38,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             name: Some(args.name.clone()),
             count: 1,
             share_layout: false,
+            no_prefetch: false,
             require_reseed: args.require_reseed,
             nets: args.nets.clone(),
             start: args.start.clone(),

@@ -1,14 +1,15 @@
 //! `snapstore show`
 
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
-use snapstore_store::{Manifest, SnapshotId, Store};
+use snapstore_store::{Image, Manifest, SnapshotId, Store, WorkingSet};
 use snapstore_vmm::state::{CpuNeeds, MAX_STATE_BYTES, MachineState, StateError};
 
 use crate::args::ShowArgs;
 use crate::context::Context;
-use crate::format::{count, size, table, time};
+use crate::format::{count, duration, size, table, time};
 
 pub fn run(context: &Context, args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let store = context.open()?;
@@ -16,8 +17,22 @@ pub fn run(context: &Context, args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let manifest = store.manifest(id)?;
     let tags = store.tags_of(id)?;
     let machine = machine(&store, &manifest);
-    let value = json!({"id": id, "tags": tags, "manifest": manifest, "machine": machine.value()});
-    context.answer(&value, || describe(id, &tags, &manifest, &machine))?;
+    let page_bytes = store.page_size().bytes();
+    let sets = working_sets(&store, id, &manifest);
+    let value = json!({
+        "id": id,
+        "tags": tags,
+        "manifest": manifest,
+        "machine": machine.value(),
+        "working_sets": sets.iter().map(|(image, set)| set_value(page_bytes, image, set)).collect::<Vec<_>>(),
+    });
+    context.answer(&value, || {
+        let mut out = describe(id, &tags, &manifest, &machine);
+        for (image, set) in &sets {
+            out += &describe_set(page_bytes, image, set);
+        }
+        out
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -52,6 +67,71 @@ impl Machine {
         words.extend(more.cloned());
         wrapped("CPU        ", &words)
     }
+}
+
+/// A working set, or why that there is cannot be used.
+type Recorded = Result<WorkingSet, snapstore_store::Error>;
+
+/// Those that were recorded, by their images.
+fn working_sets<'a>(
+    store: &Store,
+    id: SnapshotId,
+    manifest: &'a Manifest,
+) -> Vec<(&'a Image, Recorded)> {
+    let images = manifest.images.iter();
+    images
+        .filter_map(|image| {
+            let set = store.working_set(id, &image.name).transpose()?;
+            Some((image, set))
+        })
+        .collect()
+}
+
+fn set_value(page_bytes: u64, image: &Image, set: &Recorded) -> Value {
+    match set {
+        Ok(set) => json!({
+            "image": image.name,
+            "pages": set.pages().count(),
+            "bytes": set.pages().count() as u64 * page_bytes,
+            "recorded": unix_seconds(set.recorded()),
+            "recordings": set.recordings(),
+            "last_mount": set.last(),
+            "hit_rate": set.last().hit_rate(),
+            "trusted": set.is_trusted(),
+        }),
+        Err(error) => json!({"image": image.name, "unusable": error.to_string()}),
+    }
+}
+
+fn describe_set(page_bytes: u64, image: &Image, set: &Recorded) -> String {
+    let name = image.file_name();
+    let set = match set {
+        Ok(set) => set,
+        Err(error) => return format!("Working set of {name} is not used: {error}\n"),
+    };
+    let age = SystemTime::now().duration_since(set.recorded());
+    let last = set.last();
+    let pushed = match last.hit_rate() {
+        _ if last.pushed == 0 => "the last mount pushed nothing".to_owned(),
+        None => format!("the last mount pushed {} pages", count(last.pushed.into())),
+        Some(rate) => format!(
+            "the last mount pushed {} pages, of which about {:.0} % were used",
+            count(last.pushed.into()),
+            rate * 100.0
+        ),
+    };
+    format!(
+        "Working set of {name}: {} in {} pages, of {} recordings, the last one {} ago; {pushed}\n",
+        size(set.pages().count() as u64 * page_bytes),
+        count(set.pages().count() as u64),
+        set.recordings(),
+        duration(age.unwrap_or_default().as_secs_f64()),
+    )
+}
+
+fn unix_seconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
 }
 
 /// Words with commas between them, on lines that are indented as the first.

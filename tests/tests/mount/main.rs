@@ -10,6 +10,7 @@ mod places;
 mod soak;
 mod tags;
 mod waiting;
+mod working_set;
 
 use std::fs;
 use std::path::{Path, PathBuf};

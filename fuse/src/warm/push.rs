@@ -1,0 +1,78 @@
+//! Giving the kernel the pages of a working set before it asks for them.
+
+use std::num::NonZero;
+use std::thread::{available_parallelism, scope};
+
+use fuser::{INodeNo, Notifier};
+
+use crate::warm::session::Session;
+
+/// Pages that a thread takes at once: few, so that all work where the first ones are needed.
+const BATCH: usize = 8;
+/// Threads at most.
+const MAX_THREADS: usize = 16;
+
+/// Pushes what the session's plan has left, with a thread per core. Returns when all is
+/// pushed, nobody has the image open any more, or it turns out to be of no use.
+pub(crate) fn push(session: &Session, notifier: &Notifier, has_ended: &(dyn Fn() -> bool + Sync)) {
+    let left = session.plan().map_or(0, |plan| plan.pages.len());
+    let cores = available_parallelism().map_or(1, NonZero::get);
+    let threads = cores.min(left.div_ceil(BATCH)).min(MAX_THREADS);
+    let work = || {
+        be_patient();
+        push_some(session, notifier, has_ended);
+    };
+    scope(|scope| {
+        for _ in 1..threads {
+            let worker = std::thread::Builder::new().name("push".to_owned());
+            // Without it this thread does all.
+            let _ = worker.spawn_scoped(scope, work);
+        }
+        work();
+    });
+}
+
+fn push_some(session: &Session, notifier: &Notifier, has_ended: &dyn Fn() -> bool) {
+    let page_bytes = session.subject.page_bytes;
+    let Ok(page_len) = usize::try_from(page_bytes) else {
+        return;
+    };
+    let mut buffer = vec![0; page_len];
+    loop {
+        let pages = session.next(BATCH);
+        if pages.is_empty() {
+            return;
+        }
+        for page in pages.iter().map(|page| u64::from(*page)) {
+            if session.is_given(page) {
+                continue;
+            }
+            // Not beyond the end of the image: the kernel would make the file longer.
+            let Ok(len @ 1..) = session
+                .subject
+                .reader
+                .read_at(&mut buffer, page * page_bytes)
+            else {
+                // Whoever needs it is told.
+                continue;
+            };
+            if has_ended() {
+                return;
+            }
+            let bytes = &buffer[..len];
+            let stored = notifier.store(INodeNo(session.ino), page * page_bytes, bytes);
+            if stored.is_err() {
+                return;
+            }
+            session.push(page);
+        }
+    }
+}
+
+/// Gives this thread the lowest priority: whatever else wants a core gets it.
+pub(crate) fn be_patient() {
+    const LOWEST: i32 = 19;
+    let thread = rustix::thread::gettid();
+    // For the kernel a thread's number is that of a process here (setpriority(2)).
+    let _ = rustix::process::setpriority_process(Some(thread), LOWEST);
+}
