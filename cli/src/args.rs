@@ -99,6 +99,8 @@ pub enum Command {
     /// Count what is stored, and what each snapshot adds
     #[command(after_help = "Example:\n  snapstore stats --json")]
     Stats,
+    /// Check this host, the store and what ended processes left
+    Doctor(DoctorArgs),
 }
 
 #[derive(Args)]
@@ -576,6 +578,19 @@ pub struct UpgradeArgs {
     /// Only say what there is to do
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Each line is ok, warning (slower, weaker or left over) or error (does not work). It ends with 1
+if there is an error. To check what is stored, use `verify`.
+
+Example:
+  snapstore doctor --json")]
+pub struct DoctorArgs {
+    /// First clear away machines that ended badly, and mounts whose servers are gone
+    #[arg(long)]
+    pub fix: bool,
 }
 
 #[derive(Args)]

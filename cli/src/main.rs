@@ -86,5 +86,6 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Upgrade(args) => commands::upgrade::run(&context, &args),
         Command::Repair => commands::repair::run(&context),
         Command::Stats => commands::stats::run(&context),
+        Command::Doctor(args) => commands::doctor::run(&context, &args),
     }
 }

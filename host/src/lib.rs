@@ -16,6 +16,7 @@
 mod background;
 mod build;
 pub mod commit;
+pub mod doctor;
 mod error;
 mod hidden;
 pub mod look;

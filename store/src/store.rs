@@ -20,6 +20,7 @@ use crate::image::ImageReader;
 use crate::index::{self, IndexWriter};
 use crate::layout::Layout;
 use crate::lock::{self, Lock, LockKind};
+use crate::lock_probe;
 use crate::manifest::{self, Image, Manifest};
 use crate::name::check_tag;
 use crate::opening;
@@ -235,6 +236,14 @@ impl Store {
                 bit,
             }),
         }
+    }
+
+    /// That locks keep others away where the store is, so that it can be changed.
+    ///
+    /// # Errors
+    /// [`Error::NoLocks`] with the reason.
+    pub fn check_locks(&self) -> Result<()> {
+        lock_probe::check(&self.layout)
     }
 
     /// All tags.

@@ -4,6 +4,7 @@ pub mod commit;
 pub mod commit_vm;
 pub mod control;
 pub mod diff;
+pub mod doctor;
 pub mod exec;
 pub mod forget;
 pub mod gc;

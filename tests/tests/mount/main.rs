@@ -2,6 +2,7 @@
 
 mod background;
 mod content;
+mod examined;
 mod hung;
 mod lifecycle;
 mod odd_stores;
