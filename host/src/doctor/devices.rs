@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 
-use super::{Check, read};
+use super::check::{Check, read};
 
 pub(super) fn checks() -> Vec<Check> {
     let mut checks = vec![kvm()];

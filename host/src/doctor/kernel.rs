@@ -1,6 +1,6 @@
 //! What the kernel can do, and how it is set.
 
-use super::{Check, chosen, number, read};
+use super::check::{Check, chosen, number, read};
 
 pub(super) fn checks() -> Vec<Check> {
     let mut checks = vec![version()];

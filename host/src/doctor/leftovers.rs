@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use snapstore_fuse::Mountpoint;
 
-use super::Check;
+use super::check::Check;
 use crate::look::{self, State};
 use crate::runtime::{Runtime, VmDir, forget, runtime_dir};
 

@@ -2,7 +2,7 @@
 
 use rustix::process::{Resource, getrlimit};
 
-use super::{Check, number};
+use super::check::{Check, number};
 
 pub(super) fn checks() -> Vec<Check> {
     let mut checks = vec![descriptors()];

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use snapstore_store::{Error, ErrorClass, Store, StoreFormat};
 
-use super::Check;
+use super::check::Check;
 
 /// Less room than this on a filesystem is worth a word.
 const LITTLE_BYTES: u64 = 1 << 30;

@@ -381,7 +381,9 @@ fn a_machines_control_group_goes_whatever_happens() -> Result<()> {
     ensure!(inside.trim() == pid, "{pid} is not alone: {inside}");
     // In order; killed; killed without a supervisor, as `ps` finds it.
     lab.stop("web")?;
-    eventually("the group goes with its machine", || Ok((!web.exists()).then_some(())))?;
+    eventually("the group goes with its machine", || {
+        Ok((!web.exists()).then_some(()))
+    })?;
     lab.run("web", SPIN, &[])?;
     let web = group(&lab, "web")?.context("no group any more")?;
     signal(lab.pid("web")?, Signal::KILL)?;
