@@ -1,7 +1,7 @@
 //! What a user can do about an error of the store: the store names no commands and
 //! no options, since it does not know who shows its messages.
 
-use snapstore_store::{Damage, Error};
+use snapstore_store::{Damage, Error, Finding};
 
 /// What can be done about the first error of the store among an error's causes.
 pub fn of(error: &anyhow::Error) -> Option<&'static str> {
@@ -47,6 +47,20 @@ fn about(error: &Error) -> Option<&'static str> {
         Error::Index { .. } => Some("if this persists run `snapstore repair`"),
         Error::Damaged(damage) => Some(about_damage(damage)),
         _ => None,
+    }
+}
+
+/// What can be done about what a verification found.
+pub fn about_finding(finding: &Finding) -> &'static str {
+    match &finding.damage {
+        Damage::Chunk { .. } if finding.read_all_the_same || finding.snapshots.is_empty() => {
+            "run `snapstore repair`, which sets its pack aside and keeps what is whole"
+        }
+        // That is what was run.
+        Damage::Chunk { .. } => {
+            "run `snapstore repair`, then commit an image that holds it to store it anew"
+        }
+        other => about_damage(other),
     }
 }
 

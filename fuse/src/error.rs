@@ -96,6 +96,7 @@ pub(crate) fn errno(error: &snapstore_store::Error) -> Errno {
         ErrorClass::Usage | ErrorClass::Invalid => Errno::EINVAL,
         ErrorClass::Newer => Errno::EOPNOTSUPP,
         ErrorClass::Damaged => Errno::EIO,
+        ErrorClass::Io if matches!(error, snapstore_store::Error::Denied { .. }) => Errno::EACCES,
         ErrorClass::Io => exhausted(error).unwrap_or(Errno::EIO),
     }
 }

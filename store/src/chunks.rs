@@ -453,6 +453,16 @@ impl Chunks {
         Err(place.pack.damaged(place.slot.entry, reason))
     }
 
+    /// What is damaged of the stored bytes of a chunk, at the place where a reader looks
+    /// first.
+    pub fn damage_of(&self, id: ChunkId, hint: Option<Location>) -> Option<Damage> {
+        let place = self.places(id, hint).next()?.ok()?;
+        match self.read_stored(&place, &mut Scratch::take()) {
+            Err(Error::Damaged(damage)) => Some(damage),
+            _ => None,
+        }
+    }
+
     /// Whether a delta that needs one copy of its base decodes with this one.
     fn fits(&self, delta: &Place, base: &Place, base_id: ChunkId) -> bool {
         let entry = delta.slot.entry;

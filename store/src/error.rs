@@ -98,6 +98,13 @@ pub enum Error {
         /// that of an encoding.
         version: u32,
     },
+    /// This process may not read a file of the store. That is no damage: somebody else may
+    /// read it, and nothing moves, rewrites or deletes it.
+    #[error("cannot read {}: permission denied; see to its owner and mode", path.display())]
+    Denied {
+        /// The file.
+        path: PathBuf,
+    },
     /// A newer version of this program uses a feature of the store which this one
     /// does not know, and which allows reading only.
     #[error("{} has the read-only compatible feature bit {bit}, made by a newer snapstore: this one ({}) can read the store and not change it; use that version or a later one", path.display(), env!("CARGO_PKG_VERSION"))]
@@ -454,9 +461,20 @@ impl Error {
         }
     }
 
-    /// Whether what is stored cannot be read, by this version or at all.
+    /// Whether what is stored cannot be read, by this version, by this process, or at
+    /// all.
     pub(crate) fn is_lost(&self) -> bool {
-        matches!(self, Self::Damaged(_) | Self::Newer { .. })
+        matches!(
+            self,
+            Self::Damaged(_) | Self::Newer { .. } | Self::Denied { .. }
+        )
+    }
+
+    /// Whether one thing of the store cannot be read, which is in nobody's way but of who
+    /// asks for it.
+    #[must_use]
+    pub fn is_of_what_is_stored(&self) -> bool {
+        self.is_lost() || matches!(self, Self::Index { .. })
     }
 
     /// Whether stored bytes are at fault, and nothing else.
@@ -500,7 +518,10 @@ impl Error {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Io { .. } | Self::Unconfirmed { .. } | Self::InputLost { .. } => ErrorClass::Io,
+            Self::Io { .. }
+            | Self::Denied { .. }
+            | Self::Unconfirmed { .. }
+            | Self::InputLost { .. } => ErrorClass::Io,
             Self::Cancelled => ErrorClass::Cancelled,
             Self::NoStore { .. } | Self::NotFound { .. } => ErrorClass::NotFound,
             Self::Damaged(_) | Self::Index { .. } => ErrorClass::Damaged,
@@ -549,6 +570,28 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     ];
     error.kind() == io::ErrorKind::UnexpectedEof
         || Errno::from_io_error(error).is_some_and(|errno| MEDIUM.contains(&errno))
+}
+
+/// What is wrong with a file that the disk cannot read.
+pub(crate) const UNREADABLE: &str = "the disk cannot read it";
+
+/// The error of opening or reading a file that the store is made of: what the disk
+/// cannot read is damage of that file, and nothing else of the store.
+pub(crate) fn cannot_read(
+    action: &'static str,
+    path: &Path,
+    source: io::Error,
+    damage: impl FnOnce(&'static str) -> Damage,
+) -> Error {
+    if is_unreadable(&source) {
+        return damage(UNREADABLE).into();
+    }
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => Error::Denied {
+            path: path.to_owned(),
+        },
+        _ => Error::io(action, path, source),
+    }
 }
 
 /// Attaches a path to an I/O result.

@@ -22,10 +22,10 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::durable;
-use crate::error::{IoContext as _, Result};
+use crate::error::{IoContext as _, Result, is_unreadable};
 use crate::format::lease::{FORMAT, decode, encode};
 use crate::gc::state::Epoch;
 use crate::id::SnapshotId;
@@ -170,10 +170,24 @@ fn list(layout: &Layout) -> Result<Vec<LiveLease>> {
     };
     for entry in entries {
         let path = entry.context("list", &dir)?.path();
-        let file = match lock::open_to_lock(&path).context("open", &path)? {
-            Opened::File(file) => file,
+        let file = match lock::open_to_lock(&path) {
+            Ok(Opened::File(file)) => file,
             // A lease is a file: whatever else lies here is nobody's.
-            Opened::Absent | Opened::Odd(_) => continue,
+            Ok(Opened::Absent | Opened::Odd(_)) => continue,
+            // Whether its holder lives, and what it needs, is not known.
+            Err(error) if is_unreadable(&error) || error.kind() == ErrorKind::PermissionDenied => {
+                let holder = format!(
+                    "{} of {}, which cannot be read ({error}): remove it if that has ended",
+                    path.display(),
+                    holder(&path)
+                );
+                leases.push(LiveLease {
+                    claim: Claim::EVERYTHING,
+                    holder,
+                });
+                continue;
+            }
+            Err(other) => return Err(other).context("open", &path),
         };
         if lock::try_exclusive(&file, &path)? {
             durable::discard(&path);
@@ -185,16 +199,19 @@ fn list(layout: &Layout) -> Result<Vec<LiveLease>> {
             .flatten()
             .and_then(|payload| decode(&payload))
             .unwrap_or(Claim::EVERYTHING);
-        let pid = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or("?");
         leases.push(LiveLease {
             claim,
-            holder: format!("process {}", pid.split('-').next().unwrap_or(pid)),
+            holder: holder(&path),
         });
     }
     Ok(leases)
+}
+
+/// Whose lease a file is, by its name.
+fn holder(path: &Path) -> String {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let pid = name.and_then(|name| name.split('-').next());
+    format!("process {}", pid.unwrap_or("?"))
 }
 
 fn create_unique(layout: &Layout) -> Result<(File, PathBuf)> {

@@ -128,5 +128,5 @@ pub use transfer::{
     ExportRequest, Exported, ExportedSnapshot, ImportRequest, Imported, ImportedSnapshot,
 };
 pub use upgrade::UpgradeReport;
-pub use verify::{Finding, VerifyReport};
+pub use verify::{Finding, NotChecked, VerifyReport};
 pub use working_set::set::{Pushed, Seen, WorkingSet};

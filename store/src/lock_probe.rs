@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use crate::error::{Error, IoContext as _, Result};
 use crate::layout::Layout;
 use crate::mount_table::{MountEntry, mount_id, mount_table};
+use crate::regular::{self, Opened};
 
 /// Of a user who knows that nobody else has the filesystem.
 const TRUST: &str = "SNAPSTORE_TRUST_LOCKS";
@@ -107,13 +108,13 @@ fn pretended() -> Option<String> {
     None
 }
 
-/// What to try locks on: a store that is being created has no configuration yet.
+/// What to try locks on: a store that is being created has no configuration yet, and of
+/// one that is to be repaired the disk may not read it.
 fn probed(layout: &Layout) -> PathBuf {
     let config = layout.config();
-    if config.exists() {
-        config
-    } else {
-        layout.locks()
+    match regular::open(&config) {
+        Ok(Opened::File(_)) => config,
+        _ => layout.locks(),
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crate::commit::parent::readable;
-use crate::error::{Error, ErrorClass, Result};
+use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::lease;
 use crate::manifest::Manifest;
@@ -34,8 +34,8 @@ pub struct TaggedSnapshot {
 pub struct Listing {
     /// Snapshots, oldest first.
     pub snapshots: Vec<TaggedSnapshot>,
-    /// Tags that lead to no snapshot that can be read: damaged, or made by a newer
-    /// version. Sorted by name.
+    /// Tags that lead to no snapshot that can be read: damaged, made by a newer
+    /// version, or not to be read by this process. Sorted by name.
     pub unreadable: Vec<(String, Error)>,
 }
 
@@ -64,10 +64,8 @@ impl Store {
         for (tag, id) in each {
             match id.and_then(|id| Ok((id, self.manifest(id)?))) {
                 Ok((id, manifest)) => snapshots.push(TaggedSnapshot { tag, id, manifest }),
-                Err(error) => match error.class() {
-                    ErrorClass::Damaged | ErrorClass::Newer => unreadable.push((tag, error)),
-                    _ => return Err(error),
-                },
+                Err(error) if error.is_of_what_is_stored() => unreadable.push((tag, error)),
+                Err(other) => return Err(other),
             }
         }
         let depths = depths(&snapshots);
@@ -194,7 +192,7 @@ impl Store {
         let index = self.chunks.refresh_index()?;
         for entry in index.manifests() {
             let (key, location) = entry?;
-            if let Some(id) = self.chunks.manifest_id_at(key, location)? {
+            if let Some(Some(id)) = readable(self.chunks.manifest_id_at(key, location))? {
                 ids.insert(id);
             }
         }

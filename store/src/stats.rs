@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::chunks::Place;
-use crate::error::{IoContext as _, Result};
+use crate::error::{Error, IoContext as _, Result};
 use crate::format::entry::ENTRY_LEN;
 use crate::format::node::Child;
 use crate::gc::mark::Places;
@@ -44,6 +45,10 @@ pub struct StoreStats {
     pub total_bytes: u64,
     /// Per tag, oldest snapshot first.
     pub per_snapshot: Vec<SnapshotStats>,
+    /// Tags of snapshots that cannot be read whole, and why. They are not among the
+    /// others, and what they need may be counted as needed by none.
+    #[serde(skip)]
+    pub unreadable: Vec<(String, Arc<Error>)>,
 }
 
 /// Numbers about one tagged snapshot.
@@ -84,7 +89,7 @@ impl Store {
     /// As [`Store::stats`].
     pub fn reclaimable(&self) -> Result<Vec<Reclaimable>> {
         let _collect = self.collect_lock_to_read()?;
-        let snapshots = self.snapshots()?;
+        let snapshots = self.listing()?.snapshots;
         let protected = self.protected_tags()?;
         let (kept, going): (Vec<_>, Vec<_>) = snapshots
             .iter()
@@ -95,7 +100,11 @@ impl Store {
         for (number, snapshot) in (0..).zip(kept.iter().chain(going.iter().rev())) {
             self.cancel.check()?;
             let before = owners.totals.needed_bytes();
-            owners.visit(snapshot, number)?;
+            match owners.visit(snapshot, number) {
+                // What a broken snapshot needs is counted as far as it can be seen.
+                Err(error) if error.is_of_what_is_stored() => {}
+                other => other?,
+            }
             found.push(Reclaimable {
                 tag: snapshot.tag.clone(),
                 freed_stored_bytes: owners.totals.needed_bytes() - before,
@@ -108,20 +117,33 @@ impl Store {
 
     /// Counts what is stored. Takes time in proportion to the chunks stored.
     ///
+    /// A snapshot that cannot be read whole is left out and named.
+    ///
     /// # Errors
-    /// Damage of any tag, manifest, node or of the index.
+    /// I/O errors, and damage of the index or of the directory of tags.
     pub fn stats(&self) -> Result<StoreStats> {
         // A collection moves chunks while they are counted.
         let _collect = self.collect_lock_to_read()?;
-        let snapshots = self.snapshots()?;
+        let listing = self.listing()?;
+        let snapshots = listing.snapshots;
+        let unreadable = listing.unreadable.into_iter();
+        let mut unreadable: Vec<_> = unreadable
+            .map(|(tag, error)| (tag, Arc::new(error)))
+            .collect();
         let mut owners = Owners::new(self, snapshots.len())?;
         let mut per_snapshot = Vec::new();
         for (number, snapshot) in snapshots.iter().enumerate() {
             self.cancel.check()?;
             let images = &snapshot.manifest.images;
             let tag_number = u32::try_from(number).expect("tags are counted in 32 bits");
-            owners.visit(snapshot, tag_number)?;
-            per_snapshot.push(SnapshotStats {
+            match owners.visit(snapshot, tag_number) {
+                Err(error) if error.is_of_what_is_stored() => {
+                    unreadable.push((snapshot.tag.clone(), Arc::new(error)));
+                    continue;
+                }
+                other => other?,
+            }
+            let stats = SnapshotStats {
                 tag: snapshot.tag.clone(),
                 logical_bytes: images.iter().map(|image| image.size_bytes).sum(),
                 nonzero_bytes: images
@@ -129,13 +151,20 @@ impl Store {
                     .map(|image| image.nonzero_pages * self.page_size().bytes())
                     .sum(),
                 exclusive_stored_bytes: 0,
-            });
+            };
+            per_snapshot.push((number, stats));
         }
-        for (stats, bytes) in per_snapshot.iter_mut().zip(&owners.exclusive) {
-            stats.exclusive_stored_bytes = u64::try_from(*bytes).unwrap_or(0);
-        }
+        let exclusive = &owners.exclusive;
+        let per_snapshot: Vec<_> = per_snapshot
+            .into_iter()
+            .map(|(number, stats)| SnapshotStats {
+                exclusive_stored_bytes: u64::try_from(exclusive[number]).unwrap_or(0),
+                ..stats
+            })
+            .collect();
         let mut totals = owners.totals;
-        totals.snapshots = snapshots.len() as u64;
+        totals.snapshots = per_snapshot.len() as u64;
+        totals.unreadable = unreadable;
         totals.logical_bytes = per_snapshot.iter().map(|s| s.logical_bytes).sum();
         totals.nonzero_bytes = per_snapshot.iter().map(|s| s.nonzero_bytes).sum();
         totals.distinct_bytes = totals.distinct_pages * self.page_size().bytes();

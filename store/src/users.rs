@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crate::chunks::{Chunks, Readable};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::node::Child;
 use crate::id::{ChunkId, SnapshotId};
 use crate::manifest;
@@ -91,7 +91,7 @@ impl<'a> Users<'a> {
 fn lost_is_none<T>(found: Result<T>) -> Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
-        Err(Error::Damaged(_) | Error::Newer { .. }) => Ok(None),
+        Err(error) if error.is_lost() => Ok(None),
         Err(other) => Err(other),
     }
 }

@@ -55,7 +55,7 @@ pub fn run(context: &Context, args: &ForgetArgs) -> anyhow::Result<ExitCode> {
         "tags": plan.iter().map(value).collect::<Vec<_>>(),
         "removed": removed,
         "frees_at_least_bytes": frees,
-        "unreadable": unreadable(&listing),
+        "unreadable": unreadable(&listing.unreadable),
     });
     context.answer(&value, || {
         let mut out = describe(&plan, &group, &listing);
@@ -79,7 +79,7 @@ pub fn run(context: &Context, args: &ForgetArgs) -> anyhow::Result<ExitCode> {
         }
         out
     })?;
-    Ok(tell_unreadable(&listing))
+    Ok(tell_unreadable(&listing.unreadable))
 }
 
 /// What only these tags hold: as much as that is free once they are gone.

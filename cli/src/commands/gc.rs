@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use snapstore_store::{Decision, ErrorClass, GcOptions, GcReport, Reclaimable, Store};
+use snapstore_store::{Decision, Error, GcOptions, GcReport, Reclaimable, Store};
 
 use crate::args::GcArgs;
 use crate::context::Context;
@@ -20,11 +20,9 @@ pub fn run(context: &Context, args: &GcArgs) -> anyhow::Result<ExitCode> {
         keep_percent: args.keep_percent,
     };
     let report = store.gc(options, &Bar::new(Unit::Items));
-    let report = report.map_err(|error| match error.class() {
-        ErrorClass::Damaged => {
-            anyhow::Error::from(error).context("nothing can be freed as long as this is so")
-        }
-        _ => error.into(),
+    let report = report.map_err(|error| match error.is_of_what_is_stored() {
+        true => anyhow::Error::from(error).context("nothing can be freed as long as this is so"),
+        false => error.into(),
     })?;
     let budget = Budget::of(&store, args, &report)?;
     let mut value = serde_json::to_value(&report)?;
@@ -154,11 +152,9 @@ fn describe(report: &GcReport, dry_run: bool) -> String {
         );
     }
     if dry_run {
-        return out
-            + &format!(
-                "Would free {}; {kept} packs stay as they are.\n",
-                size(report.plan.freed_bytes())
-            );
+        let would_be_freed = size(report.plan.freed_bytes());
+        out += &format!("Would free {would_be_freed}; {kept} packs stay as they are.\n");
+        return out + &left(report);
     }
     out += &format!(
         "Freed {}; {kept} packs stay as they are.\n",
@@ -171,11 +167,22 @@ fn describe(report: &GcReport, dry_run: bool) -> String {
             report.waiting_for.join(", ")
         );
     }
-    for damage in report.plan.damaged.iter().chain(&report.not_copied) {
-        out += &format!("Its pack stays as it is: {}\n", hints::told_damage(damage));
-    }
+    out += &left(report);
     if report.out_of_room {
         out += "The disk is too full to repack the rest; run gc again when there is some room.\n";
     }
     out
+}
+
+/// Packs that cannot be judged.
+fn left(report: &GcReport) -> String {
+    let damaged = report.plan.damaged.iter().chain(&report.not_copied);
+    let denied = report.plan.denied.iter().map(|path| Error::Denied {
+        path: path.to_owned(),
+    });
+    damaged
+        .map(hints::told_damage)
+        .chain(denied.map(|error| error.to_string()))
+        .map(|told| format!("Its pack stays as it is: {told}\n"))
+        .collect()
 }

@@ -40,7 +40,7 @@ pub fn run(context: &Context, args: &LogArgs) -> anyhow::Result<ExitCode> {
             })
         })
         .collect();
-    let value = json!({"snapshots": value, "unreadable": unreadable(&listing)});
+    let value = json!({"snapshots": value, "unreadable": unreadable(&listing.unreadable)});
     context.answer(&value, || {
         if args.graph {
             graph(&lines)
@@ -54,7 +54,7 @@ pub fn run(context: &Context, args: &LogArgs) -> anyhow::Result<ExitCode> {
     })?;
     // Of one chain it may be none of.
     Ok(match args.tag {
-        None => tell_unreadable(&listing),
+        None => tell_unreadable(&listing.unreadable),
         Some(_) => ExitCode::SUCCESS,
     })
 }

@@ -12,11 +12,15 @@ use crate::progress::{Bar, Unit};
 pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
     let report = Store::repair(&context.store_path()?, &Bar::new(Unit::Items))?;
     context.answer(&report, || describe(&report))?;
-    if report.lost_tags.is_empty() && report.broken_snapshots.is_empty() {
-        Ok(ExitCode::SUCCESS)
-    } else {
-        Ok(ExitCode::from(exit::DAMAGED))
-    }
+    Ok(
+        if !report.lost_tags.is_empty() || !report.broken_snapshots.is_empty() {
+            ExitCode::from(exit::DAMAGED)
+        } else if !report.left_alone.is_empty() {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        },
+    )
 }
 
 fn describe(report: &RepairReport) -> String {
@@ -32,6 +36,9 @@ fn describe(report: &RepairReport) -> String {
     }
     for damage in &report.remaining {
         out += &format!("SET ASIDE in damaged/: {damage}\n");
+    }
+    for reason in &report.left_alone {
+        out += &format!("LEFT AS IT IS: {reason}\n");
     }
     for tag in &report.lost_tags {
         out += &format!(

@@ -4,14 +4,17 @@ use std::process::ExitCode;
 
 use snapstore_store::StoreStats;
 
+use crate::commands::tag;
 use crate::context::Context;
 use crate::format::{count, size, table};
 
 pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
     let stats = context.open()?.stats()?;
-    context.answer(&stats, || describe(&stats))?;
-    Ok(ExitCode::SUCCESS)
+    let mut value = serde_json::to_value(&stats)?;
+    value["unreadable"] = tag::unreadable(&stats.unreadable).into();
+    context.answer(&value, || describe(&stats))?;
+    Ok(tag::tell_unreadable(&stats.unreadable))
 }
 
 fn describe(stats: &StoreStats) -> String {

@@ -1,9 +1,10 @@
 //! `snapstore tag`, `tags` and `rm`
 
+use std::borrow::Borrow;
 use std::process::ExitCode;
 
 use serde_json::json;
-use snapstore_store::{Error, ErrorClass, Listing, Store};
+use snapstore_store::{Error, ErrorClass, Store};
 
 use crate::args::{RmArgs, TagArgs};
 use crate::context::Context;
@@ -67,7 +68,7 @@ pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
             })
         })
         .collect();
-    let value = json!({"tags": value, "unreadable": unreadable(&listing)});
+    let value = json!({"tags": value, "unreadable": unreadable(&listing.unreadable)});
     context.answer(&value, || {
         if snapshots.is_empty() && listing.unreadable.is_empty() {
             return "No snapshots yet; `snapstore commit TAG --memory FILE` makes one.".to_owned();
@@ -102,28 +103,30 @@ pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
             &rows,
         )
     })?;
-    Ok(tell_unreadable(&listing))
+    Ok(tell_unreadable(&listing.unreadable))
 }
 
 /// Tags that lead to nothing that can be read, for programs.
-pub fn unreadable(listing: &Listing) -> Vec<serde_json::Value> {
-    let unreadable = listing.unreadable.iter();
+pub fn unreadable<E: Borrow<Error>>(unreadable: &[(String, E)]) -> Vec<serde_json::Value> {
+    let unreadable = unreadable.iter();
     unreadable
-        .map(|(tag, error)| json!({"tag": tag, "error": hints::told(error)}))
+        .map(|(tag, error)| json!({"tag": tag, "error": hints::told(error.borrow())}))
         .collect()
 }
 
-/// Says which tags were left out of a list, and why. Only damage is a failure of
-/// the list: what a newer version made is in order.
-pub fn tell_unreadable(listing: &Listing) -> ExitCode {
-    let mut code = ExitCode::SUCCESS;
-    for (tag, error) in &listing.unreadable {
-        say!("{tag} cannot be read: {}", hints::told(error));
-        if error.class() == ErrorClass::Damaged {
-            code = ExitCode::from(exit::DAMAGED);
-        }
+/// Says which tags were left out of a list, and why. Damage is a failure of the list,
+/// and so is what may not be read: what a newer version made is in order.
+pub fn tell_unreadable<E: Borrow<Error>>(unreadable: &[(String, E)]) -> ExitCode {
+    let mut worst = 0;
+    for (tag, error) in unreadable {
+        say!("{tag} cannot be read: {}", hints::told(error.borrow()));
+        worst = worst.max(match error.borrow().class() {
+            ErrorClass::Damaged => exit::DAMAGED,
+            ErrorClass::Newer => 0,
+            _ => exit::FAILED,
+        });
     }
-    code
+    ExitCode::from(worst)
 }
 
 pub fn remove(context: &Context, args: &RmArgs) -> anyhow::Result<ExitCode> {

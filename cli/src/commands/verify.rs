@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use snapstore_store::{Damage, Finding, VerifyReport};
+use snapstore_store::{Damage, Finding, NotChecked, VerifyReport};
 
 use crate::args::VerifyArgs;
 use crate::context::Context;
@@ -20,12 +20,12 @@ pub fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let report = store.verify(args.read_data, &Bar::new(Unit::Items))?;
     let mut value = serde_json::to_value(&report)?;
     for (number, finding) in report.findings.iter().enumerate() {
-        value["findings"][number]["what_to_do"] = hints::about_damage(&finding.damage).into();
+        value["findings"][number]["what_to_do"] = hints::about_finding(finding).into();
     }
     context.answer(&value, || describe(&report))?;
     Ok(if !report.findings.is_empty() {
         ExitCode::from(exit::DAMAGED)
-    } else if !report.newer.is_empty() {
+    } else if !report.not_checked.is_empty() {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
@@ -45,6 +45,7 @@ fn touched(finding: &Finding, report: &VerifyReport) -> String {
         }
         Damage::File { .. } if tags.is_empty() => "no snapshot lacks anything by it".to_owned(),
         _ if tags.is_empty() => "no snapshot needs it".to_owned(),
+        _ if finding.read_all_the_same => format!("{tags} read whole all the same"),
         _ => format!("needed by {tags}"),
     }
 }
@@ -65,8 +66,8 @@ fn describe(report: &VerifyReport) -> String {
     );
     for finding in &report.findings {
         let touched = touched(finding, report);
-        let told = hints::told_damage(&finding.damage);
-        out += &format!("DAMAGED: {told} [{touched}]\n");
+        let (damage, to_do) = (&finding.damage, hints::about_finding(finding));
+        out += &format!("DAMAGED: {damage}; {to_do} [{touched}]\n");
         for chunk in finding.chunks.iter().take(CHUNKS_SHOWN) {
             out += &format!("  lost with it: {chunk}\n");
         }
@@ -75,11 +76,18 @@ fn describe(report: &VerifyReport) -> String {
             out += &format!("  and {more} more chunks (--json lists them)\n");
         }
     }
-    for newer in &report.newer {
-        out += &format!("NOT CHECKED: {newer}\n");
+    for NotChecked { reason, snapshots } in &report.not_checked {
+        let needed = match snapshots.is_empty() {
+            true => String::new(),
+            false => format!(" [needed by {}]", snapshots.join(", ")),
+        };
+        out += &format!("NOT CHECKED: {reason}{needed}\n");
     }
     if report.findings.is_empty() {
-        out += "Nothing is damaged.\n";
+        out += match report.not_checked.is_empty() {
+            true => "Nothing is damaged.\n",
+            false => "Nothing that was checked is damaged.\n",
+        };
     }
     out
 }

@@ -2,7 +2,7 @@
 //! is most like, if it is like any.
 
 use crate::commit::source::Source;
-use crate::error::{ErrorClass, Result};
+use crate::error::Result;
 use crate::id::{ChunkKind, SnapshotId};
 use crate::manifest::Image;
 use crate::page::is_zero;
@@ -69,14 +69,12 @@ fn in_place(store: &Store, image: &Image, samples: &[(u64, [u8; 32])]) -> Result
     Ok(in_place)
 }
 
-/// `None` for what is damaged, or was made by a newer version.
+/// `None` for what is damaged, was made by a newer version, or may not be read.
 pub(crate) fn readable<T>(found: Result<T>) -> Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
-        Err(error) => match error.class() {
-            ErrorClass::Damaged | ErrorClass::Newer => Ok(None),
-            _ => Err(error),
-        },
+        Err(error) if error.is_of_what_is_stored() => Ok(None),
+        Err(other) => Err(other),
     }
 }
 

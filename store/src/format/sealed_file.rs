@@ -18,7 +18,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use crate::durable;
-use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::error::{Damage, Error, IoContext as _, Result, cannot_read};
 use crate::regular::{self, Opened};
 use crate::sim::{self, StepKind};
 
@@ -63,21 +63,26 @@ impl Format {
     }
 
     /// The version, this one or one before, and the payload.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], also for what the disk cannot read; [`Error::Denied`];
+    /// [`Error::Newer`].
     pub fn read_versioned(&self, path: &Path) -> Result<Option<(u32, Vec<u8>)>> {
         sim::before(StepKind::ReadFile, path).context("read", path)?;
-        let file = match regular::open(path).context("open", path)? {
-            Opened::File(file) => file,
-            Opened::Absent => return Ok(None),
-            Opened::Odd(reason) => {
-                let path = path.to_owned();
-                return Err(Damage::File { path, reason }.into());
-            }
+        let damaged = |reason| Damage::File {
+            path: path.to_owned(),
+            reason,
+        };
+        let file = match regular::open(path) {
+            Ok(Opened::File(file)) => file,
+            Ok(Opened::Absent) => return Ok(None),
+            Ok(Opened::Odd(reason)) => return Err(damaged(reason).into()),
+            Err(error) => return Err(cannot_read("open", path, error, damaged)),
         };
         let mut bytes = Vec::new();
         let limit = MAX_PAYLOAD_LEN + (HEADER_LEN + HASH_LEN) as u64 + 1;
-        file.take(limit)
-            .read_to_end(&mut bytes)
-            .context("read", path)?;
+        let read = file.take(limit).read_to_end(&mut bytes);
+        read.map_err(|error| cannot_read("read", path, error, damaged))?;
         self.decode(path, &bytes).map(Some)
     }
 

@@ -1,6 +1,7 @@
 //! What a collection would do, pack by pack, before it does anything.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 
 use crate::error::{Damage, Error, Result};
 use crate::format::entry::ENTRY_LEN;
@@ -62,6 +63,8 @@ pub struct GcPlan {
     pub packs: Vec<PackPlan>,
     /// Packs that cannot be opened. No reader finds anything in them, and they stay.
     pub damaged: Vec<Damage>,
+    /// The files of packs that this process may not read. They stay.
+    pub denied: Vec<PathBuf>,
 }
 
 impl GcPlan {
@@ -81,6 +84,7 @@ impl GcPlan {
                 Ok(Some(pack)) => plan.packs.push(plan_pack(&pack, live, keep_percent)?),
                 Ok(None) => {}
                 Err(Error::Damaged(damage)) => plan.damaged.push(damage),
+                Err(Error::Denied { path }) => plan.denied.push(path),
                 Err(other) => return Err(other),
             }
         }

@@ -267,8 +267,20 @@ fn failed(path: &Path, error: &rocksdb::Error) -> Error {
     if let Some((_, errno)) = causes.iter().find(|(text, _)| message.contains(text)) {
         return Error::io("use the index", path, std::io::Error::from(*errno));
     }
+    let unreadable = [
+        "Input/output error",
+        "Structure needs cleaning",
+        "No data available",
+        "Bad message",
+    ];
     match error.kind() {
         rocksdb::ErrorKind::Corruption => Damage::Index {
+            path: path.to_owned(),
+            reason: message,
+        }
+        .into(),
+        // The disk cannot read a file of it.
+        _ if unreadable.iter().any(|text| message.contains(text)) => Damage::Index {
             path: path.to_owned(),
             reason: message,
         }

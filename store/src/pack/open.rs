@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::durable;
-use crate::error::{Damage, Error, IoContext as _, Result, is_unreadable};
+use crate::error::{Damage, Error, IoContext as _, Result, cannot_read, is_unreadable};
 use crate::format::entry::{self, ENTRY_LEN};
 use crate::format::pack_v1;
 use crate::format::pack_v2::{self, Description, SEAL_MAGIC, Seal};
@@ -43,7 +43,8 @@ impl PackReader {
     ///
     /// # Errors
     /// [`Error::Newer`] for a pack of a newer format; [`Damage::Pack`] if
-    /// its footer cannot be found, or if it is another store's; I/O errors.
+    /// its footer cannot be found, if it is another store's, or if the disk cannot read
+    /// it; [`Error::Denied`]; I/O errors.
     pub fn open(
         path: PathBuf,
         number: PackNumber,
@@ -52,10 +53,15 @@ impl PackReader {
         blocks: Arc<FooterBlocks>,
     ) -> Result<Option<Self>> {
         sim::before(StepKind::OpenPack, &path).context("open", &path)?;
-        let file = match regular::open(&path).context("open", &path)? {
-            Opened::File(file) => file,
-            Opened::Absent => return Ok(None),
-            Opened::Odd(reason) => return Err(Damage::Pack { path, reason }.into()),
+        let damaged = |reason| Damage::Pack {
+            path: path.clone(),
+            reason,
+        };
+        let file = match regular::open(&path) {
+            Ok(Opened::File(file)) => file,
+            Ok(Opened::Absent) => return Ok(None),
+            Ok(Opened::Odd(reason)) => return Err(damaged(reason).into()),
+            Err(error) => return Err(cannot_read("open", &path, error, damaged)),
         };
         let metadata = file.metadata().context("inspect", &path)?;
         let candidate = Candidate {

@@ -3,13 +3,14 @@
 
 use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
+use std::io::ErrorKind::PermissionDenied;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use quick_cache::sync::Cache;
 
 use crate::durable;
-use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::error::{Damage, Error, IoContext as _, Result, is_unreadable};
 use crate::format::config::{Config, fill_random};
 use crate::format::pack_v2::Description;
 use crate::gc::state::CollectorState;
@@ -173,15 +174,22 @@ impl PackSet {
         let mut numbers = Vec::new();
         for number in self.sealed()? {
             let path = self.layout.pack(number);
-            let file = match regular::open(&path).context("open", &path)? {
-                Opened::File(file) => file,
+            let file = match regular::open(&path) {
+                Ok(Opened::File(file)) => file,
                 // Its writer has failed and removed it.
-                Opened::Absent => continue,
+                Ok(Opened::Absent) => continue,
                 // Nobody publishes it: whoever opens it says what it is.
-                Opened::Odd(_) => {
+                Ok(Opened::Odd(_)) => {
                     numbers.push(number);
                     continue;
                 }
+                // The same, but that somebody may: it is never judged, since it cannot be
+                // opened.
+                Err(error) if is_unreadable(&error) || error.kind() == PermissionDenied => {
+                    numbers.push(number);
+                    continue;
+                }
+                Err(other) => return Err(other).context("open", &path),
             };
             if sim::on(Fault::PublishingPackJudged) || lock::try_exclusive(&file, &path)? {
                 numbers.push(number);

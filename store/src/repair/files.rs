@@ -1,14 +1,15 @@
 //! Small files: what stands in the place of one, the configuration, the collector's
 //! state, tags.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use super::aside::set_aside;
 use super::report::RepairReport;
 use crate::durable;
-use crate::error::{Damage, Error, IoContext as _, Result};
+use crate::error::{Damage, Error, IoContext as _, Result, UNREADABLE};
 use crate::format::config::{Config, StoreFormat};
 use crate::format::{pack_v1, pack_v2};
 use crate::gc::mark::Reach;
@@ -28,26 +29,29 @@ impl Store {
         report: &mut RepairReport,
     ) -> Result<()> {
         let newest = self.newest_by_first_tag()?;
-        let mut damaged = BTreeSet::new();
+        let mut damaged = BTreeMap::new();
         for (name, id) in tags::each(&self.layout)? {
             match id {
                 Ok(_) => {}
-                Err(Error::Damaged(_)) => {
+                Err(Error::Damaged(damage)) => {
                     let path = self.layout.tags().join(&name);
                     if regular::oddity(&path).is_some() {
                         set_odd_aside(&self.layout, &path, report)?;
                     }
-                    damaged.insert(name);
+                    damaged.insert(name, Some(damage));
                 }
+                // What another version, or another user, can read is left to them.
+                Err(error) if error.is_lost() => report.left_alone.push(error.to_string()),
                 Err(other) => return Err(other),
             }
         }
         if dir_was_missing {
-            damaged.extend(newest.keys().cloned());
+            damaged.extend(newest.keys().cloned().map(|tag| (tag, None)));
         }
-        for tag in damaged {
+        for (tag, damage) in damaged {
             match newest.get(&tag) {
                 Some(id) => {
+                    self.spare_unreadable(&tag, damage, report)?;
                     tags::set(&self.layout, &tag, *id)?;
                     report.recovered_tags.insert(tag, *id);
                 }
@@ -57,6 +61,24 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Before a tag is set anew: what the disk could not read may be read later, and may
+    /// say something else.
+    fn spare_unreadable(
+        &self,
+        tag: &str,
+        damage: Option<Damage>,
+        report: &mut RepairReport,
+    ) -> Result<()> {
+        match damage {
+            Some(damage @ Damage::File { reason, .. }) if reason == UNREADABLE => {
+                set_aside(&self.layout, &self.layout.tags().join(tag))?;
+                report.add(damage);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The newest whole snapshot that was first committed under each name.
@@ -101,21 +123,10 @@ pub(super) fn odd_files(layout: &Layout) -> Vec<PathBuf> {
     files
 }
 
-/// Moves it to `damaged/`, under a name of its own there.
+/// Sets aside what stands in the place of a file.
 pub(super) fn set_odd_aside(layout: &Layout, path: &Path, report: &mut RepairReport) -> Result<()> {
     let reason = regular::oddity(path).unwrap_or("it is not a file");
-    let dir = layout.damaged();
-    durable::make_dir(&dir)?;
-    let name = path.file_name().unwrap_or_default();
-    let free = (0_u32..).find_map(|number| {
-        let mut name = name.to_owned();
-        if number > 0 {
-            name.push(format!(".{number}"));
-        }
-        let to = dir.join(name);
-        fs::symlink_metadata(&to).is_err().then_some(to)
-    });
-    durable::rename(path, &free.expect("numbers do not run out"))?;
+    set_aside(layout, path)?;
     report.remaining.push(Damage::File {
         path: path.to_owned(),
         reason,

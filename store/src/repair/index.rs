@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use super::aside::set_aside;
 use super::report::RepairReport;
 use crate::chunks::{Chunks, Place};
 use crate::durable;
@@ -288,10 +289,8 @@ impl Store {
             return Ok(());
         }
         let dir = self.layout.damaged();
-        durable::make_dir(&dir)?;
         for number in bad {
-            let to = dir.join(format!("{number}.pack"));
-            durable::rename(&self.layout.pack(*number), &to)?;
+            set_aside(&self.layout, &self.layout.pack(*number))?;
             self.chunks.packs().forget(*number);
         }
         durable::sync_dir(&dir)?;

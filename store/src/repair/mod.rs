@@ -8,6 +8,7 @@
 //! `damaged/` after its whole chunks have been copied to a new pack (`salvage`);
 //! pack files themselves are never changed.
 
+mod aside;
 mod files;
 mod index;
 mod report;
@@ -45,7 +46,9 @@ impl Store {
                 path: path.to_owned(),
             });
         }
-        if let Err(error @ Error::Newer { .. }) = Config::read(&layout.config()) {
+        if let Err(error @ (Error::Newer { .. } | Error::Denied { .. })) =
+            Config::read(&layout.config())
+        {
             return Err(error);
         }
         let mut report = RepairReport::default();
@@ -78,7 +81,7 @@ impl Store {
             match reach.add_snapshot(id) {
                 Err(Error::Damaged(_)) => report.broken_snapshots.push(tag),
                 // What a newer version wrote is not broken.
-                Err(Error::Newer { .. }) => {}
+                Err(error) if error.is_lost() => {}
                 other => other?,
             }
         }

@@ -17,6 +17,9 @@ pub struct RepairReport {
     /// Tags whose files are damaged and that no readable snapshot fits. They are
     /// left as they are.
     pub lost_tags: Vec<String>,
+    /// Tags that only a newer version or another user can read, and why. They are left as
+    /// they are.
+    pub left_alone: Vec<String>,
     /// Damage that was found; the packs that hold it are now in `damaged/`.
     pub remaining: Vec<Damage>,
     /// Tags of snapshots that cannot be read whole.

@@ -26,7 +26,7 @@ use crate::progress::Progress;
 use crate::store::Store;
 use crate::tags;
 use crate::users::Users;
-pub use report::{Finding, VerifyReport};
+pub use report::{Finding, NotChecked, VerifyReport};
 use walker::Walker;
 
 impl Store {
@@ -55,6 +55,7 @@ impl Store {
             clean: Marks::default(),
             failed: HashMap::new(),
             lost: Vec::new(),
+            harmless: Vec::new(),
         };
         self.verify_snapshots(&mut walker, &mut report, progress)?;
         let bad = self.verify_packs(&walker, &mut report, progress)?;
@@ -133,6 +134,9 @@ impl Store {
             walker.snapshot(id)?;
             for (error, chunk) in walker.lost.drain(..) {
                 report.add_loss(error.into_error(), chunk, std::slice::from_ref(&tag))?;
+            }
+            for damage in walker.harmless.drain(..) {
+                report.add_harmless(damage.into(), std::slice::from_ref(&tag))?;
             }
             report.snapshots += 1;
             progress.advance(done);
@@ -249,7 +253,8 @@ impl Store {
                 Ok((key, at)) => match self.chunks.at(key, at) {
                     Ok(None) => report.stale_index_entries += 1,
                     // A pack that cannot be read has a finding of its own.
-                    Ok(Some(_)) | Err(Error::Damaged(_) | Error::Newer { .. }) => {}
+                    Ok(Some(_)) => {}
+                    Err(error) if error.is_lost() => {}
                     Err(other) => return Err(other),
                 },
                 Err(error) => return report.add(error, &[]),

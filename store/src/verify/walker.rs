@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 
 use crate::cancel::Cancel;
-use crate::chunks::Chunks;
+use crate::chunks::{Chunks, Place};
 use crate::error::{Damage, Error, Result};
 use crate::format::node::{Child, Node};
 use crate::gc::mark::Marks;
@@ -25,6 +25,9 @@ pub(super) enum Lost {
         what: String,
         version: u32,
     },
+    Denied {
+        path: PathBuf,
+    },
 }
 
 impl Lost {
@@ -40,6 +43,11 @@ impl Lost {
                 what,
                 version,
             }),
+            Error::Denied { path } => Ok(Self::Denied { path }),
+            Error::Index { path, message } => Ok(Self::Damaged(Damage::Index {
+                path,
+                reason: message,
+            })),
             other => Err(other),
         }
     }
@@ -56,6 +64,7 @@ impl Lost {
                 what,
                 version,
             },
+            Self::Denied { path } => Error::Denied { path },
         }
     }
 }
@@ -75,6 +84,19 @@ pub(super) struct Walker<'a> {
     pub failed: HashMap<(ChunkId, Option<Location>), Lost>,
     /// What the present snapshot lacks.
     pub lost: Vec<(Lost, ChunkId)>,
+    /// What is damaged of the present snapshot's chunks, and keeps none of them from
+    /// being read.
+    pub harmless: Vec<Damage>,
+}
+
+/// What a look at a page has shown.
+enum Looked {
+    /// Its bytes were found right here for the first time.
+    Whole(Location),
+    /// Nothing new.
+    AsKnown,
+    /// A reader gets it, though what is stored here is damaged.
+    Harmless(Damage),
 }
 
 impl Walker<'_> {
@@ -82,10 +104,12 @@ impl Walker<'_> {
         let manifest = match manifest::read(self.chunks, id) {
             Ok(manifest) => manifest,
             Err(error) => {
-                self.lost.push((Lost::of(error)?, id.chunk()));
+                let lost = self.why(id.chunk(), None, error)?;
+                self.lost.push((lost, id.chunk()));
                 return Ok(());
             }
         };
+        self.look_at_bytes(id.chunk(), None);
         for image in &manifest.images {
             if let Some(root) = image.tree().root() {
                 self.walk(root, image.tree().shape().root_level())?;
@@ -105,7 +129,6 @@ impl Walker<'_> {
         let (node, at) = match self.chunks.node_and_place(child, level) {
             Ok(found) => found,
             Err(error) => {
-                let error = self.told_as_the_pack_tells(id, child.hint, error);
                 self.fail(id, child.hint, error)?;
                 return Ok(false);
             }
@@ -113,15 +136,15 @@ impl Walker<'_> {
         if self.clean.has(at) {
             return Ok(true);
         }
-        let whole = if level == 0 {
-            self.pages(&node)?
+        // One whose bytes are not right is told of again for each snapshot.
+        let mut whole = self.look_at_bytes(id, child.hint);
+        if level == 0 {
+            whole &= self.pages(&node)?;
         } else {
-            let mut whole = true;
             for (_, below) in node.present() {
                 whole &= self.walk(below, level - 1)?;
             }
-            whole
-        };
+        }
         if whole {
             self.clean.set(at);
         }
@@ -141,10 +164,14 @@ impl Walker<'_> {
         let mut whole = true;
         for (id, hint, found) in looked {
             match found {
-                Ok(Some(at)) => {
+                Ok(Looked::Whole(at)) => {
                     self.whole.set(at);
                 }
-                Ok(None) => {}
+                Ok(Looked::AsKnown) => {}
+                Ok(Looked::Harmless(damage)) => {
+                    whole = false;
+                    self.harmless.push(damage);
+                }
                 Err(error) => {
                     whole = false;
                     self.fail(id, hint, error)?;
@@ -154,44 +181,69 @@ impl Walker<'_> {
         Ok(whole)
     }
 
-    /// Looks at a page as the reader would; returns the place if its bytes were
-    /// found right there for the first time.
-    fn page(&self, id: ChunkId, page: Child) -> Result<Option<Location>> {
+    /// With `read_data`: whether the stored bytes of a chunk that a reader gets are as
+    /// they were written. If not, that is noted.
+    fn look_at_bytes(&mut self, id: ChunkId, hint: Option<Location>) -> bool {
+        if !self.read_data {
+            return true;
+        }
+        let damage = match self.chunks.readable(id, hint) {
+            Ok(found) => self.damage_here(&found.place, id),
+            Err(_) => None,
+        };
+        let is_right = damage.is_none();
+        self.harmless.extend(damage);
+        is_right
+    }
+
+    /// What is damaged of a chunk at this very place.
+    fn damage_here(&self, place: &Place, id: ChunkId) -> Option<Damage> {
+        match self.chunks.check_id_at(place, id) {
+            Err(Error::Damaged(damage)) if place.is_told_by(&damage) => Some(damage),
+            _ => None,
+        }
+    }
+
+    /// Looks at a page as the reader would.
+    fn page(&self, id: ChunkId, page: Child) -> Result<Looked> {
         if let Some(lost) = self.failed.get(&(id, page.hint)) {
             return Err(lost.clone().into_error());
         }
         let found = self.chunks.readable(id, page.hint)?;
         let at = found.place.location();
         if !self.read_data || self.whole.has(at) {
-            return Ok(None);
+            return Ok(Looked::AsKnown);
         }
         if self.chunks.check_id_at(&found.place, id).is_ok() {
-            return Ok(Some(at));
+            return Ok(Looked::Whole(at));
         }
-        // Another place, or another copy of the base, may serve the reader; what
-        // is wrong with this place is found when its pack is looked at.
+        // Another place, or another copy of the base, may serve the reader, or what is
+        // wrong is nothing that it needs.
         let mut bytes = Scratch::zeroed(self.chunks.page_size().len());
         match self.chunks.read(id, page.hint, &mut bytes) {
-            Ok(_) => Ok(None),
-            Err(error) => Err(self.told_as_the_pack_tells(id, page.hint, error)),
+            Ok(_) => Ok(match self.damage_here(&found.place, id) {
+                Some(damage) => Looked::Harmless(damage),
+                None => Looked::AsKnown,
+            }),
+            Err(error) => Err(error),
         }
     }
 
-    /// The damage of a chunk in the words in which the look at its pack tells it,
-    /// so that it is one finding.
-    fn told_as_the_pack_tells(&self, id: ChunkId, hint: Option<Location>, error: Error) -> Error {
-        if !matches!(error, Error::Damaged(Damage::Chunk { .. })) {
-            return error;
-        }
-        let found = self.chunks.readable(id, hint);
-        match found.and_then(|found| self.chunks.check_id_at(&found.place, id)) {
-            Err(told @ Error::Damaged(Damage::Chunk { .. })) => told,
-            _ => error,
-        }
+    /// What keeps a chunk from being read. Damaged bytes may have led its reader to a base
+    /// that there never was: they are the reason then, and not that this is missing.
+    fn why(&self, id: ChunkId, hint: Option<Location>, error: Error) -> Result<Lost> {
+        let lost = Lost::of(error)?;
+        let own = match &lost {
+            Lost::Damaged(Damage::Missing { .. }) if self.read_data => {
+                self.chunks.damage_of(id, hint)
+            }
+            _ => None,
+        };
+        Ok(own.map_or(lost, Lost::Damaged))
     }
 
     fn fail(&mut self, id: ChunkId, hint: Option<Location>, error: Error) -> Result<()> {
-        let lost = Lost::of(error)?;
+        let lost = self.why(id, hint, error)?;
         self.failed.insert((id, hint), lost.clone());
         self.lost.push((lost, id));
         Ok(())

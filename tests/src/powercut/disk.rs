@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
-use super::Lost;
+use super::{Lost, Refused};
 
 /// Block size reported to the kernel.
 pub(super) const BLOCK: u32 = 4096;
@@ -187,6 +188,8 @@ pub(super) type Listed = (u64, FileType, OsString);
 pub(super) struct State {
     nodes: BTreeMap<u64, Node>,
     next: u64,
+    /// What fails, of files that are whole.
+    refused: BTreeMap<u64, Refused>,
 }
 
 impl State {
@@ -200,6 +203,7 @@ impl State {
         Self {
             nodes: BTreeMap::from([(ROOT, root)]),
             next: ROOT + 1,
+            refused: BTreeMap::new(),
         }
     }
 
@@ -244,6 +248,32 @@ impl State {
         }
         let found = self.dir(parent)?.current.get(name).copied();
         found.ok_or(Errno::ENOENT)
+    }
+
+    /// From now on the file at this path, from the root, cannot be opened or read.
+    pub(super) fn refuse(&mut self, path: &Path, refused: Refused) -> Fallible<()> {
+        let mut ino = ROOT;
+        for name in path {
+            ino = self.lookup(ino, name)?;
+        }
+        self.refused.insert(ino, refused);
+        Ok(())
+    }
+
+    /// Whether the file may be opened.
+    pub(super) fn may_open(&self, ino: u64) -> Fallible<()> {
+        match self.refused.get(&ino) {
+            Some(Refused::Open(errno)) => Err(Errno::from_i32(errno.raw_os_error())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the file may be read.
+    pub(super) fn may_read(&self, ino: u64) -> Fallible<()> {
+        match self.refused.get(&ino) {
+            Some(Refused::Read(errno)) => Err(Errno::from_i32(errno.raw_os_error())),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn attr(&self, ino: u64) -> Fallible<FileAttr> {

@@ -271,7 +271,8 @@ impl Filesystem for Mounted {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        opened(self.open_inode(ino), reply);
+        let may = self.state().may_open(ino.0);
+        opened(may.and_then(|()| self.open_inode(ino)), reply);
     }
 
     fn create(
@@ -304,7 +305,9 @@ impl Filesystem for Mounted {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.state().read(ino.0, offset, size) {
+        let state = self.state();
+        let may = state.may_read(ino.0);
+        match may.and_then(|()| state.read(ino.0, offset, size)) {
             Ok(data) => reply.data(data),
             Err(error) => reply.error(error),
         }

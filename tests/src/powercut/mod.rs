@@ -30,7 +30,7 @@
 //! - Writable shared mappings: they work, but are current only from `msync` on.
 //! - A directory at two places, as a half synced move of one would leave: it
 //!   keeps only one of them.
-//! - Holes, running out of space, I/O errors, files over 1 GiB, symbolic links,
+//! - Holes, running out of space, I/O errors but for [`Disk::refuse`], files over 1 GiB, symbolic links,
 //!   special files, extended attributes, `O_TMPFILE` and exchanging renames.
 //!   `flock` and other locks are the kernel's own and need no disk.
 
@@ -81,6 +81,15 @@ pub enum Lost {
     Nothing,
 }
 
+/// What is refused of a file that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// To open it.
+    Open(Errno),
+    /// To read it once it is open.
+    Read(Errno),
+}
+
 /// A disk in memory. Clones are handles to the same disk.
 #[derive(Clone)]
 pub struct Disk(Arc<Mutex<State>>);
@@ -106,6 +115,16 @@ impl Disk {
     pub fn after_power_cut(&self, lost: Lost) -> Self {
         let state = self.state().after_power_cut(lost);
         Self::with(state)
+    }
+
+    /// From now on a file cannot be opened or read, as on a disk with a bad sector. It can
+    /// be renamed, replaced and removed.
+    ///
+    /// # Errors
+    /// If there is no such file: `path` is that from the root of the disk.
+    pub fn refuse(&self, path: &Path, refused: Refused) -> anyhow::Result<()> {
+        let done = self.state().refuse(path, refused);
+        done.map_err(|errno| anyhow::anyhow!("{}: {errno:?}", path.display()))
     }
 
     /// Mounts the disk at an existing directory; needs root.

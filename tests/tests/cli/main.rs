@@ -9,6 +9,7 @@ mod odd_places;
 mod retention;
 mod stopped;
 mod streams;
+mod unreadable;
 mod wrong_usage;
 
 use std::fs::{self, File};

@@ -135,7 +135,11 @@ fn chunks_of_every_kind_and_encoding() -> anyhow::Result<()> {
             let len = chunk.end - chunk.start;
             let offsets = [0, 1, 31, 32, 36, 39, 40, 44, len / 2, len - 1];
             let inside = offsets.into_iter().filter(|at| *at < len);
-            sweep(&fixture, &pack, inside.map(|at| chunk.start + at))?;
+            let inside: Vec<usize> = inside.map(|at| chunk.start + at).collect();
+            sweep(&fixture, &pack, inside.iter().copied())?;
+            for at in inside {
+                fixture.with_flip(&pack, at, || fixture.verify_agrees_with_readers())?;
+            }
             command(&fixture, &pack, chunk.start + len / 2)?;
             seen.insert(class, ());
         }

@@ -6,12 +6,12 @@ mod found;
 mod parents;
 mod rebuilt;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use snapstore_store::{Error, ErrorClass, Silent, Store};
+use snapstore_store::{Damage, Error, ErrorClass, Silent, Store};
 use snapstore_tests::harness::{Cli, noise};
 use tempfile::TempDir;
 
@@ -177,6 +177,37 @@ impl Fixture {
             }
         }
         Ok(whole)
+    }
+
+    /// What `verify --read-data` says of the snapshots is what readers see: those that it
+    /// calls lost cannot be read, the others can. Each chunk is told of once, with the
+    /// snapshots that have it: all chunks here are some snapshot's.
+    fn verify_agrees_with_readers(&self) -> anyhow::Result<()> {
+        let report = Store::open(self.cli.store())?.verify(true, &Silent)?;
+        let mut places = BTreeSet::new();
+        let mut lost = BTreeSet::new();
+        for finding in &report.findings {
+            if let Damage::Chunk {
+                path, offset_bytes, ..
+            } = &finding.damage
+            {
+                ensure!(places.insert((path, offset_bytes)), "twice: {finding:?}");
+                ensure!(!finding.snapshots.is_empty(), "whose is it? {finding:?}");
+            }
+            // Of a pack, the chunks may be found all the same.
+            if !finding.read_all_the_same && !matches!(finding.damage, Damage::Pack { .. }) {
+                lost.extend(finding.snapshots.clone());
+            }
+        }
+        for (tag, image) in &self.images {
+            let is_whole = self.read(tag, image)?;
+            ensure!(
+                is_whole != lost.contains(tag),
+                "{tag} is whole: {is_whole}, and of it: {:?}",
+                report.findings
+            );
+        }
+        Ok(())
     }
 
     fn all_is_well(&self) -> anyhow::Result<()> {
