@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
-use snapstore_store::{Cancel, PageSize, Store};
+use snapstore_store::{Cancel, Error, PageSize, Store};
 
 use crate::exit;
 use crate::interrupt;
@@ -69,9 +69,15 @@ impl Context {
     pub fn open_or_create_default(&self) -> anyhow::Result<Store> {
         let path = self.store_path()?;
         if self.store.is_none() && !path.join("config").exists() {
-            let store = Store::create(&path, PageSize::default())?;
-            say!("Created a store in {}.", path.display());
-            return Ok(self.configure(store));
+            match Store::create(&path, PageSize::default()) {
+                // By another first command, just now.
+                Err(Error::StoreExists { .. }) => {}
+                created => {
+                    let store = created?;
+                    say!("Created a store in {}.", path.display());
+                    return Ok(self.configure(store));
+                }
+            }
         }
         self.open()
     }

@@ -34,6 +34,9 @@ fn with(message: &impl ToString, hint: Option<&str>) -> String {
 fn about(error: &Error) -> Option<&'static str> {
     match error {
         Error::NoStore { .. } => Some("create one with `snapstore init`"),
+        Error::StoreExists { .. } => {
+            Some("use it as it is, or choose another directory with --store")
+        }
         Error::NotFound { .. } => Some("`snapstore tags` lists what there is"),
         Error::TagExists { .. } => Some("use --replace to move it"),
         Error::Protected { .. } => Some("`snapstore tag --unprotect TAG` ends that"),

@@ -80,7 +80,15 @@ pub enum Error {
         /// Where a store was looked for.
         path: PathBuf,
     },
-    /// The path already holds a store or other files.
+    /// The path already holds a store, with settings of its own.
+    #[error("{} holds a store already, with pages of {page_bytes} bytes", path.display())]
+    StoreExists {
+        /// The directory.
+        path: PathBuf,
+        /// The size of its pages.
+        page_bytes: u64,
+    },
+    /// The path already holds other files.
     #[error("{} is not empty; choose an empty directory for a new store", path.display())]
     NotEmpty {
         /// The directory.
@@ -535,6 +543,7 @@ impl Error {
             | Self::OtherPageSize { .. }
             | Self::NotImportable { .. }
             | Self::NotEmpty { .. }
+            | Self::StoreExists { .. }
             | Self::PartialPage { .. }
             | Self::EmptyInput { .. }
             | Self::DiffWithoutHoles { .. }

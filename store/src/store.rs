@@ -68,11 +68,13 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Creates an empty store at `path`, which must not exist or be empty.
+    /// Creates an empty store at `path`, which must not exist or be empty. Of several that
+    /// create one there at the same time one does, and the others fail. What was left by
+    /// one that was interrupted is used, whatever settings that was to have.
     ///
     /// # Errors
-    /// [`Error::NotEmpty`] if there is anything else in the directory;
-    /// [`Error::Damaged`] if it is a store that has lost its configuration.
+    /// [`Error::StoreExists`]; [`Error::NotEmpty`] if there is anything else in the
+    /// directory; [`Error::Damaged`] if it is a store that has lost its configuration.
     pub fn create(path: &Path, page_size: PageSize) -> Result<Self> {
         Self::create_in_format(path, page_size, StoreFormat::Two)
     }
@@ -86,14 +88,19 @@ impl Store {
         let had_parent = layout.root().ancestors().skip(1).find(|it| it.is_dir());
         let had_parent = had_parent.map(Path::to_owned);
         fs::create_dir_all(path).context("create", path)?;
-        refuse_foreign_files(&layout)?;
+        refuse_store(&layout)?;
+        if let Err(error) = refuse_foreign_files(&layout) {
+            // They may be those of a store that somebody else has created meanwhile.
+            refuse_store(&layout)?;
+            return Err(error);
+        }
         for dir in layout.directories() {
             fs::create_dir_all(&dir).context("create", &dir)?;
         }
         let _publish = lock::acquire(&layout, LockKind::Publish, lock::DEFAULT_TIMEOUT)?;
-        if layout.config().exists() {
-            return Self::open(path);
-        }
+        refuse_store(&layout)?;
+        // Whatever an interrupted creation has left of it.
+        durable::remove_dir(&layout.index())?;
         drop(IndexWriter::open_or_create(&layout.index())?);
         durable::sync_dir(layout.root())?;
         // Up to the first directory that was there before.
@@ -474,6 +481,17 @@ impl Store {
 
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).context("resolve", path)
+}
+
+/// Fails if there is a store.
+fn refuse_store(layout: &Layout) -> Result<()> {
+    match Config::read(&layout.config())? {
+        None => Ok(()),
+        Some(config) => Err(Error::StoreExists {
+            path: layout.root().to_owned(),
+            page_bytes: config.page_size.bytes(),
+        }),
+    }
 }
 
 /// What is left of a creation that was interrupted, or of an empty store, may be

@@ -11,9 +11,6 @@ use crate::context::Context;
 pub fn run(context: &Context, args: &InitArgs) -> anyhow::Result<ExitCode> {
     let page_size = PageSize::from_bytes(args.page_size)?;
     let path = context.store_path()?;
-    if path.join("config").exists() {
-        return Err(snapstore_store::Error::NotEmpty { path }.into());
-    }
     let store = Store::create(&path, page_size)?;
     let path = store.path().display().to_string();
     let page_size_bytes = page_size.bytes();

@@ -2,6 +2,7 @@
 
 mod answers;
 mod chains;
+mod creating;
 mod foreign_pack_files;
 mod inputs;
 mod lost_places;

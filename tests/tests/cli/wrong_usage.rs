@@ -80,7 +80,7 @@ fn page_sizes_that_there_are_not() -> anyhow::Result<()> {
 #[test]
 fn a_store_where_something_is_already() -> anyhow::Result<()> {
     let fixture = with_base()?;
-    fixture.refused(1, "is not empty", &["init"])?;
+    fixture.refused(1, "holds a store already", &["init"])?;
     let other = fixture.path("other");
     std::fs::create_dir(&other)?;
     std::fs::write(format!("{other}/file"), "mine")?;
