@@ -1,5 +1,7 @@
 //! What can be typed.
 
+mod transfer;
+
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
@@ -11,6 +13,8 @@ use clap::{Args, Parser, Subcommand};
 use snapstore_host::mount_server::ServerRequest;
 use snapstore_host::networks::NetSpec;
 use snapstore_vmm::state::Baseline;
+
+pub use transfer::{CopyArgs, ExportArgs, ImportArgs};
 
 /// Snapshots of virtual machines: each distinct page stored once, any snapshot
 /// readable at once as a flat file.
@@ -87,6 +91,12 @@ pub enum Command {
     Show(ShowArgs),
     /// Show what differs between two snapshots
     Diff(DiffArgs),
+    /// Write snapshots as one file, which any store can import
+    Export(ExportArgs),
+    /// Store the snapshots of such a file, under their tags
+    Import(ImportArgs),
+    /// Take snapshots over from another store
+    Copy(CopyArgs),
     /// Free what no tag and no mount needs
     Gc(GcArgs),
     /// Check the store, and name what is damaged

@@ -39,6 +39,11 @@ impl Context {
         })
     }
 
+    /// What a signal cancels, if the command is stopped by signals.
+    pub fn cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+
     /// Whether the answer is to be JSON.
     pub fn json(&self) -> bool {
         self.json
@@ -82,7 +87,8 @@ impl Context {
         self.open()
     }
 
-    fn configure(&self, store: Store) -> Store {
+    /// A store that is opened for this command.
+    pub fn configure(&self, store: Store) -> Store {
         let store = store.with_cancel(self.cancel.clone());
         match self.lock_timeout {
             Some(timeout) => store.with_lock_timeout(timeout),

@@ -12,6 +12,7 @@ mod hints;
 mod interrupt;
 mod logging;
 mod progress;
+mod stoppable;
 mod terminal;
 
 use std::process::ExitCode;
@@ -81,6 +82,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Log(args) => commands::log::run(&context, &args),
         Command::Show(args) => commands::show::run(&context, &args),
         Command::Diff(args) => commands::diff::run(&context, &args),
+        Command::Export(args) => commands::export::run(&context, &args),
+        Command::Import(args) => commands::import::run(&context, &args),
+        Command::Copy(args) => commands::copy::run(&context, &args),
         Command::Gc(args) => commands::gc::run(&context, &args),
         Command::Verify(args) => commands::verify::run(&context, &args),
         Command::Upgrade(args) => commands::upgrade::run(&context, &args),

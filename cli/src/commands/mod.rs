@@ -3,11 +3,14 @@
 pub mod commit;
 pub mod commit_vm;
 pub mod control;
+pub mod copy;
 pub mod diff;
 pub mod doctor;
 pub mod exec;
+pub mod export;
 pub mod forget;
 pub mod gc;
+pub mod import;
 pub mod init;
 pub mod log;
 pub mod mount;

@@ -49,7 +49,7 @@ pub struct Exported {
     pub snapshots: Vec<ExportedSnapshot>,
     /// Ancestors that have no tag, which are not in the stream.
     pub left_out: Vec<SnapshotId>,
-    /// How many pages and tree nodes there are.
+    /// How many pages, tree nodes and manifests there are.
     pub chunks: u64,
     /// The length of the stream.
     pub stream_bytes: u64,
@@ -92,13 +92,16 @@ impl Store {
             sent_snapshots: 0,
         };
         for snapshot in &chosen.snapshots {
-            export.snapshot(snapshot, progress)?;
+            let sent = export.snapshot(snapshot, progress);
+            // Whoever was stopped may have closed the stream.
+            self.cancel.check()?;
+            sent?;
         }
         let (chunks, stream_bytes) = export.finish()?;
         Ok(Exported {
+            chunks: chunks + chosen.snapshots.len() as u64,
             snapshots: chosen.snapshots,
             left_out: chosen.left_out,
-            chunks,
             stream_bytes,
         })
     }

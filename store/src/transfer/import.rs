@@ -61,7 +61,7 @@ pub struct ImportRequest {
 pub struct Imported {
     /// The snapshots, in the order of the stream: ancestors first.
     pub snapshots: Vec<ImportedSnapshot>,
-    /// How many chunks were in the stream.
+    /// How many pages, tree nodes and manifests were in the stream.
     pub chunks: u64,
     /// How many the store did not have.
     pub added_chunks: u64,
@@ -122,8 +122,10 @@ impl Store {
             chunks: 0,
         };
         loop {
+            // Whoever was stopped may have made the stream end.
+            let content = stream.next_block();
             import.sink.check_cancelled()?;
-            let content = stream.next_block()?;
+            let content = content?;
             match import.block(&content) {
                 Ok(false) => {}
                 Ok(true) => break,
@@ -472,7 +474,7 @@ impl Import<'_> {
             }
         }
         Ok(Imported {
-            chunks: self.chunks,
+            chunks: self.chunks + self.snapshots.len() as u64,
             added_chunks: self.sink.added_chunks,
             added_bytes: self.sink.added_bytes,
             snapshots: self.snapshots,

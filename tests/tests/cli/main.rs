@@ -11,6 +11,7 @@ mod retention;
 mod stopped;
 mod streams;
 mod unreadable;
+mod transfer;
 mod wrong_usage;
 
 use std::fs::{self, File};
