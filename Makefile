@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test sim soak mutations bench bench-scale check clean
+.PHONY: help setup build install deb dist demo test sim soak mutations bench bench-scale check clean
 
 # Finds a cargo that is new enough wherever it was installed.
 with_cargo := . scripts/toolchain.sh;
@@ -19,6 +19,15 @@ setup: ## Install what is missing; compile RocksDB once
 
 build: setup ## Build the program: target/release/snapstore
 	@$(with_cargo) cargo build --release --locked -p snapstore
+
+install: ## Install what `make build` made: PREFIX (/usr/local), DESTDIR
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install.sh
+
+deb: build ## Make a package for Debian 12 and newer: target/deb/*.deb
+	@$(with_cargo) scripts/deb.sh
+
+dist: build ## Make an archive that can be unpacked anywhere: target/dist/*.tar.gz
+	@$(with_cargo) scripts/dist.sh
 
 demo: build ## Do the main job on memory of a real guest, and measure it; then run Debian guests
 	@$(with_cargo) cargo build --release --locked -p snapstore --example demo

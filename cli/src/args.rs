@@ -1,5 +1,6 @@
 //! What can be typed.
 
+mod shell;
 mod transfer;
 
 use std::ffi::OsString;
@@ -14,6 +15,7 @@ use snapstore_host::mount_server::ServerRequest;
 use snapstore_host::networks::NetSpec;
 use snapstore_vmm::state::Baseline;
 
+pub use shell::{CompletionsArgs, GenerateArgs, Shell};
 pub use transfer::{CopyArgs, ExportArgs, ImportArgs};
 
 /// Snapshots of virtual machines: each distinct page stored once, any snapshot
@@ -111,6 +113,11 @@ pub enum Command {
     Stats,
     /// Check this host, the store and what ended processes left
     Doctor(DoctorArgs),
+    /// Print the script with which a shell completes commands, tags and machines
+    Completions(CompletionsArgs),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Generate(GenerateArgs),
 }
 
 #[derive(Args)]

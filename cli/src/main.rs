@@ -5,6 +5,7 @@
 mod args;
 mod bounded_log;
 mod commands;
+mod completions;
 mod context;
 mod exit;
 mod format;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     if let Some(done) = snapstore_host::run_if_hidden(|| logging::to_file_at_stderr(0)) {
         return done.map_or_else(|error| exit::report(&error), ExitCode::from);
     }
+    completions::answer_shell();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(answer) => return exit::usage(&answer),
@@ -90,6 +92,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Upgrade(args) => commands::upgrade::run(&context, &args),
         Command::Repair => commands::repair::run(&context),
         Command::Stats => commands::stats::run(&context),
+        Command::Completions(args) => commands::completions::run(&args),
+        Command::Generate(args) => commands::generate::run(&args),
         Command::Doctor(args) => commands::doctor::run(&context, &args),
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod commit;
 pub mod commit_vm;
+pub mod completions;
 pub mod control;
 pub mod copy;
 pub mod diff;
@@ -10,6 +11,7 @@ pub mod exec;
 pub mod export;
 pub mod forget;
 pub mod gc;
+pub mod generate;
 pub mod import;
 pub mod init;
 pub mod log;

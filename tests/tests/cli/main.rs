@@ -2,6 +2,7 @@
 
 mod answers;
 mod chains;
+mod completions;
 mod creating;
 mod foreign_pack_files;
 mod inputs;
@@ -10,8 +11,9 @@ mod odd_places;
 mod retention;
 mod stopped;
 mod streams;
-mod unreadable;
 mod transfer;
+mod unreadable;
+
 mod wrong_usage;
 
 use std::fs::{self, File};
