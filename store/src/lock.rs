@@ -63,10 +63,12 @@ impl LockKind {
 pub(crate) struct Lock {
     file: File,
     path: PathBuf,
+    taken: Instant,
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
+        tracing::trace!(lock = ?self.path, held = ?self.taken.elapsed());
         // Not left to the closing of the file: a child that another thread has
         // forked meanwhile has a duplicate, which would keep the lock.
         let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
@@ -234,7 +236,9 @@ fn wait_for(
     // Only for the message above: a failure to note the holder is harmless.
     let _ = note_holder(&mut file);
     sim::locked(&path);
-    Ok(Lock { file, path })
+    let taken = Instant::now();
+    tracing::trace!(lock = ?path, waited = ?taken - started);
+    Ok(Lock { file, path, taken })
 }
 
 /// Takes an exclusive flock if nobody has one.

@@ -293,13 +293,15 @@ impl Store {
         if sim::on(Fault::RevivedWithoutLock) {
             sink.publish_pack(None)?;
         }
+        self.check_tag_free(&request.tag, request.replace)?;
+        let small = sink.enter_if_large(sealed.as_ref())?;
         let _publish = self.publish_lock()?;
         // Again, under the lock: another commit may have taken the name.
         self.check_tag_free(&request.tag, request.replace)?;
         if sim::on(Fault::TagBeforeIndex) {
             tags::set(&self.layout, &request.tag, id)?;
         }
-        sink.publish_pack(sealed.as_ref())?;
+        sink.publish_pack(small)?;
         tracing::debug!("indexed");
         // A store whose creator was killed may not be durable itself.
         durable::sync_dir(self.layout.root())?;

@@ -15,9 +15,9 @@ use crate::lease::{Claim, Lease};
 use crate::lock::Lock;
 use crate::pack::codec::{self, Base, Encoding};
 use crate::pack::reader::{BaseRef, PackReader, Stamp, delta_head, payload_limit};
-use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack};
+use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack, StoredChunk};
 use crate::pack::{EntryNumber, Location, PackNumber};
-use crate::placement;
+use crate::placement::{self, LargePack, entered_at_once};
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
 use crate::store::Store;
@@ -47,6 +47,9 @@ pub(crate) struct Sink<'a> {
     pub added_bytes: u64,
 }
 
+/// How often the entries of a large pack are worked out before they are entered a few at
+/// a time.
+const PREPARED_AT_MOST: u32 = 2;
 /// How many things that cannot be read are told.
 const MAX_NOTES: usize = 16;
 
@@ -250,9 +253,10 @@ impl<'a> Sink<'a> {
     /// they are read like any others. No snapshot needs them yet; this commit's lease
     /// keeps them.
     pub fn finish_pack(&mut self) -> Result<()> {
-        if let Some(pack) = self.seal()? {
+        let sealed = self.seal()?;
+        if let Some(pack) = self.enter_if_large(sealed.as_ref())? {
             let _publish = self.store.publish_lock()?;
-            self.publish_pack(Some(&pack))?;
+            self.publish_pack(Some(pack))?;
         }
         self.index = self.store.chunks.refresh_index()?;
         self.claimed.clear();
@@ -279,15 +283,55 @@ impl<'a> Sink<'a> {
         self.writer.take().map(PackWriter::seal).transpose()
     }
 
+    /// Enters the chunks of a pack that has too many for one hold of the publish lock, and
+    /// returns any other pack. No snapshot needs them yet, as with a pack that is full.
+    pub fn enter_if_large<'p>(
+        &self,
+        pack: Option<&'p SealedPack>,
+    ) -> Result<Option<&'p SealedPack>> {
+        let Some(pack) = pack.filter(|pack| pack.chunk_count() > entered_at_once()) else {
+            return Ok(pack);
+        };
+        for _ in 0..PREPARED_AT_MOST {
+            let condemned = CollectorState::read(&self.store.layout)?.condemned;
+            let large = LargePack::prepare(self.chunks(), condemned, pack)?;
+            let _publish = self.store.publish_lock()?;
+            let state = self.look_again(true)?;
+            if large.enter(&self.store.index_writer()?, &state.condemned)? {
+                return Ok(None);
+            }
+        }
+        // Somebody changes the index all the time.
+        let all: Vec<StoredChunk> = pack.chunks().collect();
+        for few in all.chunks(entered_at_once()) {
+            let _publish = self.store.publish_lock()?;
+            let state = self.look_again(true)?;
+            let index = self.store.index_writer()?;
+            placement::enter_new(self.chunks(), &index, &state.condemned, pack, few)?;
+        }
+        Ok(None)
+    }
+
     /// Makes sure that what this commit relies on is there and stays, and enters
     /// a sealed pack's chunks into the index, durably. The caller holds the publish
     /// lock.
     pub fn publish_pack(&self, pack: Option<&SealedPack>) -> Result<()> {
+        let state = self.look_again(pack.is_some())?;
+        if let Some(pack) = pack {
+            let index = self.store.index_writer()?;
+            let all: Vec<StoredChunk> = pack.chunks().collect();
+            placement::enter_new(self.chunks(), &index, &state.condemned, pack, &all)?;
+        }
+        Ok(())
+    }
+
+    /// The first half of [`Sink::publish_pack`].
+    fn look_again(&self, enters: bool) -> Result<CollectorState> {
         let mut state = CollectorState::read(&self.store.layout)?;
         let relied = self.relied.read().unwrap_or_else(PoisonError::into_inner);
         let mut revived = false;
         for (number, stamp) in relied.iter() {
-            if sim::no_second_look() || sim::on(Fault::RevivedWithoutLock) && pack.is_some() {
+            if sim::no_second_look() || sim::on(Fault::RevivedWithoutLock) && enters {
                 continue;
             }
             if !self.chunks().packs().is_in_place(*number, *stamp)? {
@@ -302,11 +346,7 @@ impl<'a> Sink<'a> {
         if revived {
             state.write(&self.store.layout, self.store.format())?;
         }
-        if let Some(pack) = pack {
-            let index = self.store.index_writer()?;
-            placement::enter_new(self.chunks(), &index, &state.condemned, pack)?;
-        }
-        Ok(())
+        Ok(state)
     }
 
     /// The standalone chunk that a delta against `id` may be made from, if there

@@ -39,7 +39,7 @@ use crate::id::{ChunkKey, SnapshotId};
 use crate::index;
 use crate::lease;
 use crate::pack::{Location, PackIdentity, PackNumber};
-use crate::placement;
+use crate::placement::{self, INDEX_BATCH};
 use crate::progress::Progress;
 use crate::sim::{self, Fault};
 use crate::store::Store;
@@ -49,8 +49,6 @@ use mark::Reach;
 pub use plan::{Decision, GcPlan, PackPlan};
 use state::{CollectorState, Condemned};
 
-/// Entries of the index that are changed under one hold of the publish lock.
-pub(crate) const INDEX_BATCH: usize = 4096;
 /// Entries of the index to packs that are gone which one collection cleans up.
 const MAX_ASTRAY: usize = 1 << 20;
 
@@ -206,7 +204,8 @@ impl Store {
                 durable::remove_dir(&index)?;
             }
         }
-        Ok(())
+        let packs = self.chunks.packs();
+        index::sweep(&layout.index(), |number| packs.is_being_published(number))
     }
 
     /// What must be kept: tags, and pins. A pin is made of what is tagged or

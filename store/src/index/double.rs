@@ -16,7 +16,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use super::damaged;
 use crate::error::{Error, IoContext as _, Result};
 use crate::id::{ChunkKey, ChunkKind};
-use crate::pack::Location;
+use crate::pack::{Location, PackNumber};
 use crate::sim::{self, StepKind};
 
 type Entries = BTreeMap<ChunkKey, Location>;
@@ -48,8 +48,12 @@ pub(crate) fn forget(numbers: impl IntoIterator<Item = u64>) {
 /// A view of the index as it was when it was opened.
 pub(crate) struct IndexReader {
     entries: Arc<Entries>,
+    number: u64,
     path: PathBuf,
 }
+
+/// Entries for the index to take over.
+pub(crate) struct Prepared(Batch);
 
 /// The index, open for changes. The holder has the publish lock.
 pub(crate) struct IndexWriter {
@@ -71,6 +75,7 @@ impl IndexReader {
         let number = number(path)?.ok_or_else(|| damaged(path, "it is missing"))?;
         Ok(Self {
             entries: flushed(number, path)?,
+            number,
             path: path.to_owned(),
         })
     }
@@ -94,6 +99,13 @@ impl IndexReader {
             .iter()
             .map(|key| self.entries.get(key).copied())
             .collect())
+    }
+
+    /// Writes entries that a writer can take over.
+    pub fn prepare(&self, _: PackNumber, entries: &[(ChunkKey, Location)]) -> Result<Prepared> {
+        before(StepKind::Write, &self.path)?;
+        let entries = entries.iter().map(|(key, at)| (*key, Some(*at)));
+        Ok(Prepared(entries.collect()))
     }
 
     /// All entries, sorted by kind and key.
@@ -186,6 +198,29 @@ impl IndexWriter {
         Ok(written.unwrap_or_else(|| state.flushed.get(&key).copied()))
     }
 
+    /// The keys of all entries that may have changed since; `None` if they are not known,
+    /// which happens when many have.
+    pub fn changed_since(&self, view: &IndexReader) -> Result<Option<Vec<ChunkKey>>> {
+        let now = self.state().flushed.clone();
+        if view.number != self.number {
+            return Ok(None);
+        }
+        let keys = now.keys().chain(view.entries.keys());
+        let changed = keys.filter(|key| now.get(key) != view.entries.get(key));
+        let changed: Vec<ChunkKey> = changed.copied().collect();
+        let is_known = changed.is_empty() || sim::choose(4) > 0;
+        Ok(is_known.then_some(changed))
+    }
+
+    /// Takes over entries that were prepared, durably and all at once. False if somebody
+    /// is in the way.
+    pub fn take(&self, prepared: Prepared) -> Result<bool> {
+        before(StepKind::IndexFlush, &self.path)?;
+        self.state().batches.push(prepared.0);
+        self.apply(usize::MAX);
+        Ok(true)
+    }
+
     /// Makes all changes durable.
     pub fn flush(&self) -> Result<()> {
         before(StepKind::IndexFlush, &self.path)?;
@@ -234,6 +269,11 @@ impl Drop for IndexWriter {
             instance.has_writer = false;
         }
     }
+}
+
+/// Nothing is left beside it.
+pub(crate) fn sweep(_: &Path, _: impl Fn(PackNumber) -> Result<bool>) -> Result<()> {
+    Ok(())
 }
 
 /// Merging files changes nothing that can be seen, and there are none here.

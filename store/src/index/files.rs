@@ -15,9 +15,10 @@ use std::time::Duration;
 use super::damaged;
 use super::rocks::{self, Sorted};
 use super::run::{Changes, Key, Runs, take_away};
-use crate::error::{Error, Result};
+use crate::durable;
+use crate::error::{Error, IoContext as _, Result};
 use crate::id::{ChunkKey, ChunkKind};
-use crate::pack::Location;
+use crate::pack::{Location, PackNumber};
 
 /// Runs that there are at most; then one is made of all.
 const MAX_RUNS: usize = 16;
@@ -36,6 +37,20 @@ pub(crate) struct IndexReader {
     sorted: Arc<Sorted>,
     runs: Runs,
     path: PathBuf,
+}
+
+/// Entries that are written, for the index to take over.
+pub(crate) struct Prepared {
+    /// `None` if there are no entries.
+    file: Option<PathBuf>,
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.take() {
+            durable::discard(&file);
+        }
+    }
 }
 
 /// The index, open for changes. The holder has the publish lock.
@@ -116,6 +131,23 @@ impl IndexReader {
             }
         }
         Ok(found)
+    }
+
+    /// Writes entries, sorted by key, to a file that a writer can take over. It stands
+    /// beside the others under a name of the pack `of`, whose file the caller holds locked.
+    pub fn prepare(&self, of: PackNumber, entries: &[(ChunkKey, Location)]) -> Result<Prepared> {
+        if entries.is_empty() {
+            return Ok(Prepared { file: None });
+        }
+        let file = prepared_path(&self.path, of);
+        let prepared = Prepared {
+            file: Some(file.clone()),
+        };
+        let changes = entries
+            .iter()
+            .map(|(key, at)| (key.to_index_key(), Some(*at)));
+        rocks::write_file(&self.path, &file, changes)?;
+        Ok(prepared)
     }
 
     /// All entries, sorted by kind and key.
@@ -232,6 +264,37 @@ impl IndexWriter {
         }
     }
 
+    /// The keys of all entries that may have changed since, and of those that lie over
+    /// what [`IndexWriter::take`] brings; `None` if they are not known.
+    pub fn changed_since(&self, view: &IndexReader) -> Result<Option<Vec<ChunkKey>>> {
+        let state = self.state();
+        if !Arc::ptr_eq(&state.view.sorted, &view.sorted) || view.sorted.is_outdated() {
+            return Ok(None);
+        }
+        let keys = state.view.runs.changes().into_keys();
+        Ok(Some(keys.filter_map(parse_key).collect()))
+    }
+
+    /// Takes over entries that were prepared, durably and all at once, with nothing else
+    /// pending. False if somebody merges files at the moment. What the writer itself finds
+    /// is as before.
+    pub fn take(&self, mut prepared: Prepared) -> Result<bool> {
+        let Some(file) = &prepared.file else {
+            return Ok(true);
+        };
+        match rocks::ingest_file(&self.path, file) {
+            Ok(()) => {
+                prepared.file = None;
+                Ok(true)
+            }
+            Err(error) if error.is_full_disk() => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "index entries are entered a few at a time");
+                Ok(false)
+            }
+        }
+    }
+
     /// Makes all changes durable.
     pub fn flush(&self) -> Result<()> {
         let mut state = self.state();
@@ -312,6 +375,30 @@ pub(crate) fn tidy(path: &Path, leave: u64) -> Result<()> {
         }
         merged => merged,
     }
+}
+
+fn prepared_path(index: &Path, of: PackNumber) -> PathBuf {
+    index.join(format!("entries-{of}.sst"))
+}
+
+/// Removes what [`IndexReader::prepare`] has written for packs that nobody writes any
+/// more.
+pub(crate) fn sweep(path: &Path, is_written: impl Fn(PackNumber) -> Result<bool>) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return Ok(());
+    };
+    for entry in entries {
+        let name = entry.context("list", path)?.file_name();
+        let number = name.to_str().and_then(|name| {
+            PackNumber::parse(name.strip_prefix("entries-")?.strip_suffix(".sst")?)
+        });
+        if let Some(number) = number
+            && !is_written(number)?
+        {
+            durable::discard(&prepared_path(path, number));
+        }
+    }
+    Ok(())
 }
 
 fn parse_key(key: Key) -> Option<ChunkKey> {

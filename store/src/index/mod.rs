@@ -25,9 +25,11 @@ use crate::id::ChunkKey;
 use crate::pack::Location;
 
 #[cfg(feature = "sim")]
-pub(crate) use double::{IndexReader, IndexWriter, forget as forget_indexes, tidy};
+pub(crate) use double::{
+    IndexReader, IndexWriter, Prepared, forget as forget_indexes, sweep, tidy,
+};
 #[cfg(not(feature = "sim"))]
-pub(crate) use files::{IndexReader, IndexWriter, tidy};
+pub(crate) use files::{IndexReader, IndexWriter, Prepared, sweep, tidy};
 
 /// Sorted files that a collection leaves unmerged.
 pub(crate) const FEW_FILES: u64 = 3;

@@ -169,15 +169,29 @@ pub(super) fn create(path: &Path) -> Result<()> {
 
 /// Adds one sorted file, durably.
 pub(super) fn ingest(path: &Path, changes: &Changes) -> Result<()> {
-    let failed = |error: rocksdb::Error| failed(path, &error);
-    let mut options = options();
-    options.set_disable_auto_compactions(true);
-    let db = open_to_write(path, &options)?;
-    // Left by a process that was killed.
+    let db = open_to_ingest(path)?;
     let file = path.join("new-entries.sst");
-    durable::unlink(&file)?;
+    write_file(path, &file, changes.iter().map(|(key, at)| (*key, *at)))?;
+    move_in(&db, path, &file)
+}
+
+/// Adds a sorted file of [`write_file`], durably.
+pub(super) fn ingest_file(path: &Path, file: &Path) -> Result<()> {
+    move_in(&open_to_ingest(path)?, path, file)
+}
+
+/// Writes a sorted file of ascending keys for the index at `path`.
+pub(super) fn write_file(
+    path: &Path,
+    file: &Path,
+    changes: impl Iterator<Item = (Key, Option<Location>)>,
+) -> Result<()> {
+    let failed = |error: rocksdb::Error| failed(path, &error);
+    // Left by a process that was killed.
+    durable::unlink(file)?;
+    let options = options();
     let mut writer = SstFileWriter::create(&options);
-    writer.open(&file).map_err(failed)?;
+    writer.open(file).map_err(failed)?;
     for (key, at) in changes {
         match at {
             Some(at) => writer.put(key, at.to_bytes()),
@@ -185,13 +199,21 @@ pub(super) fn ingest(path: &Path, changes: &Changes) -> Result<()> {
         }
         .map_err(failed)?;
     }
-    writer.finish().map_err(failed)?;
-    drop(writer);
+    writer.finish().map_err(failed)
+}
+
+fn open_to_ingest(path: &Path) -> Result<DB> {
+    let mut options = options();
+    options.set_disable_auto_compactions(true);
+    open_to_write(path, &options)
+}
+
+fn move_in(db: &DB, path: &Path, file: &Path) -> Result<()> {
     durable::foreign_step("flush index", path);
     let mut ingest = IngestExternalFileOptions::default();
     ingest.set_move_files(true);
     db.ingest_external_file_opts(&ingest, vec![&file])
-        .map_err(failed)
+        .map_err(|error| failed(path, &error))
 }
 
 /// Merges files as far as that pays, for a bounded time.

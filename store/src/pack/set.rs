@@ -198,6 +198,15 @@ impl PackSet {
         Ok(numbers)
     }
 
+    /// Whether a live process has sealed the pack and not entered all of it yet.
+    pub fn is_being_published(&self, number: PackNumber) -> Result<bool> {
+        let path = self.layout.pack(number);
+        match regular::open(&path).context("open", &path)? {
+            Opened::File(file) => Ok(!lock::try_exclusive(&file, &path)?),
+            Opened::Absent | Opened::Odd(_) => Ok(false),
+        }
+    }
+
     /// Starts a new pack under a number never used before.
     pub fn create(&self) -> Result<PackWriter> {
         let allocate = lock::acquire(&self.layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;

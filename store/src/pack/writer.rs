@@ -300,6 +300,16 @@ impl SealedPack {
         self.kept.store(true, Ordering::Relaxed);
     }
 
+    /// Whether something leads to the pack, or may.
+    pub fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// How many chunks it has.
+    pub fn chunk_count(&self) -> usize {
+        self.keys.len()
+    }
+
     /// To be called once nothing leads to the pack after all.
     pub fn give_up(&self) {
         self.kept.store(false, Ordering::Relaxed);

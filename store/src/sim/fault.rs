@@ -83,6 +83,10 @@ pub enum Fault {
     UpgradeNotSettled,
     /// What was condemned in format 1 is never condemned by its identity.
     CondemnedWithoutIdentity,
+    /// A commit looks all chunks of a pack up under the publish lock.
+    LookedUpUnderLock,
+    /// A large pack that is in the index is removed if its commit fails after all.
+    LargePackNotKept,
 }
 
 /// Whether encoding is taken for identity, in one of both ways.
@@ -99,7 +103,7 @@ pub(crate) fn no_second_look() -> bool {
 #[cfg(feature = "sim")]
 impl Fault {
     /// Those that the simulator has to find.
-    pub const FOUND: [Self; 35] = [
+    pub const FOUND: [Self; 37] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -135,6 +139,8 @@ impl Fault {
         Self::RepairEntersDeadDelta,
         Self::UpgradeNotSettled,
         Self::CondemnedWithoutIdentity,
+        Self::LookedUpUnderLock,
+        Self::LargePackNotKept,
     ];
 
     /// Those that nothing can come of in a store that only this version has written.

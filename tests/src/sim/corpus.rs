@@ -23,7 +23,7 @@ struct Script {
     format: Option<StoreFormat>,
 }
 
-const SCRIPTS: [fn() -> Script; 15] = [
+const SCRIPTS: [fn() -> Script; 16] = [
     leaf_outlives_its_pages,
     dead_delta_beside_a_copy,
     published_while_collected,
@@ -39,6 +39,7 @@ const SCRIPTS: [fn() -> Script; 15] = [
     upgrade_goes_on_where_one_was_killed,
     condemned_before_an_upgrade,
     damaged_while_repaired,
+    large_pack_of_a_commit_that_fails,
 ];
 
 impl Plan {
@@ -446,4 +447,17 @@ fn damaged_while_repaired() -> Script {
     .overtaken(3, 18, 2);
     script.pack_chunks = 1;
     script
+}
+
+/// A commit has entered its pack and waits to set its tag. Another one relies on that and
+/// is acknowledged; then the first one fails.
+fn large_pack_of_a_commit_that_fails() -> Script {
+    use Parent::Nothing;
+    let pages = [(0, 0), (3, 0), (4, 0), (5, 0)];
+    Script::of([
+        vec![commit(0, Nothing, &pages, &[])],
+        vec![commit(1, Nothing, &pages, &[])],
+    ])
+    .overtaken(0, 14, 1)
+    .ends(0, Class::Durable, 6, Mishap::IoError)
 }

@@ -26,6 +26,9 @@ use super::plan::{Action, Class, Mishap, OpNumber, Plan, Preemption, Schedule, S
 const MOST_CHANGES: u32 = 20;
 /// Files that it removes there.
 const MOST_REMOVED: u32 = 2;
+/// Entries of the index that a commit looks up there, whatever its pack holds: three
+/// chunks, their bases, and once more if the disk is full.
+const MOST_LOOKED_UP: u32 = 12;
 
 /// With what an operation unwinds whose process is killed.
 pub struct Killed;
@@ -76,6 +79,8 @@ struct ActorState {
     publish_steps: Option<u32>,
     /// Files removed since.
     publish_unlinks: u32,
+    /// Entries of the index looked up since.
+    publish_lookups: u32,
 }
 
 /// What everybody shares.
@@ -225,6 +230,7 @@ impl World {
                 running: None,
                 publish_steps: None,
                 publish_unlinks: 0,
+                publish_lookups: 0,
             })
             .collect();
     }
@@ -555,6 +561,7 @@ impl Observer for Actor {
             step = running.steps;
         }
         let state = &mut shared.actors[me];
+        state.publish_lookups += u32::from(kind == StepKind::IndexGet);
         if let Some(steps) = &mut state.publish_steps
             && Class::Changes.holds(kind)
         {
@@ -634,6 +641,7 @@ impl Observer for Actor {
             let mut shared = self.world.lock();
             shared.actors[self.number].publish_steps = Some(0);
             shared.actors[self.number].publish_unlinks = 0;
+            shared.actors[self.number].publish_lookups = 0;
         }
     }
 
@@ -660,8 +668,13 @@ impl Observer for Actor {
             // On a full disk a collection removes what is dead at once.
             let removed = shared.actors[self.number].publish_unlinks;
             let full = shared.is_refused(self.number);
-            if name == "gc" && !full && (steps > MOST_CHANGES || removed > MOST_REMOVED) {
-                let what = format!("for {steps} changes of the disk, {removed} files removed");
+            let lookups = shared.actors[self.number].publish_lookups;
+            let gc = name == "gc" && !full && (steps > MOST_CHANGES || removed > MOST_REMOVED);
+            if gc || name == "commit" && lookups > MOST_LOOKED_UP {
+                let what = format!(
+                    "for {steps} changes of the disk, {removed} files removed, \
+                     {lookups} entries looked up"
+                );
                 shared.tell(|| format!("FAILED the publish lock is held for long: {what}"));
                 shared.failure.get_or_insert(Failure {
                     rule: "the publish lock is held for long",

@@ -15,7 +15,7 @@
 //! - [`enter_new`]: a commit's copy takes the place of none, of one that is gone,
 //!   of one that is condemned or unreadable; a delta never that of a standalone
 //!   copy. A second standalone copy waits: the collector may have counted on the
-//!   first.
+//!   first. For a large pack this is worked out before the lock is taken ([`large`]).
 //! - [`enter_copies`]: the collector's copy takes the place of what it was copied
 //!   from, and of any delta, which may be of a commit that never ends well. A
 //!   standalone copy of a node always does: a delta of an older version may need
@@ -32,16 +32,22 @@
 //! readers and commits look whether the chunk is there. docs/ARCHITECTURE.md has
 //! the argument why nothing is lost.
 
+mod large;
+
 use std::collections::BTreeMap;
 
 use crate::chunks::{Chunks, Place};
 use crate::error::{Error, Result};
 use crate::gc::state::Condemned;
 use crate::id::{ChunkKey, ChunkKind};
-use crate::index::IndexWriter;
-use crate::pack::writer::SealedPack;
+use crate::index::{IndexWriter, Lookup};
+use crate::pack::writer::{SealedPack, StoredChunk};
 use crate::pack::{Location, PackNumber};
-use crate::sim;
+use crate::sim::{self, Fault};
+pub(crate) use large::LargePack;
+
+/// Entries of the index that are changed under one hold of the publish lock.
+pub(crate) const INDEX_BATCH: usize = 4096;
 
 /// A chunk that the collector has copied.
 #[derive(Clone, Copy)]
@@ -51,45 +57,63 @@ pub(crate) struct Moved {
     pub to: Location,
 }
 
-/// Enters the chunks of a commit's pack, durably.
+/// Enters chunks of a commit's pack, durably: at most [`entered_at_once`] of them, for a
+/// larger pack has [`LargePack`].
 pub(crate) fn enter_new(
     chunks: &Chunks,
     index: &IndexWriter,
     condemned: &BTreeMap<PackNumber, Condemned>,
     pack: &SealedPack,
+    which: &[StoredChunk],
 ) -> Result<()> {
     let mut entries = Vec::new();
-    for chunk in pack.chunks() {
+    for chunk in which {
         let now = index.get(chunk.key)?;
-        let replaces = match now {
-            None => true,
-            Some(now) => match present(chunks, chunk.key, now)? {
-                None => true,
-                Some(place) => {
-                    let going = condemned.contains_key(&now.pack);
-                    if place.is_standalone() {
-                        going && chunk.standalone
-                    } else if sim::bases_by_id() {
-                        false
-                    } else {
-                        chunk.standalone || going || !has_base(chunks, index, &place)?
-                    }
-                }
-            },
-        };
-        if replaces {
+        if replaces(chunks, index, condemned, chunk, now)? {
             entries.push((chunk.key, chunk.at));
         }
     }
+    let was_kept = pack.is_kept();
     pack.keep();
     let entered = index
         .put(entries.iter().copied())
         .and_then(|()| index.flush());
     let is_full = entered.as_ref().is_err_and(Error::is_full_disk);
-    if is_full && !leads_to_any(chunks, &entries)? {
+    if is_full && !was_kept && !leads_to_any(chunks, &entries)? {
         pack.give_up();
     }
     entered
+}
+
+/// Whether a commit's chunk takes the entry that leads to `now`.
+fn replaces(
+    chunks: &Chunks,
+    index: &impl Lookup,
+    condemned: &BTreeMap<PackNumber, Condemned>,
+    chunk: &StoredChunk,
+    now: Option<Location>,
+) -> Result<bool> {
+    let Some(now) = now else { return Ok(true) };
+    let Some(place) = present(chunks, chunk.key, now)? else {
+        return Ok(true);
+    };
+    let going = condemned.contains_key(&now.pack);
+    if place.is_standalone() {
+        Ok(going && chunk.standalone)
+    } else if sim::bases_by_id() {
+        Ok(false)
+    } else {
+        Ok(chunk.standalone || going || !has_base(chunks, index, &place)?)
+    }
+}
+
+/// Chunks of a commit that are looked up and entered under one hold of the publish lock.
+pub(crate) fn entered_at_once() -> usize {
+    match sim::is_simulated() {
+        true if sim::on(Fault::LookedUpUnderLock) => usize::MAX,
+        true => 3,
+        false => INDEX_BATCH,
+    }
 }
 
 /// Whether the index, as anybody sees it now, leads to one of these places.
@@ -192,7 +216,7 @@ fn present(chunks: &Chunks, key: ChunkKey, at: Location) -> Result<Option<Place>
 }
 
 /// Whether the index leads from a delta to a standalone copy of its base.
-fn has_base(chunks: &Chunks, index: &IndexWriter, delta: &Place) -> Result<bool> {
+fn has_base(chunks: &Chunks, index: &impl Lookup, delta: &Place) -> Result<bool> {
     if delta.needs_one_copy() {
         return Ok(false);
     }
