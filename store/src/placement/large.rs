@@ -251,12 +251,31 @@ mod tests {
         assert!(!large.enter(&index, &BTreeMap::new()).unwrap());
         let index = store.chunks.refresh_index().unwrap();
         assert_eq!(index.get(key(&store, 1)).unwrap(), None);
-        let left = std::fs::read_dir(store.path().join("index")).unwrap();
-        let names = left.map(|entry| entry.unwrap().file_name());
-        assert!(
-            !names
-                .into_iter()
-                .any(|name| name.to_string_lossy().starts_with("entries-"))
-        );
+        assert_eq!(written(&store), 0);
+    }
+
+    /// How many files of entries there are that the index has not taken over.
+    fn written(store: &Store) -> usize {
+        let files = std::fs::read_dir(store.path().join("index")).unwrap();
+        let names = files.map(|entry| entry.unwrap().file_name());
+        names
+            .filter(|name| name.to_string_lossy().starts_with("entries-"))
+            .count()
+    }
+
+    #[test]
+    fn what_a_killed_commit_has_written_is_swept_once_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = new_store(&dir);
+        let (sink, pack) = sealed(&store, &[1, 2]);
+        let large = LargePack::prepare(&store.chunks, BTreeMap::new(), &pack).unwrap();
+        // Its process is killed: nothing is dropped.
+        let prepared = std::mem::ManuallyDrop::new(large);
+        let gc = || store.gc(crate::GcOptions::default(), &crate::Silent);
+        gc().unwrap();
+        assert_eq!(written(&store), 1, "its pack is locked");
+        drop((pack, sink));
+        gc().unwrap();
+        assert_eq!(written(&store), 0);
     }
 }
