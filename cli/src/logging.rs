@@ -30,9 +30,10 @@ pub fn to_stderr(verbose: u8) {
     start(verbose, wants_colours(), || Quiet(io::stderr()));
 }
 
-/// As [`to_stderr`] for a process whose standard error becomes a file later.
+/// As [`to_stderr`] for a process whose standard error becomes a machine's log later, of
+/// bounded length.
 pub fn to_file_at_stderr(verbose: u8) {
-    start(verbose, false, || Quiet(io::stderr()));
+    start(verbose, false, || snapstore_host::capped_log::CappedStderr);
 }
 
 /// Logs to a sink of bounded length, through a thread: nobody waits for it.

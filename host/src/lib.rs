@@ -15,6 +15,7 @@
 
 mod background;
 mod build;
+pub mod capped_log;
 pub mod commit;
 pub mod doctor;
 mod error;

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use snapstore_vmm::control::{Identity, RunState, Vm};
 
 use crate::background;
 use crate::build::{What, build};
+use crate::capped_log;
 use crate::error::ChildFailure;
 use crate::networks::NetSpec;
 use crate::runtime::{Claim, IN_ORDER, Runtime, VSOCK};
@@ -89,14 +90,8 @@ fn start_claimed(
     claim: &Claim,
     began: Instant,
 ) -> anyhow::Result<Arc<Vm>> {
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(claim.vm.log())
+    capped_log::begin(&claim.vm.log())
         .with_context(|| format!("cannot open {}", claim.vm.log().display()))?;
-    rustix::stdio::dup2_stderr(&log)?;
-    drop(log);
     let null = OpenOptions::new().write(true).open("/dev/null")?;
     // Sockets there are named as they are once that directory is the root.
     rustix::process::chdir(claim.vm.dir()).context("cannot enter the machine's directory")?;

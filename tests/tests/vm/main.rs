@@ -14,6 +14,7 @@ mod disks;
 mod failed_commits;
 mod guest_misbehaviour;
 mod killed;
+mod logs;
 mod many;
 mod mounts;
 mod pausing;

@@ -141,6 +141,10 @@ impl Allowed {
         for command in [libc::F_GETFD, libc::F_DUPFD_CLOEXEC] {
             self.with(libc::SYS_fcntl, &[Is(1, u32_of(command))])?;
         }
+        // The log, which is standard error, is made anew when it is full.
+        for call in [libc::SYS_pread64, libc::SYS_ftruncate] {
+            self.with(call, &[Is(0, u32_of(libc::STDERR_FILENO))])?;
+        }
         // Signals to its own threads.
         self.with(libc::SYS_tgkill, &[Is(0, known.pid)])
     }

@@ -91,6 +91,10 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt("open by handle", Fails, |_| {
         call(libc::SYS_open_by_handle_at, [3, 0, 0, 0])
     }),
+    attempt("shorten a file", NeedsFilter, |_| {
+        call(libc::SYS_ftruncate, [1, 0, 0, 0])
+    })
+    .in_control(),
     // Programs and code.
     attempt("execute", Fails, |_| {
         let none: [usize; 1] = [0];
@@ -160,6 +164,25 @@ pub const ATTEMPTS: &[Attempt] = &[
         call(libc::SYS_process_vm_readv, [it.parent.into(), 0, 0, 0])
             .and_then(|()| call(libc::SYS_ptrace, [16, it.parent.into(), 0, 0]))
     }),
+    attempt("read another process's memory at an address", Fails, |it| {
+        // Where this program's own code is, if it has no layout of its own: only a
+        // process that may be read says that there is nothing.
+        let mut byte = 0_u8;
+        let own = [(&raw mut byte) as u64, 1];
+        let theirs = [0x1000_u64, 1];
+        let (own, theirs) = ((&raw const own) as c_long, (&raw const theirs) as c_long);
+        // SAFETY: as in `value`.
+        let got =
+            unsafe { libc::syscall(libc::SYS_process_vm_readv, it.parent, own, 1, theirs, 1, 0) };
+        match io::Error::last_os_error().raw_os_error() {
+            Some(libc::EFAULT) => Ok(()),
+            _ if got == 1 => Ok(()),
+            _ => Err(io::ErrorKind::PermissionDenied.into()),
+        }
+    }),
+    attempt("move another process's pages", Fails, |it| {
+        call(libc::SYS_move_pages, [it.parent.into(), 0, 0, 0])
+    }),
     attempt("signal another process", Fails, |it| {
         call(libc::SYS_kill, [it.parent.into(), 0, 0, 0])
     }),
@@ -209,6 +232,18 @@ pub const ATTEMPTS: &[Attempt] = &[
         call(libc::SYS_mount, [path("none"), path("/"), 0, writable])
     }),
     attempt("a mount namespace", Fails, |_| unshare(libc::CLONE_NEWNS)),
+    attempt("a network namespace", Fails, |_| {
+        unshare(libc::CLONE_NEWNET)
+    }),
+    attempt("another process's namespaces", Fails, |it| {
+        let process = value(libc::SYS_pidfd_open, [it.parent.into(), 0, 0, 0])?;
+        let kinds = libc::CLONE_NEWNET | libc::CLONE_NEWNS | libc::CLONE_NEWUTS;
+        call(libc::SYS_setns, [process, kinds.into(), 0, 0])
+    }),
+    attempt("the host's network namespace by /proc", Fails, |it| {
+        any_descriptor(&[&format!("{}/ns/net", it.parent), "1/ns/net"])
+    })
+    .in_control(),
     attempt("a user namespace", NeedsFilter, |_| {
         unshare(libc::CLONE_NEWUSER)
     }),
@@ -398,6 +433,15 @@ fn old_getpid() -> io::Result<()> {
         got if got > 0 => Ok(()),
         _ => Err(io::ErrorKind::Unsupported.into()),
     }
+}
+
+/// As a log is made anew that is full: read, emptied, written.
+pub fn make_log_anew() -> io::Result<()> {
+    let mut end = [0_u8; 16];
+    let buffer = end.as_mut_ptr() as c_long;
+    call(libc::SYS_pread64, [2, buffer, 16, 0])?;
+    call(libc::SYS_ftruncate, [2, 0, 0, 0])?;
+    call(libc::SYS_write, [2, path("anew"), 4, 0])
 }
 
 fn exit() -> ! {

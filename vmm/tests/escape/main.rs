@@ -17,6 +17,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
 
 use attempts::{ATTEMPTS, Attempt, Target, Without};
+use snapstore_vmm::PANICKED_EXIT_CODE;
 use snapstore_vmm::confine::{Limits, Preparation, Role, enter, forbid_for_server};
 
 /// A user without rights.
@@ -39,6 +40,12 @@ fn main() -> ExitCode {
 /// Not an attempt but what a guest may do: connect to a program of the host that listens
 /// in its machine's directory.
 const CONNECT: usize = usize::MAX;
+
+/// Neither: to make its log anew, which is its standard error.
+const LOG_ANEW: usize = usize::MAX - 1;
+
+/// Nor: to panic, which ends the process with a word whichever thread does.
+const PANIC: usize = usize::MAX - 2;
 
 /// Confined as the server of a root's mount is.
 const SERVER: &str = "server";
@@ -85,6 +92,11 @@ fn one(role: &str, number: usize, rest: &[String]) -> u8 {
         disk_bytes: 0,
     };
     std::env::set_current_dir(dir).expect("the directory is there");
+    if number == LOG_ANEW {
+        let mut options = fs::File::options();
+        let log = options.read(true).append(true).open("log");
+        rustix::stdio::dup2_stderr(log.expect("a log")).expect("a descriptor");
+    }
     if role == SERVER {
         let Ok(true) = forbid_for_server() else {
             return NOT_CONFINED;
@@ -107,6 +119,16 @@ fn one(role: &str, number: usize, rest: &[String]) -> u8 {
     if number == CONNECT {
         return match std::os::unix::net::UnixStream::connect("vsock.sock_52") {
             Ok(_) => ESCAPED,
+            Err(_) => FAILED,
+        };
+    }
+    if number == PANIC {
+        snapstore_vmm::end_on_panic();
+        panic!("a fault");
+    }
+    if number == LOG_ANEW {
+        return match attempts::make_log_anew() {
+            Ok(()) => ESCAPED,
             Err(_) => FAILED,
         };
     }
@@ -137,6 +159,7 @@ enum Outcome {
     Killed,
     Failed,
     Escaped,
+    Panicked,
     Broken,
 }
 
@@ -145,6 +168,7 @@ fn outcome(status: ExitStatus) -> Outcome {
         (Some(libc::SIGSYS), _) => Outcome::Killed,
         (None, Some(code)) if code == i32::from(FAILED) => Outcome::Failed,
         (None, Some(code)) if code == i32::from(ESCAPED) => Outcome::Escaped,
+        (None, Some(PANICKED_EXIT_CODE)) => Outcome::Panicked,
         _ => Outcome::Broken,
     }
 }
@@ -167,6 +191,7 @@ impl Range {
             fs::create_dir(&machine)?;
             fs::write(machine.join("there"), "")?;
             fs::write(machine.join("log"), "")?;
+            std::os::unix::fs::chown(machine.join("log"), Some(user), Some(user))?;
             fs::set_permissions(&machine, fs::Permissions::from_mode(0o700))?;
             std::os::unix::fs::chown(&machine, Some(user), Some(user))?;
         }
@@ -197,7 +222,17 @@ impl Range {
         if user != effective_user() {
             command.uid(user).gid(user);
         }
-        Ok(outcome(command.status()?))
+        if number != PANIC {
+            return Ok(outcome(command.status()?));
+        }
+        let output = command.output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        Ok(
+            match said.contains("error: a fault of this program, in main: ") {
+                true => outcome(output.status),
+                false => Outcome::Broken,
+            },
+        )
     }
 }
 
@@ -247,6 +282,16 @@ fn all() -> ExitCode {
                 if outcome != Outcome::Escaped {
                     wrong.push(format!("cannot connect beside its own socket: {outcome:?}"));
                 }
+            }
+            let outcome = range.try_it(&name, LOG_ANEW, user);
+            let outcome = outcome.expect("an attempt starts");
+            if outcome != Outcome::Escaped {
+                wrong.push(format!("cannot make its log anew: {outcome:?}"));
+            }
+            let outcome = range.try_it(&name, PANIC, user);
+            let outcome = outcome.expect("an attempt starts");
+            if outcome != Outcome::Panicked {
+                wrong.push(format!("a panic does not end it with a word: {outcome:?}"));
             }
             let verdict = if wrong.is_empty() { "ok" } else { "FAILED" };
             println!("test nothing_escapes::user_{user}::filter_{name} ... {verdict}");
