@@ -263,6 +263,36 @@ fn a_frozen_copy_that_is_killed_fails_its_commit_only() -> Result<()> {
     lab.finish()
 }
 
+/// When memory is short, the kernel ends the copy and not its machine: a commit can be
+/// done again.
+#[test]
+fn a_frozen_copy_is_the_first_to_go_when_memory_is_short() -> Result<()> {
+    let test = "a_frozen_copy_is_the_first_to_go_when_memory_is_short";
+    let Some(lab) = Lab::with_mounts(test)? else {
+        return Ok(());
+    };
+    lab.run("vm", TOUCH, &["--mem", "256M"])?;
+    let write = TouchCommand::Write {
+        count: 40_000,
+        first: 512,
+        value: 5,
+    };
+    lab.type_in("vm", &write.encode())?;
+    lab.wait_for_text("vm", "w40000\n")?;
+    let score = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
+    lab.cli.ok(&["pause", "vm"])?;
+    let commit = Running::start(&lab.cli, &["commit", "tag", "--vm", "vm"], 0)?;
+    let frozen = eventually("it is frozen", || Ok(lab.frozen()?.first().copied()))?;
+    eventually("the copy volunteers", || {
+        Ok((score(frozen)?.trim() == "1000").then_some(()))
+    })?;
+    let machine = score(lab.pid("vm")?)?;
+    ensure!(machine.trim() != "1000", "the machine does, too");
+    let output = commit.output()?;
+    ensure!(output.status.success(), "{output:?}");
+    lab.finish()
+}
+
 /// Machines that begin together run together, or not at all.
 #[test]
 fn a_starter_that_is_killed_leaves_no_machine_that_stands_still() -> Result<()> {

@@ -10,6 +10,7 @@ mod control;
 mod cpu;
 mod damaged_snapshots;
 mod dead_mount_server;
+mod deadlines;
 mod disks;
 mod failed_commits;
 mod guest_misbehaviour;

@@ -84,7 +84,11 @@ fn handle(
             _ => return failed(format!("system event {kind}")),
         },
         VcpuExit::InternalError => {
-            return failed("KVM could not emulate what the guest did".to_owned());
+            // It says the same of code that it cannot fetch.
+            return failed(
+                "KVM could not emulate what the guest did, or guest memory can no longer be read"
+                    .to_owned(),
+            );
         }
         VcpuExit::FailEntry(reason, cpu) => {
             return failed(format!(
