@@ -12,7 +12,7 @@ mod precopy;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use snapstore_store::{
@@ -23,6 +23,10 @@ use snapstore_vmm::control::{CommitReport, Committer, FrozenMachine, Origin, Sec
 
 use crate::error::NotFound;
 use crate::runtime::VmDir;
+
+/// How long a machine may take to see that whoever committed it does so no more.
+const LEAVING: Duration = Duration::from_secs(5);
+const LEAVING_RETRY: Duration = Duration::from_millis(20);
 
 /// What a machine is to be committed as.
 pub struct Wanted {
@@ -44,7 +48,8 @@ pub struct Done {
     pub read_bytes: u64,
 }
 
-/// Commits a running machine.
+/// Commits a running machine. If a repair takes away what the commit relies on, all is read
+/// once more: the machine still lists it.
 pub fn commit(
     store: &Store,
     vm: &VmDir,
@@ -52,6 +57,44 @@ pub fn commit(
     progress: &dyn Progress,
 ) -> anyhow::Result<Done> {
     let began = Instant::now();
+    match try_commit(store, vm, wanted, progress, began) {
+        Err(error) if is_overtaken(&error) => {
+            tracing::info!(%error, "the machine is read once more");
+            let until = Instant::now() + LEAVING;
+            loop {
+                match try_commit(store, vm, wanted, progress, began) {
+                    Err(error) if is_busy(&error) && Instant::now() < until => {
+                        std::thread::sleep(LEAVING_RETRY);
+                    }
+                    done => return done,
+                }
+            }
+        }
+        done => done,
+    }
+}
+
+fn is_overtaken(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<snapstore_store::Error>();
+    matches!(error, Some(snapstore_store::Error::Overtaken { .. }))
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    use snapstore_vmm::control::ErrorKind::Busy;
+    let error = error.downcast_ref::<snapstore_vmm::Error>();
+    matches!(
+        error,
+        Some(snapstore_vmm::Error::Refused { kind: Busy, .. })
+    )
+}
+
+fn try_commit(
+    store: &Store,
+    vm: &VmDir,
+    wanted: &Wanted,
+    progress: &dyn Progress,
+    began: Instant,
+) -> anyhow::Result<Done> {
     // Before the machine is disturbed.
     store.check_tag_free(&wanted.tag, wanted.replace)?;
     let mut committer = Committer::new(vm.connect()?);

@@ -179,7 +179,11 @@ impl Store {
         request: &CommitRequest,
         progress: &dyn Progress,
     ) -> Result<Committed> {
-        self.in_pool(|| self.try_commit(request, Some(precopy), progress))
+        let done = self.in_pool(|| self.try_commit(request, Some(precopy), progress));
+        if let Err(Error::Overtaken { .. }) = &done {
+            self.chunks.packs().reopen_all();
+        }
+        done
     }
 
     fn try_commit(

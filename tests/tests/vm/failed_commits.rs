@@ -1,9 +1,11 @@
 //! Commits that fail leave the machine as it was, and its next commit whole.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Result, ensure};
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::Signal;
 use serde_json::json;
 use snapstore_guests::{TABLE, TOUCH, TouchCommand, page_sum};
 use snapstore_tests::crashing::SmallDisk;
@@ -212,5 +214,64 @@ fn a_failed_commit_takes_nothing_from_the_next() -> Result<()> {
         let answer = format!("r{:08x}\n", page_sum(count, first, value));
         lab.wait_for_text("next", &answer)?;
     }
+    lab.finish()
+}
+
+/// What a commit counts on is set aside by a repair that began before it: it reads once more.
+#[test]
+fn a_commit_that_a_repair_overtakes_is_made_once_more() -> Result<()> {
+    const COUNT: u32 = 20_000;
+    let test = "a_commit_that_a_repair_overtakes_is_made_once_more";
+    let Some(lab) = Lab::with_mounts(test)? else {
+        return Ok(());
+    };
+    let write = TouchCommand::Write {
+        count: COUNT,
+        first: 512,
+        value: 5,
+    };
+    for name in ["first", "second"] {
+        lab.run(name, TOUCH, &["--mem", "128M"])?;
+        lab.type_in(name, &write.encode())?;
+        lab.wait_for_text(name, &format!("w{COUNT}\n"))?;
+    }
+    lab.commit("first", "first")?;
+    lab.stop("first")?;
+    let packs = fs::read_dir(lab.cli.store().join("packs"))?;
+    let packs: Vec<_> = packs.collect::<Result<_, _>>()?;
+    for pack in packs {
+        let mut bytes = fs::read(pack.path())?;
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::set_permissions(pack.path(), fs::Permissions::from_mode(0o644))?;
+        fs::write(pack.path(), bytes)?;
+    }
+    let repair = Running::start(&lab.cli, &["repair"], 1)?;
+    ensure!(!repair.has_ended()?, "it was not stopped");
+    // The second one holds the same, and stores it no more.
+    let arguments = ["commit", "second", "--vm", "second", "-v"];
+    let commit = Running::start(&lab.cli, &arguments, 1)?;
+    ensure!(!commit.has_ended()?, "it was not stopped");
+    repair.send(Signal::CONT)?;
+    repair.output()?;
+    commit.send(Signal::CONT)?;
+    let output = commit.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{output:?}");
+    ensure!(
+        said.contains("read once more"),
+        "nothing overtook it: {said}"
+    );
+    lab.stop("second")?;
+    lab.restore("second", &["--name", "again"])?;
+    let read = TouchCommand::Read {
+        count: COUNT,
+        first: 512,
+    };
+    lab.type_in("again", &read.encode())?;
+    let sum = page_sum(COUNT, 512, 5);
+    lab.wait_for_text("again", &format!("r{sum:08x}\n"))?;
+    // What was lost is of this one only.
+    lab.cli.ok(&["rm", "first"])?;
     lab.finish()
 }
