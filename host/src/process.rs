@@ -123,6 +123,7 @@ fn start_claimed(
         origin: spec.origin.clone(),
         start,
         confinement,
+        will_run: spec.run || spec.run_on_word,
     };
     let vm = Vm::new(machine.start()?, console, identity, began);
     stop_on_signal(&vm)?;

@@ -149,6 +149,7 @@ fn row(entry: &Entry) -> Vec<String> {
 
 fn state_name(state: RunState) -> &'static str {
     match state {
+        RunState::Starting => "starting",
         RunState::Running => "running",
         RunState::Paused => "paused",
         RunState::Halted => "halted",

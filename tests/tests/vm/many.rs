@@ -221,3 +221,36 @@ fn killed_machines_are_listed_as_dead_and_forgotten_when_stopped() -> Result<()>
     lab.wait_for_steps("base.2", 2)?;
     lab.finish()
 }
+
+/// One that waits for those that are started with it is not paused: nobody has to resume it.
+#[test]
+fn machines_that_are_about_to_run_are_starting() -> Result<()> {
+    let Some(lab) = with_base("machines_that_are_about_to_run_are_starting")? else {
+        return Ok(());
+    };
+    let arguments = ["restore", "base", "--detach", "-n", "12"];
+    let mut restore = lab.cli.command(&arguments)?.spawn()?;
+    let mut seen = BTreeSet::new();
+    while restore.try_wait()?.is_none() {
+        for number in 1..=12 {
+            let Ok(mut control) = lab.connect(&format!("base.{number}")) else {
+                continue;
+            };
+            if let Ok(status) = control.ask(&serde_json::json!({"request": "status"})) {
+                seen.insert(status["state"].to_string());
+            }
+        }
+    }
+    ensure!(restore.wait()?.success());
+    println!("seen: {seen:?}");
+    seen.remove("\"starting\"");
+    seen.remove("\"running\"");
+    ensure!(seen.is_empty(), "{seen:?}");
+    for number in 1..=12 {
+        ensure!(lab.ps(&format!("base.{number}"))?["state"] == "running");
+    }
+    // As nobody is about to let this one run.
+    lab.restore("base", &["--name", "still", "--paused"])?;
+    ensure!(lab.ps("still")?["state"] == "paused");
+    lab.finish()
+}

@@ -93,9 +93,11 @@ pub struct Origin {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
+    /// It has not run yet, and is about to without being told.
+    Starting,
     /// It runs, or waits for an interrupt.
     Running,
-    /// It was stopped by request, or was restored and not yet let run.
+    /// It was stopped by request, or is not let run until someone says so.
     Paused,
     /// Every vCPU waits for an interrupt with interrupts off: it will not do
     /// anything any more.

@@ -33,6 +33,8 @@ pub struct Identity {
     pub start: Seconds,
     /// How its process is confined, if it is.
     pub confinement: Option<Confinement>,
+    /// Whether whoever starts it will let it run.
+    pub will_run: bool,
 }
 
 /// A machine with its console and its clients.
@@ -174,6 +176,9 @@ impl Vm {
             (Some(_), _) if self.machine.is_out_of_guest() => RunState::Ended,
             (Some(_), _) => RunState::Stopping,
             (None, false) if trouble.is_some() => RunState::IoError,
+            (None, false) if self.identity.will_run && !self.machine.has_run() => {
+                RunState::Starting
+            }
             (None, false) => RunState::Paused,
             (None, true) if self.machine.is_halted() => RunState::Halted,
             (None, true) => RunState::Running,

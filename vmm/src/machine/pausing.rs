@@ -147,4 +147,10 @@ impl Machine {
     pub fn is_running(&self) -> bool {
         self.shared.run_control.is_running()
     }
+
+    /// Whether the guest was let run at any time.
+    #[must_use]
+    pub fn has_run(&self) -> bool {
+        self.shared.run_control.has_run()
+    }
 }

@@ -42,6 +42,8 @@ pub(crate) enum Next {
 
 struct State {
     requested: RunRequest,
+    /// Whether they were let run at any time.
+    has_run: bool,
     /// By vCPU: whether it is out of the guest and waits.
     waiting: Vec<bool>,
     /// Why the machine ended, and when that was said.
@@ -69,6 +71,7 @@ impl RunControl {
         Self {
             state: Mutex::new(State {
                 requested: RunRequest::Pause,
+                has_run: false,
                 waiting: vec![false; signals.len()],
                 ending: None,
                 is_ready: false,
@@ -111,6 +114,7 @@ impl RunControl {
         state.paused_at_ready = false;
         if state.requested == RunRequest::Pause {
             state.requested = RunRequest::Run;
+            state.has_run = true;
         }
         self.changed.notify_all();
         state.requested == RunRequest::Run
@@ -258,6 +262,11 @@ impl RunControl {
     /// Whether the vCPUs are let run.
     pub fn is_running(&self) -> bool {
         self.lock().requested == RunRequest::Run
+    }
+
+    /// Whether the vCPUs were let run at any time.
+    pub fn has_run(&self) -> bool {
+        self.lock().has_run
     }
 
     /// If every vCPU's thread sleeps, how often each has gone to sleep. Does not
