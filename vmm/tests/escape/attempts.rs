@@ -95,6 +95,20 @@ pub const ATTEMPTS: &[Attempt] = &[
         call(libc::SYS_ftruncate, [1, 0, 0, 0])
     })
     .in_control(),
+    attempt("take up room", NeedsFilter, |_| {
+        call(libc::SYS_fallocate, [1, 0, 0, 4096])
+    }),
+    attempt(
+        "share memory with who looks for equal pages",
+        NeedsFilter,
+        |_| {
+            let page = mapped(libc::PROT_READ | libc::PROT_WRITE)?;
+            call(
+                libc::SYS_madvise,
+                [page, 4096, libc::MADV_MERGEABLE.into(), 0],
+            )
+        },
+    ),
     // Programs and code.
     attempt("execute", Fails, |_| {
         let none: [usize; 1] = [0];
