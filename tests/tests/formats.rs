@@ -5,7 +5,7 @@
 //! tag, image, length, BLAKE3. `make.py` beside it says what is odd about each.
 //! `store-v1` was left by the first program, `store-v1-node-deltas` by one that
 //! stored deltas of nodes in encoding 3 and files of any length, `store-v2` by the first
-//! one of format 2.
+//! one of format 2. `stream-v1` is what a store of `store-v2` was exported as.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -257,6 +257,45 @@ fn they_are_committed_to_and_collected() -> anyhow::Result<()> {
         fixture.holds_all().context(name)?;
         fixture.cli.ok(&["rm", "known"])?;
         fixture.can_be_committed_to().context(name)?;
+    }
+    Ok(())
+}
+
+/// They go through a stream of today into a store of either format, and so does a
+/// stream of each version that there was.
+#[test]
+fn they_are_exported_and_imported() -> anyhow::Result<()> {
+    let into = |fixture: &Fixture, stream: &str, format| -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let first = &Store::open(fixture.cli.store())?;
+        let path = dir.path().join("store");
+        drop(Store::create_in_format(&path, first.page_size(), format)?);
+        let cli = Cli::new(&path);
+        cli.ok(&["import", stream])?;
+        for expected in &fixture.images {
+            expected.is_in(&Store::open(&path)?)?;
+        }
+        if format == StoreFormat::Two {
+            ensure!(Store::open(&path)?.tags()? == fixture.ids()?, "ids changed");
+        }
+        cli.ok(&["verify", "--read-data"]).map(drop)
+    };
+    for name in all() {
+        let fixture = Fixture::unpack(name)?;
+        let stream = fixture.dir.path().join("stream").display().to_string();
+        let tags = fixture.ids()?;
+        let tags: Vec<&str> = tags.keys().map(String::as_str).collect();
+        let arguments = [&["export", "-o", &stream], &tags[..]].concat();
+        fixture.cli.ok(&arguments).context(name)?;
+        for format in [StoreFormat::One, StoreFormat::Two] {
+            into(&fixture, &stream, format).context(name)?;
+        }
+    }
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let stream = fixtures.join("stream-v1/chain.snapstream");
+    let fixture = Fixture::unpack("store-v2/chain")?;
+    for format in [StoreFormat::One, StoreFormat::Two] {
+        into(&fixture, &stream.display().to_string(), format).context("stream-v1")?;
     }
     Ok(())
 }

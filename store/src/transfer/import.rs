@@ -435,10 +435,11 @@ impl Import<'_> {
         })
     }
 
+    /// A tag that names the snapshot already is in nobody's way, protected or not.
     fn check_tag_free(&self, tag: &str, id: SnapshotId) -> Result<()> {
-        match self.store.check_tag_free(tag, self.request.replace) {
-            Err(Error::TagExists { id: present, .. }) if present == id => Ok(()),
-            other => other,
+        match self.store.tag(tag) {
+            Ok(Some(present)) if present == id => Ok(()),
+            _ => self.store.check_tag_free(tag, self.request.replace),
         }
     }
 
@@ -470,6 +471,8 @@ impl Import<'_> {
         durable::sync_dir(self.store.layout.root())?;
         for snapshot in &self.snapshots {
             for tag in &snapshot.tags {
+                // Also one that names it: whoever set it may have been killed before it
+                // was durable.
                 tags::set(&self.store.layout, tag, snapshot.id)?;
             }
         }

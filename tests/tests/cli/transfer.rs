@@ -77,7 +77,12 @@ fn a_file_takes_a_chain_to_another_store() -> anyhow::Result<()> {
         said.contains("Imported 2 snapshots: stored 0 new chunks"),
         "{said}"
     );
-    Ok(())
+    // A protected tag may name what it names, and nothing else.
+    to.cli.ok(&["tag", "base", "--protect"])?;
+    to.cli.ok(&["import", &file])?;
+    from.commit("base", &noise(5, PAGE), &["--replace"])?;
+    from.cli.ok(&["export", "base", "-o", &file])?;
+    to.refused(1, "protected", &["import", &file, "--replace"])
 }
 
 #[test]
