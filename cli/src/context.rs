@@ -44,6 +44,11 @@ impl Context {
         &self.cancel
     }
 
+    /// How long to wait for another process, if that was said.
+    pub fn lock_timeout(&self) -> Option<Duration> {
+        self.lock_timeout
+    }
+
     /// Whether the answer is to be JSON.
     pub fn json(&self) -> bool {
         self.json

@@ -42,7 +42,8 @@
 //!
 //! Where to begin: [`Store`] has the operations; [`InputData`] and [`ReadAt`] are where
 //! images come from, [`Snapshot`] and [`ImageReader`] how they are read, [`Pin`] keeps
-//! snapshots for other processes; [`Cancel`] stops what takes too long, and
+//! snapshots for other processes; [`Store::export`] and [`Store::import`] take them to
+//! other stores; [`Cancel`] stops what takes too long, and
 //! [`Progress`] tells how far it is. Errors are one enum, [`Error`], in few classes
 //! ([`ErrorClass`]).
 //!
@@ -119,7 +120,7 @@ pub use name::{check_image, check_label, check_snapshot, check_tag};
 pub use page::{PageSize, is_zero};
 pub use pin::{NotPinned, Pin};
 pub use progress::{Progress, Silent};
-pub use repair::RepairReport;
+pub use repair::{RepairOptions, RepairReport};
 pub use snapshot::Snapshot;
 pub use snapshots::{Listing, TaggedSnapshot};
 pub use stats::{Reclaimable, SnapshotStats, StoreStats};
@@ -130,3 +131,8 @@ pub use transfer::{
 pub use upgrade::UpgradeReport;
 pub use verify::{Finding, NotChecked, VerifyReport};
 pub use working_set::set::{Pushed, Seen, WorkingSet};
+
+/// Its example is compiled with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

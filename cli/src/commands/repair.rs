@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use snapstore_store::{RepairReport, Store};
+use snapstore_store::{RepairOptions, RepairReport, Store};
 
 use crate::context::Context;
 use crate::exit;
@@ -10,7 +10,14 @@ use crate::format::count;
 use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
-    let report = Store::repair(&context.store_path()?, &Bar::new(Unit::Items))?;
+    let context = &context.stopped_by_signals()?;
+    let mut options = RepairOptions {
+        cancel: context.cancel().clone(),
+        ..RepairOptions::default()
+    };
+    options.lock_timeout = context.lock_timeout().unwrap_or(options.lock_timeout);
+    let path = context.store_path()?;
+    let report = Store::repair_with(&path, &options, &Bar::new(Unit::Items))?;
     context.answer(&report, || describe(&report))?;
     Ok(
         if !report.lost_tags.is_empty() || !report.broken_snapshots.is_empty() {

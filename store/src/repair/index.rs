@@ -97,6 +97,7 @@ impl Store {
             let index = IndexWriter::open_or_create(&fresh.index())?;
             // Condemned packs first: later copies of their chunks win.
             for (done, number) in (1..).zip(numbers.iter().rev()) {
+                self.cancel.check()?;
                 let found = look_at(&chunks, *number, Wanted::Standalone, &mut bad, report)?;
                 self.rescue(&found.torn, &mut rescued)?;
                 let whole = found.whole;
@@ -119,6 +120,7 @@ impl Store {
         let mut baseless = Vec::new();
         let index = IndexWriter::open(&fresh.index())?;
         for (done, number) in (numbers.len() as u64 + 1..).zip(&numbers) {
+            self.cancel.check()?;
             let found = look_at(&chunks, *number, Wanted::Deltas, &mut bad, report)?;
             baseless.extend(found.baseless);
             let mut torn = found.torn;
@@ -253,6 +255,7 @@ impl Store {
     fn copy_out_of(&self, bad: &BTreeSet<PackNumber>, fresh: &Layout) -> Result<()> {
         let chunks = Chunks::new(fresh.clone(), &self.config);
         for number in bad {
+            self.cancel.check()?;
             let Ok(Some(pack)) = chunks.packs().get(*number) else {
                 continue;
             };

@@ -14,7 +14,9 @@ mod index;
 mod report;
 
 use std::path::Path;
+use std::time::Duration;
 
+use crate::cancel::Cancel;
 use crate::durable;
 use crate::error::{Error, IoContext as _, Result};
 use crate::format::config::Config;
@@ -31,15 +33,61 @@ use crate::tags;
 use files::{odd_files, repair_collector, repair_config, set_odd_aside};
 pub use report::RepairReport;
 
+/// How to repair. There may be no open store to say it to.
+///
+/// ```
+/// use snapstore_store::{Cancel, PageSize, RepairOptions, Silent, Store};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("store");
+/// # Store::create(&path, PageSize::default())?;
+/// std::fs::remove_dir_all(path.join("index"))?;
+/// let options = RepairOptions {
+///     cancel: Cancel::default(), // kept by whoever may want to stop it
+///     ..RepairOptions::default()
+/// };
+/// let report = Store::repair_with(&path, &options, &Silent)?;
+/// assert!(report.remaining.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct RepairOptions {
+    /// Stops it until the new index is in its place; what was there before is there then.
+    pub cancel: Cancel,
+    /// How long to wait for another process that is publishing or collecting.
+    pub lock_timeout: Duration,
+}
+
+impl Default for RepairOptions {
+    fn default() -> Self {
+        Self {
+            cancel: Cancel::default(),
+            lock_timeout: lock::DEFAULT_TIMEOUT,
+        }
+    }
+}
+
 impl Store {
+    /// As [`Store::repair_with`], to its end.
+    ///
+    /// # Errors
+    /// As [`Store::repair_with`].
+    pub fn repair(path: &Path, progress: &dyn Progress) -> Result<RepairReport> {
+        Self::repair_with(path, &RepairOptions::default(), progress)
+    }
+
     /// Rebuilds the index of the store at `path`, and whatever else can be.
     ///
     /// Needs the store for itself: it fails if commits are under way.
     ///
     /// # Errors
     /// [`Error::Busy`] if commits are under way; [`Error::NoStore`] if there are
-    /// no packs either; I/O errors.
-    pub fn repair(path: &Path, progress: &dyn Progress) -> Result<RepairReport> {
+    /// no packs either; [`Error::Cancelled`]; I/O errors.
+    pub fn repair_with(
+        path: &Path,
+        options: &RepairOptions,
+        progress: &dyn Progress,
+    ) -> Result<RepairReport> {
         let layout = Layout::new(std::path::absolute(path).context("resolve", path)?);
         if !opening::is_store(&layout)? {
             return Err(Error::NoStore {
@@ -65,11 +113,13 @@ impl Store {
         }
         // Before the lock is taken that this takes, too.
         opening::restore_empty(&layout)?;
-        let _collect = lock::acquire(&layout, LockKind::Collect, lock::DEFAULT_TIMEOUT)?;
-        let _publish = lock::acquire(&layout, LockKind::Publish, lock::DEFAULT_TIMEOUT)?;
+        let lock =
+            |kind| lock::acquire_unless(&options.cancel, &layout, kind, options.lock_timeout);
+        let _collect = lock(LockKind::Collect)?;
+        let _publish = lock(LockKind::Publish)?;
         refuse_writers(&layout)?;
         repair_config(&layout, &mut report)?;
-        let store = Self::open(path)?;
+        let store = Self::open(path)?.with_cancel(options.cancel.clone());
         store.check_writable()?;
         store.refuse_newer_packs()?;
         repair_collector(&layout, store.format(), &mut report)?;

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rayon::ThreadPoolBuilder;
-use snapstore_store::{Cancel, Error, ErrorClass, GcOptions, Progress, ReadAt, VerifyReport};
+use snapstore_store::{
+    Cancel, Error, ErrorClass, GcOptions, Progress, ReadAt, RepairOptions, VerifyReport,
+};
 
 use super::*;
 
@@ -219,4 +221,44 @@ fn work_is_shared_in_the_pool_of_the_caller() {
     assert!(SEEN.load(Ordering::Relaxed) > 0);
     let report: VerifyReport = store.verify(true, &Silent).unwrap();
     assert_eq!(report.findings, []);
+}
+
+/// Cancels when this many units of work are done.
+struct CancelAt(Cancel, u64);
+
+impl Progress for CancelAt {
+    fn begin(&self, _what: &str, _total: u64) {}
+    fn advance(&self, done: u64) {
+        if done >= self.1 {
+            self.0.cancel();
+        }
+    }
+}
+
+#[test]
+fn a_repair_that_is_cancelled_leaves_what_was_there() {
+    let fixture = Fixture::new(PageSize::KIB_4);
+    for seed in 0..3 {
+        let data = InputData::Bytes(noise(seed, 8 * 4096).into());
+        let input = memory(data, InputKind::Full);
+        let tag = format!("tag{seed}");
+        fixture.commit(&tag, ParentChoice::Nothing, input).unwrap();
+    }
+    let path = fixture.store.path();
+    // Six units of work: each pack is looked at twice.
+    for done in 1..6 {
+        let cancel = Cancel::default();
+        let options = RepairOptions {
+            cancel: cancel.clone(),
+            ..RepairOptions::default()
+        };
+        let before = fixture.content();
+        let repaired = Store::repair_with(path, &options, &CancelAt(cancel, done));
+        assert!(matches!(repaired, Err(Error::Cancelled)), "{repaired:?}");
+        assert_eq!(fixture.content(), before);
+        assert!(!path.join("index.new").exists());
+        let report = fixture.other().verify(true, &Silent).unwrap();
+        assert_eq!(report.findings, []);
+    }
+    Store::repair(path, &Silent).unwrap();
 }
