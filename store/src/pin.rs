@@ -13,6 +13,32 @@ use crate::store::Store;
 
 /// Keeps snapshots from being collected while it lives, tagged or not, unless
 /// it says that it cannot ([`Pin::not_pinned`]).
+///
+/// ```
+/// use snapstore_store::{GcOptions, PageSize, Silent, Store};
+/// # use snapstore_store::{CommitRequest, ImageRole, Input, InputData, InputKind};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::create(&dir.path().join("store"), PageSize::default())?;
+/// # let request = CommitRequest {
+/// #     tag: "base".to_owned(),
+/// #     inputs: vec![Input {
+/// #         name: "memory".to_owned(),
+/// #         role: ImageRole::Memory,
+/// #         data: InputData::Bytes(vec![7; 8192].into()),
+/// #         kind: InputKind::Full,
+/// #     }],
+/// #     ..CommitRequest::default()
+/// # };
+/// # store.commit(&request, &Silent)?;
+/// let (id, pin) = store.pin("base")?;
+/// store.remove_tags(&["base".to_owned()])?;
+/// store.gc(GcOptions::default(), &Silent)?;
+/// store.manifest(id)?; // still there
+/// store.set_tag("again", id, false)?;
+/// drop(pin);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Pin {
     lease: Result<Lease, Nothing>,

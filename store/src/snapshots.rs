@@ -30,6 +30,21 @@ pub struct TaggedSnapshot {
 }
 
 /// What the tags of a store name.
+///
+/// ```
+/// use snapstore_store::{PageSize, Store};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::create(&dir.path().join("store"), PageSize::default())?;
+/// let listing = store.listing()?;
+/// for snapshot in &listing.snapshots {
+///     println!("{} is {}", snapshot.tag, snapshot.id.short());
+/// }
+/// for (tag, error) in &listing.unreadable {
+///     eprintln!("{tag}: {error}");
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Listing {
     /// Snapshots, oldest first.

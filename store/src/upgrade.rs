@@ -49,6 +49,17 @@ use crate::threads;
 const BATCH_CHUNKS: usize = 1024;
 
 /// What an upgrade did, or would do.
+///
+/// ```
+/// use snapstore_store::{PageSize, Silent, Store, StoreFormat};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("store");
+/// Store::create_in_format(&path, PageSize::default(), StoreFormat::One)?;
+/// Store::upgrade(&path, false, &Silent)?;
+/// assert_eq!(Store::open(&path)?.format(), StoreFormat::Two);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct UpgradeReport {
     /// The store was in the newest format already.

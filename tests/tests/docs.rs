@@ -247,3 +247,15 @@ fn readme_lists_all_commands() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// What README shows of the library is compiled, with the crate's own README.
+#[test]
+fn the_example_of_the_library_is_one_that_is_compiled() -> anyhow::Result<()> {
+    let example = |name: &str| -> anyhow::Result<String> {
+        let text = fs::read_to_string(root().join(name))?;
+        let begun = text.split_once("```rust").context("an example")?.1;
+        Ok(begun.split_once("```").context("its end")?.0.to_owned())
+    };
+    assert_eq!(example("README.md")?, example("store/README.md")?);
+    Ok(())
+}

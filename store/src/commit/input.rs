@@ -76,6 +76,44 @@ pub enum InputData {
 }
 
 /// A part of an image, and where its bytes are.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use snapstore_store::{
+///     CommitRequest, Extent, ImageRole, Input, InputData, InputKind, PageSize, Silent, Store,
+/// };
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::create(&dir.path().join("store"), PageSize::default())?;
+/// # let path = dir.path().join("pages");
+/// # std::fs::write(&path, [7; 8192])?;
+/// // The file's second page is the image's tenth; all others are zero.
+/// let data = InputData::Extents {
+///     files: vec![Arc::new(std::fs::File::open(path)?)],
+///     label: "the frozen memory".to_owned(),
+///     size_bytes: 1 << 20,
+///     extents: vec![Extent {
+///         image_offset: 9 * 4096,
+///         file: 0,
+///         file_offset: 4096,
+///         length: 4096,
+///     }],
+/// };
+/// let request = CommitRequest {
+///     tag: "base".to_owned(),
+///     inputs: vec![Input {
+///         name: "memory".to_owned(),
+///         role: ImageRole::Memory,
+///         data,
+///         kind: InputKind::Full,
+///     }],
+///     ..CommitRequest::default()
+/// };
+/// let committed = store.commit(&request, &Silent)?;
+/// assert_eq!(committed.manifest.images[0].nonzero_pages, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extent {
     /// Where it begins in the image, in bytes.

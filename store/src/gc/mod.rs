@@ -62,6 +62,20 @@ pub(crate) fn index_batch() -> usize {
 }
 
 /// How to collect.
+///
+/// ```
+/// use snapstore_store::{GcOptions, PageSize, Silent, Store};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::create(&dir.path().join("store"), PageSize::default())?;
+/// let only_say = GcOptions {
+///     dry_run: true,
+///     ..GcOptions::default()
+/// };
+/// let report = store.gc(only_say, &Silent)?;
+/// println!("would free {} bytes", report.plan.freed_bytes());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct GcOptions {
     /// Only make the plan.
