@@ -25,6 +25,7 @@ pub mod vm_pause;
 pub mod vm_restore;
 pub mod vm_rig;
 pub mod vm_tracking;
+pub mod vm_warm;
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
@@ -58,12 +59,28 @@ pub enum Needs {
     Images,
     /// KVM and FUSE.
     Machines,
+    /// All of these.
+    Both,
     /// Nothing that a machine may lack.
     Nothing,
 }
 
+impl Needs {
+    /// Whether that includes guest images.
+    #[must_use]
+    pub fn images(self) -> bool {
+        matches!(self, Self::Images | Self::Both)
+    }
+
+    /// Whether that includes KVM and FUSE.
+    #[must_use]
+    pub fn machines(self) -> bool {
+        matches!(self, Self::Machines | Self::Both)
+    }
+}
+
 /// Every benchmark: its name, what it needs, and what it does.
-pub const ALL: [(&str, Needs, Run); 22] = [
+pub const ALL: [(&str, Needs, Run); 23] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
     ("commit-diff-depth", Needs::Images, commit::diff_depth),
@@ -80,6 +97,7 @@ pub const ALL: [(&str, Needs, Run); 22] = [
     ("scale-packs", Needs::Nothing, scale::packs),
     ("scale-gc", Needs::Nothing, scale::beside_gc),
     ("vm-restore", Needs::Machines, vm_restore::restore),
+    ("vm-warm", Needs::Both, vm_warm::warm),
     ("vm-many", Needs::Machines, vm_many::many),
     ("vm-pause", Needs::Machines, vm_pause::pause),
     ("vm-changes", Needs::Machines, vm_changes::changes),

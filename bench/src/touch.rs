@@ -46,13 +46,45 @@ pub fn faults(path: &Path, advice: Advice, pages: &[u64], truth: &Path) -> anyho
             path.display()
         );
     }
-    let count = f64::from(u32::try_from(seconds.len())?);
-    let mean = seconds.iter().sum::<f64>() / count;
-    seconds.sort_by(f64::total_cmp);
-    Ok(Faults {
-        mean,
-        p99: percentile(&seconds, 99),
-    })
+    Ok(Faults::of(seconds))
+}
+
+impl Faults {
+    fn of(mut seconds: Vec<f64>) -> Self {
+        let count = u32::try_from(seconds.len()).unwrap_or(u32::MAX);
+        let mean = seconds.iter().sum::<f64>() / f64::from(count);
+        seconds.sort_by(f64::total_cmp);
+        Self {
+            mean,
+            p99: percentile(&seconds, 99),
+        }
+    }
+}
+
+/// A page whose fault is timed, and one that is touched after it.
+#[derive(Clone, Copy, Debug)]
+pub struct Other {
+    /// The first.
+    pub measured: u64,
+    /// The second.
+    pub between: u64,
+}
+
+/// As [`faults`], without a comparison, of every other page only.
+///
+/// # Errors
+/// If the file cannot be mapped.
+pub fn others_between(path: &Path, advice: Advice, pages: &[Other]) -> anyhow::Result<Faults> {
+    let map = map(path)?;
+    map.advise(advice)?;
+    let mut seconds = Vec::with_capacity(pages.len());
+    for pair in pages {
+        let start = Instant::now();
+        std::hint::black_box(page(&map, pair.measured)[0]);
+        seconds.push(start.elapsed().as_secs_f64());
+        std::hint::black_box(page(&map, pair.between)[0]);
+    }
+    Ok(Faults::of(seconds))
 }
 
 fn page(map: &Mmap, number: u64) -> &[u8] {

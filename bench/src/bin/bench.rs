@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use snapstore_bench::guest::Images;
-use snapstore_bench::{ALL, Bench, Needs, serve_ram, vm_bare, vm_frozen, vm_rig};
+use snapstore_bench::{ALL, Bench, serve_ram, vm_bare, vm_frozen, vm_rig};
 
 /// Compares snapstore with other programs and with itself, in turns. Takes the
 /// guest images from the directory `$SNAPSTORE_IMAGES`; the benchmarks of
@@ -47,14 +47,14 @@ fn main() -> anyhow::Result<()> {
     let chosen = ALL.iter().filter(|(name, ..)| {
         args.names.is_empty() || args.names.iter().any(|wanted| wanted == name)
     });
-    let images = match chosen.clone().any(|(_, needs, _)| *needs == Needs::Images) {
+    let images = match chosen.clone().any(|(_, needs, _)| needs.images()) {
         true => Images::from_env()?,
         false => Images::none(),
     };
     let mut bench = Bench::new(images, args.rounds.into())?;
     for (name, needs, run) in chosen {
         bench.report.begin(name);
-        match vm_rig::missing().filter(|_| *needs == Needs::Machines) {
+        match vm_rig::missing().filter(|_| needs.machines()) {
             Some(reason) => bench.report.skip(name, &reason),
             None => run(&mut bench).with_context(|| format!("benchmark {name}"))?,
         }

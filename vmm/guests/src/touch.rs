@@ -23,6 +23,18 @@ pub enum TouchCommand {
         /// The first page's number.
         first: u32,
     },
+    /// Adds up the first words of as many pages, of which the i-th is `first` plus the
+    /// bits of i times `stride` that are in `mask`. Answer: `s<sum>`.
+    ReadScattered {
+        /// How many pages.
+        count: u32,
+        /// The lowest page's number.
+        first: u32,
+        /// How far apart two pages are.
+        stride: u32,
+        /// What their distances from the first are cut to.
+        mask: u32,
+    },
     /// Fills each page whole with the number of the round, from 0.
     /// Answer: `b`.
     Fill {
@@ -49,6 +61,12 @@ impl TouchCommand {
                 value,
             } => (b'w', vec![count, first, value]),
             TouchCommand::Read { count, first } => (b'r', vec![count, first]),
+            TouchCommand::ReadScattered {
+                count,
+                first,
+                stride,
+                mask,
+            } => (b's', vec![count, first, stride, mask]),
             TouchCommand::Fill {
                 count,
                 first,

@@ -8,6 +8,8 @@
 #                          from first on; answers "w<count>" (decimal)
 #   r count first          adds the first words of these pages, mod 2^32;
 #                          answers "r<sum>" (eight hexadecimal digits)
+#   s count first stride mask   adds the first words of as many pages of which the i-th
+#                          is first + (i * stride & mask); answers "s<sum>"
 #   b count first rounds   fills each page whole with the number of the round,
 #                          from 0, in as many rounds; answers "b"
 #   h                      halts with interrupts off, for good
@@ -25,6 +27,8 @@ next_command:
     je write
     cmp al, 'r'
     je read
+    cmp al, 's'
+    je scattered
     cmp al, 'b'
     je fill
     cmp al, 'h'
@@ -74,6 +78,31 @@ read:
     jnz 1b
 2:
     PRINT "r"
+    call put_hex
+    jmp end_of_answer
+
+scattered:
+    call get_pages
+    call get_u32
+    push eax                                    # stride
+    call get_u32
+    mov ebp, eax                                # mask
+    pop edx
+    xor eax, eax
+    xor esi, esi
+    test ecx, ecx
+    jz 2f
+1:
+    mov edi, esi
+    and edi, ebp
+    add edi, ebx
+    shl edi, 12
+    add eax, [edi]
+    add esi, edx
+    dec ecx
+    jnz 1b
+2:
+    PRINT "s"
     call put_hex
     jmp end_of_answer
 
