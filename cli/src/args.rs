@@ -57,6 +57,9 @@ pub enum Command {
     Commit(CommitArgs),
     /// Show a snapshot, or every tag, as flat files
     Mount(MountArgs),
+    /// Read what is touched first of a mounted snapshot, so that it is in memory
+    #[command(after_help = "Example:\n  snapstore warm base")]
+    Warm(WarmArgs),
     /// Undo a mount
     Umount(UmountArgs),
     /// Start a virtual machine
@@ -230,6 +233,13 @@ pub struct MountArgs {
     /// Unmount once nobody holds a shared lock on this file
     #[arg(long, hide = true, value_name = "FILE")]
     pub while_locked: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct WarmArgs {
+    /// A tag, or the beginning of a snapshot id, that is mounted or of which machines run
+    #[arg(value_parser = snapshot)]
+    pub snapshot: String,
 }
 
 /// How machines are started.

@@ -68,6 +68,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             None => commands::commit::run(&context, &args),
         },
         Command::Mount(args) => commands::mount::run(&context, &args),
+        Command::Warm(args) => commands::warm::run(&context, &args),
         Command::Umount(args) => commands::umount::run(&context, &args),
         Command::Run(args) => commands::run::run(&context, &args),
         Command::Restore(args) => commands::restore::run(&context, &args),

@@ -19,7 +19,7 @@ use crate::chores::Chores;
 use crate::error::{Result, errno};
 use crate::table::{Content, File, Node, Numbered, ROOT};
 use crate::view::{Entry, Found, View};
-use crate::warm::{Subject, Warm};
+use crate::warm::{Session, Subject, Warm};
 
 /// Content never changes: what the kernel knows of a file stays true.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -145,8 +145,19 @@ impl Server {
         self.lists.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A file is opened, and counts as used from now on if it is an image.
-    fn begin_session(&self, file: &File) {
+    /// Begins to push where one snapshot is shown: whoever looks at its image is about to
+    /// use it.
+    fn looked_up(&self, parent: INodeNo, node: &Node) {
+        if let (ROOT, Node::File(file)) = (parent.0, node)
+            && file.session.get().is_none()
+            && let Some(session) = self.session(file)
+        {
+            self.warm.look_up(session);
+        }
+    }
+
+    /// What is known of the use of an image; `None` for what is none.
+    fn session<'a>(&self, file: &'a File) -> Option<&'a Arc<Session>> {
         let session = file.session.get_or_init(|| {
             let (Some(image), Content::Image(reader)) = (&file.image, &file.content) else {
                 return None;
@@ -159,9 +170,7 @@ impl Server {
             };
             self.warm.session(subject, file.ino)
         });
-        if let Some(session) = session {
-            self.warm.open(session);
-        }
+        session.as_ref()
     }
 
     /// Runs `answer` on the file of this number.
@@ -207,7 +216,11 @@ impl Filesystem for Server {
         };
         let look = self.look;
         match self.view.lookup(parent.0, name) {
-            Ok(Found::Node(found)) => look.answer(Ok(Some(found)), reply),
+            Ok(Found::Node(found)) => {
+                let node = found.1.clone();
+                look.answer(Ok(Some(found)), reply);
+                self.looked_up(parent, &node);
+            }
             Ok(Found::Nothing) => reply.error(Errno::ENOENT),
             // This may wait; who only reads does not wait for it.
             Ok(Found::Unopened) => self.chores.open_tag(
@@ -234,7 +247,9 @@ impl Filesystem for Server {
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = self.with_file(ino, |file| match flags.acc_mode() {
             OpenAccMode::O_RDONLY if self.view.open_file(ino.0) => {
-                self.begin_session(file);
+                if let Some(session) = self.session(file) {
+                    self.warm.open(session);
+                }
                 Ok(())
             }
             // The kernel looks the path up anew.

@@ -30,6 +30,7 @@ pub mod runtime;
 mod spec;
 pub mod start;
 mod supervisor;
+pub mod warm;
 
 pub use background::{detach, own_program, tidy};
 pub use build::{DiskAccess, DiskSpec, Overlays, What, check_kind};

@@ -234,6 +234,19 @@ pub fn lock_dir(mounts: &Path) -> anyhow::Result<File> {
     }
 }
 
+/// A mount that shows the snapshot, the user's own or one made for machines.
+pub fn find_any(
+    runtime: &Runtime,
+    store: &Store,
+    id: SnapshotId,
+) -> anyhow::Result<Option<PathBuf>> {
+    if let Some(dir) = find(store, id, &runtime.mounts())? {
+        return Ok(Some(dir));
+    }
+    let dir = runtime.mounts().join(id.to_string());
+    look::which_shows(&id.to_string(), &[vec![dir]])
+}
+
 /// A mount of the user's own that shows the snapshot. None of them is touched by
 /// this process: any may hang.
 fn find(store: &Store, id: SnapshotId, not_under: &Path) -> anyhow::Result<Option<PathBuf>> {

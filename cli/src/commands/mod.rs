@@ -27,3 +27,4 @@ pub mod tag;
 pub mod umount;
 pub mod upgrade;
 pub mod verify;
+pub mod warm;

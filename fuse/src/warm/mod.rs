@@ -92,6 +92,11 @@ impl Warm {
         Some(session)
     }
 
+    /// The kernel knows an image now, which somebody may be about to open.
+    pub fn look_up(&self, session: &Arc<Session>) {
+        self.give(Chore::Begin(session.clone()));
+    }
+
     /// An image is opened.
     pub fn open(&self, session: &Arc<Session>) {
         if session.open() {

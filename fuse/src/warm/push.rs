@@ -1,14 +1,17 @@
 //! Giving the kernel the pages of a working set before it asks for them.
 
 use std::num::NonZero;
-use std::thread::{available_parallelism, scope};
+use std::thread::{available_parallelism, scope, sleep};
+use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 
-use crate::warm::session::Session;
+use crate::warm::session::{Next, Session};
 
 /// Pages that a thread takes at once: few, so that all work where the first ones are needed.
 const BATCH: usize = 8;
+/// Until it is looked again whether a set that is in doubt is of use.
+const PAUSE: Duration = Duration::from_millis(2);
 /// Threads at most.
 const MAX_THREADS: usize = 16;
 
@@ -39,10 +42,14 @@ fn push_some(session: &Session, notifier: &Notifier, has_ended: &dyn Fn() -> boo
     };
     let mut buffer = vec![0; page_len];
     loop {
-        let pages = session.next(BATCH);
-        if pages.is_empty() {
-            return;
-        }
+        let pages = match session.next(BATCH) {
+            Next::Pages(pages) => pages,
+            Next::Later if !has_ended() => {
+                sleep(PAUSE);
+                continue;
+            }
+            Next::Later | Next::Nothing => return,
+        };
         for page in pages.iter().map(|page| u64::from(*page)) {
             if session.is_given(page) {
                 continue;

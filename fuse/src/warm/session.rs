@@ -19,7 +19,9 @@ const MAX_IMAGE_PAGES: u64 = 1 << 24;
 /// One page of so many of a set is left out, to see whether it is asked for.
 const LEFT_OUT: u64 = 64;
 /// So many pages that are asked for outside the set are no reason to doubt it.
-const FEW_OUTSIDE: u64 = 64;
+const FEW_OUTSIDE: u64 = 16;
+/// How long pages are pushed before anybody has opened the file that was looked up.
+const LOOKED_UP: Duration = Duration::from_secs(2);
 
 /// Whose image it is, and how it is read.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ pub(crate) struct Session {
     /// Pages that the kernel reads around a fault.
     ahead: u64,
     handles: AtomicU32,
+    began: Instant,
     recorder: Mutex<Recorder>,
     recording: AtomicBool,
     /// What the kernel was given, and of that what it did not ask for.
@@ -60,6 +63,14 @@ struct Recorder {
     outside: u64,
     /// Pages that were touched when this was last written.
     written: Option<usize>,
+}
+
+/// What a pushing thread does next.
+pub(crate) enum Next<'a> {
+    Pages(&'a [u32]),
+    /// It looks again later.
+    Later,
+    Nothing,
 }
 
 /// What there was to push.
@@ -126,6 +137,7 @@ impl Session {
             ino,
             pages,
             handles: AtomicU32::new(0),
+            began: Instant::now(),
             recorder: Mutex::default(),
             recording: AtomicBool::new(true),
             given: Bits::new(pages),
@@ -149,8 +161,8 @@ impl Session {
         self.handles.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
-    pub fn is_open(&self) -> bool {
-        self.handles.load(Ordering::Relaxed) > 0
+    fn is_wanted(&self) -> bool {
+        self.handles.load(Ordering::Relaxed) > 0 || self.began.elapsed() < LOOKED_UP
     }
 
     pub fn plan(&self) -> Option<&Plan> {
@@ -199,20 +211,29 @@ impl Session {
         began.is_some_and(|began| began.elapsed() > RECORDED)
     }
 
-    /// The next pages to be pushed, at most so many; none once that is of no use.
-    pub fn next(&self, most: usize) -> &[u32] {
+    /// The next pages to be pushed, at most so many.
+    pub fn next(&self, most: usize) -> Next<'_> {
         let pages = self.plan.get().map_or(&[][..], |plan| &plan.pages);
-        if !self.is_open() || self.is_doubtful() {
-            return &[];
+        let left = self.next.load(Ordering::Relaxed) < pages.len();
+        if !left || !self.is_wanted() {
+            return Next::Nothing;
         }
-        let first = self
-            .next
-            .fetch_add(most, Ordering::Relaxed)
-            .min(pages.len());
-        &pages[first..(first + most).min(pages.len())]
+        if self.is_doubtful() {
+            // Without a recording nothing more will be known.
+            return match self.recording.load(Ordering::Relaxed) {
+                true => Next::Later,
+                false => Next::Nothing,
+            };
+        }
+        let first = self.next.fetch_add(most, Ordering::Relaxed);
+        match pages.get(first..) {
+            None | Some([]) => Next::Nothing,
+            Some(pages) => Next::Pages(&pages[..most.min(pages.len())]),
+        }
     }
 
-    /// Whether so much else is asked for that the set cannot be right.
+    /// Whether so much else is asked for that the set may be wrong. That changes once its
+    /// pages are asked for: those that are left out tell of the others.
     fn is_doubtful(&self) -> bool {
         let recorder = self.recorder();
         let hits = recorder.late + recorder.left_out_touched * LEFT_OUT;

@@ -132,6 +132,42 @@ fn what_is_read_is_recorded_and_pushed_next_time() -> anyhow::Result<()> {
 }
 
 #[test]
+fn what_is_warmed_is_in_memory_and_not_recorded() -> anyhow::Result<()> {
+    let test = "what_is_warmed_is_in_memory_and_not_recorded";
+    let Some(mut fixture) = Fixture::image_committed(test)? else {
+        return Ok(());
+    };
+    let said = fixture.cli.fails(3, &["warm", "base"])?;
+    assert!(said.contains("base is not mounted"), "{said}");
+    let touched = some_pages(1, 1000);
+    fixture.use_pages("one", &[], &touched)?;
+    fixture.written(|_| true)?;
+    let dir = fixture.mountpoint("two")?;
+    let shown = dir.display().to_string();
+    fixture
+        .cli
+        .ok(&["mount", "base", &shown, "--no-prefetch"])?;
+    let warmed = fixture.cli.json(&["warm", "base"])?;
+    assert_eq!(warmed["pages"], 1000);
+    // Nobody asks the server for what is in memory, so there is one page to be seen.
+    let other = (0..).find(|page| !touched.contains(page));
+    let pages = [&touched[..], &[other.context("a page")?]].concat();
+    read(&open(&dir.join("memory.bin"), 0)?, &pages)?;
+    fixture.umount(&dir)?;
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < deadline {
+        let set = fixture.set()?.context("a set")?;
+        assert_eq!(set.recordings(), 1, "too little to count");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    fixture.commit("new", &noise(9, PAGE), &[])?;
+    let (dir, _) = fixture.mount(Some("new"), "three")?;
+    let said = fixture.cli.fails(3, &["warm", "new"])?;
+    assert!(said.contains("nothing is recorded of new"), "{said}");
+    fixture.umount(&dir)
+}
+
+#[test]
 fn a_set_that_is_wrong_is_not_pushed_again() -> anyhow::Result<()> {
     let test = "a_set_that_is_wrong_is_not_pushed_again";
     let Some(mut fixture) = Fixture::image_committed(test)? else {
