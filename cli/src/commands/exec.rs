@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use serde_json::json;
@@ -72,6 +72,11 @@ pub fn run(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCode> {
 /// The most of a command's output, and of its error output, that is kept for one answer.
 const MOST_BYTES: usize = 16 << 20;
 
+/// For how long the agent is waited for without a word.
+const SILENT_FOR: Duration = Duration::from_secs(1);
+/// How long a machine may take to say whether it is paused.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Output that is told in one piece: a guest may write without end.
 #[derive(Default)]
 struct Kept {
@@ -90,14 +95,30 @@ impl Kept {
 
 /// The agent of a guest that may still boot, or have to notice that it was restored.
 fn connect(runtime: &Runtime, vm: &VmDir, wait: Duration) -> anyhow::Result<AgentClient> {
-    let connected = AgentClient::connect_while(&vm.vsock(), AGENT_PORT, wait, || vm.is_running());
+    let began = Instant::now();
+    let attempt = |patience| {
+        AgentClient::connect_while(&vm.vsock(), AGENT_PORT, patience, || vm.is_running())
+    };
+    let mut connected = attempt(wait.min(SILENT_FOR));
+    let left = wait.saturating_sub(began.elapsed());
+    if connected.is_err() && vm.is_running() && !left.is_zero() {
+        let seconds = wait.as_secs();
+        tracing::warn!(
+            "waiting for the agent in the guest of {}; this gives up after {seconds} s (--wait)",
+            vm.name
+        );
+        connected = attempt(left);
+    }
     let error = match connected {
         Ok(agent) => return Ok(agent),
         Err(error) => error,
     };
     // One that has ended answers nobody any more.
     runtime.running(&vm.name)?;
-    let status = vm.connect()?.status();
+    let status = vm.connect()?.with_patience(ANSWER_PATIENCE).status();
+    if let Err(error @ snapstore_vmm::Error::NoAnswer { .. }) = status {
+        return Err(error.into());
+    }
     if status.is_ok_and(|status| status.state == RunState::Paused) {
         bail!(
             "{0} is paused, so its guest answers nobody; `snapstore resume {0}` lets it run",

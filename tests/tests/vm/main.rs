@@ -14,6 +14,7 @@ mod deadlines;
 mod disks;
 mod failed_commits;
 mod guest_misbehaviour;
+mod hanging;
 mod killed;
 mod logs;
 mod many;

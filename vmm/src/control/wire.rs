@@ -7,6 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -107,6 +108,16 @@ impl Connection {
         }
         self.received.extend_from_slice(&bytes[..got]);
         Ok(got)
+    }
+
+    /// Whether there is something to receive, or the end, before this time is over.
+    pub fn is_readable_within(&self, time: Duration) -> bool {
+        let Ok(time) = Timespec::try_from(time) else {
+            return false;
+        };
+        let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
+        // Who cannot wait is told when it receives.
+        poll(&mut fds, Some(&time)).is_ok_and(|ready| ready > 0)
     }
 
     /// How long to wait for the other end to send or to take something: `WouldBlock`

@@ -26,6 +26,8 @@ pub use frozen::FrozenMachine;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to freeze, or to let go of what it froze.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(60);
+/// For how long that is waited for without a word.
+const SILENT_FOR: Duration = Duration::from_secs(1);
 
 /// A connection to a machine.
 pub struct Client {
@@ -110,6 +112,9 @@ impl Client {
             }
             _ => {}
         }
+        if let Some(patience) = patience {
+            self.say_if_slow(patience);
+        }
         let reply = self.connection.receive::<Reply>();
         match reply.map_err(|source| self.broken(source))? {
             Some(Reply::Error { kind, message }) => Err(Error::Refused { kind, message }),
@@ -127,6 +132,25 @@ impl Client {
             Malformed::Unexpected => Self::unexpected(),
             Malformed::Io(source) => Err(self.broken(source)),
         })
+    }
+
+    /// Says what is waited for, once it has been for some time.
+    fn say_if_slow(&self, patience: Duration) {
+        if patience <= SILENT_FOR || self.connection.is_readable_within(SILENT_FOR) {
+            return;
+        }
+        let pid = self.connection.peer_pid();
+        let machine = self.path.display();
+        let seconds = patience.as_secs();
+        match pid {
+            Some(pid) if is_stopped(pid) => tracing::warn!(
+                "waiting for {machine}: the machine's process {pid} is stopped; `kill -CONT {pid}` \
+                 lets it go on; this gives up after {seconds} s"
+            ),
+            _ => tracing::warn!(
+                "waiting for the machine at {machine} to answer; this gives up after {seconds} s"
+            ),
+        }
     }
 
     fn unexpected<T>() -> Result<T> {
@@ -210,6 +234,17 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
     Ok(stream)
+}
+
+/// Whether a signal has stopped a process (proc(5), `stat`).
+fn is_stopped(pid: i32) -> bool {
+    let stat = crate::proc::read(&format!("{pid}/stat"));
+    let state = stat.ok().and_then(|stat| {
+        // The name before it may have anything in it.
+        let after_name = stat.rsplit_once(')')?.1;
+        after_name.trim_start().chars().next()
+    });
+    matches!(state, Some('T' | 't'))
 }
 
 /// How long a request may take; some take as long as the guest likes.
