@@ -633,7 +633,7 @@ fn key_value(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() && !value.is_empty() => {
             Ok((key.to_owned(), value.to_owned()))
         }
-        _ => Err("it has the form NAME=VALUE".to_owned()),
+        _ => Err("a label has the form KEY=VALUE, and neither is empty".to_owned()),
     }
 }
 

@@ -53,12 +53,22 @@ fn about(error: &Error) -> Option<&'static str> {
     }
 }
 
+/// No commit makes the manifest of a snapshot again.
+const OF_MANIFEST: &str = "run `snapstore repair`; if the manifest stays lost, commit its images \
+                           under another tag and remove its tags with `snapstore rm`";
+
+/// Chunks are named by their kind and their hash.
+fn is_manifest(chunk: &str) -> bool {
+    chunk.starts_with("manifest ")
+}
+
 /// What can be done about what a verification found.
 pub fn about_finding(finding: &Finding) -> &'static str {
     match &finding.damage {
         Damage::Chunk { .. } if finding.read_all_the_same || finding.snapshots.is_empty() => {
             "run `snapstore repair`, which sets its pack aside and keeps what is whole"
         }
+        Damage::Chunk { chunk, .. } if is_manifest(chunk) => OF_MANIFEST,
         // That is what was run.
         Damage::Chunk { .. } => {
             "run `snapstore repair`, then commit an image that holds it to store it anew"
@@ -76,6 +86,9 @@ pub fn about_damage(damage: &Damage) -> &'static str {
         }
         Damage::Footer { .. } => {
             "run `snapstore repair`, which finds these chunks by their content"
+        }
+        Damage::Chunk { chunk, .. } | Damage::Missing { chunk } if is_manifest(chunk) => {
+            OF_MANIFEST
         }
         Damage::Chunk { .. } => {
             "run `snapstore repair`, then commit an image that holds it to store it anew; \

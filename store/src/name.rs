@@ -36,7 +36,7 @@ pub fn check_image(name: &str) -> Result<()> {
 /// [`Error::BadName`] also for a value of more than 4096 bytes or with control
 /// characters.
 pub fn check_label(key: &str, value: &str) -> Result<()> {
-    check(key, "a label")?;
+    check(key, "a label's key")?;
     if value.len() > 4096 || value.chars().any(char::is_control) {
         return Err(Error::BadName {
             name: value.to_owned(),

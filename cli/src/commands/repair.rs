@@ -53,9 +53,16 @@ fn describe(report: &RepairReport) -> String {
         );
     }
     for tag in &report.broken_snapshots {
-        out += &format!(
-            "BROKEN: snapshot {tag} lacks chunks; commit its images again to store them anew, or remove it.\n"
-        );
+        out += &match report.lost_manifests.contains(tag) {
+            true => format!(
+                "BROKEN: snapshot {tag} has lost its manifest, which says what it holds, and no commit brings that back; \
+                 commit its images under another tag, and `snapstore rm {tag}` removes it.\n"
+            ),
+            false => format!(
+                "BROKEN: snapshot {tag} lacks chunks; commit its images again, under any tag, to store them anew, \
+                 or `snapstore rm {tag}` removes it.\n"
+            ),
+        };
     }
     out
 }

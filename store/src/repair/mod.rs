@@ -24,6 +24,7 @@ use crate::gc::mark::Reach;
 use crate::layout::Layout;
 use crate::lease;
 use crate::lock::{self, LockKind};
+use crate::manifest;
 use crate::opening;
 use crate::pack::codec::Encoding;
 use crate::pack::reader::PackReader;
@@ -129,7 +130,12 @@ impl Store {
         for (tag, id) in tags::each(&layout)? {
             let Ok(id) = id else { continue };
             match reach.add_snapshot(id) {
-                Err(Error::Damaged(_)) => report.broken_snapshots.push(tag),
+                Err(Error::Damaged(_)) => {
+                    if let Err(Error::Damaged(_)) = manifest::read(&store.chunks, id) {
+                        report.lost_manifests.push(tag.clone());
+                    }
+                    report.broken_snapshots.push(tag);
+                }
                 // What a newer version wrote is not broken.
                 Err(error) if error.is_lost() => {}
                 other => other?,

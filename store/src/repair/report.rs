@@ -24,6 +24,8 @@ pub struct RepairReport {
     pub remaining: Vec<Damage>,
     /// Tags of snapshots that cannot be read whole.
     pub broken_snapshots: Vec<String>,
+    /// Those of them whose manifests are lost: no commit makes them whole again.
+    pub lost_manifests: Vec<String>,
 }
 
 impl RepairReport {

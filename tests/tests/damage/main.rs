@@ -41,6 +41,7 @@ const TRAILER: usize = 20;
 
 const PAGE_KIND: u8 = 0;
 const NODE: u8 = 1;
+const MANIFEST: u8 = 2;
 const RAW: u8 = 0;
 const DELTA: u8 = 2;
 

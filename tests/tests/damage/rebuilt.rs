@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, ensure};
 
-use crate::{Chunk, DELTA, Fixture, PAGE_KIND, RAW, chunks, files_of_the_index, flip, list};
+use crate::{Chunk, DELTA, Fixture, MANIFEST, PAGE_KIND, RAW, chunks, files_of_the_index, flip, list};
 
 #[test]
 fn the_index() -> anyhow::Result<()> {
@@ -154,4 +154,29 @@ fn a_damaged_page_by_committing_it_again() -> anyhow::Result<()> {
 #[test]
 fn a_damaged_delta_by_committing_it_again() -> anyhow::Result<()> {
     heals(DELTA)
+}
+
+/// What a snapshot holds is said by its manifest alone: nothing brings that back.
+#[test]
+fn not_a_manifest_and_the_advice_says_so() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    let pack = &fixture.packs()?[1];
+    let (chunks, _) = chunks(&fs::read(pack)?)?;
+    let manifest = chunks.iter().find(|chunk| chunk.kind == MANIFEST);
+    let manifest = manifest.context("no manifest")?;
+    flip(pack, (manifest.start + manifest.end) / 2)?;
+    let output = fixture.cli.run(&["verify", "--read-data"])?;
+    let said = String::from_utf8(output.stdout)?;
+    let findings: Vec<&str> = said.lines().filter(|it| it.contains("DAMAGED")).collect();
+    ensure!(findings.len() == 1, "{said}");
+    ensure!(findings[0].contains("needed by next"), "{said}");
+    ensure!(findings[0].contains("under another tag"), "{said}");
+    let output = fixture.cli.run(&["repair"])?;
+    let said = String::from_utf8(output.stdout)?;
+    ensure!(output.status.code() == Some(4), "{said}");
+    ensure!(said.contains("snapshot next has lost its manifest"), "{said}");
+    fixture.cli.ok(&["rm", "next"])?;
+    fixture.cli.ok(&["verify", "--read-data"])?;
+    fixture.cli.ok(&["gc"])?;
+    Ok(())
 }
