@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::snapshot;
+use super::values::snapshot;
 
 #[derive(Args)]
 #[command(after_help = "\

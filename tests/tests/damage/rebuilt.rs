@@ -4,7 +4,9 @@ use std::fs;
 
 use anyhow::{Context as _, ensure};
 
-use crate::{Chunk, DELTA, Fixture, MANIFEST, PAGE_KIND, RAW, chunks, files_of_the_index, flip, list};
+use crate::{
+    Chunk, DELTA, Fixture, MANIFEST, PAGE_KIND, RAW, chunks, files_of_the_index, flip, list,
+};
 
 #[test]
 fn the_index() -> anyhow::Result<()> {
@@ -174,7 +176,10 @@ fn not_a_manifest_and_the_advice_says_so() -> anyhow::Result<()> {
     let output = fixture.cli.run(&["repair"])?;
     let said = String::from_utf8(output.stdout)?;
     ensure!(output.status.code() == Some(4), "{said}");
-    ensure!(said.contains("snapshot next has lost its manifest"), "{said}");
+    ensure!(
+        said.contains("snapshot next has lost its manifest"),
+        "{said}"
+    );
     fixture.cli.ok(&["rm", "next"])?;
     fixture.cli.ok(&["verify", "--read-data"])?;
     fixture.cli.ok(&["gc"])?;

@@ -1,0 +1,69 @@
+//! The store as a whole, and its host.
+
+use clap::Args;
+
+#[derive(Args)]
+#[command(after_help = "Example:\n  snapstore --store /srv/snaps init --page-size 16K")]
+pub struct InitArgs {
+    /// The size of a page: 4K, 16K or 64K
+    #[arg(long, default_value = "4K", value_name = "SIZE", value_parser = crate::format::parse_size)]
+    pub page_size: u64,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+With --max-store or --reserve it ends with 1 if too much is left, and says which tags would
+have to go, the oldest first. It removes none: that is what `forget` and `rm` are for.
+
+Examples:
+  snapstore gc --dry-run
+  snapstore gc --max-store 500G --reserve 10G")]
+pub struct GcArgs {
+    /// Only print the plan
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The most that the store may take on disk
+    #[arg(long, value_name = "SIZE", value_parser = crate::format::parse_size)]
+    pub max_store: Option<u64>,
+    /// The least that is to be free on the store's filesystem
+    #[arg(long, value_name = "SIZE", value_parser = crate::format::parse_size)]
+    pub reserve: Option<u64>,
+    /// Rewrite packs with less than this share of needed bytes
+    #[arg(long, default_value_t = 50, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub keep_percent: u8,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:\n  snapstore verify --read-data")]
+pub struct VerifyArgs {
+    /// Read and check every stored byte, not only footers and references
+    #[arg(long)]
+    pub read_data: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Older versions of snapstore cannot use the store any more. Undo its mounts, stop its
+machines and wait for commits first. An upgrade that is interrupted goes on when it is
+run again; meanwhile the store can be used.
+
+Example:
+  snapstore upgrade --dry-run")]
+pub struct UpgradeArgs {
+    /// Only say what there is to do
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Each line is ok, warning (slower, weaker or left over) or error (does not work). It ends with 1
+if there is an error. To check what is stored, use `verify`.
+
+Example:
+  snapstore doctor --json")]
+pub struct DoctorArgs {
+    /// First clear away machines that ended badly, and mounts whose servers are gone
+    #[arg(long)]
+    pub fix: bool,
+}

@@ -1,0 +1,98 @@
+//! What values of arguments look like.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
+pub fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => {
+            Ok((key.to_owned(), value.to_owned()))
+        }
+        _ => Err("a label has the form KEY=VALUE, and neither is empty".to_owned()),
+    }
+}
+
+/// A tag that can be set.
+pub fn tag(text: &str) -> Result<String, snapstore_store::Error> {
+    snapstore_store::check_tag(text).map(|()| text.to_owned())
+}
+
+/// A tag, or the beginning of an id.
+pub fn snapshot(text: &str) -> Result<String, snapstore_store::Error> {
+    snapstore_store::check_snapshot(text).map(|()| text.to_owned())
+}
+
+/// A time such as `12h` or `7d`.
+pub fn span(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|_| "a time is a number with m, h, d or w, such as 12h or 7d".to_owned())?;
+    match time <= Duration::from_secs(LONGEST_SECONDS.into()) {
+        true => Ok(time),
+        false => Err("a time is at most 31 years".to_owned()),
+    }
+}
+
+pub fn pattern(text: &str) -> Result<glob::Pattern, String> {
+    glob::Pattern::new(text).map_err(|error| error.to_string())
+}
+
+/// What `forget` counts together.
+#[derive(Clone)]
+pub enum GroupBy {
+    /// All tags.
+    None,
+    /// Snapshots that descend from each other.
+    Chain,
+    /// Snapshots with the same value of this label.
+    Label(String),
+}
+
+pub fn group_by(text: &str) -> Result<GroupBy, String> {
+    match (text, text.strip_prefix("label:")) {
+        ("none", _) => Ok(GroupBy::None),
+        ("chain", _) => Ok(GroupBy::Chain),
+        (_, Some(key)) if !key.is_empty() => Ok(GroupBy::Label(key.to_owned())),
+        _ => Err("it is none, chain or label:KEY".to_owned()),
+    }
+}
+
+pub fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = key_value(text)?;
+    snapstore_store::check_label(&key, &value).map_err(|error| error.to_string())?;
+    Ok((key, value))
+}
+
+/// `NAME=FILE`, where the file may have any name that a file can have.
+pub fn named_path() -> impl TypedValueParser<Value = (String, PathBuf)> {
+    OsStringValueParser::new().try_map(|text: OsString| {
+        let bytes = text.as_bytes();
+        let at = bytes.iter().position(|byte| *byte == b'=');
+        let (name, path) = match at {
+            Some(at) if at > 0 && at + 1 < bytes.len() => (&bytes[..at], &bytes[at + 1..]),
+            _ => return Err("it has the form NAME=FILE".to_owned()),
+        };
+        let name = std::str::from_utf8(name).map_err(|_| "the name is no text".to_owned())?;
+        snapstore_store::check_image(name).map_err(|error| error.to_string())?;
+        let path = OsString::from_vec(path.to_vec());
+        Ok((name.to_owned(), PathBuf::from(path)))
+    })
+}
+
+/// The longest time that can be asked for in seconds, 31 years: clocks of the
+/// system have room for it.
+pub const LONGEST_SECONDS: u32 = 1_000_000_000;
+
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0..=f64::from(LONGEST_SECONDS)).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(format!(
+            "a time is a number of seconds from 0 to {LONGEST_SECONDS}"
+        ))
+    }
+}
