@@ -67,8 +67,7 @@ fn one_of_many_creates_it() -> anyhow::Result<()> {
 
 #[test]
 fn one_that_is_slow_does_not_change_what_another_was_told() -> anyhow::Result<()> {
-    let mut stopped = 0;
-    for step in 1..MOST_STEPS {
+    for (stopped, step) in (1..MOST_STEPS).enumerate() {
         let fixture = Fixture::without_store()?;
         let slow = begin(&fixture.cli, "64K", Some(("SNAPSTORE_STOP_AT_STEP", step)))?;
         let pid = Pid::from_raw(i32::try_from(slow.id())?).context("no process")?;
@@ -80,7 +79,6 @@ fn one_that_is_slow_does_not_change_what_another_was_told() -> anyhow::Result<()
             ensure!(stopped > 5, "{stopped} steps");
             return Ok(());
         }
-        stopped += 1;
         let quick = begin(&fixture.cli, "4K", None)?;
         // Whether it waits by now or not, one of them has to win.
         std::thread::yield_now();
@@ -93,8 +91,7 @@ fn one_that_is_slow_does_not_change_what_another_was_told() -> anyhow::Result<()
 
 #[test]
 fn one_that_was_killed_can_be_run_again() -> anyhow::Result<()> {
-    let mut killed = 0;
-    for step in 1..MOST_STEPS {
+    for (killed, step) in (1..MOST_STEPS).enumerate() {
         let fixture = Fixture::without_store()?;
         let child = begin(&fixture.cli, "64K", Some(("SNAPSTORE_KILL_AT_STEP", step)))?;
         let output = child.wait_with_output()?;
@@ -102,7 +99,6 @@ fn one_that_was_killed_can_be_run_again() -> anyhow::Result<()> {
             ensure!(killed > 5, "{killed} steps");
             return Ok(());
         }
-        killed += 1;
         let again = fixture.cli.run(&["init", "--page-size", "4K"])?;
         let said = String::from_utf8_lossy(&again.stderr);
         // Its last step makes durable what is there.

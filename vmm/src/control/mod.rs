@@ -12,11 +12,12 @@ mod frozen_wire;
 mod protocol;
 mod server;
 mod session;
+mod vm;
 mod wire;
 
 pub use client::{Client, Committer, FrozenMachine};
 pub use error_kind::ErrorKind;
 pub use frozen_wire::{FrozenDisk, LiveMemory};
 pub use protocol::{CommitReport, DiskInfo, Origin, Reply, Request, RunState, Seconds, Status};
-pub use server::{Identity, Vm};
+pub use vm::{Identity, Vm};
 pub use wire::read_requests;

@@ -33,7 +33,6 @@ pub use freeze::{Freeze, FreezeOptions, FreezeTimings, FrozenMemory};
 pub use precopy::LiveMemory;
 use precopy::SinceRound;
 use run_control::{Next, RunControl};
-use sleep::Sleep;
 
 /// How long a machine may take to stop: as long as the longest request of a device, or
 /// as a page of the snapshot that a vCPU waits for.
@@ -65,6 +64,15 @@ struct Control {
     /// since it was restored.
     clock: Option<u64>,
     sleep: Sleep,
+}
+
+/// What is known of a guest that sleeps.
+#[derive(Default)]
+struct Sleep {
+    /// How often its vCPUs' threads have gone to sleep, and when that was seen first.
+    seen: Option<(Vec<u64>, Instant)>,
+    /// Nothing but a reset would wake it.
+    is_halted: bool,
 }
 
 impl Control {

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::machine::Sleep;
 use crate::machine::run_control::Pausing;
-use crate::machine::sleep::Sleep;
 use crate::machine::{Control, Machine, PAUSE_PATIENCE, lock};
 use crate::state::{VmState, announce_stop};
 

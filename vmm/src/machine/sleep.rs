@@ -15,15 +15,6 @@ const LOOK_PATIENCE: Duration = Duration::from_millis(20);
 /// A guest that has slept for so long is looked at, whether it will ever wake.
 const LONG_SLEEP: Duration = Duration::from_millis(500);
 
-/// What is known of a guest that sleeps.
-#[derive(Default)]
-pub(super) struct Sleep {
-    /// How often its vCPUs' threads have gone to sleep, and when that was seen first.
-    pub(super) seen: Option<(Vec<u64>, Instant)>,
-    /// Nothing but a reset would wake it.
-    pub(super) is_halted: bool,
-}
-
 impl Machine {
     /// Whether every vCPU waits for an interrupt with interrupts off, from which
     /// nothing but a reset would wake it, or was never started. Only a guest that did

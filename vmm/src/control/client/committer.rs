@@ -27,6 +27,16 @@ pub struct Committer {
     round: Option<u64>,
 }
 
+impl Client {
+    /// Freezes the machine, and finds what it changed.
+    ///
+    /// # Errors
+    /// As [`Client::request`]; [`ErrorKind::Busy`] if another process commits it.
+    pub fn freeze(self) -> Result<FrozenMachine> {
+        Committer::new(self).freeze(false)
+    }
+}
+
 impl Committer {
     /// From here on the machine hears now and then that this process lives.
     #[must_use]

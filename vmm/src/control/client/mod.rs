@@ -211,14 +211,6 @@ impl Client {
             _ => Self::unexpected(),
         }
     }
-
-    /// Freezes the machine, and finds what it changed.
-    ///
-    /// # Errors
-    /// As [`Client::request`]; [`ErrorKind::Busy`] if another process commits it.
-    pub fn freeze(self) -> Result<FrozenMachine> {
-        Committer::new(self).freeze(false)
-    }
 }
 
 /// Connects without waiting: a machine that takes no clients, since its process is

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use crate::control::error_kind::ErrorKind;
 use crate::control::protocol::{Reply, Request};
-use crate::control::server::Vm;
+use crate::control::vm::Vm;
 use crate::control::wire::Connection;
 use crate::devices::virtio::FrozenDisk;
 use crate::error::{Error, Result};
