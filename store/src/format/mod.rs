@@ -8,6 +8,7 @@
 pub(crate) mod collector;
 pub(crate) mod config;
 pub(crate) mod entry;
+pub(crate) mod index_run;
 pub(crate) mod lease;
 pub(crate) mod manifest;
 pub(crate) mod node;

@@ -8,14 +8,8 @@
 //! are many entries in them, they become one sorted file of RocksDB, and the directory
 //! is renamed away as a whole: were they removed one by one, an older one could
 //! outlive a newer one in a power cut, and count again.
-//!
-//! ```text
-//! 17  key: kind and first bytes of the hash
-//!  8  location; all bits set for an entry that is removed
-//! ```
-//! ascending by key, in a sealed file.
+//! What is in a file: [`crate::format::index_run`].
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -24,27 +18,11 @@ use std::time::SystemTime;
 
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
-use crate::format::sealed_file::Format;
+use crate::format::index_run::Run;
+pub(super) use crate::format::index_run::{Changes, KEY_LEN, Key};
 use crate::pack::Location;
 
 use super::damaged;
-
-const FORMAT: Format = Format {
-    magic: *b"SNAPIRUN",
-    version: 1,
-};
-pub(super) const KEY_LEN: usize = 17;
-const RECORD_LEN: usize = KEY_LEN + Location::LEN;
-const REMOVED: [u8; Location::LEN] = [0xff; Location::LEN];
-
-/// A key as it is filed.
-pub(super) type Key = [u8; KEY_LEN];
-/// What to make of keys: where the chunk is, or nothing.
-pub(super) type Changes = BTreeMap<Key, Option<Location>>;
-
-/// The changes of one publication.
-#[derive(Debug)]
-struct Run(Vec<u8>);
 
 /// The runs of an index, as they were at one moment.
 #[derive(Debug)]
@@ -78,7 +56,7 @@ impl Runs {
         let seen = Seen::now(&dir)?;
         let mut runs = Vec::new();
         for name in seen.that_count() {
-            match Run::read(index, &name.path(&dir))? {
+            match read(index, &name.path(&dir))? {
                 Some(run) => runs.push(run),
                 None => return Ok(None),
             }
@@ -107,9 +85,7 @@ impl Runs {
 
     /// The sum of all runs.
     pub fn changes(&self) -> Changes {
-        let each = self.runs.iter().flat_map(Run::records);
-        each.map(|record| (*key_of(record), value_of(record)))
-            .collect()
+        self.runs.iter().flat_map(Run::changes).collect()
     }
 
     /// Adds a run, durably. The caller holds the publish lock.
@@ -141,53 +117,29 @@ impl Runs {
             number: self.seen.names.last().map_or(1, |last| last.number + 1),
             is_sum,
         };
-        let mut payload = Vec::with_capacity(changes.len() * RECORD_LEN);
-        for (key, value) in changes {
-            payload.extend_from_slice(key);
-            payload.extend_from_slice(&value.map_or(REMOVED, Location::to_bytes));
-        }
-        match FORMAT.write(&name.path(&self.dir), &payload) {
+        let run = Run::new(changes);
+        match run.write(&name.path(&self.dir)) {
             // What was not made durable is not to be acknowledged.
             Err(Error::Unconfirmed { path, source, .. }) => {
                 return Err(Error::io("flush", path, source));
             }
             other => other?,
         }
-        self.runs.push(Run(payload));
+        self.runs.push(run);
         self.seen = Seen::now(&self.dir)?;
         Ok(())
     }
 }
 
-impl Run {
-    /// `None` if there is no such file.
-    fn read(index: &Path, path: &Path) -> Result<Option<Self>> {
-        let payload = match FORMAT.read(path) {
-            Err(Error::Damaged(Damage::File { reason, .. })) => {
-                return Err(damaged(index, reason));
-            }
-            other => other?,
-        };
-        match payload {
-            Some(payload) if !payload.len().is_multiple_of(RECORD_LEN) => {
-                Err(damaged(index, "a run has a part of an entry"))
-            }
-            other => Ok(other.map(Self)),
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.0.len() / RECORD_LEN
-    }
-
-    fn records(&self) -> impl Iterator<Item = &[u8; RECORD_LEN]> {
-        self.0.as_chunks().0.iter()
-    }
-
-    fn get(&self, key: &Key) -> Option<Option<Location>> {
-        let records = self.0.as_chunks::<RECORD_LEN>().0;
-        let found = records.binary_search_by(|record| key_of(record).cmp(key));
-        found.ok().map(|at| value_of(&records[at]))
+/// `None` if there is no such file.
+fn read(index: &Path, path: &Path) -> Result<Option<Run>> {
+    let found = match Run::read(path) {
+        Err(Error::Damaged(Damage::File { reason, .. })) => return Err(damaged(index, reason)),
+        other => other?,
+    };
+    match found {
+        Some(None) => Err(damaged(index, "a run has a part of an entry")),
+        found => Ok(found.flatten()),
     }
 }
 
@@ -260,13 +212,4 @@ pub(super) fn take_away(index: &Path) -> Result<()> {
 
 fn dir(index: &Path) -> PathBuf {
     index.join("runs")
-}
-
-fn key_of(record: &[u8; RECORD_LEN]) -> &Key {
-    record.first_chunk().expect("a record begins with its key")
-}
-
-fn value_of(record: &[u8; RECORD_LEN]) -> Option<Location> {
-    let value = record.last_chunk().expect("a record ends with its value");
-    (*value != REMOVED).then(|| Location::from_bytes(*value))
 }
