@@ -15,7 +15,9 @@
 //! reading the bytes, for those who only need to know: `verify`, the collector,
 //! and commits that want to rely on what is there.
 
-use std::cell::Cell;
+mod decode;
+mod rule;
+
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -23,22 +25,22 @@ use quick_cache::sync::Cache;
 
 use crate::error::{Damage, Error, Result};
 use crate::format::config::{Config, StoreFormat};
-use crate::format::entry::stored_check;
-use crate::format::manifest;
 use crate::format::node::{self, Child, Node};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
 use crate::index::{IndexReader, Lookup};
 use crate::keys::Keys;
 use crate::layout::Layout;
-use crate::manifest::Manifest;
 use crate::pack::Location;
-use crate::pack::codec::{self, Encoding};
-use crate::pack::reader::{BaseRef, PackReader, Slot, base_in, payload_limit};
+use crate::pack::codec;
+use crate::pack::reader::payload_limit;
 use crate::pack::set::PackSet;
 use crate::page::PageSize;
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
 use crate::tree::read::node_id;
+pub(crate) use decode::identified;
+use rule::Failure;
+pub(crate) use rule::{Place, Readable, first_readable, missing};
 
 /// Decoded tree nodes kept, of about 20 KiB each: 20 MiB, the leaves of 2 GiB.
 pub(crate) const NODES_CACHED: usize = 1024;
@@ -63,61 +65,6 @@ pub(crate) struct Chunks {
     /// Where chunks are whose hints are stale. After a collection has moved them,
     /// the index is asked once and not once a read.
     moved: Cache<ChunkKey, Location>,
-}
-
-/// One place where a chunk is stored.
-#[derive(Clone)]
-pub(crate) struct Place {
-    pub pack: Arc<PackReader>,
-    pub slot: Slot,
-}
-
-impl Place {
-    pub fn location(&self) -> Location {
-        Location {
-            pack: self.pack.number(),
-            entry: self.slot.number,
-        }
-    }
-
-    /// Whether it is a delta that needs one copy of its base, whatever has the
-    /// same id: an older version made such deltas of nodes.
-    pub fn needs_one_copy(&self) -> bool {
-        let entry = self.slot.entry;
-        entry.encoding == Encoding::Delta && entry.key.kind == ChunkKind::Node
-    }
-
-    /// Whether what is damaged is the chunk here, and not another one.
-    pub fn is_told_by(&self, damage: &Damage) -> bool {
-        let Error::Damaged(here) = self.pack.damaged(self.slot.entry, "") else {
-            return false;
-        };
-        match (here, damage) {
-            (
-                Damage::Chunk {
-                    path, offset_bytes, ..
-                },
-                Damage::Chunk {
-                    path: other,
-                    offset_bytes: there,
-                    ..
-                },
-            ) => path == *other && offset_bytes == *there,
-            (Damage::Chunk { path, .. }, Damage::Pack { path: other, .. }) => path == *other,
-            _ => false,
-        }
-    }
-
-    /// Whether the chunk decodes here without another one.
-    pub fn is_standalone(&self) -> bool {
-        self.slot.entry.encoding.is_standalone()
-    }
-}
-
-/// A place that counts, and that of the base if the chunk is a delta there.
-pub(crate) struct Readable {
-    pub place: Place,
-    pub base: Option<Place>,
 }
 
 impl Chunks {
@@ -395,305 +342,4 @@ impl Chunks {
             self.moved.insert(key, at);
         }
     }
-
-    /// Reads the chunk `id` at one place, and checks it. See [`Chunks::read`].
-    pub fn read_at(&self, place: &Place, id: ChunkId, out: &mut [u8]) -> Result<usize> {
-        let mut stored = Scratch::take();
-        place.pack.read(&place.slot, &mut stored)?;
-        self.decode(place, &stored, |found| found == id, out)
-    }
-
-    /// Checks the stored bytes of a place against the footer's check, and its
-    /// payload against the key; returns the chunk's id. Without the base of a delta
-    /// nothing is known of its payload: [`Damage::Missing`] names the base then.
-    pub fn check_at(&self, place: &Place) -> Result<ChunkId> {
-        let kind = place.slot.entry.key.kind;
-        let mut payload = Scratch::zeroed(payload_limit(kind, self.page_size));
-        let (id, _) = self.read_checked(place, &mut Scratch::take(), &mut payload)?;
-        Ok(id)
-    }
-
-    /// Reads the stored bytes of a place into `stored` and its payload into `payload`,
-    /// checked as [`Chunks::check_at`] does. Returns the id and the payload's length.
-    pub fn read_checked(
-        &self,
-        place: &Place,
-        stored: &mut Vec<u8>,
-        payload: &mut [u8],
-    ) -> Result<(ChunkId, usize)> {
-        let entry = place.slot.entry;
-        let version = place.pack.version();
-        let seen = Cell::new(None);
-        self.read_stored(place, stored)?;
-        let is_right = |found| {
-            seen.set(Some(found));
-            self.keys.in_pack(found, version) == entry.key
-        };
-        let len = self.decode(place, stored, is_right, payload)?;
-        Ok((seen.get().expect("what is right was seen"), len))
-    }
-
-    /// The same for a chunk whose id is known.
-    pub fn check_id_at(&self, place: &Place, id: ChunkId) -> Result<()> {
-        let mut stored = Scratch::take();
-        self.read_stored(place, &mut stored)?;
-        let kind = place.slot.entry.key.kind;
-        let mut payload = Scratch::zeroed(payload_limit(kind, self.page_size));
-        self.decode(place, &stored, |found| found == id, &mut payload)
-            .map(|_| ())
-    }
-
-    /// Reads the stored bytes of a place, and checks them against the footer.
-    fn read_stored(&self, place: &Place, stored: &mut Vec<u8>) -> Result<()> {
-        place.pack.read(&place.slot, stored)?;
-        if stored_check(stored) == place.slot.entry.check {
-            return Ok(());
-        }
-        let reason = "its stored bytes do not match the footer";
-        Err(place.pack.damaged(place.slot.entry, reason))
-    }
-
-    /// What is damaged of the stored bytes of a chunk, at the place where a reader looks
-    /// first.
-    pub fn damage_of(&self, id: ChunkId, hint: Option<Location>) -> Option<Damage> {
-        let place = self.places(id, hint).next()?.ok()?;
-        match self.read_stored(&place, &mut Scratch::take()) {
-            Err(Error::Damaged(damage)) => Some(damage),
-            _ => None,
-        }
-    }
-
-    /// Whether a delta that needs one copy of its base decodes with this one.
-    fn fits(&self, delta: &Place, base: &Place, base_id: ChunkId) -> bool {
-        let entry = delta.slot.entry;
-        let mut stored = Scratch::take();
-        let mut out = Scratch::zeroed(payload_limit(entry.key.kind, self.page_size));
-        let Ok(payload) = self.base_payload(base, base_id) else {
-            return false;
-        };
-        delta.pack.read(&delta.slot, &mut stored).is_ok()
-            && codec::decode(&stored, entry.encoding, &payload, &mut out)
-                .and_then(|len| payload_id(entry.key.kind, &out[..len], self.page_size))
-                .is_some_and(|id| self.keys.in_pack(id, delta.pack.version()) == entry.key)
-    }
-
-    /// What decodes from these stored bytes, as the place's entry tells to.
-    pub fn id_at(&self, place: &Place, stored: &[u8]) -> Result<ChunkId> {
-        let kind = place.slot.entry.key.kind;
-        let mut payload = Scratch::zeroed(payload_limit(kind, self.page_size));
-        let seen = Cell::new(None);
-        self.decode(
-            place,
-            stored,
-            |found| {
-                seen.set(Some(found));
-                true
-            },
-            &mut payload,
-        )?;
-        Ok(seen.get().expect("what was decoded was seen"))
-    }
-
-    /// The same, and `None` unless that is well-formed.
-    pub fn id_of_well_formed(&self, place: &Place, stored: &[u8]) -> Result<Option<ChunkId>> {
-        let kind = place.slot.entry.key.kind;
-        let mut payload = Scratch::zeroed(payload_limit(kind, self.page_size));
-        let seen = Cell::new(None);
-        let see = |found| {
-            seen.set(Some(found));
-            true
-        };
-        let len = self.decode(place, stored, see, &mut payload)?;
-        let payload = &payload[..len];
-        let is_well_formed = match kind {
-            ChunkKind::Page => true,
-            ChunkKind::Node => node::len_of(payload) == Some(len),
-            ChunkKind::Manifest => Manifest::decode(payload, self.page_size).is_ok(),
-        };
-        Ok(seen.get().filter(|_| is_well_formed))
-    }
-
-    /// Decodes what is stored at a place, and asks whether that `is_right`.
-    fn decode(
-        &self,
-        place: &Place,
-        stored: &[u8],
-        is_right: impl Fn(ChunkId) -> bool,
-        out: &mut [u8],
-    ) -> Result<usize> {
-        let entry = place.slot.entry;
-        let undecodable = || place.pack.damaged(entry, "it does not decode");
-        let decode = |base: &[u8], out: &mut [u8]| {
-            let len = codec::decode(stored, entry.encoding, base, out).ok_or_else(undecodable)?;
-            let id = payload_id(entry.key.kind, &out[..len], self.page_size);
-            if id.is_some_and(&is_right) {
-                return Ok(len);
-            }
-            Err(place.pack.damaged(entry, "its bytes do not match its id"))
-        };
-        match entry.encoding {
-            Encoding::Raw | Encoding::Zstd => return decode(&[], out),
-            Encoding::Unknown(encoding) => {
-                return Err(place.pack.newer(place.slot.entry, encoding));
-            }
-            Encoding::Absent => return Err(undecodable()),
-            Encoding::Delta | Encoding::IdDelta => {}
-        }
-        let base = base_in(entry, stored).ok_or_else(undecodable)?;
-        let mut failure = Failure::default();
-        for base_place in self.places(base.id, Some(base.hint)) {
-            let read = base_place.and_then(|base_place| {
-                let payload = self.base_payload(&base_place, base.id)?;
-                let dictionary = match entry.encoding {
-                    Encoding::IdDelta => identified(entry.key.kind, &payload),
-                    _ => &payload,
-                };
-                let len = decode(dictionary, out).map_err(|error| {
-                    // It may be another copy that is needed.
-                    if place.needs_one_copy() {
-                        missing(base.id)
-                    } else {
-                        error
-                    }
-                })?;
-                self.remember(base.id, Some(base.hint), base_place.location());
-                Ok(len)
-            });
-            match read {
-                Ok(len) => return Ok(len),
-                Err(error) => failure.add(error),
-            }
-        }
-        Err(failure.or_missing(base.id))
-    }
-
-    /// Decodes a delta's base without checking it: the delta's own id vouches
-    /// for the result.
-    fn base_payload(&self, place: &Place, id: ChunkId) -> Result<Scratch> {
-        let entry = place.slot.entry;
-        if !place.is_standalone() {
-            return Err(no_base(place, id));
-        }
-        let mut stored = Scratch::take();
-        place.pack.read(&place.slot, &mut stored)?;
-        let mut payload = Scratch::zeroed(payload_limit(entry.key.kind, self.page_size));
-        let len = codec::decode(&stored, entry.encoding, &[], &mut payload)
-            .ok_or_else(|| place.pack.damaged(entry, "it does not decode"))?;
-        payload.truncate(len);
-        Ok(payload)
-    }
-}
-
-/// The part of a payload that its id is the hash of.
-pub(crate) fn identified(kind: ChunkKind, payload: &[u8]) -> &[u8] {
-    match kind {
-        ChunkKind::Page => payload,
-        ChunkKind::Node => &payload[..node::canonical_len(payload).unwrap_or(payload.len())],
-        ChunkKind::Manifest => manifest::canonical(payload),
-    }
-}
-
-/// What a payload is; `None` if it cannot be a chunk of this kind.
-fn payload_id(kind: ChunkKind, payload: &[u8], page_size: PageSize) -> Option<ChunkId> {
-    let hashed = match kind {
-        ChunkKind::Page => (payload.len() == page_size.len()).then_some(payload.len())?,
-        ChunkKind::Node => node::canonical_len(payload)?,
-        ChunkKind::Manifest => manifest::canonical(payload).len(),
-    };
-    Some(kind.hash(&payload[..hashed]))
-}
-
-/// The first of `places` that counts.
-pub(crate) fn first_readable<P, B>(
-    chunks: &Chunks,
-    places: P,
-    id: ChunkId,
-    bases: impl Fn(BaseRef) -> B,
-) -> Result<Readable>
-where
-    P: Iterator<Item = Result<Place>>,
-    B: Iterator<Item = Result<Place>>,
-{
-    let mut failure = Failure::default();
-    for place in places {
-        let found = place.and_then(|place| match place.slot.entry.encoding {
-            Encoding::Raw | Encoding::Zstd => Ok(Readable { place, base: None }),
-            Encoding::Unknown(encoding) => Err(place.pack.newer(place.slot.entry, encoding)),
-            Encoding::Absent => Err(missing(id)),
-            Encoding::Delta | Encoding::IdDelta => {
-                let base = place.pack.base(&place.slot)?;
-                let base = base.ok_or_else(|| {
-                    place
-                        .pack
-                        .damaged(place.slot.entry, "its footer entry is damaged")
-                })?;
-                let base_id = base.id;
-                let fitting = bases(base).filter(|candidate| match candidate {
-                    Ok(candidate) if place.needs_one_copy() => {
-                        chunks.fits(&place, candidate, base_id)
-                    }
-                    _ => true,
-                });
-                let base = first_standalone(fitting, base_id)?;
-                Ok(Readable {
-                    place,
-                    base: Some(base),
-                })
-            }
-        });
-        match found {
-            Ok(found) => return Ok(found),
-            Err(error) => failure.add(error),
-        }
-    }
-    Err(failure.or_missing(id))
-}
-
-/// The first of `places` where the chunk is stored standalone.
-fn first_standalone(places: impl Iterator<Item = Result<Place>>, id: ChunkId) -> Result<Place> {
-    let mut failure = Failure::default();
-    for place in places {
-        match place {
-            Ok(place) if place.is_standalone() => return Ok(place),
-            Ok(place) => failure.add(no_base(&place, id)),
-            Err(error) => failure.add(error),
-        }
-    }
-    Err(failure.or_missing(id))
-}
-
-/// Why a place that is not standalone cannot be a base: a delta there is as good
-/// as nothing.
-fn no_base(place: &Place, id: ChunkId) -> Error {
-    match place.slot.entry.encoding {
-        Encoding::Unknown(encoding) => place.pack.newer(place.slot.entry, encoding),
-        _ => missing(id),
-    }
-}
-
-/// Why no place has served: damage only if nothing else stood in the way.
-#[derive(Default)]
-struct Failure(Option<Error>);
-
-impl Failure {
-    fn add(&mut self, error: Error) {
-        let replaces = match &self.0 {
-            None => true,
-            Some(first) => first.is_damage() && !error.is_damage(),
-        };
-        if replaces {
-            self.0 = Some(error);
-        }
-    }
-
-    fn or_missing(self, id: ChunkId) -> Error {
-        self.0.unwrap_or_else(|| missing(id))
-    }
-}
-
-pub(crate) fn missing(id: ChunkId) -> Error {
-    Damage::Missing {
-        chunk: id.to_string(),
-    }
-    .into()
 }

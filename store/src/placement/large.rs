@@ -270,7 +270,7 @@ mod tests {
         let (sink, pack) = sealed(&store, &[1, 2]);
         let large = LargePack::prepare(&store.chunks, BTreeMap::new(), &pack).unwrap();
         // Its process is killed: nothing is dropped.
-        let _prepared = std::mem::ManuallyDrop::new(large);
+        let _killed = std::mem::ManuallyDrop::new(large);
         let gc = || store.gc(crate::GcOptions::default(), &crate::Silent);
         gc().unwrap();
         assert_eq!(written(&store), 1, "its pack is locked");
