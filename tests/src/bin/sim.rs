@@ -37,7 +37,7 @@ struct Arguments {
     /// Put the faults back, or the one of this name, and look for each
     #[arg(long)]
     mutations: Option<Option<String>>,
-    /// Put this fault back, for the history of a seed
+    /// Put this fault back, for the history of a seed or for all
     #[arg(long)]
     fault: Option<String>,
     /// Go on after a history that fails, and name them all
@@ -73,7 +73,7 @@ fn main() -> Result<ExitCode> {
     };
     let (mut failed, began) = (false, Instant::now());
     loop {
-        let report = run(&crew, &campaign)?;
+        let report = run(&crew, &campaign, fault)?;
         println!("{} histories", report.histories);
         for (name, steps) in &report.longest_publish {
             println!("the publish lock was held for {steps} steps of {name}");

@@ -37,11 +37,11 @@ pub struct Report {
     pub longest_publish: BTreeMap<&'static str, u32>,
 }
 
-/// Runs histories until one fails.
+/// Runs histories until one fails, with a fault put back or none.
 ///
 /// # Errors
 /// If the machine does not allow it.
-pub fn run(crew: &Crew, campaign: &Campaign) -> anyhow::Result<Report> {
+pub fn run(crew: &Crew, campaign: &Campaign, fault: Option<Fault>) -> anyhow::Result<Report> {
     let started = Instant::now();
     let mut report = Report {
         histories: 0,
@@ -53,7 +53,7 @@ pub fn run(crew: &Crew, campaign: &Campaign) -> anyhow::Result<Report> {
             break;
         }
         report.histories += 1;
-        let outcome = crew.run_history(&Plan::of_shape(campaign.shape, seed), None, false)?;
+        let outcome = crew.run_history(&Plan::of_shape(campaign.shape, seed), fault, false)?;
         for (name, steps) in outcome.longest_publish {
             let longest = report.longest_publish.entry(name).or_default();
             *longest = (*longest).max(steps);
