@@ -1,80 +1,145 @@
 #!/usr/bin/env bash
 # Looks for faults for as long as it is given: SECONDS of them (3600 by default).
 #
-#   scripts/soak.sh [SECONDS]
+#   scripts/soak.sh [SECONDS] [PART...]
 #
 # Half of the time goes to the simulator, on histories that nobody has seen yet.
 # The rest goes to real processes: machines that are run, committed, restored and killed
-# at random; mounts that come and go at one path; a store of very many packs; and the
+# at random; copies of a store that go on by themselves; mounts that come and go at one
+# path; a store of very many packs; and the
 # story of five images of a real guest (commit them, remove a tag in the middle,
 # collect, lose the index, repair, mount, compare), while something else keeps the
-# machine busy and the page cache is dropped. Ends with 1 at the first fault.
+# machine busy and the page cache is dropped. Ends with 1 at the first fault, and always
+# with a summary: which parts, how long, what they did, what was skipped and why.
+#
+# SOAK_FAULT=PART puts a fault into a part, which has to find it: simulator, copies, story.
+# STORY_ROUNDS=N tells the story at least so often.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/toolchain.sh
 
+parts="simulator machines fuzzing copies mounts packs story"
 total="${1:-3600}"
+[ "$#" -gt 1 ] && parts="${*:2}"
+fault="${SOAK_FAULT:-}"
 work="$(mktemp -d)"
 noise=()
+summary=()
+skipped=()
+part=""
+began=0
 clean() {
     for pid in "${noise[@]}"; do kill "$pid" 2>/dev/null || true; done
     umount -l "$work/mount" 2>/dev/null || true
+    [ -z "$part" ] || summary+=("$(printf '%-10s %5d s  FAILED' "$part" $((SECONDS - began)))")
+    say "summary"
+    printf '    %s\n' "${summary[@]}" "${skipped[@]}"
     rm -rf "$work"
 }
 trap clean EXIT
 say() { printf 'soak: %s\n' "$*"; }
 die() { say "FAILED: $*"; exit 1; }
+skip() { skipped+=("SKIPPED $*"); say "SKIPPED $*"; }
+# What a part has done, for the summary: the last line of its output like this.
+did() { grep -Eo "$1" "$work/$part.log" | tail -1 || true; }
+run() {
+    part="$1" began=$SECONDS
+    say "$part"
+    "$part"
+    grep -E '^SKIPPED|[[:space:]]SKIPPED ' "$work/$part.log" >"$work/skipped" 2>/dev/null || true
+    while read -r line; do skipped+=("$part: $line"); done <"$work/skipped"
+    summary+=("$(printf '%-10s %5d s  %s' "$part" $((SECONDS - began)) "$done_by_part")")
+    part=""
+}
+log() { tee "$work/$part.log"; }
 
 cargo build --release --locked -p snapstore
 cargo build --locked -p snapstore
 snapstore="$PWD/target/release/snapstore"
 
-seed="$(date +%s)000000"
-say "simulator from seed $seed for $((total / 2)) s"
-cargo run --locked -p snapstore-tests --features sim --bin sim -- --from "$seed" --seconds $((total / 2)) ||
-    die "the simulator has found something"
+simulator() {
+    local seed put_back=()
+    seed="$(date +%s)000000"
+    [ "$fault" != simulator ] || put_back=(--fault BaseNotMarked)
+    cargo run --locked -p snapstore-tests --features sim --bin sim -- \
+        --from "$seed" --seconds $((total / 2)) "${put_back[@]}" | log ||
+        die "the simulator has found something"
+    done_by_part="$(did '^[0-9]+ histories'), from seed $seed"
+}
 
-say "machines"
-nice scripts/soak-machines.py $((total / 8)) || die "machines"
+machines() {
+    nice scripts/soak-machines.py $((total / 8)) | log || die "machines"
+    done_by_part="$(tail -1 "$work/$part.log")"
+}
 
-say "fuzzing"
-scripts/fuzz.sh $((total >= 3600 ? 600 : total / 24 + 1)) || die "a fuzz target"
+fuzzing() {
+    scripts/fuzz.sh $((total >= 3600 ? 600 : total / 24 + 1)) | log || die "a fuzz target"
+    done_by_part="$(tail -1 "$work/$part.log")"
+}
 
-say "mounts that come and go"
-SNAPSTORE_SOAK_ROUNDS=$((total / 6)) cargo test --locked -p snapstore-tests --test mount soak -- --nocapture ||
-    die "a mount"
+copies() {
+    COPIES_FAULT="$([ "$fault" != copies ] || echo 1)" COPIES_SEED="$(date +%s)" \
+        COPIES_HISTORIES=$((total / 6 + 1)) \
+        cargo test --locked -p snapstore-tests --test copies -- --nocapture | log || die "a copy"
+    done_by_part="$(did '^[0-9]+ histories of copies')"
+}
 
-packs=$((total >= 3600 ? 100000 : 10000))
-say "$packs packs with 1024 descriptors"
-SCALE_PACKS="$packs" cargo test --locked -p snapstore-tests --test bounds many_packs -- --nocapture ||
-    die "many packs"
+mounts() {
+    SNAPSTORE_SOAK_ROUNDS=$((total / 6)) \
+        cargo test --locked -p snapstore-tests --test mount soak -- --nocapture | log || die "a mount"
+    done_by_part="$((total / 6)) rounds"
+}
 
-# One process that computes, and one that empties the page cache.
-while :; do :; done &
-noise+=($!)
-if [ -w /proc/sys/vm/drop_caches ]; then
-    while sleep 1; do echo 1 >/proc/sys/vm/drop_caches; done &
-    noise+=($!)
-else
-    say "SKIPPED dropping the page cache: needs root"
-fi
+packs() {
+    local packs=$((total >= 3600 ? 100000 : 10000))
+    SCALE_PACKS="$packs" \
+        cargo test --locked -p snapstore-tests --test bounds many_packs -- --nocapture | log ||
+        die "many packs"
+    done_by_part="$packs packs with 1024 descriptors"
+}
 
-images="$(scripts/guest-images.sh)"
-export SNAPSTORE_DIR="$work/store"
-mkdir -p "$work/mount"
 # The snapshot $1 is the image $2, seen through a mount.
 compare() {
     "$snapstore" mount "$1" "$work/mount" >/dev/null || die "round $round: mount $1"
     cmp "$work/mount/memory.bin" "$images/$2" || die "round $round: $1 is not $2"
     "$snapstore" umount "$work/mount" >/dev/null || die "round $round: umount $1"
 }
-round=0
-end=$((SECONDS + total / 8))
-while [ "$SECONDS" -lt "$end" ] || [ "$round" -lt 1 ]; do
-    round=$((round + 1))
+
+# A byte of the largest pack is another one.
+flip() {
+    local pack
+    # shellcheck disable=SC2012 # names of hexadecimal digits
+    pack="$(ls -S "$SNAPSTORE_DIR"/packs/*.pack | head -1)"
+    printf '\xa5\x5a' | dd of="$pack" bs=1 seek=1000000 conv=notrunc status=none
+}
+
+story() {
+    # One process that computes, and one that empties the page cache.
+    while :; do :; done &
+    noise+=($!)
+    if [ -w /proc/sys/vm/drop_caches ]; then
+        while sleep 1; do echo 1 >/proc/sys/vm/drop_caches; done &
+        noise+=($!)
+    else
+        skip "dropping the page cache: needs root"
+    fi
+    images="$(scripts/guest-images.sh)"
+    export SNAPSTORE_DIR="$work/store"
+    mkdir -p "$work/mount"
+    : | log
+    round=0
+    local end=$((SECONDS + total / 8)) rounds="${STORY_ROUNDS:-1}"
+    while [ "$SECONDS" -lt "$end" ] || [ "$round" -lt "$rounds" ]; do
+        round=$((round + 1))
+        tell
+    done
+    done_by_part="the story of five images held $round times"
+}
+
+tell() {
     rm -rf "$SNAPSTORE_DIR"
     "$snapstore" init >/dev/null
-    parent=--no-parent
+    local parent=--no-parent name
     for name in base base+1 base+2 base+3; do
         # shellcheck disable=SC2086 # two words or one
         "$snapstore" commit "$name" --memory "$images/$name.ram" $parent >/dev/null
@@ -84,6 +149,7 @@ while [ "$SECONDS" -lt "$end" ] || [ "$round" -lt 1 ]; do
     "$snapstore" rm base+1 >/dev/null
     "$snapstore" gc >/dev/null
     rm -rf "$SNAPSTORE_DIR/index"
+    [ "$fault" != story ] || flip
     "$snapstore" repair >/dev/null || die "round $round: repair"
     "$snapstore" verify --read-data >/dev/null || die "round $round: verify"
     for name in base base+2 base+3 other; do compare "$name" "$name.ram"; done
@@ -91,6 +157,7 @@ while [ "$SECONDS" -lt "$end" ] || [ "$round" -lt 1 ]; do
     "$snapstore" gc >/dev/null
     for name in base+2 base+3 other; do compare "$name" "$name.ram"; done
     "$snapstore" verify --read-data >/dev/null || die "round $round: verify after gc"
-done
-say "the story of five images held $round times"
+}
+
+for each in $parts; do run "$each"; done
 say "nothing found"

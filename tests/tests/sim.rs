@@ -23,7 +23,7 @@ fn what_was_acknowledged_is_kept_in_every_history() -> Result<()> {
         time: Duration::MAX,
         shape: None,
     };
-    let report = run(&crew, &campaign)?;
+    let report = run(&crew, &campaign, None)?;
     println!("{} histories", report.histories);
     for (name, steps) in &report.longest_publish {
         println!("the publish lock was held for {steps} steps of {name}");

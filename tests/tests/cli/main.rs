@@ -13,7 +13,6 @@ mod stopped;
 mod streams;
 mod transfer;
 mod unreadable;
-
 mod wrong_usage;
 
 use std::fs::{self, File};
