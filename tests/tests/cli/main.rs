@@ -4,6 +4,7 @@ mod answers;
 mod chains;
 mod completions;
 mod creating;
+mod exhausted;
 mod foreign_pack_files;
 mod inputs;
 mod lost_places;
