@@ -205,9 +205,25 @@ pub(super) fn take_away(index: &Path) -> Result<()> {
     }
     let old = index.join("runs.old");
     durable::remove_dir(&old)?;
-    durable::rename(&dir, &old)?;
+    match durable::rename(&dir, &old) {
+        // One that overlayfs shows from a lower layer.
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::CrossesDevices => {
+            return take_away_one_by_one(&dir);
+        }
+        other => other?,
+    }
     durable::sync_dir(index)?;
     durable::remove_dir(&old)
+}
+
+/// The oldest first, each durably: what is left then holds for each of its keys what is in
+/// RocksDB, too.
+fn take_away_one_by_one(dir: &Path) -> Result<()> {
+    for name in Seen::now(dir)?.names {
+        durable::unlink(&name.path(dir))?;
+        durable::sync_dir(dir)?;
+    }
+    Ok(())
 }
 
 fn dir(index: &Path) -> PathBuf {

@@ -9,6 +9,7 @@ mod foreign_pack_files;
 mod inputs;
 mod lost_places;
 mod odd_places;
+mod overlay;
 mod retention;
 mod stopped;
 mod streams;
