@@ -205,7 +205,7 @@ fn names_that_are_no_names_of_images_or_labels() -> anyhow::Result<()> {
             "a=b\u{7}c".to_owned(),
             "cannot be a label's value",
         ),
-        ("--label", "a=".to_owned(), "the form NAME=VALUE"),
+        ("--label", "a=".to_owned(), "the form KEY=VALUE"),
     ] {
         let arguments = ["commit", "new", "--memory", &image, option, &value];
         fixture.refused(2, says, &arguments)?;
