@@ -308,6 +308,13 @@ pub enum Error {
     /// Stored bytes are damaged.
     #[error("{0}")]
     Damaged(#[from] Damage),
+    /// Both copies of the configuration of a store of format 2 are lost, and with them the
+    /// secret that its chunks are filed under.
+    #[error("{0}/config and {0}/config-copy cannot be read, and nothing else has the secret that the chunks are filed under; the packs are left as they are: put either file back, under its own name, from a copy of the store, and all is there again", path.display())]
+    SecretLost {
+        /// The store.
+        path: PathBuf,
+    },
     /// A lock was not free in time.
     #[error("the store is busy: {} is held by {holder}; try again when it is done", path.display())]
     Busy {
@@ -532,7 +539,7 @@ impl Error {
             | Self::InputLost { .. } => ErrorClass::Io,
             Self::Cancelled => ErrorClass::Cancelled,
             Self::NoStore { .. } | Self::NotFound { .. } => ErrorClass::NotFound,
-            Self::Damaged(_) | Self::Index { .. } => ErrorClass::Damaged,
+            Self::Damaged(_) | Self::Index { .. } | Self::SecretLost { .. } => ErrorClass::Damaged,
             Self::Busy { .. } | Self::Overtaken { .. } | Self::Upgraded { .. } => ErrorClass::Busy,
             Self::Newer { .. } | Self::ReadOnlyFeature { .. } => ErrorClass::Newer,
             Self::PageSize { .. } | Self::BadName { .. } | Self::DuplicateName { .. } => {

@@ -182,8 +182,8 @@ pub(super) fn repair_collector(
 /// The page size that the first readable pack header of version 1 names.
 ///
 /// # Errors
-/// [`Error::NoStore`] if there is none; [`Damage::File`] if there are packs of
-/// version 2: what their keys are made with is lost.
+/// [`Error::NoStore`] if there is none; [`Error::SecretLost`] if there are packs of
+/// version 2.
 fn page_size_of_packs(layout: &Layout) -> Result<PageSize> {
     let dir = layout.packs();
     let mut found = None;
@@ -197,11 +197,9 @@ fn page_size_of_packs(layout: &Layout) -> Result<PageSize> {
             continue;
         }
         if pack_v2::read_header(&header) != pack_v2::Header::Other {
-            return Err(Damage::File {
-                path: layout.config(),
-                reason: "it and its copy, which hold the secret of the keys; get one of them from a copy of the store",
-            }
-            .into());
+            return Err(Error::SecretLost {
+                path: layout.root().to_owned(),
+            });
         }
         let head = header.first_chunk().expect("it is longer");
         found = found.or(pack_v1::page_size_in_header(head));

@@ -182,6 +182,41 @@ fn the_configuration_beside_packs() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Nothing else has the secret. What is there is left as it is: a copy brings all back.
+#[test]
+fn both_copies_of_the_configuration() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let store = fixture.cli.store();
+    let names = ["config", "config-copy"];
+    let copies = names.map(|name| fs::read(store.join(name)));
+    let pack = fs::read(store.join("packs/00000001.pack"))?;
+    for lost in [None, Some("junk")] {
+        for (name, copy) in names.iter().zip(&copies) {
+            for name in names {
+                match lost {
+                    Some(junk) => fs::write(store.join(name), junk)?,
+                    None => remove(&fixture, name)?,
+                }
+            }
+            for command in ["tags", "verify", "gc", "init"] {
+                let error = fixture.cli.fails(4, &[command])?;
+                ensure!(error.contains("`snapstore repair`"), "{command}: {error}");
+            }
+            let error = fixture.cli.fails(4, &["repair"])?;
+            ensure!(error.contains("under its own name"), "{error}");
+            ensure!(!error.contains("`snapstore repair`"), "{error}");
+            ensure!(fs::read(store.join("packs/00000001.pack"))? == pack);
+            ensure!(!store.join("damaged").exists(), "something was moved");
+            let copy = copy.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+            fs::write(store.join(name), copy)?;
+            fixture.cli.ok(&["repair"])?;
+            fixture.cli.ok(&["verify", "--read-data"])?;
+            ensure!(fixture.memory("base")? == noise(1, 8 * PAGE), "base");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_lost_configuration_of_an_empty_store_is_made_by_init() -> anyhow::Result<()> {
     let fixture = with_base()?;
