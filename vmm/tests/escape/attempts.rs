@@ -91,12 +91,8 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt("open by handle", Fails, |_| {
         call(libc::SYS_open_by_handle_at, [3, 0, 0, 0])
     }),
-    attempt("shorten a file", NeedsFilter, |_| {
-        call(libc::SYS_ftruncate, [1, 0, 0, 0])
-    })
-    .in_control(),
     attempt("take up room", NeedsFilter, |_| {
-        call(libc::SYS_fallocate, [1, 0, 0, 4096])
+        call(libc::SYS_fallocate, [super::open_file().into(), 0, 0, 4096])
     }),
     attempt(
         "share memory with who looks for equal pages",
@@ -219,9 +215,10 @@ pub const ATTEMPTS: &[Attempt] = &[
     }),
     attempt("take capabilities", Fails, |_| {
         let header: [u32; 2] = [0x2008_0522, 0];
-        let all: [u32; 6] = [u32::MAX; 6];
-        let (header, all) = ((&raw const header) as c_long, (&raw const all) as c_long);
-        call(libc::SYS_capset, [header, all, 0, 0])
+        // CAP_CHOWN, effective and permitted.
+        let sets: [u32; 6] = [1, 1, 0, 0, 0, 0];
+        let (header, sets) = ((&raw const header) as c_long, (&raw const sets) as c_long);
+        call(libc::SYS_capset, [header, sets, 0, 0])
     }),
     attempt("gain privileges again", Fails, |_| {
         call(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS.into(), 0, 0, 0])

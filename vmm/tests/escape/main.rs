@@ -9,6 +9,7 @@ mod attempts;
 
 use std::fs;
 use std::io;
+use std::os::fd::IntoRawFd as _;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -47,6 +48,24 @@ const LOG_ANEW: usize = usize::MAX - 1;
 /// Nor: to panic, which ends the process with a word whichever thread does.
 const PANIC: usize = usize::MAX - 2;
 
+/// Not confined at all, but in namespaces in which an attempt that succeeds harms nobody.
+const BARE: &str = "bare";
+/// What does not succeed even so, or would harm the host if it did.
+const NOT_SHOWN: [(&str, &str); 9] = [
+    ("gain privileges again", "the kernel has no such thing"),
+    ("open by handle", "no handle is known"),
+    ("pivot its root", "its root is no mount of its own"),
+    ("bpf", "no program is given"),
+    ("load a module", "no module is given"),
+    ("reboot", "a magic number is missing"),
+    ("set the time", "it would be set"),
+    ("type into a terminal", "there may be one"),
+    ("the calls of x32", "most kernels are built without them"),
+];
+
+/// What only some kernels have, or allow whoever runs the tests.
+const ELSEWHERE: [&str; 3] = ["raise a limit", "performance counters", "ports of the host"];
+
 /// Confined as the server of a root's mount is.
 const SERVER: &str = "server";
 /// What ends such a server.
@@ -77,11 +96,11 @@ const SERVER_NEVER: [&str; 22] = [
 
 /// One attempt, in this process.
 fn one(role: &str, number: usize, rest: &[String]) -> u8 {
-    let [dir, secret, other, abstract_socket] = rest else {
+    let [dir, secret, other, abstract_socket, victim] = rest else {
         return NOT_CONFINED;
     };
     let target = Target {
-        parent: std::os::unix::process::parent_id().cast_signed(),
+        parent: victim.parse().expect("a process's number"),
         secret: secret.into(),
         other: other.into(),
         abstract_socket: abstract_socket.clone(),
@@ -92,10 +111,30 @@ fn one(role: &str, number: usize, rest: &[String]) -> u8 {
         disk_bytes: 0,
     };
     std::env::set_current_dir(dir).expect("the directory is there");
+    FILE.get_or_init(|| {
+        let log = fs::File::options().write(true).open("log");
+        log.expect("the log is there").into_raw_fd()
+    });
     if number == LOG_ANEW {
         let mut options = fs::File::options();
         let log = options.read(true).append(true).open("log");
         rustix::stdio::dup2_stderr(log.expect("a log")).expect("a descriptor");
+    }
+    if role == BARE {
+        if be_harmless().is_err() {
+            return NOT_CONFINED;
+        }
+        let proc = fs::File::open("/proc").expect("there is a /proc");
+        remember_proc();
+        let done = (ATTEMPTS[number].run)(&target);
+        drop(proc);
+        return match done {
+            Ok(()) => ESCAPED,
+            Err(error) => {
+                eprintln!("{}: {error}", ATTEMPTS[number].name);
+                FAILED
+            }
+        };
     }
     if role == SERVER {
         let Ok(true) = forbid_for_server() else {
@@ -138,6 +177,28 @@ fn one(role: &str, number: usize, rest: &[String]) -> u8 {
     }
 }
 
+/// Mounts and names of its own: what is done to them is seen by nobody else.
+fn be_harmless() -> io::Result<()> {
+    // SAFETY: this process has one thread; the path is a constant.
+    unsafe {
+        let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+        let (none, private) = (std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE);
+        let done = libc::unshare(kinds) == 0
+            && libc::mount(none, c"/".as_ptr(), none, private, none.cast()) == 0;
+        match done {
+            true => Ok(()),
+            false => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// A file that this process has open, as a machine has its disks.
+static FILE: std::sync::OnceLock<i32> = std::sync::OnceLock::new();
+
+fn open_file() -> i32 {
+    *FILE.get().expect("it was opened")
+}
+
 static PROC: std::sync::OnceLock<Vec<i32>> = std::sync::OnceLock::new();
 
 /// The descriptors under which there is a `self`.
@@ -168,6 +229,8 @@ fn outcome(status: ExitStatus) -> Outcome {
         (Some(libc::SIGSYS), _) => Outcome::Killed,
         (None, Some(code)) if code == i32::from(FAILED) => Outcome::Failed,
         (None, Some(code)) if code == i32::from(ESCAPED) => Outcome::Escaped,
+        // It has executed a program that succeeds.
+        (None, Some(0)) => Outcome::Escaped,
         (None, Some(PANICKED_EXIT_CODE)) => Outcome::Panicked,
         _ => Outcome::Broken,
     }
@@ -211,6 +274,11 @@ impl Range {
     }
 
     fn try_it(&self, role: &str, number: usize, user: u32) -> io::Result<Outcome> {
+        self.try_on(role, number, user, std::process::id())
+    }
+
+    /// With this process to be attacked.
+    fn try_on(&self, role: &str, number: usize, user: u32, victim: u32) -> io::Result<Outcome> {
         let path = |name: &str| self.dir.path().join(name);
         let mut command = Command::new(std::env::current_exe()?);
         command
@@ -218,7 +286,8 @@ impl Range {
             .arg(path("machine"))
             .arg(path("secret"))
             .arg(path("other"))
-            .arg(&self.socket);
+            .arg(&self.socket)
+            .arg(victim.to_string());
         if user != effective_user() {
             command.uid(user).gid(user);
         }
@@ -327,6 +396,13 @@ fn all() -> ExitCode {
             println!("    {outcomes:?}");
             failed += 1;
         }
+        match what_nothing_forbids(&range) {
+            Ok(()) => passed += 1,
+            Err(error) => {
+                println!("    {error}");
+                failed += 1;
+            }
+        }
     } else {
         println!("SKIPPED nothing_escapes::user_0: only root can be confined as root is");
     }
@@ -338,5 +414,35 @@ fn all() -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+/// Each attempt succeeds where nothing is forbidden: that it fails elsewhere says something.
+fn what_nothing_forbids(range: &Range) -> io::Result<()> {
+    let mut wrong = Vec::new();
+    for (number, attempt) in ATTEMPTS.iter().enumerate() {
+        let known = NOT_SHOWN.iter().find(|(name, _)| *name == attempt.name);
+        if let Some((name, reason)) = known {
+            println!("SKIPPED attempts_succeed_where_nothing_is_forbidden::{name}: {reason}");
+            continue;
+        }
+        let mut victim = Command::new("sleep").arg("600").spawn()?;
+        let outcome = range.try_on(BARE, number, 0, victim.id());
+        victim.kill()?;
+        victim.wait()?;
+        match outcome? {
+            Outcome::Escaped => {}
+            Outcome::Failed if ELSEWHERE.contains(&attempt.name) => println!(
+                "SKIPPED attempts_succeed_where_nothing_is_forbidden::{}: not on this host",
+                attempt.name
+            ),
+            _ => wrong.push(attempt.name),
+        }
+    }
+    let verdict = if wrong.is_empty() { "ok" } else { "FAILED" };
+    println!("test attempts_succeed_where_nothing_is_forbidden ... {verdict}");
+    match wrong.as_slice() {
+        [] => Ok(()),
+        _ => Err(io::Error::other(format!("these do not: {wrong:?}"))),
     }
 }
