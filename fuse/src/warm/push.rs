@@ -2,7 +2,7 @@
 
 use std::num::NonZero;
 use std::thread::{available_parallelism, scope, sleep};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
 
@@ -14,6 +14,11 @@ const BATCH: usize = 8;
 const PAUSE: Duration = Duration::from_millis(2);
 /// Threads at most.
 const MAX_THREADS: usize = 16;
+/// Threads more if the disk has to be waited for, and how that is found out: by the time
+/// that the first pages take.
+const WAITING_THREADS: usize = 6;
+const TRIED_BATCHES: usize = 4;
+const SLOW_BATCH: Duration = Duration::from_micros(100 * BATCH as u64);
 
 /// Pushes what the session's plan has left, with a thread per core. Returns when all is
 /// pushed, nobody has the image open any more, or it turns out to be of no use.
@@ -21,27 +26,36 @@ pub(crate) fn push(session: &Session, notifier: &Notifier, has_ended: &(dyn Fn()
     let left = session.plan().map_or(0, |plan| plan.pages.len());
     let cores = available_parallelism().map_or(1, NonZero::get);
     let threads = cores.min(left.div_ceil(BATCH)).min(MAX_THREADS);
-    let work = || {
+    let some = |batches| push_some(session, notifier, has_ended, batches);
+    let all = || {
         be_patient();
-        push_some(session, notifier, has_ended);
+        some(usize::MAX);
     };
     scope(|scope| {
-        for _ in 1..threads {
-            let worker = std::thread::Builder::new().name("push".to_owned());
-            // Without it this thread does all.
-            let _ = worker.spawn_scoped(scope, work);
+        let start = |count| {
+            for _ in 0..count {
+                let worker = std::thread::Builder::new().name("push".to_owned());
+                // Without it this thread does all.
+                let _ = worker.spawn_scoped(scope, all);
+            }
+        };
+        start(threads.saturating_sub(1));
+        let began = Instant::now();
+        some(TRIED_BATCHES);
+        if left > BATCH * TRIED_BATCHES && began.elapsed() > SLOW_BATCH * TRIED_BATCHES as u32 {
+            start(WAITING_THREADS);
         }
-        work();
+        some(usize::MAX);
     });
 }
 
-fn push_some(session: &Session, notifier: &Notifier, has_ended: &dyn Fn() -> bool) {
+fn push_some(session: &Session, notifier: &Notifier, has_ended: &dyn Fn() -> bool, batches: usize) {
     let page_bytes = session.subject.page_bytes;
     let Ok(page_len) = usize::try_from(page_bytes) else {
         return;
     };
     let mut buffer = vec![0; page_len];
-    loop {
+    for _ in 0..batches {
         let pages = match session.next(BATCH) {
             Next::Pages(pages) => pages,
             Next::Later if !has_ended() => {
