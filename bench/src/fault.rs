@@ -48,7 +48,7 @@ pub fn random(bench: &mut Bench) -> anyhow::Result<()> {
     let mut subjects: Vec<Run<'_>> = vec![
         Box::new(|round| {
             settle(&[cli.store(), &image])?;
-            touch_mount(Mount::product(&cli, "base", &dir, &[])?, round)
+            touch_mount(Mount::unrecorded(&cli, "base", &dir, &[])?, round)
         }),
         Box::new(|round| {
             settle(&[&image])?;
@@ -153,7 +153,7 @@ impl Subject {
         let mut figures = Vec::new();
         let mut fresh = |run: &dyn Fn(&Path) -> anyhow::Result<f64>| -> anyhow::Result<()> {
             settle(&[self.cli.store(), &self.image])?;
-            let mount = Mount::product(&self.cli, "base", &self.dir, &option)?;
+            let mount = Mount::unrecorded(&self.cli, "base", &self.dir, &option)?;
             figures.push(run(&mount.memory())?);
             mount.unmount()?;
             Ok(())

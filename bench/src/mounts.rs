@@ -42,6 +42,19 @@ impl Mount {
         })
     }
 
+    /// The same without anything that earlier mounts have recorded: what is read of this
+    /// one was asked for.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn unrecorded(cli: &Cli, tag: &str, dir: &Path, options: &[&str]) -> anyhow::Result<Self> {
+        match fs::remove_dir_all(cli.store().join("working-sets")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        Self::product(cli, tag, dir, options)
+    }
+
     /// Mounts a file with the trivial server, in a process of its own.
     ///
     /// # Errors

@@ -119,7 +119,7 @@ pub fn sequential(bench: &mut Bench) -> anyhow::Result<()> {
     let mut subjects: Vec<Run<'_>> = vec![
         Box::new(|_| {
             settle(&[cli.store()])?;
-            read_mount(Mount::product(&cli, "base", &dir, &[])?)
+            read_mount(Mount::unrecorded(&cli, "base", &dir, &[])?)
         }),
         Box::new(|_| {
             settle(&[&image])?;
