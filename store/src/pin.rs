@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 
 use crate::error::{Error, IoContext as _, Result};
-use crate::gc::mark::Reach;
+use crate::gc::mark::Reachability;
 use crate::id::SnapshotId;
 use crate::lease::{Claim, Lease};
 use crate::lock::is_read_only;
@@ -169,7 +169,7 @@ impl Pin {
                 if store.resolve(name)? != id {
                     continue;
                 }
-                Reach::new(&store.chunks)?.add_snapshot(id)?;
+                Reachability::new(&store.chunks)?.add_snapshot(id)?;
                 lease.set(&claim)?;
             }
             self.ids = ids;

@@ -246,8 +246,8 @@ fn depths(snapshots: &[TaggedSnapshot]) -> HashMap<SnapshotId, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commit::chunk_writer::ChunkWriter;
     use crate::commit::input::{Input, InputData, InputKind};
-    use crate::commit::sink::Sink;
     use crate::commit::{CommitRequest, ParentChoice};
     use crate::gc::GcOptions;
     use crate::manifest::ImageRole;
@@ -273,7 +273,7 @@ mod tests {
     fn publish_newer(store: &Store, tag: &str) -> SnapshotId {
         let encoded = [&3_u32.to_le_bytes()[..], b"what nobody knows yet"].concat();
         let id = SnapshotId::of_manifest(&encoded);
-        let mut sink = Sink::new(store).unwrap();
+        let mut sink = ChunkWriter::new(store).unwrap();
         sink.put(id.chunk(), &encoded, None).unwrap();
         let sealed = sink.seal().unwrap();
         let _publish = store.publish_lock().unwrap();

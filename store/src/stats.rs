@@ -9,7 +9,7 @@ use crate::chunks::Place;
 use crate::error::{Error, IoContext as _, Result};
 use crate::format::entry::ENTRY_LEN;
 use crate::format::node::Child;
-use crate::gc::mark::Places;
+use crate::gc::mark::ChunkLocator;
 use crate::id::{ChunkId, ChunkKind};
 use crate::pack::{Location, PackNumber};
 use crate::snapshots::TaggedSnapshot;
@@ -219,7 +219,7 @@ impl Table {
 
 /// Who needs each entry.
 struct Owners<'a> {
-    places: Places<'a>,
+    places: ChunkLocator<'a>,
     needed_by: Table,
     /// Who has visited a node's children. Not the same: who needs a node only as
     /// a base does not need its children.
@@ -231,7 +231,7 @@ struct Owners<'a> {
 impl<'a> Owners<'a> {
     fn new(store: &'a Store, snapshots: usize) -> Result<Self> {
         Ok(Self {
-            places: Places::all(&store.chunks)?,
+            places: ChunkLocator::all(&store.chunks)?,
             needed_by: Table::default(),
             entered_by: Table::default(),
             exclusive: vec![0; snapshots],

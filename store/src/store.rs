@@ -14,7 +14,7 @@ use crate::chunks::Chunks;
 use crate::durable;
 use crate::error::{Error, IoContext as _, Result};
 use crate::format::config::{Config, StoreFormat};
-use crate::gc::mark::Reach;
+use crate::gc::mark::Reachability;
 use crate::id::SnapshotId;
 use crate::image::ImageReader;
 use crate::index::{self, IndexWriter};
@@ -307,7 +307,7 @@ impl Store {
         self.check_tag_free(tag, replace)?;
         if !self.is_tagged(id, tag)? {
             // Under the lock, so that no collection deletes what was just seen.
-            Reach::new(&self.chunks)?.add_snapshot(id)?;
+            Reachability::new(&self.chunks)?.add_snapshot(id)?;
         }
         tags::set(&self.layout, tag, id)
     }

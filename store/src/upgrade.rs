@@ -28,7 +28,7 @@ use crate::chunks::Place;
 use crate::error::{Damage, Error, Result};
 use crate::format::config::{Config, StoreFormat};
 use crate::format::entry;
-use crate::gc::mark::{Marks, Reach};
+use crate::gc::mark::{Marks, Reachability};
 use crate::gc::{index_batch, mark_roots};
 use crate::id::{ChunkKey, SnapshotId};
 use crate::index::IndexReader;
@@ -124,7 +124,7 @@ impl Store {
         // Tags first: what is published between the two would be missing from the
         // index as it was seen.
         let tagged = store.tagged()?;
-        let mut reach = Reach::of_store(&store.chunks)?;
+        let mut reach = Reachability::of_store(&store.chunks)?;
         let mut marked = BTreeSet::new();
         // All of it has to be there: what cannot be read may be what a repair mends.
         mark_roots(&mut reach, &tagged, &mut marked, progress)?;
@@ -179,7 +179,7 @@ impl Store {
     /// ([`Store::check_format`]). What was committed since the first look is marked.
     fn begin_upgrade(
         &self,
-        reach: &mut Reach<'_>,
+        reach: &mut Reachability<'_>,
         marked: &mut BTreeSet<SnapshotId>,
     ) -> Result<()> {
         let _publish = self.publish_lock()?;

@@ -1,9 +1,10 @@
 //! Committing: inputs become a snapshot.
 //!
 //! The way of a page: `source` reads it, `pages` hashes it and asks the index,
-//! `sink` gives it a place and appends it to a pack; `tree::build` ties pages
+//! `chunk_writer` gives it a place and appends it to a pack; `tree::build` ties pages
 //! to a root; the manifest holds the roots; the tag names the manifest.
 
+pub(crate) mod chunk_writer;
 mod grain;
 pub(crate) mod input;
 pub(crate) mod pages;
@@ -11,7 +12,6 @@ pub(crate) mod parent;
 mod precopy;
 pub(crate) mod read_at;
 mod request;
-pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod unchanging;
 
@@ -29,11 +29,11 @@ use crate::progress::Progress;
 use crate::sim::{self, Fault};
 use crate::store::Store;
 use crate::tags;
-use crate::tree::build::Unmentioned;
+use crate::tree::build::HolePolicy;
+use chunk_writer::ChunkWriter;
 use input::{Input, InputKind};
 use pages::{Before, commit_image};
 pub use precopy::Precopy;
-use sink::Sink;
 use source::Source;
 use unchanging::Unchanging;
 
@@ -209,7 +209,7 @@ impl Store {
         let (mut sink, parent, read) = match precopy {
             Some(precopy) => (precopy.sink, precopy.parent, precopy.image),
             None => {
-                let mut sink = Sink::new(self)?;
+                let mut sink = ChunkWriter::new(self)?;
                 let parent = match self.pin_parent(request, &sources, &mut sink) {
                     Err(error) if error.is_lost() && !needs_parent => {
                         sink.note(error);
@@ -290,7 +290,7 @@ impl Store {
     fn publish(
         &self,
         request: &CommitRequest,
-        sink: Sink<'_>,
+        sink: ChunkWriter<'_>,
         sealed: Option<SealedPack>,
         id: SnapshotId,
     ) -> Result<Option<Pin>> {
@@ -357,7 +357,7 @@ impl Store {
         &self,
         request: &CommitRequest,
         sources: &[Source<'_>],
-        sink: &mut Sink<'_>,
+        sink: &mut ChunkWriter<'_>,
     ) -> Result<Option<SnapshotId>> {
         loop {
             let Some((id, likely_tag)) = self.choose_parent(request, sources)? else {
@@ -392,29 +392,29 @@ impl Store {
 }
 
 fn commit_input(
-    sink: &mut Sink<'_>,
+    sink: &mut ChunkWriter<'_>,
     input: &Input,
     source: &Source<'_>,
     old: Option<&Image>,
     progress: &dyn Progress,
 ) -> Result<Image> {
     progress.begin(&input.name, source.size_bytes());
-    let unmentioned = match input.kind {
-        InputKind::Full => Unmentioned::Zero,
+    let holes = match input.kind {
+        InputKind::Full => HolePolicy::Zero,
         InputKind::Diff | InputKind::DenseDiff => {
             let old = old.filter(|old| old.role == input.role);
             let old = old.ok_or_else(|| Error::NoParentImage {
                 image: input.name.clone(),
             })?;
             same_size(source, old)?;
-            Unmentioned::Inherited
+            HolePolicy::Inherited
         }
     };
     let before = Before {
         image: old,
         counted_from: None,
     };
-    let done = commit_image(sink, source, before, unmentioned, progress)?;
+    let done = commit_image(sink, source, before, holes, progress)?;
     Ok(Image {
         name: input.name.clone(),
         role: input.role,

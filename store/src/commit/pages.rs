@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::commit::sink::{Claimed, EncodedRun, Sink, encode_into};
+use crate::commit::chunk_writer::{ChunkWriter, Claimed, EncodedRun, encode_into};
 use crate::commit::source::Source;
 use crate::error::Result;
 use crate::format::node::{Child, FAN_OUT, Node};
@@ -21,7 +21,7 @@ use crate::manifest::Image;
 use crate::page::is_zero;
 use crate::progress::Progress;
 use crate::sim;
-use crate::tree::build::{TreeBuilder, Unmentioned};
+use crate::tree::build::{HolePolicy, TreeBuilder};
 use crate::tree::read::{Tree, node_id};
 use crate::tree::shape::{Shape, slot};
 
@@ -62,13 +62,13 @@ struct Counts {
     changed_before: u64,
 }
 
-/// Stores the input as a page tree. With [`Unmentioned::Inherited`] its holes
+/// Stores the input as a page tree. With [`HolePolicy::Inherited`] its holes
 /// are the parent's pages, else they are zero.
 pub(crate) fn commit_image(
-    sink: &mut Sink<'_>,
+    sink: &mut ChunkWriter<'_>,
     source: &Source<'_>,
     before: Before<'_>,
-    unmentioned: Unmentioned,
+    holes: HolePolicy,
     progress: &dyn Progress,
 ) -> Result<CommittedImage> {
     let old = before.image;
@@ -79,11 +79,11 @@ pub(crate) fn commit_image(
         source,
         parent,
         counted_from: before.counted_from,
-        unmentioned,
+        holes,
         page_bytes,
         pages: shape.pages(),
     };
-    let mut builder = TreeBuilder::new(shape, sink.chunks(), parent, unmentioned);
+    let mut builder = TreeBuilder::new(shape, sink.chunks(), parent, holes);
     let mut counts = Counts::default();
     let mut feed = Feed {
         job: &job,
@@ -97,7 +97,7 @@ pub(crate) fn commit_image(
         claim_places(sink, &mut batch)?;
         let position = feed.position;
         let mut next = feed.next_batch()?;
-        let shared: &Sink<'_> = sink;
+        let shared: &ChunkWriter<'_> = sink;
         let (encoded, identified) = rayon::join(
             || encode(shared, &job, &mut batch),
             || identify(shared, &job, &mut next),
@@ -121,14 +121,14 @@ pub(crate) fn commit_image(
     let counted = before.counted_from.and(old);
     let counted = counted.map_or(0, |image| image.changed_pages);
     let counted = counted.saturating_sub(counts.changed_before);
-    Ok(match unmentioned {
-        Unmentioned::Inherited => CommittedImage {
+    Ok(match holes {
+        HolePolicy::Inherited => CommittedImage {
             tree,
             nonzero_pages: elsewhere + counts.new,
             changed_pages: counted + counts.changed,
         },
         // What the parent has elsewhere is zero now.
-        Unmentioned::Zero => CommittedImage {
+        HolePolicy::Zero => CommittedImage {
             tree,
             nonzero_pages: counts.new,
             // What could not be read of the parent seems to be elsewhere.
@@ -142,7 +142,7 @@ struct Job<'a> {
     source: &'a Source<'a>,
     parent: Option<Tree>,
     counted_from: Option<Option<Tree>>,
-    unmentioned: Unmentioned,
+    holes: HolePolicy,
     page_bytes: u64,
     pages: u64,
 }
@@ -202,21 +202,21 @@ struct Hashed {
 }
 
 /// Reads and hashes a batch, and finds out what is in the store.
-fn identify(sink: &Sink<'_>, job: &Job<'_>, batch: &mut [LeafWork]) -> Result<()> {
+fn identify(sink: &ChunkWriter<'_>, job: &Job<'_>, batch: &mut [LeafWork]) -> Result<()> {
     batch
         .par_iter_mut()
         .try_for_each(|work| work.identify(sink, job))
 }
 
 /// Compresses what a batch has claimed places for.
-fn encode(sink: &Sink<'_>, job: &Job<'_>, batch: &mut [LeafWork]) -> Result<()> {
+fn encode(sink: &ChunkWriter<'_>, job: &Job<'_>, batch: &mut [LeafWork]) -> Result<()> {
     batch
         .par_iter_mut()
         .try_for_each(|work| work.encode(sink, job))
 }
 
 /// Gives every page and leaf that is not in the store its place, in order.
-fn claim_places(sink: &mut Sink<'_>, batch: &mut [LeafWork]) -> Result<()> {
+fn claim_places(sink: &mut ChunkWriter<'_>, batch: &mut [LeafWork]) -> Result<()> {
     let mut pending = 0;
     for work in batch {
         let Some(leaf_id) = work.new_id else { continue };
@@ -271,12 +271,12 @@ impl LeafWork {
         }
     }
 
-    fn identify(&mut self, sink: &Sink<'_>, job: &Job<'_>) -> Result<()> {
+    fn identify(&mut self, sink: &ChunkWriter<'_>, job: &Job<'_>) -> Result<()> {
         let first_page = self.first_page();
         self.parent = match job.parent {
             Some(tree) if first_page < tree.shape().pages() => {
                 match tree.node_over(sink.chunks(), 0, first_page) {
-                    Err(error) if error.is_lost() && job.unmentioned == Unmentioned::Zero => {
+                    Err(error) if error.is_lost() && job.holes == HolePolicy::Zero => {
                         sink.note(error);
                         None
                     }
@@ -285,7 +285,7 @@ impl LeafWork {
             }
             _ => None,
         };
-        if let (Some((_, node)), Unmentioned::Inherited) = (&self.parent, job.unmentioned) {
+        if let (Some((_, node)), HolePolicy::Inherited) = (&self.parent, job.holes) {
             self.node = (**node).clone();
         }
         if let Some(tree) = job.counted_from {
@@ -336,7 +336,7 @@ impl LeafWork {
     }
 
     /// Hashes the pages that have data.
-    fn hash(&mut self, sink: &Sink<'_>, job: &Job<'_>) -> Result<()> {
+    fn hash(&mut self, sink: &ChunkWriter<'_>, job: &Job<'_>) -> Result<()> {
         let pieces = self.pieces(job)?;
         let this: &Self = self;
         let hashed: Vec<Vec<Hashed>> = pieces
@@ -382,7 +382,7 @@ impl LeafWork {
 
     fn hash_piece(
         &self,
-        sink: &Sink<'_>,
+        sink: &ChunkWriter<'_>,
         job: &Job<'_>,
         pages: &Range<u64>,
     ) -> Result<Vec<Hashed>> {
@@ -423,7 +423,7 @@ impl LeafWork {
     /// Reads pages of this leaf as they will be stored.
     fn read(
         &self,
-        sink: &Sink<'_>,
+        sink: &ChunkWriter<'_>,
         job: &Job<'_>,
         pages: &Range<u64>,
         out: &mut Vec<u8>,
@@ -432,7 +432,7 @@ impl LeafWork {
         out.resize(usize::try_from(len).expect("a piece is small"), 0);
         let start = pages.start * job.page_bytes;
         job.source.read_exact_at(out, start)?;
-        if job.unmentioned == Unmentioned::Inherited {
+        if job.holes == HolePolicy::Inherited {
             self.fill_holes(sink, job, start, out)?;
         }
         Ok(())
@@ -441,7 +441,13 @@ impl LeafWork {
     /// In a diff, the parts of a page that are holes keep the parent's bytes.
     /// (Data begins and ends at filesystem blocks, or at multiples of 4 KiB, which
     /// may be smaller than a page.)
-    fn fill_holes(&self, sink: &Sink<'_>, job: &Job<'_>, start: u64, out: &mut [u8]) -> Result<()> {
+    fn fill_holes(
+        &self,
+        sink: &ChunkWriter<'_>,
+        job: &Job<'_>,
+        start: u64,
+        out: &mut [u8],
+    ) -> Result<()> {
         let end = start + out.len() as u64;
         let mut old = Vec::new();
         let mut old_is = None;
@@ -471,7 +477,7 @@ impl LeafWork {
     }
 
     /// Asks the index for the pages that differ from the parent's.
-    fn look_up(&mut self, sink: &Sink<'_>) -> Result<()> {
+    fn look_up(&mut self, sink: &ChunkWriter<'_>) -> Result<()> {
         let unknown: Vec<_> = self
             .slots
             .iter()
@@ -488,7 +494,7 @@ impl LeafWork {
         Ok(())
     }
 
-    fn encode(&mut self, sink: &Sink<'_>, job: &Job<'_>) -> Result<()> {
+    fn encode(&mut self, sink: &ChunkWriter<'_>, job: &Job<'_>) -> Result<()> {
         let this: &Self = self;
         let runs: Vec<EncodedRun> = self
             .fresh
@@ -506,7 +512,12 @@ impl LeafWork {
         Ok(())
     }
 
-    fn encode_pages(&self, sink: &Sink<'_>, job: &Job<'_>, slots: &[usize]) -> Result<EncodedRun> {
+    fn encode_pages(
+        &self,
+        sink: &ChunkWriter<'_>,
+        job: &Job<'_>,
+        slots: &[usize],
+    ) -> Result<EncodedRun> {
         let mut run = EncodedRun::default();
         PIECE.with_borrow_mut(|bytes| {
             for slot in slots {

@@ -10,9 +10,9 @@
 //! and indexed then, as a commit does with each pack that is full: no snapshot leads to
 //! it, and the lease of this commit keeps it.
 
+use crate::commit::chunk_writer::ChunkWriter;
 use crate::commit::input::Input;
 use crate::commit::pages::{Before, commit_image};
-use crate::commit::sink::Sink;
 use crate::commit::source::Source;
 use crate::commit::{CommitRequest, ParentChoice, commit_input};
 use crate::error::Result;
@@ -21,13 +21,13 @@ use crate::manifest::Image;
 use crate::name;
 use crate::progress::Progress;
 use crate::store::Store;
-use crate::tree::build::Unmentioned;
+use crate::tree::build::HolePolicy;
 
 /// A commit that has begun with an image that still changes. Dropped, nothing of it stays
 /// but what a collection removes.
 pub struct Precopy<'a> {
     store: &'a Store,
-    pub(super) sink: Sink<'a>,
+    pub(super) sink: ChunkWriter<'a>,
     pub(super) parent: Option<SnapshotId>,
     pub(super) image: Option<Image>,
 }
@@ -43,7 +43,7 @@ impl Store {
             parent: parent.clone(),
             ..CommitRequest::default()
         };
-        let mut sink = Sink::new(self)?;
+        let mut sink = ChunkWriter::new(self)?;
         let parent = self.pin_parent(&request, &[], &mut sink)?;
         Ok(Precopy {
             store: self,
@@ -85,7 +85,7 @@ impl Precopy<'_> {
 
 /// Commits what has changed of an image since it was last read.
 pub(super) fn commit_rest(
-    sink: &mut Sink<'_>,
+    sink: &mut ChunkWriter<'_>,
     source: &Source<'_>,
     read: &Image,
     old: Option<&Image>,
@@ -97,7 +97,7 @@ pub(super) fn commit_rest(
         image: Some(read),
         counted_from: Some(old.map(Image::tree)),
     };
-    let done = commit_image(sink, source, before, Unmentioned::Inherited, progress)?;
+    let done = commit_image(sink, source, before, HolePolicy::Inherited, progress)?;
     Ok(Image {
         nonzero_pages: done.nonzero_pages,
         changed_pages: done.changed_pages,

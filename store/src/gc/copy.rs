@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::chunks::Place;
-use crate::commit::sink::EncodedRun;
+use crate::commit::chunk_writer::EncodedRun;
 use crate::error::{Damage, Error, Result};
 use crate::gc::GcReport;
 use crate::gc::index_batch;

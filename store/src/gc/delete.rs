@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::gc::mark::Reach;
+use crate::gc::mark::Reachability;
 use crate::gc::plan::Decision;
 use crate::gc::state::{CollectorState, Condemned, Epoch};
 use crate::gc::{GcReport, mark_roots};
@@ -35,7 +35,7 @@ fn files_per_hold() -> usize {
 pub(super) struct Deletion<'a> {
     store: &'a Store,
     /// Marks what was published since the plan was made.
-    since: Reach<'a>,
+    since: Reachability<'a>,
     marked: BTreeSet<SnapshotId>,
 }
 
@@ -44,7 +44,7 @@ impl<'a> Deletion<'a> {
     pub fn new(store: &'a Store, marked: &BTreeSet<SnapshotId>) -> Result<Self> {
         Ok(Self {
             store,
-            since: Reach::new(&store.chunks)?,
+            since: Reachability::new(&store.chunks)?,
             marked: marked.clone(),
         })
     }

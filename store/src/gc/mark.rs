@@ -50,14 +50,14 @@ impl Marks {
 /// Finds the one place of a chunk that counts for the collector: where the index
 /// leads if that is readable, else where the reference hints. A hint that agrees
 /// with the index saves the lookup.
-pub(crate) struct Places<'a> {
+pub(crate) struct ChunkLocator<'a> {
     chunks: &'a Chunks,
     index: Arc<IndexReader>,
     /// The entries that the index points at, if they were collected.
     indexed: Option<Marks>,
 }
 
-impl<'a> Places<'a> {
+impl<'a> ChunkLocator<'a> {
     /// Looks up every chunk: right for a few snapshots.
     pub fn few(chunks: &'a Chunks) -> Result<Self> {
         Ok(Self {
@@ -124,8 +124,8 @@ fn as_it_is_now(chunks: &Chunks) -> Result<Arc<IndexReader>> {
 }
 
 /// What the snapshots added so far can reach.
-pub(crate) struct Reach<'a> {
-    places: Places<'a>,
+pub(crate) struct Reachability<'a> {
+    places: ChunkLocator<'a>,
     marks: Marks,
     /// Nodes whose children are marked. A node may be marked without being here:
     /// as the base of another one, which needs the node and not its children.
@@ -137,18 +137,18 @@ pub(crate) struct Reach<'a> {
     exact: HashSet<PackNumber>,
 }
 
-impl<'a> Reach<'a> {
+impl<'a> Reachability<'a> {
     /// For checking a snapshot or two.
     pub fn new(chunks: &'a Chunks) -> Result<Self> {
-        Ok(Self::over(Places::few(chunks)?))
+        Ok(Self::over(ChunkLocator::few(chunks)?))
     }
 
     /// For marking the whole store.
     pub fn of_store(chunks: &'a Chunks) -> Result<Self> {
-        Ok(Self::over(Places::all(chunks)?))
+        Ok(Self::over(ChunkLocator::all(chunks)?))
     }
 
-    fn over(places: Places<'a>) -> Self {
+    fn over(places: ChunkLocator<'a>) -> Self {
         Self {
             places,
             marks: Marks::default(),

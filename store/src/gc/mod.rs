@@ -45,7 +45,7 @@ use crate::sim::{self, Fault};
 use crate::store::Store;
 use crate::working_set;
 use delete::Deletion;
-use mark::Reach;
+use mark::Reachability;
 pub use plan::{Decision, GcPlan, PackPlan};
 use state::{CollectorState, Condemned};
 
@@ -146,7 +146,7 @@ impl Store {
         // from the index as it was seen.
         let recorded = working_set::files(&self.layout);
         let roots = self.roots()?;
-        let mut reach = Reach::of_store(&self.chunks)?;
+        let mut reach = Reachability::of_store(&self.chunks)?;
         let mut marked = BTreeSet::new();
         mark_roots(&mut reach, &roots, &mut marked, progress)?;
         self.cancel.check()?;
@@ -236,7 +236,7 @@ impl Store {
     /// Marks what came since, and condemns what the plan does not keep.
     fn condemn_planned(
         &self,
-        reach: &mut Reach<'_>,
+        reach: &mut Reachability<'_>,
         marked: &mut BTreeSet<SnapshotId>,
         report: &mut GcReport,
     ) -> Result<()> {
@@ -259,7 +259,7 @@ impl Store {
 
     /// Makes the index lead to what was only found by hints. After this step no
     /// entry of a live chunk leads to a pack that is about to be deleted.
-    fn index_found(&self, reach: &Reach<'_>) -> Result<()> {
+    fn index_found(&self, reach: &Reachability<'_>) -> Result<()> {
         let found: &[(ChunkKey, Location)] = reach.not_indexed();
         if found.is_empty() || sim::on(Fault::FoundNotIndexed) {
             return Ok(());
@@ -341,7 +341,7 @@ impl Store {
 }
 
 pub(crate) fn mark_roots(
-    reach: &mut Reach<'_>,
+    reach: &mut Reachability<'_>,
     roots: &BTreeSet<SnapshotId>,
     marked: &mut BTreeSet<SnapshotId>,
     progress: &dyn Progress,

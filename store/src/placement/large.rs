@@ -149,14 +149,14 @@ impl<'a> LargePack<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commit::sink::Sink;
+    use crate::commit::chunk_writer::ChunkWriter;
     use crate::id::{ChunkId, ChunkKind};
     use crate::page::PageSize;
     use crate::store::Store;
 
-    /// Stores pages of these bytes; a sink and what it has sealed.
-    fn sealed<'a>(store: &'a Store, fills: &[u8]) -> (Sink<'a>, SealedPack) {
-        let mut sink = Sink::new(store).unwrap();
+    /// Stores pages of these bytes; a writer and what it has sealed.
+    fn sealed<'a>(store: &'a Store, fills: &[u8]) -> (ChunkWriter<'a>, SealedPack) {
+        let mut sink = ChunkWriter::new(store).unwrap();
         for fill in fills {
             let page = [*fill; 4096];
             sink.put(ChunkKind::Page.hash(&page), &page, None).unwrap();

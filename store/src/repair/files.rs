@@ -12,7 +12,7 @@ use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result, UNREADABLE};
 use crate::format::config::{Config, StoreFormat};
 use crate::format::{pack_v1, pack_v2};
-use crate::gc::mark::Reach;
+use crate::gc::mark::Reachability;
 use crate::gc::state::CollectorState;
 use crate::id::{ChunkKind, SnapshotId};
 use crate::layout::Layout;
@@ -85,7 +85,7 @@ impl Store {
     fn newest_by_first_tag(&self) -> Result<BTreeMap<String, SnapshotId>> {
         let mut newest: BTreeMap<String, (u64, SnapshotId)> = BTreeMap::new();
         let index = self.chunks.index()?;
-        let mut reach = Reach::new(&self.chunks)?;
+        let mut reach = Reachability::new(&self.chunks)?;
         for entry in index.manifests() {
             let (key, at) = entry?;
             debug_assert_eq!(key.kind, ChunkKind::Manifest);

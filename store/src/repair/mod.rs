@@ -20,7 +20,7 @@ use crate::cancel::Cancel;
 use crate::durable;
 use crate::error::{Error, IoContext as _, Result};
 use crate::format::config::Config;
-use crate::gc::mark::Reach;
+use crate::gc::mark::Reachability;
 use crate::layout::Layout;
 use crate::lease;
 use crate::lock::{self, LockKind};
@@ -126,7 +126,7 @@ impl Store {
         repair_collector(&layout, store.format(), &mut report)?;
         store.rebuild_index(&mut report, progress)?;
         store.repair_tags(missing_tags_dir, &mut report)?;
-        let mut reach = Reach::new(&store.chunks)?;
+        let mut reach = Reachability::new(&store.chunks)?;
         for (tag, id) in tags::each(&layout)? {
             let Ok(id) = id else { continue };
             match reach.add_snapshot(id) {

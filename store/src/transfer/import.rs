@@ -16,14 +16,14 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::commit::sink::{Claimed, EncodedRun, Sink, encode_into};
+use crate::commit::chunk_writer::{ChunkWriter, Claimed, EncodedRun, encode_into};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::format::config::StoreFormat;
 use crate::format::manifest::Malformed;
 use crate::format::node::{self, Child, Node};
 use crate::format::stream::{BadRecord, Record, Records, StreamReader};
-use crate::gc::mark::Reach;
+use crate::gc::mark::Reachability;
 use crate::id::{ChunkId, ChunkKind, SnapshotId};
 use crate::manifest::{MAX_LEN, Manifest};
 use crate::name::check_tag;
@@ -113,7 +113,7 @@ impl Store {
         let mut import = Import {
             store: self,
             request,
-            sink: Sink::new(self)?,
+            sink: ChunkWriter::new(self)?,
             recent: HashMap::new(),
             snapshots: Vec::new(),
             positions: HashMap::new(),
@@ -155,7 +155,7 @@ impl From<Error> for Refused {
 struct Import<'a> {
     store: &'a Store,
     request: &'a ImportRequest,
-    sink: Sink<'a>,
+    sink: ChunkWriter<'a>,
     /// Where chunks are that were in the stream a moment ago.
     recent: HashMap<ChunkId, Location>,
     snapshots: Vec<ImportedSnapshot>,
@@ -455,7 +455,7 @@ impl Import<'_> {
         self.sink.finish_pack()?;
         // As a reader would find them: a stream can tie chunks together that are there,
         // and make no tree. What was found stays as long as this holds its lease.
-        let mut reach = Reach::new(&self.store.chunks)?;
+        let mut reach = Reachability::new(&self.store.chunks)?;
         for snapshot in &self.snapshots {
             self.sink.check_cancelled()?;
             reach.add_snapshot(snapshot.id)?;

@@ -14,7 +14,7 @@ pub(crate) trait NodeSink {
 
 /// What leaves that are not given are taken from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Unmentioned {
+pub(crate) enum HolePolicy {
     /// They are zero.
     Zero,
     /// They are the parent's.
@@ -27,7 +27,7 @@ pub(crate) struct TreeBuilder<'a> {
     chunks: &'a Chunks,
     /// A tree of the same shape whose nodes are predecessors of the new ones.
     parent: Option<Tree>,
-    unmentioned: Unmentioned,
+    holes: HolePolicy,
     /// The open node of level i + 1 at position i.
     open: Vec<Option<OpenNode>>,
     root: Option<Option<Child>>,
@@ -40,17 +40,12 @@ struct OpenNode {
 }
 
 impl<'a> TreeBuilder<'a> {
-    pub fn new(
-        shape: Shape,
-        chunks: &'a Chunks,
-        parent: Option<Tree>,
-        unmentioned: Unmentioned,
-    ) -> Self {
+    pub fn new(shape: Shape, chunks: &'a Chunks, parent: Option<Tree>, holes: HolePolicy) -> Self {
         Self {
             shape,
             chunks,
             parent: parent.filter(|tree| tree.shape() == shape),
-            unmentioned,
+            holes,
             open: (0..shape.root_level()).map(|_| None).collect(),
             root: None,
         }
@@ -71,10 +66,10 @@ impl<'a> TreeBuilder<'a> {
         for level in 1..=self.shape.root_level() {
             self.close(level, sink)?;
         }
-        let root = match (self.root, self.unmentioned) {
+        let root = match (self.root, self.holes) {
             (Some(root), _) => root,
-            (None, Unmentioned::Zero) => None,
-            (None, Unmentioned::Inherited) => self.parent.and_then(|tree| tree.root()),
+            (None, HolePolicy::Zero) => None,
+            (None, HolePolicy::Inherited) => self.parent.and_then(|tree| tree.root()),
         };
         Ok(Tree::new(self.shape, root))
     }
@@ -112,17 +107,17 @@ impl<'a> TreeBuilder<'a> {
         let old = match self.parent {
             Some(tree) => {
                 let found = tree.node_over(self.chunks, level, index * pages_under(level));
-                match (found, self.unmentioned) {
+                match (found, self.holes) {
                     // Only to make the new node small: without, it is stored standalone.
-                    (Err(error), Unmentioned::Zero) if error.is_lost() => None,
+                    (Err(error), HolePolicy::Zero) if error.is_lost() => None,
                     (found, _) => found?,
                 }
             }
             None => None,
         };
         let previous = old.as_ref().map(|(child, _)| *child);
-        let node = match (old, self.unmentioned) {
-            (Some((_, node)), Unmentioned::Inherited) => (*node).clone(),
+        let node = match (old, self.holes) {
+            (Some((_, node)), HolePolicy::Inherited) => (*node).clone(),
             _ => Node::empty(level),
         };
         Ok(OpenNode {

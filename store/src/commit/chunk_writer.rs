@@ -26,12 +26,12 @@ use crate::tree::build::NodeSink;
 /// The new chunks of one commit.
 ///
 /// Deduplication relies on a chunk that is stored only after it has looked
-/// ([`Sink::usable`]): the pack is there and its footer whole, the footer has the
+/// ([`ChunkWriter::usable`]): the pack is there and its footer whole, the footer has the
 /// chunk, and neither its pack nor that of its base was condemned when the lease
 /// was taken. Packs condemned later stay until the lease ends. Whether the packs
 /// are still there is looked at once more before the commit is acknowledged, since
 /// `repair` may have set one aside.
-pub(crate) struct Sink<'a> {
+pub(crate) struct ChunkWriter<'a> {
     store: &'a Store,
     lease: Lease,
     claim: Claim,
@@ -60,14 +60,14 @@ struct Notes {
     errors: Vec<Error>,
 }
 
-/// Stored bytes of some chunks, one after the other, made outside the sink.
+/// Stored bytes of some chunks, one after the other, made outside the writer.
 #[derive(Default)]
 pub(crate) struct EncodedRun {
     pub chunks: Vec<EncodedChunk>,
     pub bytes: Vec<u8>,
 }
 
-impl<'a> Sink<'a> {
+impl<'a> ChunkWriter<'a> {
     pub fn new(store: &'a Store) -> Result<Self> {
         store.check_writable()?;
         // Lease first, then epoch: a collection between the two sees a lease of
@@ -202,7 +202,7 @@ impl<'a> Sink<'a> {
         }
     }
 
-    /// Claims a place for a chunk that is not [`Sink::known`]. The chunks must
+    /// Claims a place for a chunk that is not [`ChunkWriter::known`]. The chunks must
     /// then be encoded and appended in the order of their claims.
     pub fn claim(&mut self, id: ChunkId, pending: usize) -> Result<Claimed> {
         let key = self.chunks().keys().of(id);
@@ -504,7 +504,7 @@ impl<'a> Sink<'a> {
     }
 }
 
-/// What [`Sink::claim`] found.
+/// What [`ChunkWriter::claim`] found.
 pub(crate) enum Claimed {
     /// This commit has the chunk already.
     Already(Location),
@@ -512,7 +512,7 @@ pub(crate) enum Claimed {
     New(Location),
 }
 
-impl NodeSink for Sink<'_> {
+impl NodeSink for ChunkWriter<'_> {
     fn put_node(&mut self, node: &Node, previous: Option<Child>) -> Result<Child> {
         let id = node.id();
         let at = self.put(id, &node.encode(), previous)?;
@@ -526,7 +526,7 @@ impl NodeSink for Sink<'_> {
 /// Encodes a chunk at the end of `run`, as a delta against `base` (a chunk of
 /// the same kind) or its base if that is worthwhile.
 pub(crate) fn encode_into(
-    sink: &Sink<'_>,
+    sink: &ChunkWriter<'_>,
     id: ChunkId,
     payload: &[u8],
     base: Option<Child>,
