@@ -26,37 +26,13 @@ use std::path::{Path, PathBuf};
 
 use crate::durable;
 use crate::error::{IoContext as _, Result, is_unreadable};
+pub(crate) use crate::format::lease::LeaseTerms;
 use crate::format::lease::{FORMAT, decode, encode};
-use crate::gc::state::Epoch;
 use crate::id::SnapshotId;
 use crate::layout::Layout;
 use crate::lock::{self, Lock, LockKind};
 use crate::regular::Opened;
 use crate::sim::{self, StepKind};
-
-/// What the holder of a lease needs.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Claim {
-    /// A writer's epoch; `None` for one who only reads.
-    pub writing_since: Option<Epoch>,
-    /// Snapshots that are roots while the lease lives.
-    pub pins: Vec<SnapshotId>,
-}
-
-impl Claim {
-    /// Blocks every deletion.
-    const EVERYTHING: Self = Self {
-        writing_since: Some(Epoch::FIRST),
-        pins: Vec::new(),
-    };
-
-    pub fn viewer(pins: Vec<SnapshotId>) -> Self {
-        Self {
-            writing_since: None,
-            pins,
-        }
-    }
-}
 
 /// A lease held by this process until it is dropped.
 #[derive(Debug)]
@@ -78,7 +54,7 @@ struct Name {
 /// A lease held by a live process, as the collector sees it.
 #[derive(Debug)]
 pub(crate) struct LiveLease {
-    pub claim: Claim,
+    pub claim: LeaseTerms,
     pub holder: String,
 }
 
@@ -86,7 +62,7 @@ impl Lease {
     /// Takes a lease. A writer's lease starts at epoch 0, which blocks every
     /// deletion, until [`Lease::set`] narrows it: reading the epoch first would
     /// leave a gap in which a collection could miss this writer.
-    pub fn take(layout: &Layout, claim: &Claim) -> Result<Self> {
+    pub fn take(layout: &Layout, claim: &LeaseTerms) -> Result<Self> {
         let _allocate = lock::acquire(layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
         let (file, path) = create_unique(layout)?;
         lock::try_exclusive(&file, &path)?;
@@ -100,13 +76,17 @@ impl Lease {
     }
 
     /// Replaces what this lease claims.
-    pub fn set(&self, claim: &Claim) -> Result<()> {
+    pub fn set(&self, claim: &LeaseTerms) -> Result<()> {
         self.set_if(claim, |_| Ok(true)).map(|_| ())
     }
 
     /// Replaces what this lease claims if the condition holds, which is looked
     /// at under the same allocate lock. Returns whether it holds.
-    pub fn set_if(&self, claim: &Claim, holds: impl FnOnce(&Lock) -> Result<bool>) -> Result<bool> {
+    pub fn set_if(
+        &self,
+        claim: &LeaseTerms,
+        holds: impl FnOnce(&Lock) -> Result<bool>,
+    ) -> Result<bool> {
         let allocate = lock::acquire(&self.layout, LockKind::Allocate, lock::DEFAULT_TIMEOUT)?;
         let holds = holds(&allocate)?;
         if holds {
@@ -121,7 +101,7 @@ impl Lease {
         self.file.into()
     }
 
-    fn write(&self, claim: &Claim) -> Result<()> {
+    fn write(&self, claim: &LeaseTerms) -> Result<()> {
         let path = &self.name.path;
         let bytes = FORMAT.encode(path, &encode(claim));
         durable::write_at(&self.file, path, &bytes, 0)?;
@@ -182,7 +162,7 @@ fn list(layout: &Layout) -> Result<Vec<LiveLease>> {
                     holder(&path)
                 );
                 leases.push(LiveLease {
-                    claim: Claim::EVERYTHING,
+                    claim: LeaseTerms::EVERYTHING,
                     holder,
                 });
                 continue;
@@ -198,7 +178,7 @@ fn list(layout: &Layout) -> Result<Vec<LiveLease>> {
             .ok()
             .flatten()
             .and_then(|payload| decode(&payload))
-            .unwrap_or(Claim::EVERYTHING);
+            .unwrap_or(LeaseTerms::EVERYTHING);
         leases.push(LiveLease {
             claim,
             holder: holder(&path),
@@ -238,6 +218,7 @@ mod tests {
     use std::os::unix::fs::FileExt as _;
 
     use super::*;
+    use crate::format::collector::Epoch;
 
     fn layout() -> (tempfile::TempDir, Layout) {
         let dir = tempfile::tempdir().unwrap();
@@ -255,11 +236,11 @@ mod tests {
             SnapshotId::from_bytes([3; 32]),
             SnapshotId::from_bytes([4; 32]),
         ];
-        let claim = Claim::viewer(pins);
+        let claim = LeaseTerms::viewer(pins);
         let lease = Lease::take(&layout, &claim).unwrap();
         assert_eq!(live(&layout).unwrap()[0].claim, claim);
-        lease.set(&Claim::viewer(vec![])).unwrap();
-        assert_eq!(live(&layout).unwrap()[0].claim, Claim::viewer(vec![]));
+        lease.set(&LeaseTerms::viewer(vec![])).unwrap();
+        assert_eq!(live(&layout).unwrap()[0].claim, LeaseTerms::viewer(vec![]));
         drop(lease);
         assert!(live(&layout).unwrap().is_empty());
     }
@@ -268,7 +249,7 @@ mod tests {
     fn a_lease_lives_as_long_as_a_duplicate_of_its_file() {
         let (_dir, layout) = layout();
         let id = SnapshotId::from_bytes([3; 32]);
-        let lease = Lease::take(&layout, &Claim::viewer(vec![id])).unwrap();
+        let lease = Lease::take(&layout, &LeaseTerms::viewer(vec![id])).unwrap();
         let fd = lease.into_fd();
         let duplicate = fd.try_clone().unwrap();
         drop(fd);
@@ -283,16 +264,20 @@ mod tests {
     fn a_claim_is_replaced_only_if_its_condition_holds() {
         let (_dir, layout) = layout();
         let [one, two] = [1, 2].map(|byte| SnapshotId::from_bytes([byte; 32]));
-        let lease = Lease::take(&layout, &Claim::viewer(vec![one])).unwrap();
-        let other = Lease::take(&layout, &Claim::viewer(vec![])).unwrap();
-        let seen = |id| other.set_if(&Claim::viewer(vec![id]), |lock| viewed(&layout, id, lock));
+        let lease = Lease::take(&layout, &LeaseTerms::viewer(vec![one])).unwrap();
+        let other = Lease::take(&layout, &LeaseTerms::viewer(vec![])).unwrap();
+        let seen = |id| {
+            other.set_if(&LeaseTerms::viewer(vec![id]), |lock| {
+                viewed(&layout, id, lock)
+            })
+        };
         assert!(!seen(two).unwrap());
         assert!(seen(one).unwrap());
         drop(lease);
         // Now by the other one alone.
         assert!(seen(one).unwrap());
         // A writer is no evidence.
-        let claim = Claim {
+        let claim = LeaseTerms {
             writing_since: Some(Epoch::FIRST),
             pins: vec![two],
         };
@@ -307,8 +292,8 @@ mod tests {
         assert!(live(&layout).unwrap().is_empty());
         assert_eq!(fs::read_dir(layout.leases()).unwrap().count(), 0);
 
-        let lease = Lease::take(&layout, &Claim::viewer(vec![])).unwrap();
+        let lease = Lease::take(&layout, &LeaseTerms::viewer(vec![])).unwrap();
         lease.file.write_all_at(b"torn", 3).unwrap();
-        assert_eq!(live(&layout).unwrap()[0].claim, Claim::EVERYTHING);
+        assert_eq!(live(&layout).unwrap()[0].claim, LeaseTerms::EVERYTHING);
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use crate::error::{Error, IoContext as _, Result};
 use crate::gc::mark::Reachability;
 use crate::id::SnapshotId;
-use crate::lease::{Claim, Lease};
+use crate::lease::{Lease, LeaseTerms};
 use crate::lock::is_read_only;
 use crate::store::Store;
 
@@ -111,7 +111,7 @@ impl Store {
     /// # Errors
     /// I/O errors only.
     pub fn empty_pin(&self) -> Result<Pin> {
-        let lease = match Lease::take(&self.layout, &Claim::viewer(Vec::new())) {
+        let lease = match Lease::take(&self.layout, &LeaseTerms::viewer(Vec::new())) {
             Err(error) => Err(Nothing::because_of(error)?),
             // From here on nobody upgrades the store.
             Ok(lease) => {
@@ -162,7 +162,7 @@ impl Pin {
                 self.ids = ids;
                 return Ok(id);
             };
-            let claim = Claim::viewer(ids.clone());
+            let claim = LeaseTerms::viewer(ids.clone());
             if !lease.set_if(&claim, |_| store.is_tagged(id, name))? {
                 // Under the lock, so that no collection deletes what was just seen.
                 let _publish = store.publish_lock()?;
@@ -186,7 +186,7 @@ impl Pin {
         ids.retain(|pinned| *pinned != id);
         if ids.len() < self.ids.len() {
             if let Ok(lease) = &self.lease {
-                lease.set(&Claim::viewer(ids.clone()))?;
+                lease.set(&LeaseTerms::viewer(ids.clone()))?;
             }
             self.ids = ids;
         }

@@ -11,7 +11,7 @@ use crate::format::node::{Child, Node};
 use crate::gc::state::{CollectorState, Condemned, Epoch};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
 use crate::index::IndexReader;
-use crate::lease::{Claim, Lease};
+use crate::lease::{Lease, LeaseTerms};
 use crate::lock::Lock;
 use crate::pack::codec::{self, Base, Encoding};
 use crate::pack::reader::{BaseRef, PackReader, Stamp, delta_head, payload_limit};
@@ -34,7 +34,7 @@ use crate::tree::build::NodeSink;
 pub(crate) struct ChunkWriter<'a> {
     store: &'a Store,
     lease: Lease,
-    claim: Claim,
+    claim: LeaseTerms,
     condemned: BTreeMap<PackNumber, Condemned>,
     index: Arc<IndexReader>,
     writer: Option<PackWriter>,
@@ -73,7 +73,7 @@ impl<'a> ChunkWriter<'a> {
         // Lease first, then epoch: a collection between the two sees a lease of
         // epoch 0. The other way round it could see no lease, and condemn and
         // delete under a writer that already relies on what it saw.
-        let mut claim = Claim {
+        let mut claim = LeaseTerms {
             writing_since: Some(Epoch::FIRST),
             pins: Vec::new(),
         };
@@ -108,7 +108,7 @@ impl<'a> ChunkWriter<'a> {
         if sim::on(Fault::ParentNotPinned) {
             return Ok(true);
         }
-        let claim = Claim {
+        let claim = LeaseTerms {
             pins: vec![id],
             ..self.claim.clone()
         };

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
-use crate::lease::{self, Claim};
+use crate::lease::{self, LeaseTerms};
 use crate::manifest::{Image, ImageRole, MAX_CREATED_UNIX_SECONDS, Manifest};
 use crate::pack::writer::SealedPack;
 use crate::pin::Pin;
@@ -313,7 +313,7 @@ impl Store {
         if request.keep {
             // No writer's lease any more: from here to the tag, the publish lock
             // stops deletions, and then the snapshot is a root.
-            lease.set(&Claim::viewer(vec![id]))?;
+            lease.set(&LeaseTerms::viewer(vec![id]))?;
         }
         tags::set(&self.layout, &request.tag, id)?;
         Ok(request.keep.then(|| Pin::new(lease, vec![id])))

@@ -9,12 +9,12 @@
 //! ```
 //! in a sealed file. Numbers are little-endian. Stores of format 1 have version 1.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::error::Result;
 use crate::format::config::StoreFormat;
 use crate::format::sealed_file::Format;
-use crate::gc::state::{CollectorState, Condemned, Epoch};
 use crate::pack::{PackIdentity, PackNumber};
 
 const MAGIC: [u8; 8] = *b"SNAPGCST";
@@ -26,6 +26,56 @@ pub(crate) const VERSION_2: Format = Format {
     magic: MAGIC,
     version: 2,
 };
+
+/// Counts collections. A writer's lease carries the epoch it began in.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Epoch(u64);
+
+impl Epoch {
+    /// Before every collection: a lease at this epoch blocks all deletion.
+    pub const FIRST: Self = Self(0);
+
+    pub fn to_bytes(self) -> [u8; 8] {
+        self.0.to_le_bytes()
+    }
+
+    pub fn from_bytes(bytes: [u8; 8]) -> Self {
+        Self(u64::from_le_bytes(bytes))
+    }
+
+    /// Whether there is none after it.
+    pub fn is_last(self) -> bool {
+        self.0 == u64::MAX
+    }
+
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// The collector's durable state.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct CollectorState {
+    pub epoch: Epoch,
+    pub condemned: BTreeMap<PackNumber, Condemned>,
+}
+
+/// A pack that is to go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Condemned {
+    /// The epoch in which it was condemned.
+    pub epoch: Epoch,
+    /// Which pack was meant: another one may have its number by now. Not known in
+    /// stores of format 1.
+    pub identity: Option<PackIdentity>,
+}
+
+impl Condemned {
+    /// Whether the pack of this identity is meant.
+    pub fn is(&self, identity: PackIdentity) -> bool {
+        self.identity.is_none_or(|condemned| condemned == identity)
+    }
+}
 
 /// Replaces the file in a store of this format.
 pub(crate) fn write(path: &Path, state: &CollectorState, format: StoreFormat) -> Result<()> {

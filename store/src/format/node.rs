@@ -34,6 +34,11 @@ pub(crate) struct Child {
     pub hint: Option<Location>,
 }
 
+/// The node reference's id.
+pub(crate) fn node_id(child: Child) -> ChunkId {
+    ChunkId::from_hash(ChunkKind::Node, child.hash)
+}
+
 /// A node with all its children; `None` is an all-zero page or subtree.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Node {

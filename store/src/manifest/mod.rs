@@ -1,19 +1,17 @@
 //! A snapshot's manifest: what it holds.
 
+mod read;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::chunks::Chunks;
-use crate::error::{Damage, Error, Result};
-use crate::format::manifest::{Field, Malformed};
 use crate::format::node::Child;
 use crate::id::SnapshotId;
 use crate::name;
 use crate::page::PageSize;
-use crate::tree::read::Tree;
-use crate::tree::shape::Shape;
+pub(crate) use read::read;
 
 /// What a mount shows a manifest as.
 pub(crate) const SHOWN_AS: &str = "manifest.json";
@@ -111,10 +109,14 @@ impl Image {
     pub fn pages(&self) -> u64 {
         self.size_bytes.div_ceil(self.page_size.bytes())
     }
+}
 
-    pub(crate) fn tree(&self) -> Tree {
-        Tree::new(Shape::of_pages(self.pages()), self.root)
-    }
+/// A part of a manifest that only a newer version understands, and that may be
+/// ignored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Field {
+    pub number: u16,
+    pub bytes: Vec<u8>,
 }
 
 /// What a snapshot is made of. Immutable once committed.
@@ -197,25 +199,4 @@ impl Manifest {
             images.find_map(|image| image.problem(self.page_size))
         }
     }
-}
-
-/// Reads the manifest of a snapshot.
-pub(crate) fn read(chunks: &Chunks, id: SnapshotId) -> Result<Manifest> {
-    let mut bytes = vec![0; MAX_LEN];
-    let len = chunks.read(id.chunk(), None, &mut bytes)?;
-    Manifest::decode(&bytes[..len], chunks.page_size()).map_err(|malformed| match malformed {
-        Malformed::Newer { version } => {
-            let what = format!("the manifest of snapshot {} in version", id.short());
-            Error::newer(chunks.path(), what, version)
-        }
-        Malformed::NewerField { number } => {
-            let what = format!("the manifest of snapshot {} with field", id.short());
-            Error::newer(chunks.path(), what, u32::from(number))
-        }
-        Malformed::Wrong(reason) => Damage::Manifest {
-            snapshot: id.short(),
-            reason,
-        }
-        .into(),
-    })
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::chunks::Chunks;
 use crate::error::Result;
+pub(crate) use crate::format::node::node_id;
 use crate::format::node::{Child, FAN_OUT, Node};
-use crate::id::{ChunkId, ChunkKind};
+use crate::manifest::Image;
 use crate::tree::shape::{Shape, pages_per_child, pages_under, slot};
 
 /// The page tree of one image.
@@ -13,6 +14,12 @@ use crate::tree::shape::{Shape, pages_per_child, pages_under, slot};
 pub(crate) struct Tree {
     shape: Shape,
     root: Option<Child>,
+}
+
+impl Image {
+    pub(crate) fn tree(&self) -> Tree {
+        Tree::new(Shape::of_pages(self.pages()), self.root)
+    }
 }
 
 impl Tree {
@@ -69,11 +76,6 @@ impl Tree {
         };
         Ok(found.filter(|page| *page < self.shape.pages()))
     }
-}
-
-/// The node reference's id.
-pub(crate) fn node_id(child: Child) -> ChunkId {
-    ChunkId::from_hash(ChunkKind::Node, child.hash)
 }
 
 fn next_in(

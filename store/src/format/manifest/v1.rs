@@ -18,7 +18,7 @@
 //!  8  chunks the commit added to the store    8  bytes they take there
 //! ```
 
-use super::{CUT, Input, Malformed, put_count, put_text};
+use super::parts::{CUT, Input, Malformed, put_count, put_text};
 use crate::format::node::Child;
 use crate::manifest::{Image, Manifest};
 use crate::pack::Location;

@@ -25,9 +25,9 @@
 //!  8  for each image with a root, in order: where the root was stored (pack, entry)
 //! ```
 
-use super::{CUT, Field, Input, Malformed, put_count, put_text};
+use super::parts::{CUT, Input, Malformed, put_count, put_text};
 use crate::format::node::Child;
-use crate::manifest::{Image, Manifest};
+use crate::manifest::{Field, Image, Manifest};
 use crate::pack::Location;
 use crate::page::PageSize;
 
