@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use rustix::termios::{OptionalActions, Termios};
 use snapstore_host::message;
 use snapstore_host::runtime::{KILLED, VmDir};
-use snapstore_host::start::Word;
+use snapstore_host::start::StartSignal;
 use snapstore_vmm::Ending;
 use snapstore_vmm::control::{Client, Request};
 
@@ -26,7 +26,7 @@ pub enum Attach {
     /// The machine was started here: signals to this process end it.
     AsOwner {
         /// What lets it run from now on.
-        word: Word,
+        word: StartSignal,
         /// Whether it is to.
         run: bool,
     },
@@ -35,14 +35,14 @@ pub enum Attach {
 }
 
 /// How a user has left a machine's serial line.
-pub enum Left {
+pub enum DetachReason {
     /// The machine runs on.
     ByUser,
     /// It has ended.
     WithMachine(Ending),
 }
 
-impl Left {
+impl DetachReason {
     /// The exit code that it stands for.
     pub fn exit_code(&self) -> ExitCode {
         match self {
@@ -56,7 +56,7 @@ impl Left {
 /// Connects standard input and output to the machine's serial line until the
 /// machine ends or the user leaves. Without anybody to see its output, a machine
 /// that was started here is ended.
-pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<Left> {
+pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<DetachReason> {
     let mut waiter = vm.connect()?;
     let (line, early) = vm.connect()?.console(true)?;
     // Asked now: the answer waits here even if the machine's process does not.
@@ -88,7 +88,7 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<Left> {
             "\nLeft {0} running; `snapstore console {0}` comes back, `snapstore stop {0}` ends it.",
             vm.name
         ));
-        return Ok(Left::ByUser);
+        return Ok(DetachReason::ByUser);
     }
     match shown {
         Err(error) if is_owner => {
@@ -107,7 +107,7 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<Left> {
     } else {
         say(&format!("error: {}: {ending}", vm.name));
     }
-    Ok(Left::WithMachine(ending))
+    Ok(DetachReason::WithMachine(ending))
 }
 
 /// Tells the user, if there is still one.

@@ -30,4 +30,4 @@ pub use claim::{Surroundings, prepare};
 pub use error::{Error, Result};
 pub use mounted::{MountOptions, Mounted, Undo, mount};
 pub use mountpoint::{Mountpoint, is_dead, unmount};
-pub use view::What;
+pub use view::MountTarget;

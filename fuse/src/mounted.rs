@@ -14,7 +14,7 @@ use crate::chores::{Chores, keep_house};
 use crate::claim::{Claim, Surroundings};
 use crate::error::{Error, Result};
 use crate::server::Server;
-use crate::view::{View, What};
+use crate::view::{MountTarget, View};
 use crate::warm::Warm;
 
 /// How to serve a mount.
@@ -85,7 +85,7 @@ pub struct Undo {
 /// [`Error::HidesStore`]; [`Error::Store`] if there is no such snapshot; I/O errors.
 pub fn mount(
     store: Store,
-    what: &What,
+    what: &MountTarget,
     dir: &Path,
     options: &MountOptions,
     others: Vec<PathBuf>,

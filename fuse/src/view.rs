@@ -12,7 +12,7 @@ use crate::table::{Content, Dir, Node, Numbered, ROOT, Table};
 
 /// What a mount shows.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum What {
+pub enum MountTarget {
     /// One snapshot's files, of this tag or id.
     Snapshot(String),
     /// A directory per tag; new tags appear as they are committed.
@@ -46,15 +46,15 @@ pub(crate) struct View {
 }
 
 impl View {
-    pub fn new(store: Store, what: &What) -> Result<Self> {
+    pub fn new(store: Store, what: &MountTarget) -> Result<Self> {
         let mut pin = store.empty_pin()?;
         let table = Table::of_tags();
         match what {
-            What::AllTags => {
+            MountTarget::AllTags => {
                 // A store that cannot list its tags fails now, not at the first `ls`.
                 store.tag_names()?;
             }
-            What::Snapshot(name) => {
+            MountTarget::Snapshot(name) => {
                 let id = pin.add(&store, name)?;
                 let dir = snapshot_dir(&store, &table, id)?;
                 table.set_root(dir);
@@ -282,7 +282,7 @@ mod tests {
         let path = dir.path().join("store");
         let store = Store::create(&path, PageSize::KIB_4)?;
         commit(&store, dir.path(), "one", 1);
-        let view = View::new(Store::open(&path)?, &What::AllTags)?;
+        let view = View::new(Store::open(&path)?, &MountTarget::AllTags)?;
         let file = |tag: &str, name: &str| -> Result<Option<u64>> {
             let Some(dir) = find(&view, ROOT, tag)? else {
                 return Ok(None);
@@ -319,7 +319,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("store");
         let store = Store::create(&path, PageSize::KIB_4)?;
-        let view = View::new(Store::open(&path)?, &What::AllTags)?;
+        let view = View::new(Store::open(&path)?, &MountTarget::AllTags)?;
         let (nodes, empty) = (view.table.len(), lease_bytes(&store));
         for round in 0..20_u8 {
             let tag = format!("tag{round}");
@@ -355,7 +355,7 @@ mod tests {
         for tag in ["one", "two"] {
             commit(&store, dir.path(), tag, 1);
         }
-        let view = View::new(Store::open(&path)?, &What::AllTags)?;
+        let view = View::new(Store::open(&path)?, &MountTarget::AllTags)?;
         let empty = lease_bytes(&store);
         let one = find(&view, ROOT, "one")?.expect("a tag");
         let file = find(&view, one, "memory.bin")?.expect("the memory");
@@ -378,7 +378,7 @@ mod tests {
         for tag in ["one", "two"] {
             commit(&store, dir.path(), tag, 1);
         }
-        let view = View::new(Store::open(&path)?, &What::AllTags)?;
+        let view = View::new(Store::open(&path)?, &MountTarget::AllTags)?;
         let listed = view.entries(ROOT)?.expect("a directory");
         assert_eq!(listed.len(), 2);
         assert_eq!(view.table.len(), 1);

@@ -29,7 +29,7 @@ use crate::runtime::VSOCK;
 /// What a machine is made from.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum What {
+pub enum MachineSource {
     /// A kernel, from its beginning.
     Boot {
         /// A Linux bzImage or vmlinux, else a flat program.
@@ -83,14 +83,14 @@ type Devices = Vec<Box<dyn VirtioDevice>>;
 /// Builds the machine, paused and without threads, in the process's working directory,
 /// which is the machine's; tells how long its parts took.
 pub fn build(
-    what: &What,
+    what: &MachineSource,
     nets: &[NetSpec],
     overlays: &Overlays,
     console: &Arc<Console>,
 ) -> anyhow::Result<(Assembled, Seconds)> {
     let mut stages = Stages::new();
     let machine = match what {
-        What::Boot {
+        MachineSource::Boot {
             kernel,
             initrd,
             cmdline,
@@ -122,7 +122,7 @@ pub fn build(
             stages.end("map");
             Assembled::boot(memory, (*cpus, cpu), &kernel, console, devices).map_err(usage)?
         }
-        What::Restore { dir } => {
+        MachineSource::Restore { dir } => {
             let state = read_state(&dir.join("vmstate"))?;
             let image = open(&dir.join("memory.bin"))?;
             let devices = saved_devices(&state, dir, nets, overlays)?;

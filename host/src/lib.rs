@@ -33,7 +33,7 @@ mod supervisor;
 pub mod warm;
 
 pub use background::{detach, own_program, tidy};
-pub use build::{DiskAccess, DiskSpec, Overlays, What, check_kind};
+pub use build::{DiskAccess, DiskSpec, MachineSource, Overlays, check_kind};
 pub use error::{Busy, ChildFailure, ErrorClass, NotFound, Usage, class, message};
 pub use hidden::run_if_hidden;
 pub use spec::Spec;

@@ -18,11 +18,11 @@ use snapstore_vmm::confine::{self, Group, Limits, Preparation, Role, keep_only};
 use snapstore_vmm::control::{Identity, RunState, Vm};
 
 use crate::background;
-use crate::build::{What, build};
+use crate::build::{MachineSource, build};
 use crate::capped_log;
 use crate::error::ChildFailure;
 use crate::networks::NetSpec;
-use crate::runtime::{Claim, IN_ORDER, Runtime, VSOCK};
+use crate::runtime::{IN_ORDER, NameLock, Runtime, VSOCK};
 use crate::spec::{self, FAILED, NOT_STARTED, Spec, announce};
 
 /// The hidden command that is one machine: its number in the spec, and the descriptors
@@ -64,7 +64,7 @@ fn start(
     number: usize,
     lock: OwnedFd,
     began: Instant,
-) -> anyhow::Result<(Arc<Vm>, Claim)> {
+) -> anyhow::Result<(Arc<Vm>, NameLock)> {
     background::detach()?;
     let claim = Runtime::open()?.vm(&spec.names[number])?.adopt(lock);
     claim.name_holder()?;
@@ -87,7 +87,7 @@ fn start(
 fn start_claimed(
     spec: &Spec,
     nets: &[NetSpec],
-    claim: &Claim,
+    claim: &NameLock,
     began: Instant,
 ) -> anyhow::Result<Arc<Vm>> {
     capped_log::begin(&claim.vm.log())
@@ -134,9 +134,9 @@ fn start_claimed(
     let mut status = vm.status();
     vm.listen(listener).context("cannot start a thread")?;
     if spec.run_on_word || spec.stop_at_ready {
-        heed_starter(&vm, spec)?;
+        watch_starter(&vm, spec)?;
     }
-    if matches!(spec.what, What::Restore { .. }) {
+    if matches!(spec.what, MachineSource::Restore { .. }) {
         refresh_guest(&vm, spec.require_reseed)?;
     }
     // All threads are there, and have entered theirs.
@@ -165,7 +165,7 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
 
 /// Lets the machine run when who started it says so, and ends it if they are gone. Once
 /// they are, nobody lets a guest go on that stops when it is ready.
-fn heed_starter(vm: &Arc<Vm>, spec: &Spec) -> anyhow::Result<()> {
+fn watch_starter(vm: &Arc<Vm>, spec: &Spec) -> anyhow::Result<()> {
     let vm = vm.clone();
     let (run_on_word, stop_at_ready) = (spec.run_on_word, spec.stop_at_ready);
     std::thread::Builder::new()

@@ -7,7 +7,7 @@ use anyhow::bail;
 use snapstore_store::{NotPinned, Store};
 use snapstore_vmm::control::Origin;
 
-use crate::build::{Overlays, What};
+use crate::build::{MachineSource, Overlays};
 use crate::mounts;
 use crate::networks::{self, NetSpec};
 use crate::runtime::{Reservation, Runtime};
@@ -65,7 +65,7 @@ pub fn prepare(
         spec: Spec {
             overlays: request.overlays,
             names,
-            what: What::Restore { dir: mounted.dir },
+            what: MachineSource::Restore { dir: mounted.dir },
             nets,
             origin: Origin {
                 snapshot: Some(id.to_string()),

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use snapstore_vmm::control::{Origin, Status};
 
-use crate::build::{Overlays, What};
+use crate::build::{MachineSource, Overlays};
 use crate::error::ChildFailure;
 use crate::networks::NetSpec;
 
@@ -21,7 +21,7 @@ pub struct Spec {
     /// One machine for each.
     pub names: Vec<String>,
     /// What each is made from.
-    pub what: What,
+    pub what: MachineSource,
     /// Where what guests write to their disks is kept.
     pub overlays: Overlays,
     /// The network interfaces of each.

@@ -22,9 +22,9 @@ const MAX_THREADS: usize = 64;
 
 /// What lets machines run that wait for it; without it they end. As long as it is
 /// there, a guest may stop when it is ready.
-pub struct Word(ChildStdin);
+pub struct StartSignal(ChildStdin);
 
-impl Word {
+impl StartSignal {
     /// To so many machines.
     pub fn give(&mut self, machines: usize) -> anyhow::Result<()> {
         self.0
@@ -39,7 +39,7 @@ pub fn start(
     runtime: &Runtime,
     mut spec: Spec,
     kept: &[BorrowedFd<'_>],
-) -> anyhow::Result<(Vec<Status>, Word)> {
+) -> anyhow::Result<(Vec<Status>, StartSignal)> {
     spec.kept = kept.iter().map(|fd| fd.as_raw_fd()).collect();
     let spec = &spec;
     for fd in kept {
@@ -61,7 +61,7 @@ pub fn start(
     let mut line = serde_json::to_vec(spec)?;
     line.push(b'\n');
     input.write_all(&line)?;
-    let word = Word(input);
+    let word = StartSignal(input);
     let announced = announcements(&mut host, spec)?;
     let error = match all_started(spec, &announced) {
         Ok(started) => return Ok((started, word)),

@@ -23,7 +23,7 @@ use snapstore_vmm::confine::keep_only;
 use crate::background;
 use crate::error::ChildFailure;
 use crate::process;
-use crate::runtime::{Claim, KILLED, Runtime, VmDir};
+use crate::runtime::{KILLED, NameLock, Runtime, VmDir};
 use crate::spec::{self, FAILED, NOT_STARTED, Spec, announce};
 
 /// The hidden command that starts machines and supervises them.
@@ -70,7 +70,7 @@ fn run(spec: &Spec, line: &str) -> anyhow::Result<u8> {
 }
 
 /// Without one of its names, none of the machines starts.
-fn give_up(claims: Vec<Claim>) -> anyhow::Result<u8> {
+fn give_up(claims: Vec<NameLock>) -> anyhow::Result<u8> {
     for claim in claims {
         claim.release(None)?;
     }
@@ -78,7 +78,7 @@ fn give_up(claims: Vec<Claim>) -> anyhow::Result<u8> {
 }
 
 /// A process for each that begins with a copy of this one.
-fn fork_all(spec: &Spec, claims: &[Claim]) -> anyhow::Result<Vec<i32>> {
+fn fork_all(spec: &Spec, claims: &[NameLock]) -> anyhow::Result<Vec<i32>> {
     let numbers: Vec<i32> = claims.iter().map(|claim| raw(claim.lock())).collect();
     let child = |number: usize| {
         // The others' names are not this one's to hold.
@@ -96,7 +96,7 @@ fn fork_all(spec: &Spec, claims: &[Claim]) -> anyhow::Result<Vec<i32>> {
 
 /// A process for each that executes this program anew: no two have the same layout of
 /// their addresses.
-fn execute_all(line: &str, claims: &[Claim], kept: &[OwnedFd]) -> anyhow::Result<Vec<i32>> {
+fn execute_all(line: &str, claims: &[NameLock], kept: &[OwnedFd]) -> anyhow::Result<Vec<i32>> {
     let file = memfd_create("spec", MemfdFlags::empty()).context("cannot pass on the machines")?;
     let mut file = File::from(file);
     file.write_all(line.as_bytes())?;

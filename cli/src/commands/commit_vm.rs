@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use serde_json::json;
-use snapstore_host::commit::{Done, Wanted, commit};
+use snapstore_host::commit::{CommitTarget, VmCommit, commit};
 use snapstore_host::runtime::Runtime;
 use snapstore_store::Store;
 
@@ -17,7 +17,7 @@ pub fn run(context: &Context, args: &CommitArgs, name: &str) -> anyhow::Result<E
     let context = &context.stopped_by_signals()?;
     let vm = Runtime::open()?.running(name)?;
     let store = context.open_or_create_default()?;
-    let wanted = Wanted {
+    let wanted = CommitTarget {
         tag: args.tag.clone(),
         replace: args.replace,
         labels: labels(args)?,
@@ -33,9 +33,9 @@ fn answer(
     tag: &str,
     name: &str,
     store: &Store,
-    done: &Done,
+    done: &VmCommit,
 ) -> anyhow::Result<()> {
-    let Done {
+    let VmCommit {
         committed,
         timings,
         read_bytes,

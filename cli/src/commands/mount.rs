@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use serde_json::json;
-use snapstore_fuse::{MountOptions, Surroundings, Undo, What, mount};
+use snapstore_fuse::{MountOptions, MountTarget, Surroundings, Undo, mount};
 use snapstore_host::mount_server::{Announcement, ServerRequest, launch};
 use snapstore_host::mounts::lock_dir;
 use snapstore_host::{look, runtime};
@@ -23,8 +23,8 @@ use crate::logging::say;
 
 pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     let (what, dir) = match args.what.as_slice() {
-        [dir] => (What::AllTags, dir),
-        [name, dir] => (What::Snapshot(tag(name)?), dir),
+        [dir] => (MountTarget::AllTags, dir),
+        [name, dir] => (MountTarget::Snapshot(tag(name)?), dir),
         _ => unreachable!("clap accepts one or two values"),
     };
     let dir = Path::new(dir);
@@ -57,7 +57,7 @@ fn tag(name: &OsStr) -> anyhow::Result<String> {
 fn serve(
     context: &Context,
     args: &MountArgs,
-    what: &What,
+    what: &MountTarget,
     dir: &Path,
     announcement: &mut Option<Announcement>,
 ) -> anyhow::Result<()> {
@@ -211,19 +211,19 @@ fn lock_parent(lock: &Path) -> anyhow::Result<fs::File> {
 fn start_server(
     context: &Context,
     args: &MountArgs,
-    what: &What,
+    what: &MountTarget,
     dir: &Path,
 ) -> anyhow::Result<ExitCode> {
     // Looked up here first, so that the commonest errors come without a detour.
     let store = context.open_resolved()?;
-    if let What::Snapshot(name) = what {
+    if let MountTarget::Snapshot(name) = what {
         store.resolve(name)?;
     }
     snapstore_fuse::prepare(dir, &around(context, &store)?, &look::is_dead)?;
     let request = ServerRequest {
         snapshot: match what {
-            What::Snapshot(name) => Some(name.clone()),
-            What::AllTags => None,
+            MountTarget::Snapshot(name) => Some(name.clone()),
+            MountTarget::AllTags => None,
         },
         dir: dir.to_owned(),
         allow_other: args.allow_other,
@@ -238,8 +238,8 @@ fn start_server(
     }
     let shown = dir.display().to_string();
     let tag = match what {
-        What::Snapshot(name) => Some(name.as_str()),
-        What::AllTags => None,
+        MountTarget::Snapshot(name) => Some(name.as_str()),
+        MountTarget::AllTags => None,
     };
     let log = server.log.display().to_string();
     let value = json!({"dir": shown, "snapshot": tag, "server_pid": server.pid, "log": log});

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use snapstore_host::commit::Wanted;
+use snapstore_host::commit::CommitTarget;
 use snapstore_host::runtime::Runtime;
 use snapstore_host::start::free_names;
-use snapstore_host::{DiskAccess, DiskSpec, Overlays, Spec, Usage, What, check_kind, networks};
+use snapstore_host::{
+    DiskAccess, DiskSpec, MachineSource, Overlays, Spec, Usage, check_kind, networks,
+};
 use snapstore_store::Error;
 use snapstore_vmm::control::Origin;
 
@@ -63,7 +65,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
         .tag
         .as_ref()
         .zip(configuration)
-        .map(|(tag, configuration)| Wanted {
+        .map(|(tag, configuration)| CommitTarget {
             tag: tag.clone(),
             replace: args.replace,
             labels: [(CONFIGURATION_LABEL.to_owned(), configuration)].into(),
@@ -75,7 +77,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
         overlays,
         names,
         nets,
-        what: What::Boot {
+        what: MachineSource::Boot {
             kernel: absolute(&args.kernel)?,
             initrd: args.initrd.as_deref().map(absolute).transpose()?,
             cmdline: args.cmdline.clone(),

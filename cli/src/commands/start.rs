@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use serde_json::json;
-use snapstore_host::commit::{Wanted, commit};
+use snapstore_host::commit::{CommitTarget, commit};
 use snapstore_host::runtime::{Runtime, VmDir};
-use snapstore_host::start::{self, Word};
+use snapstore_host::start::{self, StartSignal};
 use snapstore_host::{ChildFailure, Spec, class, message};
 use snapstore_store::Store;
 use snapstore_vmm::control::{Client, Request, RunState, Status};
@@ -20,7 +20,7 @@ use crate::exit;
 use crate::format::{millis, size};
 use crate::logging::say;
 use crate::progress::{Bar, Unit};
-use crate::terminal::{self, Left};
+use crate::terminal::{self, DetachReason};
 
 /// What `--no-confine` gives up.
 const UNCONFINED: &str = "warning: not confined: a guest that breaks out of its machine has this \
@@ -34,7 +34,7 @@ pub fn start(
     args: &StartArgs,
     mut spec: Spec,
     kept: &[BorrowedFd<'_>],
-    when_ready: Option<Wanted>,
+    when_ready: Option<CommitTarget>,
 ) -> anyhow::Result<ExitCode> {
     let vms: Vec<VmDir> = spec
         .names
@@ -78,7 +78,7 @@ pub fn start(
     let Some(ready) = ready else {
         return Ok(left.exit_code());
     };
-    if matches!(left, Left::ByUser) && !ready.is_finished() {
+    if matches!(left, DetachReason::ByUser) && !ready.is_finished() {
         say!("error: it is not committed when it is ready: this command had to wait for that");
         return Ok(ExitCode::from(exit::FAILED));
     }
@@ -109,7 +109,7 @@ fn still_there(error: anyhow::Error, vm: &VmDir) -> anyhow::Error {
 fn commit_when_ready(
     store: Store,
     vm: &VmDir,
-    wanted: Wanted,
+    wanted: CommitTarget,
     attached: bool,
 ) -> JoinHandle<anyhow::Result<()>> {
     let vm = vm.clone();
@@ -136,7 +136,7 @@ fn commit_when_ready(
 fn report(
     context: &Context,
     mut started: Vec<Status>,
-    mut word: Word,
+    mut word: StartSignal,
     later: bool,
     until_reseeded: Option<&Vec<VmDir>>,
 ) -> anyhow::Result<ExitCode> {

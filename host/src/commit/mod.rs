@@ -29,7 +29,7 @@ const LEAVING: Duration = Duration::from_secs(5);
 const LEAVING_RETRY: Duration = Duration::from_millis(20);
 
 /// What a machine is to be committed as.
-pub struct Wanted {
+pub struct CommitTarget {
     /// The tag to create.
     pub tag: String,
     /// Whether a tag that exists is moved.
@@ -39,7 +39,7 @@ pub struct Wanted {
 }
 
 /// A commit of a machine, and what it took.
-pub struct Done {
+pub struct VmCommit {
     /// The snapshot.
     pub committed: Committed,
     /// How long its parts took.
@@ -53,9 +53,9 @@ pub struct Done {
 pub fn commit(
     store: &Store,
     vm: &VmDir,
-    wanted: &Wanted,
+    wanted: &CommitTarget,
     progress: &dyn Progress,
-) -> anyhow::Result<Done> {
+) -> anyhow::Result<VmCommit> {
     let began = Instant::now();
     match try_commit(store, vm, wanted, progress, began) {
         Err(error) if is_overtaken(&error) => {
@@ -91,10 +91,10 @@ fn is_busy(error: &anyhow::Error) -> bool {
 fn try_commit(
     store: &Store,
     vm: &VmDir,
-    wanted: &Wanted,
+    wanted: &CommitTarget,
     progress: &dyn Progress,
     began: Instant,
-) -> anyhow::Result<Done> {
+) -> anyhow::Result<VmCommit> {
     // Before the machine is disturbed.
     store.check_tag_free(&wanted.tag, wanted.replace)?;
     let mut committer = Committer::new(vm.connect()?);
@@ -134,7 +134,7 @@ fn try_commit(
             wanted.tag, vm.name
         )
     })?;
-    Ok(Done {
+    Ok(VmCommit {
         committed,
         timings,
         read_bytes,
@@ -176,7 +176,11 @@ impl Base {
     }
 }
 
-fn request(wanted: &Wanted, base: &Base, frozen: &FrozenMachine) -> anyhow::Result<CommitRequest> {
+fn request(
+    wanted: &CommitTarget,
+    base: &Base,
+    frozen: &FrozenMachine,
+) -> anyhow::Result<CommitRequest> {
     let Base { parent, kind } = base;
     let memory = Input {
         name: "memory".to_owned(),

@@ -8,7 +8,7 @@ use snapstore_store::{Extent, ImageRole, Input, InputData, Precopy, Progress, St
 use snapstore_vmm::control::Committer;
 use snapstore_vmm::memory::HostSlot;
 
-use super::{Base, Wanted};
+use super::{Base, CommitTarget};
 use crate::runtime::VmDir;
 
 /// The most often that a guest's memory is read before it is frozen. One that writes half
@@ -26,7 +26,7 @@ pub struct Read<'a> {
 pub fn read<'a>(
     store: &'a Store,
     vm: &VmDir,
-    wanted: &Wanted,
+    wanted: &CommitTarget,
     committer: &mut Committer,
     progress: &dyn Progress,
 ) -> anyhow::Result<Option<Read<'a>>> {

@@ -24,7 +24,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(2);
 const STARTER_ATTEMPTS: u32 = 5;
 
 /// A machine's name, taken for as long as this or a duplicate of it is open.
-pub struct Claim {
+pub struct NameLock {
     /// The machine's directory.
     pub vm: VmDir,
     lock: File,
@@ -48,8 +48,8 @@ impl Drop for Reservation {
 
 impl VmDir {
     /// A claim that was handed to this process, as the lock that it holds.
-    pub fn adopt(&self, lock: OwnedFd) -> Claim {
-        Claim {
+    pub fn adopt(&self, lock: OwnedFd) -> NameLock {
+        NameLock {
             vm: self.clone(),
             lock: lock.into(),
         }
@@ -59,7 +59,7 @@ impl VmDir {
     ///
     /// The lock decides, not the directory: it is looked for again by its path
     /// once locked, since its holder may have removed it meanwhile.
-    pub fn claim(&self) -> anyhow::Result<Claim> {
+    pub fn claim(&self) -> anyhow::Result<NameLock> {
         let mut attempts = LOCK_ATTEMPTS;
         loop {
             let lock = self.open_own(&self.lock_path())?;
@@ -85,7 +85,7 @@ impl VmDir {
                     .and_then(|()| remove_if_there(&self.log()))
                     .and_then(|()| remove_if_there(&self.dir.join("ending")))
                     .with_context(|| format!("cannot clear {}", self.dir.display()))?;
-                return Ok(Claim {
+                return Ok(NameLock {
                     vm: self.clone(),
                     lock,
                 });
@@ -163,7 +163,7 @@ impl VmDir {
     }
 
     /// The name of a machine that has ended, if nobody has taken it since.
-    pub fn reclaim(&self) -> anyhow::Result<Option<Claim>> {
+    pub fn reclaim(&self) -> anyhow::Result<Option<NameLock>> {
         let lock = match File::open(self.lock_path()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => {
@@ -178,7 +178,7 @@ impl VmDir {
                     other?;
                     let vm = self.clone();
                     let is_same = is_same(&lock, &self.lock_path());
-                    return Ok(is_same.then_some(Claim { vm, lock }));
+                    return Ok(is_same.then_some(NameLock { vm, lock }));
                 }
             }
         }
@@ -203,7 +203,7 @@ impl VmDir {
     }
 }
 
-impl Claim {
+impl NameLock {
     /// Writes down that this process is the machine's: whoever ends a machine that does
     /// not answer has to know which process it is.
     pub fn name_holder(&self) -> anyhow::Result<()> {

@@ -27,7 +27,7 @@ use anyhow::{Context as _, bail};
 
 use crate::error::Usage;
 use crate::mounts;
-pub use claim::{Claim, Reservation, forget};
+pub use claim::{NameLock, Reservation, forget};
 pub use ending::{IN_ORDER, KILLED};
 pub use files::is_same;
 use files::make_private;

@@ -92,7 +92,7 @@ impl Connection {
     /// The guest asked for a connection that the host accepted.
     pub fn accepted(stream: UnixStream, request: &Header) -> Self {
         let mut connection = Self::new(stream, Phase::Open);
-        connection.hear_credit(request);
+        connection.on_credit(request);
         connection
     }
 
@@ -139,7 +139,7 @@ impl Connection {
     }
 
     /// Every packet of the guest tells its credit.
-    pub fn hear_credit(&mut self, header: &Header) {
+    pub fn on_credit(&mut self, header: &Header) {
         self.guest_buffer = header.buffer_bytes;
         self.guest_taken = header.taken_bytes;
         self.asked &= self.credit() == 0;
@@ -261,7 +261,7 @@ impl Connection {
     }
 
     /// What the socket reported.
-    pub fn hear_events(&mut self, events: EventFlags) {
+    pub fn on_events(&mut self, events: EventFlags) {
         self.armed = EventFlags::empty();
         if events.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR)
         {

@@ -124,13 +124,13 @@ impl Vsock {
     }
 
     /// Takes what the guest sends.
-    fn hear_guest(&mut self, queue: &mut Virtqueue<'_>) -> Result<(), Broken> {
+    fn on_guest(&mut self, queue: &mut Virtqueue<'_>) -> Result<(), Broken> {
         while let Some(chain) = queue.pop()? {
             let mut header = [0; HEADER_BYTES];
             chain.read_at(0, &mut header)?;
             let header = Header::decode(&header);
             let payload = read_payload(&chain, &header, &mut self.payload)?;
-            lock(&self.shared).table.hear_guest(&header, payload);
+            lock(&self.shared).table.on_guest(&header, payload);
             queue.push(&chain, 0)?;
         }
         // The thread serves the other queue, and looks at deadlines.
@@ -231,7 +231,7 @@ impl VirtioDevice for Vsock {
     fn process(&mut self, queue_index: usize, queue: &mut Virtqueue<'_>) -> Result<(), Broken> {
         match queue_index {
             RECEIVE => self.tell_guest(queue),
-            SEND => self.hear_guest(queue),
+            SEND => self.on_guest(queue),
             EVENTS => self.tell_news(queue),
             _ => Ok(()),
         }

@@ -79,7 +79,7 @@ impl Table {
 
     /// A packet of the guest. `payload` is `None` if the packet's length is not
     /// possible.
-    pub fn hear_guest(&mut self, header: &Header, payload: Option<&[u8]>) {
+    pub fn on_guest(&mut self, header: &Header, payload: Option<&[u8]>) {
         if header.source_cid != self.guest_cid || header.destination_cid != HOST_CID {
             // Nobody to answer to.
             return;
@@ -94,7 +94,7 @@ impl Table {
         };
         let (TYPE_STREAM, Some(payload)) = (header.socket_type, payload) else {
             self.refuse(ports);
-            return self.owe_reset(reset);
+            return self.queue_reset(reset);
         };
         if header.operation == Operation::Request {
             return self.guest_requests(header, ports);
@@ -104,10 +104,10 @@ impl Table {
             None => Err(Violation),
         };
         match heard {
-            Ok(()) => self.settle(ports),
+            Ok(()) => self.update(ports),
             Err(Violation) => {
                 self.refuse(ports);
-                self.owe_reset(reset);
+                self.queue_reset(reset);
             }
         }
     }
@@ -134,7 +134,7 @@ impl Table {
             };
         if !added {
             self.refuse(ports);
-            self.owe_reset(Reset {
+            self.queue_reset(Reset {
                 ports,
                 socket_type: TYPE_STREAM,
             });
@@ -148,7 +148,7 @@ impl Table {
         };
         if connection.has_pending() {
             connection.phase = Phase::Lingering;
-            self.settle(ports);
+            self.update(ports);
         } else {
             self.forget(ports);
         }
@@ -165,7 +165,7 @@ impl Table {
     }
 
     /// Someone who connected says to which port.
-    pub fn hear_greeting(&mut self, number: u32) {
+    pub fn on_greeting(&mut self, number: u32) {
         let Some((stream, guest)) = self.host.hear(number, &self.poll) else {
             return;
         };
@@ -187,7 +187,7 @@ impl Table {
     }
 
     /// A connection's socket reports something.
-    pub fn hear_socket(&mut self, ports: Ports, events: EventFlags) {
+    pub fn on_socket(&mut self, ports: Ports, events: EventFlags) {
         let Some(connection) = self.connections.get_mut(&ports) else {
             return;
         };
@@ -195,8 +195,8 @@ impl Table {
             // Whoever asked is gone: nothing else is waited for.
             return self.reset(ports);
         }
-        connection.hear_events(events);
-        self.settle(ports);
+        connection.on_events(events);
+        self.update(ports);
     }
 
     // --- Life of a connection ------------------------------------------------
@@ -212,24 +212,24 @@ impl Table {
             return false;
         }
         self.connections.insert(ports, connection);
-        self.settle(ports);
+        self.update(ports);
         true
     }
 
     /// After anything happened to a connection: whether it is over, what it has
     /// for the guest, what it waits for.
-    fn settle(&mut self, ports: Ports) {
+    fn update(&mut self, ports: Ports) {
         let Some(connection) = self.connections.get_mut(&ports) else {
             return;
         };
         if connection.guest_is_done() && connection.phase != Phase::Lingering {
             // Virtio 1.2, section 5.10.6.5: a reset confirms the end.
             connection.phase = Phase::Lingering;
-            self.owe_reset(Reset {
+            self.queue_reset(Reset {
                 ports,
                 socket_type: TYPE_STREAM,
             });
-            return self.settle(ports);
+            return self.update(ports);
         }
         if connection.phase == Phase::Lingering && !connection.has_pending() {
             return self.forget(ports);
@@ -264,7 +264,7 @@ impl Table {
     /// Ends a connection and tells the guest.
     fn reset(&mut self, ports: Ports) {
         self.forget(ports);
-        self.owe_reset(Reset {
+        self.queue_reset(Reset {
             ports,
             socket_type: TYPE_STREAM,
         });
@@ -284,7 +284,7 @@ impl Table {
         }
     }
 
-    fn owe_reset(&mut self, reset: Reset) {
+    fn queue_reset(&mut self, reset: Reset) {
         if self.resets.len() < MAX_RESETS {
             self.resets.push_back(reset);
         }
@@ -341,7 +341,7 @@ impl Table {
             if connection.has_output() {
                 return Some(Output::Connection(ports));
             }
-            self.settle(ports);
+            self.update(ports);
         }
         None
     }
@@ -371,7 +371,7 @@ impl Table {
                 Some(connection) => {
                     let packet = connection.next_packet(&mut payload[..longest]);
                     let taken_bytes = connection.forwarded();
-                    self.settle(ports);
+                    self.update(ports);
                     (ports, TYPE_STREAM, Some(packet), taken_bytes)
                 }
             },
@@ -414,7 +414,7 @@ fn hear(connection: &mut Connection, header: &Header, payload: &[u8]) -> Result<
     {
         return Err(Violation);
     }
-    connection.hear_credit(header);
+    connection.on_credit(header);
     match header.operation {
         Operation::Response => connection.opened(header.destination_port),
         Operation::ReadWrite => connection.take(payload),

@@ -75,8 +75,8 @@ fn hear(shared: &mut Shared, wake: &Wake, source: Source, flags: EventFlags) -> 
                 });
             });
         }
-        Source::Greeting(number) => shared.table.hear_greeting(number),
-        Source::Connection(ports) => shared.table.hear_socket(ports, flags),
+        Source::Greeting(number) => shared.table.on_greeting(number),
+        Source::Connection(ports) => shared.table.on_socket(ports, flags),
     }
     Ok(())
 }
