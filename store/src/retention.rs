@@ -296,7 +296,7 @@ mod tests {
                 labels: BTreeMap::new(),
                 added_chunks: 0,
                 added_bytes: 0,
-                other_fields: Vec::new(),
+                ..Manifest::blank(PageSize::default())
             },
         }
     }

@@ -253,7 +253,7 @@ impl Store {
             labels: request.labels.clone(),
             added_chunks: sink.added_chunks,
             added_bytes: sink.added_bytes,
-            other_fields: Vec::new(),
+            ..Manifest::blank(page_size)
         };
         let encoded = request::encode(&manifest, self.format())?;
         let id = SnapshotId::of_manifest(&encoded);

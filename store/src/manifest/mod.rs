@@ -152,6 +152,22 @@ fn page_size_bytes<S: serde::Serializer>(
 }
 
 impl Manifest {
+    /// One of nothing: whoever makes a manifest names what it has, and a new field is
+    /// absent in all others.
+    pub(crate) fn blank(page_size: PageSize) -> Self {
+        Self {
+            page_size,
+            created_unix_seconds: 0,
+            parent: None,
+            first_tag: String::new(),
+            images: Vec::new(),
+            labels: BTreeMap::new(),
+            added_chunks: 0,
+            added_bytes: 0,
+            other_fields: Vec::new(),
+        }
+    }
+
     /// When it was committed.
     #[must_use]
     pub fn created(&self) -> SystemTime {

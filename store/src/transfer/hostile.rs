@@ -10,7 +10,7 @@ use crate::format::manifest::canonical;
 use crate::format::node::{Child, Node};
 use crate::format::stream::{EncodedBlock, MAX_CONTENT_LEN, Record, StreamWriter};
 use crate::id::{ChunkId, ChunkKind};
-use crate::manifest::{Image, ImageRole, Manifest};
+use crate::manifest::{Field, Image, ImageRole, Manifest};
 use crate::page::PageSize;
 use crate::progress::Silent;
 use crate::store::Store;
@@ -76,7 +76,7 @@ fn manifest(pages: u64, root: ChunkId, change: impl FnOnce(&mut Manifest)) -> Ve
         labels: std::collections::BTreeMap::new(),
         added_chunks: 0,
         added_bytes: 0,
-        other_fields: Vec::new(),
+        ..Manifest::blank(page_size)
     };
     change(&mut manifest);
     canonical(&manifest.encode(StoreFormat::Two)).to_vec()
@@ -243,6 +243,29 @@ fn what_a_newer_version_wrote_is_said_to_be_that() {
     };
     newer(&reseal(8, 2), "stream format version 2");
     newer(&reseal(21, 1), "stream feature bit 40");
+}
+
+/// What only a newer version understands is kept, or the snapshot is not taken.
+#[test]
+fn a_field_that_is_not_known_is_not_lost() {
+    let good = Good::new();
+    let bytes = manifest(1, good.leaf_id, |manifest| {
+        manifest.other_fields.push(Field {
+            number: 77,
+            bytes: b"what it says".to_vec(),
+        });
+    });
+    let mut records = good.records();
+    records[2] = snapshot(&["a"], &bytes);
+    let (_dir, two) = store();
+    let id = import(&two, &stream_of(&records)).unwrap().snapshots[0].id;
+    assert_eq!(two.manifest(id).unwrap().other_fields[0].number, 77);
+    let dir = tempfile::tempdir().unwrap();
+    let one = dir.path().join("one");
+    let one = Store::create_in_format(&one, PageSize::KIB_4, StoreFormat::One).unwrap();
+    let error = import(&one, &stream_of(&records)).unwrap_err();
+    assert!(matches!(error, Error::NotImportable { .. }), "{error}");
+    assert!(one.tags().unwrap().is_empty());
 }
 
 #[test]

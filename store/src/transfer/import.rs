@@ -406,10 +406,6 @@ impl Import<'_> {
             StoreFormat::One => (StoreFormat::One, false),
         };
         if !keeps_id {
-            if !manifest.other_fields.is_empty() {
-                let problem = "it has a field that a store of format 1 cannot hold";
-                return Err(self.not_importable(tag, problem));
-            }
             // Of the same bytes at each import.
             for root in manifest.images.iter_mut().filter_map(|it| it.root.as_mut()) {
                 root.hint = None;
@@ -420,11 +416,29 @@ impl Import<'_> {
             }
         }
         let encoded = manifest.encode(format);
-        let same_id = SnapshotId::of_manifest(&encoded) == SnapshotId::of_manifest(payload);
-        if keeps_id && !same_id || encoded.len() > MAX_LEN {
-            return Err(Refused::Stream("it holds a manifest that none writes"));
+        if keeps_id {
+            if SnapshotId::of_manifest(&encoded) != SnapshotId::of_manifest(payload) {
+                return Err(Refused::Stream("it holds a manifest that none writes"));
+            }
+        } else if !self.is_same(manifest, &encoded) {
+            let problem = "it has a field that a store of format 1 cannot hold";
+            return Err(self.not_importable(tag, problem));
+        }
+        if encoded.len() > MAX_LEN {
+            return Err(self.not_importable(tag, "its manifest is too long here"));
         }
         Ok(encoded)
+    }
+
+    /// Whether nothing of a manifest is lost in these bytes, but for hints.
+    fn is_same(&self, manifest: &Manifest, encoded: &[u8]) -> bool {
+        let again = Manifest::decode(encoded, self.store.page_size());
+        again.is_ok_and(|mut again| {
+            for root in again.images.iter_mut().filter_map(|it| it.root.as_mut()) {
+                root.hint = None;
+            }
+            again == *manifest
+        })
     }
 
     fn not_importable(&self, tag: &str, problem: &'static str) -> Refused {

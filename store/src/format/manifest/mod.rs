@@ -133,7 +133,7 @@ mod tests {
             labels: BTreeMap::from([("os".to_owned(), "debian 12".to_owned())]),
             added_chunks: 3,
             added_bytes: 4567,
-            other_fields: Vec::new(),
+            ..Manifest::blank(PageSize::KIB_4)
         }
     }
 

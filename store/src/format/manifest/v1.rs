@@ -84,7 +84,7 @@ pub(super) fn decode_first(
         labels: input.labels()?,
         added_chunks: input.u64().ok_or(CUT)?,
         added_bytes: input.u64().ok_or(CUT)?,
-        other_fields: Vec::new(),
+        ..Manifest::blank(page_size)
     };
     Ok((manifest, bytes.len() - input.0.len()))
 }

@@ -96,17 +96,19 @@ pub(super) fn decode(bytes: &[u8], page_size: PageSize) -> Result<Manifest, Malf
         labels: input.labels()?,
         added_chunks: input.u64().ok_or(CUT)?,
         added_bytes: input.u64().ok_or(CUT)?,
-        other_fields: Vec::new(),
+        ..Manifest::blank(page_size)
     };
+    let mut last = None;
     while !input.0.is_empty() {
         let number = input.u16().ok_or(CUT)?;
         let len = usize::try_from(input.u32().ok_or(CUT)?).map_err(|_| CUT)?;
         let (field, rest) = input.0.split_at_checked(len).ok_or(CUT)?;
         input.0 = rest;
-        let last = manifest.other_fields.last();
-        if last.is_some_and(|last: &Field| last.number & !MUST >= number & !MUST) {
+        // Also of those that are known: each is there once.
+        if last.is_some_and(|last| last >= number & !MUST) {
             return Err(Malformed::Wrong("its fields are not in order"));
         }
+        last = Some(number & !MUST);
         if number & MUST != 0 {
             let number = number & !MUST;
             return Err(Malformed::NewerField { number });
