@@ -49,8 +49,12 @@ pub fn run(arguments: &[String]) -> anyhow::Result<u8> {
 pub fn machine_process(spec: &Spec, number: usize, lock: OwnedFd, _kept: Vec<OwnedFd>) -> u8 {
     let began = Instant::now();
     match start(spec, number, lock, began) {
-        // What is kept and the lock stay open until the process ends.
-        Ok((vm, _claim)) => live(&vm),
+        // What is kept and the lock stay open until the process ends: whoever finds the
+        // lock free ends what is left in its group.
+        Ok((vm, claim)) => {
+            std::mem::forget(claim);
+            live(&vm)
+        }
         Err(error) => {
             // Without a reader there is nobody to tell.
             let _ = announce(&spec.names[number], Err(ChildFailure::of(&error)));
@@ -74,7 +78,9 @@ fn start(
         Ok(vm) => Ok((vm, claim)),
         Err(error) => {
             // Where this process may not any more, its supervisor does.
-            if !confine::is_confined() {
+            if confine::is_confined() {
+                std::mem::forget(claim);
+            } else {
                 claim.release(None)?;
             }
             Err(error)
@@ -118,6 +124,10 @@ fn start_claimed(
             shares_layout: spec.share_layout,
             ..confinement
         });
+    // A confined process cannot leave it: its supervisor clears it away.
+    if let Some(group) = group {
+        group.keep();
+    }
     let identity = Identity {
         name: claim.vm.name.clone(),
         origin: spec.origin.clone(),
@@ -146,9 +156,6 @@ fn start_claimed(
         status.state = RunState::Running;
     }
     announce(&claim.vm.name, Ok(status))?;
-    if let Some(group) = group {
-        group.keep();
-    }
     // Lets go of the pipe to who started this.
     rustix::stdio::dup2_stdout(&null)?;
     Ok(vm)

@@ -25,8 +25,10 @@ const CONTROLLERS: [&str; 2] = ["memory", "pids"];
 /// its disks, in bytes. Files that it has read or written count, too, but give way.
 const ALLOWANCE_BYTES: u64 = 256 << 20;
 
-/// How long processes of an ended machine may take to be gone.
+/// How long processes of an ended machine may take to be gone, by themselves at first: one
+/// that ends has something to say of it.
 const PATIENCE: Duration = Duration::from_secs(2);
+const BY_THEMSELVES: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(2);
 
 /// Where this process is in the hierarchy.
@@ -152,7 +154,7 @@ pub fn remove_group(dir: &Path) -> io::Result<()> {
     if !name.is_some_and(|name| name.starts_with(PREFIX)) {
         return Err(ErrorKind::InvalidInput.into());
     }
-    let deadline = Instant::now() + PATIENCE;
+    let began = Instant::now();
     loop {
         let error = match fs::remove_dir(dir) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -161,12 +163,14 @@ pub fn remove_group(dir: &Path) -> io::Result<()> {
         };
         let inside = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
         let own = std::process::id().to_string();
-        if inside.lines().any(|pid| pid == own) || Instant::now() > deadline {
+        if inside.lines().any(|pid| pid == own) || began.elapsed() > PATIENCE {
             return Err(error);
         }
         // Frozen copies that their machine could not end any more. Before Linux 5.14 they
         // end by themselves.
-        let _ = fs::write(dir.join("cgroup.kill"), "1");
+        if began.elapsed() > BY_THEMSELVES {
+            let _ = fs::write(dir.join("cgroup.kill"), "1");
+        }
         std::thread::sleep(RETRY);
     }
 }
