@@ -5,7 +5,7 @@
 # `test result: ok. N passed; M failed`, or with `SKIPPED linux guests: REASON`.
 #
 #   scripts/linux-tests.sh [GROUP]...      groups: core, machines, more, smoke61 (default:
-#                                          all of these)
+#                                          all of these); identity has some checks of core
 #
 # The program is the one that the tests run, target/debug/snapstore. Emulated, groups run side by
 # side, each in a first-level machine of one CPU: about twenty minutes on two cores. Natively the numbers

@@ -19,6 +19,7 @@ pub mod capped_log;
 pub mod commit;
 pub mod doctor;
 mod error;
+mod guest;
 mod hidden;
 pub mod look;
 pub mod mount_server;

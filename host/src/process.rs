@@ -8,12 +8,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use rustix::io::retry_on_intr;
 use snapstore_vmm::Console;
-use snapstore_vmm::agent::{AGENT_PORT, AgentClient, AgentError};
 use snapstore_vmm::confine::{self, Group, Limits, Preparation, Role, keep_only};
 use snapstore_vmm::control::{Identity, RunState, Vm};
 
@@ -21,8 +20,9 @@ use crate::background;
 use crate::build::{MachineSource, build};
 use crate::capped_log;
 use crate::error::ChildFailure;
+use crate::guest;
 use crate::networks::NetSpec;
-use crate::runtime::{IN_ORDER, NameLock, Runtime, VSOCK};
+use crate::runtime::{IN_ORDER, NameLock, Runtime};
 use crate::spec::{self, FAILED, NOT_STARTED, Spec, announce};
 
 /// The hidden command that is one machine: its number in the spec, and the descriptors
@@ -146,9 +146,11 @@ fn start_claimed(
     if spec.run_on_word || spec.stop_at_ready {
         watch_starter(&vm, spec)?;
     }
-    if matches!(spec.what, MachineSource::Restore { .. }) {
-        refresh_guest(&vm, spec.require_reseed)?;
-    }
+    guest::attend(
+        &vm,
+        matches!(spec.what, MachineSource::Restore { .. }),
+        spec.require_reseed,
+    )?;
     // All threads are there, and have entered theirs.
     confine::enter(Role::Main);
     if spec.run {
@@ -229,85 +231,6 @@ fn stop_on_signal(vm: &Arc<Vm>) -> anyhow::Result<()> {
             confine::enter(Role::Watch);
             for _ in signals.forever() {
                 vm.machine().stop();
-            }
-        })
-        .context("cannot start a thread")?;
-    Ok(())
-}
-
-/// How long a restored guest's agent may take to answer.
-const AGENT_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long it may take to take entropy, where that is required.
-const RESEED_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Gives a restored guest fresh entropy, the time and the addresses of its network
-/// interfaces, through its agent, once it runs. A guest without an agent, or a machine without the device, is left as
-/// it is.
-///
-/// Where it is required that the guest takes the entropy, the machine ends if it does not.
-fn refresh_guest(vm: &Arc<Vm>, require_reseed: bool) -> anyhow::Result<()> {
-    let vsock = Path::new(VSOCK);
-    if !vsock.exists() {
-        if require_reseed {
-            bail!(
-                "the snapshot's machine has no vsock device, so its guest cannot be reseeded; \
-                 leave --require-reseed out if it need not be"
-            );
-        }
-        return Ok(());
-    }
-    let networks = vm.machine().networks().into_iter();
-    let macs: Vec<_> = networks
-        .filter_map(|network| Some((network.saved_mac?, network.mac)))
-        .collect();
-    let vm = vm.clone();
-    std::thread::Builder::new()
-        .name("refresh".to_owned())
-        .spawn(move || {
-            confine::enter(Role::Agent);
-            if !vm.machine().wait_until_running() {
-                return;
-            }
-            let patience = match require_reseed {
-                true => RESEED_PATIENCE,
-                false => AGENT_PATIENCE,
-            };
-            let deadline = Instant::now() + patience;
-            let reseeded = AgentClient::connect(vsock, AGENT_PORT, patience).and_then(|agent| {
-                let left = deadline.saturating_duration_since(Instant::now());
-                let mut agent = match require_reseed {
-                    true => agent.with_patience(left),
-                    false => agent,
-                };
-                agent.reseed_afresh().map(|()| agent)
-            });
-            match &reseeded {
-                Ok(_) => vm.set_reseeded(),
-                // It runs no further, whatever it did until now.
-                Err(error) if require_reseed => {
-                    vm.machine().end_not_reseeded(error.to_string());
-                    return;
-                }
-                Err(_) => {}
-            }
-            let refreshed = reseeded.or_else(|error| match error {
-                AgentError::Refused { .. } => {
-                    tracing::warn!(%error, "the guest's randomness is still the snapshot's");
-                    AgentClient::connect(vsock, AGENT_PORT, patience)
-                }
-                error => Err(error),
-            });
-            let refreshed = refreshed.and_then(|mut agent| agent.after_restore(&macs));
-            match refreshed {
-                Ok(()) => {}
-                // It was there, and its guest is not as it should be.
-                Err(error @ AgentError::Refused { .. }) => {
-                    tracing::warn!(%error, "something of the guest is still the snapshot's");
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "something of the guest is still the snapshot's");
-                }
             }
         })
         .context("cannot start a thread")?;

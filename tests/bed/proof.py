@@ -387,6 +387,34 @@ def clock_is_set():
     stop("late")
 
 
+def clock_is_set_after_a_pause():
+    """A guest that stood still is told the time: else it takes certificates for ones of the future."""
+    restore("l0", "late")
+    guest("late", "date", "+%s")
+    snap("pause", "late")
+    time.sleep(8)
+    snap("resume", "late")
+    deadline = time.monotonic() + 60 * PATIENCE
+    while True:
+        before = time.time()
+        off = off_by(float(guest("late", "date", "+%s.%N")), before, time.time())
+        if off <= 2:
+            break
+        expect(time.monotonic() < deadline, f"its clock is off by {off:.1f} s for a minute")
+        time.sleep(1)
+    stop("late")
+
+
+def reseeds_where_it_must():
+    """A guest with the agent goes on, and is said to have entropy of its own."""
+    snap("restore", "l0", "-d", "--name", "sown", "--require-reseed")
+    status = json.loads(snap("ps", "sown", "--json"))
+    status = status.get("machines", [status])[0]
+    expect(status["reseeded"] is True, f"it is not said to be reseeded: {status}")
+    guest("sown", "true")
+    stop("sown")
+
+
 def disks_are_sound():
     for layer in range(4):
         copy = check_disk(f"l{layer}")
@@ -910,10 +938,22 @@ def core():
         Check("layer_3", then_stopped, (makes_layer, 3), needed=True),
         *heads(3, 2, 1, 0),
         Check("clock_is_set", clock_is_set),
+        Check("clock_is_set_after_a_pause", clock_is_set_after_a_pause),
+        Check("reseeds_where_it_must", reseeds_where_it_must),
         Check("disks_are_sound", disks_are_sound),
         Check("flat_equals_layers", flat_equals_layers),
         Check("chain_of_restores", chain_of_restores),
         Check("store_is_sound", store_is_sound),
+    ]
+
+
+def identity():
+    """What a restored guest is told, without the rest."""
+    return [
+        Check("boots_for_identity", then_stopped, (boots_debian,), needed=True),
+        Check("clock_is_set", clock_is_set),
+        Check("clock_is_set_after_a_pause", clock_is_set_after_a_pause),
+        Check("reseeds_where_it_must", reseeds_where_it_must),
     ]
 
 
@@ -953,7 +993,7 @@ def smoke():
     ]
 
 
-GROUPS = {"core": core, "machines": machines, "more": more, "smoke": smoke}
+GROUPS = {"core": core, "identity": identity, "machines": machines, "more": more, "smoke": smoke}
 
 
 def main():

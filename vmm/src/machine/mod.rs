@@ -38,6 +38,9 @@ use run_control::{Next, RunControl};
 /// as a page of the snapshot that a vCPU waits for.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(3);
 
+/// A guest that stood still for so long has a wall clock that is wrong for others.
+const LONG_PAUSE: Duration = Duration::from_secs(1);
+
 /// A virtual machine of this process.
 pub struct Machine {
     shared: Arc<Shared>,
@@ -63,6 +66,8 @@ struct Control {
     /// Where the guest's clock stands, in nanoseconds, while it is paused on request or
     /// since it was restored.
     clock: Option<u64>,
+    /// Since when it is paused on request.
+    paused_since: Option<Instant>,
     sleep: Sleep,
 }
 
@@ -84,6 +89,7 @@ impl Control {
             round: 0,
             freezes: 0,
             clock,
+            paused_since: None,
             sleep: Sleep::default(),
         }
     }

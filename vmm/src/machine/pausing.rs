@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::error::{Error, Result};
 use crate::machine::Sleep;
 use crate::machine::run_control::Pausing;
-use crate::machine::{Control, Machine, PAUSE_PATIENCE, lock};
+use crate::machine::{Control, LONG_PAUSE, Machine, PAUSE_PATIENCE, lock};
 use crate::state::{VmState, announce_stop};
 
 impl Machine {
@@ -44,6 +44,10 @@ impl Machine {
             control.sleep = Sleep::default();
         }
         if shared.run_control.run() {
+            let paused = control.paused_since.take();
+            if paused.is_some_and(|since| since.elapsed() >= LONG_PAUSE) {
+                shared.run_control.long_pause_is_over();
+            }
             return Ok(());
         }
         Err(Error::Ended(shared.run_control.wait_for_end()))
@@ -61,6 +65,7 @@ impl Machine {
         self.shared.run_control.stay_paused();
         if control.clock.is_none() {
             control.clock = Some(VmState::clock(&self.shared.vm)?);
+            control.paused_since = Some(Instant::now());
         }
         Ok(())
     }
@@ -152,5 +157,12 @@ impl Machine {
     #[must_use]
     pub fn has_run(&self) -> bool {
         self.shared.run_control.has_run()
+    }
+
+    /// Waits until the guest runs again after more long pauses than these, which its wall
+    /// clock does not know of. Returns how many there were; `None` once the machine ends.
+    #[must_use]
+    pub fn wait_for_long_pause(&self, seen: u64) -> Option<u64> {
+        self.shared.run_control.wait_for_long_pause(seen)
     }
 }

@@ -44,6 +44,8 @@ struct State {
     requested: RunRequest,
     /// Whether they were let run at any time.
     has_run: bool,
+    /// How many pauses were long, and are over.
+    long_pauses: u64,
     /// By vCPU: whether it is out of the guest and waits.
     waiting: Vec<bool>,
     /// Why the machine ended, and when that was said.
@@ -72,6 +74,7 @@ impl RunControl {
             state: Mutex::new(State {
                 requested: RunRequest::Pause,
                 has_run: false,
+                long_pauses: 0,
                 waiting: vec![false; signals.len()],
                 ending: None,
                 is_ready: false,
@@ -269,6 +272,22 @@ impl RunControl {
         self.lock().has_run
     }
 
+    /// The vCPUs run again after a pause that their guest's clock has to be told of.
+    pub fn long_pause_is_over(&self) {
+        self.lock().long_pauses += 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until more pauses were long than these. Returns how many were; `None` once the
+    /// machine ends.
+    pub fn wait_for_long_pause(&self, seen: u64) -> Option<u64> {
+        let mut state = self.lock();
+        while state.long_pauses == seen && state.ending.is_none() {
+            state = self.wait(state);
+        }
+        state.ending.is_none().then_some(state.long_pauses)
+    }
+
     /// If every vCPU's thread sleeps, how often each has gone to sleep. Does not
     /// disturb the guest.
     pub fn sleeps(&self) -> Option<Vec<u64>> {
@@ -375,5 +394,18 @@ mod tests {
         run_control.stay_paused();
         assert!(!run_control.skip_ready());
         assert!(!run_control.is_running());
+    }
+
+    #[test]
+    fn long_pauses_are_counted_and_waited_for_until_the_end() {
+        let run_control = running();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| run_control.wait_for_long_pause(0));
+            run_control.long_pause_is_over();
+            assert_eq!(waits.join().unwrap(), Some(1));
+            let waits = scope.spawn(|| run_control.wait_for_long_pause(1));
+            run_control.end(Ending::Stopped);
+            assert_eq!(waits.join().unwrap(), None);
+        });
     }
 }
