@@ -44,9 +44,9 @@ fn field(status: &str, name: &str) -> Result<String> {
 fn threads(pid: u32) -> Result<Vec<String>> {
     let mut statuses = Vec::new();
     for thread in names(&PathBuf::from(format!("/proc/{pid}/task"))) {
-        statuses.push(fs::read_to_string(format!(
-            "/proc/{pid}/task/{thread}/status"
-        ))?);
+        // That of a client that has left may be gone.
+        let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"));
+        statuses.extend(status);
     }
     Ok(statuses)
 }
