@@ -11,7 +11,7 @@
 //!     48  16  first 16 bytes of BLAKE3 of bytes 0..48
 //! blocks, of at most 2 MiB of content each
 //!      0   8  number of the block, from 0
-//!      8   1  encoding: 0 raw, 1 one zstd frame
+//!      8   1  encoding, as of a chunk that needs no base: 0 raw, 1 one zstd frame
 //!      9   3  zero
 //!     12   4  length s of the stored bytes
 //!     16   4  length of the content, at least s
@@ -410,16 +410,13 @@ impl<R: Read> StreamReader<R> {
         }
         self.next_block += 1;
         match Encoding::from_byte(head[8]) {
-            Encoding::Raw if stored_len == content_len => Ok(stored),
-            Encoding::Zstd => {
+            encoding if encoding.is_standalone() => {
                 let mut content = vec![0; content_len];
-                let decoded = codec::decode(&stored, Encoding::Zstd, &[], &mut content);
-                match decoded == Some(content_len) {
-                    true => Ok(content),
-                    false => Err(self.damaged("it does not decode")),
+                match codec::decode(&stored, encoding, &[], &mut content) {
+                    Some(len) if len == content_len => Ok(content),
+                    _ => Err(self.damaged("it does not decode")),
                 }
             }
-            Encoding::Raw => Err(self.damaged("it does not decode")),
             other => {
                 let encoding = u32::from(other.to_byte());
                 Err(Error::newer(&self.label, "a block in encoding", encoding))
