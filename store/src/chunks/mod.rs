@@ -210,7 +210,8 @@ impl Chunks {
     /// What is lost to who has opened the store in format 1 may have other keys now: it
     /// has been upgraded since.
     fn explained(&self, error: Error) -> Error {
-        if self.format != StoreFormat::One || !error.is_damage() {
+        let is_told = sim::on(Fault::RenamedCalledMissing);
+        if self.format != StoreFormat::One || !error.is_damage() || is_told {
             return error;
         }
         let path = self.layout.config();

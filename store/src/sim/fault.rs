@@ -85,6 +85,8 @@ pub enum Fault {
     CondemnedWithoutIdentity,
     /// A commit looks all chunks of a pack up under the publish lock.
     LookedUpUnderLock,
+    /// What an upgrade has renamed is called missing by who has opened the store before.
+    RenamedCalledMissing,
     /// A large pack that is in the index is removed if its commit fails after all.
     LargePackNotKept,
 }
@@ -167,6 +169,7 @@ impl Fault {
             | Self::ParentNotPinned
             | Self::PublishingPackJudged
             | Self::RoomMadeBesideWriters => Some(Self::WriterDuringRepair),
+            Self::FormatNotLookedAt => Some(Self::RenamedCalledMissing),
             // Nobody builds on a leaf whose pages are not in their places.
             Self::NotRevived => Some(Self::StaleLeafTrusted),
             _ => None,
