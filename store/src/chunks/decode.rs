@@ -84,8 +84,13 @@ impl Chunks {
         }
     }
 
+    /// For [`super::first_readable`].
+    pub fn fits(&self) -> impl Fn(&Place, &Place, ChunkId) -> bool + '_ {
+        |delta, base, base_id| self.decodes_with(delta, base, base_id)
+    }
+
     /// Whether a delta that needs one copy of its base decodes with this one.
-    pub(super) fn fits(&self, delta: &Place, base: &Place, base_id: ChunkId) -> bool {
+    fn decodes_with(&self, delta: &Place, base: &Place, base_id: ChunkId) -> bool {
         let entry = delta.slot.entry;
         let mut stored = Scratch::take();
         let mut out = Scratch::zeroed(payload_limit(entry.key.kind, self.page_size));

@@ -226,7 +226,7 @@ impl Chunks {
     /// # Errors
     /// As [`Chunks::read`].
     pub fn readable(&self, id: ChunkId, hint: Option<Location>) -> Result<Readable> {
-        first_readable(self, self.places(id, hint), id, |base| {
+        first_readable(self.fits(), self.places(id, hint), id, |base| {
             self.places(base.id, Some(base.hint))
         })
         .map_err(|error| self.explained(error))

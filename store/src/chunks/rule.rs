@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::Chunks;
 use crate::error::{Damage, Error, Result};
 use crate::id::{ChunkId, ChunkKind};
 use crate::pack::Location;
@@ -64,9 +63,10 @@ pub(crate) struct Readable {
     pub base: Option<Place>,
 }
 
-/// The first of `places` that counts.
+/// The first of `places` that counts. `fits` tells whether a delta that needs one copy of
+/// its base decodes with this one.
 pub(crate) fn first_readable<P, B>(
-    chunks: &Chunks,
+    fits: impl Fn(&Place, &Place, ChunkId) -> bool,
     places: P,
     id: ChunkId,
     bases: impl Fn(BaseRef) -> B,
@@ -90,9 +90,7 @@ where
                 })?;
                 let base_id = base.id;
                 let fitting = bases(base).filter(|candidate| match candidate {
-                    Ok(candidate) if place.needs_one_copy() => {
-                        chunks.fits(&place, candidate, base_id)
-                    }
+                    Ok(candidate) if place.needs_one_copy() => fits(&place, candidate, base_id),
                     _ => true,
                 });
                 let base = first_standalone(fitting, base_id)?;

@@ -88,7 +88,7 @@ impl<'a> ChunkLocator<'a> {
     /// Where the chunk is, and its base if it is a delta there, by the rule of
     /// [`crate::chunks`].
     pub fn find(&self, id: ChunkId, hint: Option<Location>) -> Result<Readable> {
-        first_readable(self.chunks, self.places(id, hint), id, |base| {
+        first_readable(self.chunks.fits(), self.places(id, hint), id, |base| {
             self.places(base.id, Some(base.hint))
         })
     }
