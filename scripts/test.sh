@@ -106,6 +106,14 @@ else
     failed=$((failed + 1))
 fi
 
+say "Python package"
+if scripts/python-tests.sh 2>&1 | tee "$log"; then
+    passed=$((passed + $(sed -nE "s/^([0-9]+) passed.*/\1/p" "$log" | tail -n 1 | grep . || echo 0)))
+    skipped=$((skipped + $(grep -c '^SKIPPED ' "$log" || true)))
+else
+    failed=$((failed + 1))
+fi
+
 # Last, because it takes the longest, and waits for nobody: scripts/linux-tests.sh.
 say "Linux guests"
 status=0
