@@ -31,7 +31,7 @@ impl Client {
     /// Freezes the machine, and finds what it changed.
     ///
     /// # Errors
-    /// As [`Client::request`]; [`ErrorKind::Busy`] if another process commits it.
+    /// As [`Client::request`]; [`crate::control::ErrorKind::Busy`] if another process commits it.
     pub fn freeze(self) -> Result<FrozenMachine> {
         Committer::new(self).freeze(false)
     }
@@ -54,7 +54,7 @@ impl Committer {
     /// `None` if no further round is worthwhile.
     ///
     /// # Errors
-    /// As [`Client::request`]; [`ErrorKind::Busy`] if another process commits it.
+    /// As [`Client::request`]; [`crate::control::ErrorKind::Busy`] if another process commits it.
     pub fn next_round(&mut self) -> Result<Option<LiveMemory>> {
         let mut client = lock(&self.client);
         let after = self.round;

@@ -32,7 +32,7 @@ pub struct FrozenMachine {
 
 impl FrozenMachine {
     /// Whether what was written is what was written since the last round of
-    /// [`Committer::next_round`]; else it is since the last commit, and what the rounds
+    /// [`crate::control::Committer::next_round`]; else it is since the last commit, and what the rounds
     /// have read is of no use.
     #[must_use]
     pub fn after_rounds(&self) -> bool {
