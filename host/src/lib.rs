@@ -22,6 +22,7 @@ mod error;
 mod guest;
 mod hidden;
 pub mod look;
+pub mod monitor;
 pub mod mount_server;
 pub mod mounts;
 pub mod networks;

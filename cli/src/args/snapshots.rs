@@ -16,6 +16,7 @@ Examples:
   snapstore commit base+3 --memory guest.ram --disk root=disk.img --label os=debian12
   snapstore commit base+4 --memory-diff changes.sparse --disk root=disk.img --parent base+3
   snapstore commit warm --vm web                       a running machine, which goes on
+  snapstore commit fc+1 --pid 4711 --vmstate fc.state --disk root=root.img
 
 A diff is a sparse file as long as the image. Its holes are the parent's bytes, all its data
 counts, zeros too. A copy that lost its holes is refused.")]
@@ -44,6 +45,11 @@ pub struct CommitArgs {
     /// A running virtual machine: what it changed since its last commit or restore
     #[arg(long, value_name = "NAME", conflicts_with_all = ["memory", "memory_diff", "diff", "dense_diff", "inherit", "vmstate", "files", "disks", "disk_diffs", "parent", "no_parent"])]
     pub vm: Option<String>,
+    /// A process of another monitor that was restored from a mount of this store, and whose
+    /// guest is paused: what it changed in memory. Its state and its disks are to be named
+    /// beside it
+    #[arg(long, value_name = "PID", conflicts_with_all = ["memory", "memory_diff", "diff", "parent", "no_parent", "vm"])]
+    pub pid: Option<u32>,
     /// The state of the virtual machine's CPUs and devices, a file of any kind
     #[arg(long, value_name = "FILE")]
     pub vmstate: Option<PathBuf>,

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use anyhow::bail;
 use serde_json::json;
-use snapstore_host::Usage;
+use snapstore_host::{Usage, monitor};
 use snapstore_store::retention::EXPIRES;
 use snapstore_store::{
     CommitRequest, CommitTimings, Committed, Damage, Error, ImageRole, Input, InputData, InputKind,
@@ -23,17 +23,23 @@ use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
-    let request = request(args)?;
-    if request.inputs.is_empty() {
+    let mut request = request(args)?;
+    if request.inputs.is_empty() && args.pid.is_none() {
         bail!(Usage(
             "there is nothing to commit; name a file with --memory, --disk, --vmstate or --file, \
-             or a machine with --vm"
+             a machine with --vm, or another monitor's process with --pid"
                 .to_owned()
         ));
     }
     // First, since the default store may have to be created.
     request.check()?;
     let store = context.open_or_create_default()?;
+    if let Some(pid) = args.pid {
+        store.check_tag_free(&args.tag, args.replace)?;
+        let memory = monitor::memory_of(&store, pid)?;
+        request.parent = ParentChoice::Pinned(memory.parent);
+        request.inputs.insert(0, memory.input);
+    }
     let committed = store.commit(&request, &Bar::new(Unit::Bytes))?;
     warn(&committed);
     let parent = parent_name(&store, &committed, args.parent.as_deref());

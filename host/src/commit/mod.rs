@@ -10,6 +10,8 @@ mod check;
 mod disks;
 mod precopy;
 
+pub(crate) use precopy::extents;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

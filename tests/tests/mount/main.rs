@@ -3,6 +3,7 @@
 mod background;
 mod content;
 mod examined;
+mod foreign;
 mod hung;
 mod lifecycle;
 mod odd_stores;
