@@ -19,12 +19,9 @@ use std::cell::RefCell;
 
 use zstd::zstd_safe::{CCtx, DCtx};
 
-/// The zstd level of what decodes by itself: a commit takes its time from guests, and a
-/// fault waits for the decoder. Level 1 takes about twice as long for both, and 12 %
-/// fewer bytes (docs/BENCHMARKS.md).
-const PLAIN_LEVEL: i32 = -1;
-/// That of deltas, of which nearly all is found in the dictionary.
-const DELTA_LEVEL: i32 = 1;
+/// The zstd level. Level 3 gains under 2 % on guest memory for a sixth more time; level -1
+/// takes 18 % less time of a commit's processor and 13 % more bytes (docs/BENCHMARKS.md).
+const LEVEL: i32 = 1;
 /// A delta must be at most this share of the plain encoding to be kept: above
 /// it saves too little for the second decode.
 pub(crate) const PAGE_DELTA_MAX_PERCENT: usize = 70;
@@ -114,11 +111,11 @@ thread_local! {
 pub(crate) fn encode(payload: &[u8], base: Option<Base<'_>>, out: &mut Vec<u8>) -> Encoding {
     let start = out.len();
     COMPRESS.with_borrow_mut(|context| {
-        let plain_len = compress(context, payload, &[], PLAIN_LEVEL, out);
+        let plain_len = compress(context, payload, &[], out);
         if let Some(base) = base.filter(|base| !base.payload.starts_with(&DICTIONARY_MAGIC)) {
             let middle = out.len();
             out.extend_from_slice(&base.head);
-            compress(context, payload, base.payload, DELTA_LEVEL, out);
+            compress(context, payload, base.payload, out);
             let delta_len = out.len() - middle;
             if delta_len * 100 <= plain_len.min(payload.len()) * base.max_percent {
                 out.drain(start..middle);
@@ -139,14 +136,13 @@ fn compress(
     context: &mut CCtx<'static>,
     payload: &[u8],
     dictionary: &[u8],
-    level: i32,
     out: &mut Vec<u8>,
 ) -> usize {
     let start = out.len();
     let room = zstd::zstd_safe::compress_bound(payload.len());
     out.resize(start + room, 0);
     let written = context
-        .compress_using_dict(&mut out[start..], payload, dictionary, level)
+        .compress_using_dict(&mut out[start..], payload, dictionary, LEVEL)
         .expect("compressing into a buffer of the bound's size cannot fail");
     out.truncate(start + written);
     written
