@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Context as _;
-use snapstore_store::Store;
+use snapstore_store::{ErrorClass, Store};
 
 use crate::error::NotFound;
 use crate::mounts;
@@ -45,7 +45,15 @@ pub fn warm(runtime: &Runtime, store: &Store, name: &str) -> anyhow::Result<Warm
     };
     let mut is_recorded = false;
     for image in &store.manifest(id)?.images {
-        let Some(set) = store.working_set(id, &image.name)? else {
+        let set = match store.working_set(id, &image.name) {
+            // The next recording takes its place.
+            Err(error) if error.class() == ErrorClass::Damaged => {
+                tracing::warn!(%error, "what was recorded is not used");
+                continue;
+            }
+            other => other?,
+        };
+        let Some(set) = set else {
             continue;
         };
         is_recorded = true;

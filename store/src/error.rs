@@ -507,6 +507,14 @@ impl Error {
         matches!(errno, Some(Errno::NOSPC | Errno::DQUOT))
     }
 
+    /// Whether another process has what is needed, for a moment.
+    pub(crate) fn is_held_by_another(&self) -> bool {
+        let Self::Io { source, .. } = self else {
+            return false;
+        };
+        rustix::io::Errno::from_io_error(source) == Some(rustix::io::Errno::AGAIN)
+    }
+
     /// Whether the process or the host has no descriptor left.
     pub(crate) fn lacks_descriptors(&self) -> bool {
         use rustix::io::Errno;

@@ -98,12 +98,13 @@ pub(crate) fn acquire_unless(
     }
     let started = Instant::now();
     let turn_path = layout.locks().join(TURN);
-    let turn_file = whole(open_to_write(&turn_path), &turn_path)?;
     let for_turn = timeout.min(LONGEST_TURN);
-    let turn = wait_for(turn_file, turn_path, kind, for_turn, cancel, LONGEST_PAUSE);
+    let turn = whole(open_to_write(&turn_path), &turn_path)
+        .and_then(|file| wait_for(file, turn_path, kind, for_turn, cancel, LONGEST_PAUSE));
     let (turn, pause) = match turn {
-        // Its holder may be stopped, and keeps nobody from the lock itself.
-        Err(Error::Busy { .. }) => (None, LONGEST_PAUSE),
+        // Its holder may be stopped, or something else stand in its place: it keeps nobody
+        // from the lock itself.
+        Err(Error::Busy { .. } | Error::Damaged(_)) => (None, LONGEST_PAUSE),
         other => (Some(other?), LONGEST_PAUSE_OF_NEXT),
     };
     let left = timeout.saturating_sub(started.elapsed());
@@ -319,6 +320,14 @@ mod tests {
             }
             assert!(again < 200, "taken {again} times, and only 8 by the other");
         });
+    }
+
+    #[test]
+    fn what_stands_in_the_place_of_the_turn_keeps_nobody_from_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().to_owned());
+        std::fs::create_dir_all(layout.locks().join(TURN)).unwrap();
+        acquire(&layout, LockKind::Publish, DEFAULT_TIMEOUT).unwrap();
     }
 
     #[test]

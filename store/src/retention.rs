@@ -31,7 +31,7 @@ use glob::Pattern;
 use crate::id::SnapshotId;
 use crate::snapshots::TaggedSnapshot;
 
-/// The label whose value is the time, as RFC 3339 has it, from which on a tag need not
+/// The label whose value is the time in UTC, such as 2027-01-31T00:00:00Z, from which on a tag need not
 /// be kept.
 pub const EXPIRES: &str = "expires";
 

@@ -550,3 +550,28 @@ fn labels_and_parents_are_read() -> anyhow::Result<()> {
 fn list(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect()
 }
+
+/// In a store of format 1 a commit's entries have no place but RocksDB, which who merges
+/// its files has for himself.
+#[test]
+fn a_commit_waits_for_who_merges_the_index() -> anyhow::Result<()> {
+    let fixture = Fixture::unpack("store-v1/chain")?;
+    let memory = fixture.dir.path().join("memory");
+    fs::write(&memory, noise(77, 16 * 4096))?;
+    let lock = fixture.cli.store().join("index/LOCK");
+    let merging = fs::File::options().read(true).write(true).open(lock)?;
+    let held = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::fcntl_lock(&merging, held)?;
+    let memory = memory.display().to_string();
+    let mut commit = fixture
+        .cli
+        .command(&["commit", "waits", "--memory", &memory, "--no-parent"])?
+        .spawn()?;
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    ensure!(commit.try_wait()?.is_none(), "it did not wait");
+    drop(merging);
+    let status = commit.wait()?;
+    ensure!(status.success(), "{status}");
+    fixture.cli.ok(&["verify", "--read-data"])?;
+    Ok(())
+}

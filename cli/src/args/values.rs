@@ -37,6 +37,9 @@ pub fn span(text: &str) -> Result<Duration, String> {
 }
 
 pub fn pattern(text: &str) -> Result<glob::Pattern, String> {
+    if text.is_empty() {
+        return Err("it matches no tag; is a variable not set?".to_owned());
+    }
     glob::Pattern::new(text).map_err(|error| error.to_string())
 }
 

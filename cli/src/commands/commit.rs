@@ -159,6 +159,13 @@ pub fn labels(args: &CommitArgs) -> anyhow::Result<BTreeMap<String, String>> {
             )));
         }
     }
+    if let Some(text) = labels.get(EXPIRES)
+        && humantime::parse_rfc3339(text).is_err()
+    {
+        bail!(Usage(format!(
+            "{EXPIRES}={text} is not a time in UTC such as 2027-01-31T00:00:00Z"
+        )));
+    }
     Ok(labels)
 }
 

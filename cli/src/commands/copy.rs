@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use serde_json::json;
 use snapstore_store::{ExportRequest, ImportRequest, Store};
 
@@ -13,6 +14,10 @@ use crate::progress::{Bar, Unit};
 pub fn run(context: &Context, args: &CopyArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
     let from = context.configure(Store::open(&args.from)?);
+    for snapshot in &args.snapshots {
+        from.resolve(snapshot)
+            .with_context(|| format!("nothing is copied from {}", args.from.display()))?;
+    }
     let store = context.open_or_create_default()?;
     let request = ExportRequest {
         snapshots: args.snapshots.clone(),

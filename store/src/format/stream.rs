@@ -354,7 +354,11 @@ impl<R: Read> StreamReader<R> {
         };
         let mut header = [0; HEADER_LEN];
         let read = reader.read(&mut header)?;
-        if read < MAGIC.len() || header[..8] != MAGIC {
+        // Nothing at all is what is left of a stream whose writer never began.
+        if read < MAGIC.len() && header[..read] == MAGIC[..read] {
+            return Err(reader.damaged(CUT));
+        }
+        if header[..8] != MAGIC {
             return Err(Error::NotAStream {
                 path: reader.label.clone(),
             });

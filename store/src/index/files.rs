@@ -10,7 +10,7 @@ use std::collections::btree_map;
 use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::damaged;
 use super::rocks::{self, Sorted};
@@ -31,6 +31,8 @@ const MAX_PENDING: usize = 1 << 20;
 const OPEN_ATTEMPTS: u32 = 9;
 /// How long a merge takes at most; the next one goes on.
 const LONGEST_MERGE: Duration = Duration::from_secs(30);
+/// How often it is looked whether somebody still merges.
+const RETRY: Duration = Duration::from_millis(5);
 
 /// A view of the index as it was when it was opened.
 pub(crate) struct IndexReader {
@@ -304,7 +306,12 @@ impl IndexWriter {
             return Ok(());
         }
         if entries > MAX_RUN_ENTRIES || !self.keeps_runs {
-            match sort_in(&self.path, view, pending) {
+            let sorted = match self.keeps_runs {
+                true => sort_in(&self.path, view, pending),
+                // There is no other place for them: who merges has to come to his end.
+                false => waiting(|| sort_in(&self.path, view, pending)),
+            };
+            match sorted {
                 Ok(()) => {
                     *view = IndexReader::open(&self.path)?;
                     pending.clear();
@@ -347,6 +354,19 @@ impl IndexWriter {
 
     fn state(&self) -> MutexGuard<'_, WriterState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tries again for as long as somebody merges at most.
+fn waiting(mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    let until = Instant::now() + 2 * LONGEST_MERGE;
+    loop {
+        match attempt() {
+            Err(error) if error.is_held_by_another() && Instant::now() < until => {
+                std::thread::sleep(RETRY);
+            }
+            done => return done,
+        }
     }
 }
 

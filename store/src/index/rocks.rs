@@ -27,6 +27,7 @@ use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
 use crate::memory;
 use crate::pack::Location;
+use crate::regular;
 use crate::threads;
 
 /// Memory for blocks of entries, indexes and filters, per process.
@@ -74,6 +75,7 @@ impl Sorted {
         {
             return Ok(known);
         }
+        check_files(path)?;
         memory::check(OPEN_BYTES + CACHE_BYTES).context("get memory for", path)?;
         threads::check_for_index(path)?;
         let db = DB::open_for_read_only(&options(), path, false)
@@ -145,7 +147,7 @@ impl State {
     fn now(path: &Path) -> Option<Self> {
         let current = path.join("CURRENT");
         let found = fs::metadata(&current).ok()?;
-        let list = fs::read_to_string(&current).ok()?;
+        let list = regular::read_to_string(&current)?;
         let list_len = fs::metadata(path.join(list.trim())).ok()?.len();
         Some(Self {
             current: (found.ino(), found.modified().ok()?),
@@ -158,6 +160,23 @@ impl State {
 /// Whether there is an index.
 pub(super) fn exists(path: &Path) -> bool {
     path.join("CURRENT").exists()
+}
+
+/// That RocksDB, which opens whatever has the name of a file of its own, waits for no pipe
+/// and follows no link.
+fn check_files(path: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(path) else {
+        // That is for RocksDB to say.
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let odd = entry.file_type().ok().filter(|kind| !kind.is_dir());
+        if let Some(reason) = odd.and_then(regular::why_odd) {
+            let name = entry.file_name();
+            return Err(damaged(path, &format!("{}: {reason}", name.display())));
+        }
+    }
+    Ok(())
 }
 
 /// Makes an empty index.
@@ -228,6 +247,7 @@ pub(super) fn merge(path: &Path, longest: Duration) -> Result<()> {
 
 /// RocksDB ends the process where it gets no memory or no thread.
 fn open_to_write(path: &Path, options: &Options) -> Result<DB> {
+    check_files(path)?;
     memory::check(OPEN_BYTES + CACHE_BYTES).context("get memory for", path)?;
     threads::check_for_index(path)?;
     DB::open(options, path).map_err(|error| failed(path, &error))

@@ -110,7 +110,13 @@ impl Store {
 
 /// What stands in the place of a file of the store and is none, but for tags and packs.
 pub(super) fn odd_files(layout: &Layout) -> Vec<PathBuf> {
-    let locks = ["collect", "publish", "allocate", "next-pack"];
+    let locks = [
+        "collect",
+        "publish",
+        "publish-turn",
+        "allocate",
+        "next-pack",
+    ];
     let mut files: Vec<PathBuf> = locks.map(|name| layout.locks().join(name)).into();
     files.extend([layout.config(), layout.config_copy()]);
     files.extend([layout.collector(), layout.recent_tags()]);

@@ -333,6 +333,10 @@ fn what_cannot_go_into_this_store_is_said() {
     let error = import(&large, &stream[..]).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Invalid);
     assert!(error.to_string().contains("pages of 4096 bytes"), "{error}");
+    for cut in [&b""[..], &stream[..5]] {
+        let error = import(&old, cut).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Damaged, "{error}");
+    }
     let error = import(&old, &b"snapshots, surely"[..]).unwrap_err();
     assert!(matches!(error, Error::NotAStream { .. }), "{error}");
 

@@ -222,3 +222,28 @@ fn in_the_place_of_a_lock() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// RocksDB would wait for the other end of a pipe, and follow a link.
+#[test]
+fn what_is_no_file_in_the_index_is_damage_of_it() -> anyhow::Result<()> {
+    for kind in ["a named pipe", "a socket", "a link"] {
+        let fixture = with_base()?;
+        make(kind, &fixture.cli.store().join("index/CURRENT"))?;
+        for arguments in [&["verify"][..], &["show", "base"], &["gc"]] {
+            let (code, said) = run(&fixture, arguments)?;
+            ensure!(
+                code == 4 || code == 0,
+                "{kind}: {arguments:?} ended with {code}: {said}"
+            );
+        }
+        let (code, said) = run(&fixture, &["verify"])?;
+        ensure!(
+            code == 4 && said.contains("CURRENT"),
+            "{kind}: {code}: {said}"
+        );
+        run(&fixture, &["repair"])?;
+        done(&fixture, &["verify", "--read-data"])?;
+        others_work(&fixture)?;
+    }
+    Ok(())
+}

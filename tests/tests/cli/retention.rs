@@ -94,6 +94,17 @@ fn forget_without_a_rule_removes_nothing() -> anyhow::Result<()> {
         "chain or label:KEY",
         &["forget", "--expired", "--group-by", "x"],
     )?;
+    fixture.refused(2, "matches no tag", &["forget", "--keep-tag", ""])?;
+    let memory = fixture.path("memory");
+    let odd = [
+        "commit",
+        "x",
+        "--memory",
+        &memory,
+        "--label",
+        "expires=2020-01-01T02:00:00+02:00",
+    ];
+    fixture.refused(2, "UTC", &odd)?;
     fixture.cli.ok(&["forget", "--expired"])?;
     fixture.cli.ok(&["forget", "--keep-within", "1h"])?;
     assert_eq!(tags(&fixture)?.len(), 5);
