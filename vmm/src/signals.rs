@@ -29,6 +29,18 @@ pub fn end_on_panic() {
 /// The exit code of a process one of whose threads has panicked.
 pub const PANICKED_EXIT_CODE: i32 = 101;
 
+/// Where a test can have a thread panic: in builds with debug assertions,
+/// `SNAPSTORE_PANIC_IN` names the thread.
+#[cfg(debug_assertions)]
+pub(crate) fn may_panic(thread: &str) {
+    static PANIC_IN: std::sync::LazyLock<Option<String>> =
+        std::sync::LazyLock::new(|| std::env::var("SNAPSTORE_PANIC_IN").ok());
+    assert!(PANIC_IN.as_deref() != Some(thread), "asked to panic");
+}
+
+#[cfg(not(debug_assertions))]
+pub(crate) fn may_panic(_thread: &str) {}
+
 /// From here on this process's memory is not merged with equal pages of others (KSM),
 /// whatever it inherited: how long a write takes would tell what those hold.
 pub fn forbid_merging() {

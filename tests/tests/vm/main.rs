@@ -19,6 +19,7 @@ mod killed;
 mod logs;
 mod many;
 mod mounts;
+mod panicking;
 mod pausing;
 mod precopy;
 mod ready;

@@ -7,6 +7,7 @@ use crate::devices::{Devices, Effect};
 use crate::ending::Ending;
 use crate::machine::run_control::RunControl;
 use crate::memory::MemoryLayout;
+use crate::signals::may_panic;
 
 /// Runs the guest until the vCPU is interrupted (`Ok`) or the machine ends.
 ///
@@ -21,7 +22,10 @@ pub(super) fn run_guest(
 ) -> Result<(), Ending> {
     loop {
         match vcpu.run() {
-            Ok(exit) => handle(exit, run_control, devices, layout)?,
+            Ok(exit) => {
+                may_panic("vcpu");
+                handle(exit, run_control, devices, layout)?;
+            }
             Err(error) => match error.errno() {
                 libc::EINTR => return Ok(()),
                 libc::EAGAIN => {}
