@@ -64,26 +64,53 @@ fn restored(test: &str) -> Result<Option<Lab>> {
     Ok(Some(lab))
 }
 
+/// Whether a vCPU waits inside a page fault. One whose guest waits for input sleeps and
+/// can be interrupted (S in proc(5)); a fault waits in a way that only SIGKILL ends (D),
+/// and as long as its server is stopped, it is the same wait at each look.
+fn waits_for_a_page(pid: u32) -> bool {
+    let look = |thread: &str| {
+        let dir = format!("/proc/{pid}/task/{thread}");
+        let stat = std::fs::read_to_string(format!("{dir}/stat")).ok()?;
+        let (name, after) = stat.rsplit_once(") ")?;
+        let status = std::fs::read_to_string(format!("{dir}/status")).ok()?;
+        let switches = status.lines().filter(|line| line.contains("ctxt_switches"));
+        let waits = name.contains("(vcpu") && after.starts_with('D');
+        waits.then(|| switches.collect::<String>())
+    };
+    snapstore_tests::vm::names(format!("/proc/{pid}/task").as_ref())
+        .iter()
+        .any(|thread| {
+            let first = look(thread);
+            let is_same = |_| {
+                std::thread::sleep(Duration::from_millis(5));
+                look(thread) == first
+            };
+            first.is_some() && (0..10).all(is_same)
+        })
+}
+
 /// Their server is stopped, and the first one waits for a page of it.
 fn hung(test: &str) -> Result<Option<(Lab, u32)>> {
     let Some(lab) = restored(test)? else {
         return Ok(None);
     };
+    // Both have what they need to wait for input: all of their loop has been run once.
+    for name in ["touched.1", "touched.2"] {
+        for count in [1, 2] {
+            let read = TouchCommand::Read {
+                count,
+                first: FIRST,
+            };
+            lab.type_in(name, &read.encode())?;
+            lab.wait_for_text(name, &format!("r{:08x}\n", page_sum(count, FIRST, VALUE)))?;
+        }
+    }
     let server = lab.mount_server()?;
     signal(server, Signal::STOP)?;
     lab.type_in("touched.1", &read())?;
+    let pid = lab.pid("touched.1")?;
     eventually("a vCPU waits for its page", || {
-        let pid = lab.pid("touched.1")?;
-        let waits = snapstore_tests::vm::names(format!("/proc/{pid}/task").as_ref())
-            .iter()
-            .any(|thread| {
-                let stack = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat"));
-                stack.is_ok_and(|stat| {
-                    let after = stat.rsplit(") ").next().unwrap_or_default().to_owned();
-                    stat.contains("(vcpu") && (after.starts_with('D') || after.starts_with('S'))
-                })
-            });
-        Ok(waits.then_some(()))
+        Ok(waits_for_a_page(pid).then_some(()))
     })?;
     Ok(Some((lab, server)))
 }
