@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use rustix::termios::{OptionalActions, Termios};
 use snapstore_host::message;
 use snapstore_host::runtime::{KILLED, VmDir};
-use snapstore_host::start::StartSignal;
+use snapstore_host::start::{StartSignal, wait_until_free};
 use snapstore_vmm::Ending;
 use snapstore_vmm::control::{Client, Request};
 
@@ -58,6 +58,7 @@ impl DetachReason {
 /// that was started here is ended.
 pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<DetachReason> {
     let mut waiter = vm.connect()?;
+    let process = vm.process();
     let (line, early) = vm.connect()?.console(true)?;
     // Asked now: the answer waits here even if the machine's process does not.
     let waiter = std::thread::spawn(move || waiter.ending(&Request::Wait));
@@ -107,6 +108,8 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<DetachReason> {
     } else {
         say(&format!("error: {}: {ending}", vm.name));
     }
+    // Whoever waits for this command may use the name again.
+    wait_until_free(vm, process.as_ref())?;
     Ok(DetachReason::WithMachine(ending))
 }
 

@@ -41,7 +41,8 @@ pub struct Restoration {
     pub kept: Vec<OwnedFd>,
     /// Why the snapshot may be collected under the machines, if it may.
     pub not_pinned: Option<NotPinned>,
-    _reserved: Vec<Reservation>,
+    /// The names, until the machines hold them themselves.
+    pub reserved: Vec<Reservation>,
 }
 
 /// Pins the snapshot, takes names, and mounts it unless it is mounted.
@@ -81,7 +82,7 @@ pub fn prepare(
         },
         kept,
         not_pinned,
-        _reserved: reserved,
+        reserved,
     })
 }
 

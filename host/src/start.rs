@@ -177,13 +177,30 @@ pub fn end(vm: &VmDir) -> anyhow::Result<()> {
             // Its supervisor is at it, or somebody has used the name again: that is
             // another machine.
             Err(error) if error.is::<Busy>() => {
-                if vm.process().is_some() || Instant::now() > deadline {
+                if vm.process().is_some() {
                     return Ok(());
+                }
+                if Instant::now() > deadline {
+                    return Err(error);
                 }
             }
             done => return done,
         }
     }
+}
+
+/// Waits until a machine that has said how it ended has given back its name. `process` is
+/// the one that it had.
+pub fn wait_until_free(vm: &VmDir, process: Option<&OwnedFd>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + KILLED_PATIENCE;
+    if let Some(process) = process {
+        is_gone(process, KILLED_PATIENCE)?;
+    }
+    // Its supervisor is at it.
+    while vm.is_running() && vm.process().is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// Asks a machine to end, as whoever has its socket or may signal it can. Returns whether
@@ -238,7 +255,7 @@ const ANSWER_PATIENCE: Duration = Duration::from_millis(1200);
 /// How long the kernel may take to end a process that was killed.
 const KILLED_PATIENCE: Duration = Duration::from_secs(5);
 /// How long others may be clearing away what is left of a machine.
-const FORGET_PATIENCE: Duration = Duration::from_secs(1);
+const FORGET_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a name may be taken by nobody who says who they are.
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -46,6 +46,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         &args.start,
         restoration.spec,
         &kept,
+        restoration.reserved,
         None,
     )
 }

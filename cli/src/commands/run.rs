@@ -70,7 +70,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             replace: args.replace,
             labels: [(CONFIGURATION_LABEL.to_owned(), configuration)].into(),
         });
-    let (names, _reserved) = free_names(&runtime, &args.name, true, 1)?;
+    let (names, reserved) = free_names(&runtime, &args.name, true, 1)?;
     let nets = networks::of_machines(&args.nets, &names)?;
     let overlays = Overlays::new(args.start.overlay_dir.as_deref(), args.start.overlay_limit)?;
     let spec = Spec {
@@ -95,7 +95,15 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
         share_layout: false,
         stop_at_ready: when_ready.is_some(),
     };
-    start(context, &runtime, &args.start, spec, &[], when_ready)
+    start(
+        context,
+        &runtime,
+        &args.start,
+        spec,
+        &[],
+        reserved,
+        when_ready,
+    )
 }
 
 /// Whether a snapshot is there and was made from this configuration.

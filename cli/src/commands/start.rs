@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use serde_json::json;
 use snapstore_host::commit::{CommitTarget, commit};
-use snapstore_host::runtime::{Runtime, VmDir};
+use snapstore_host::runtime::{Reservation, Runtime, VmDir};
 use snapstore_host::start::{self, StartSignal};
 use snapstore_host::{ChildFailure, Spec, class, message};
 use snapstore_store::Store;
@@ -27,13 +27,14 @@ const UNCONFINED: &str = "warning: not confined: a guest that breaks out of its 
                           user's rights, files, network and processes";
 
 /// Starts what the spec says. The machines inherit `kept`, which stays open as
-/// long as they live. Either all are started or none.
+/// long as they live. Either all are started or none. `reserved` are their names.
 pub fn start(
     context: &Context,
     runtime: &Runtime,
     args: &StartArgs,
     mut spec: Spec,
     kept: &[BorrowedFd<'_>],
+    reserved: Vec<Reservation>,
     when_ready: Option<CommitTarget>,
 ) -> anyhow::Result<ExitCode> {
     let vms: Vec<VmDir> = spec
@@ -56,6 +57,8 @@ pub fn start(
         .map(|wanted| Ok::<_, anyhow::Error>((context.open_or_create_default()?, wanted)))
         .transpose()?;
     let (started, word) = start::start(runtime, spec, kept)?;
+    // The machines hold their names. An attached one's is free as soon as it has ended.
+    drop(reserved);
     for status in &started {
         let confinement = status.confinement.as_ref();
         let confinement = confinement.map_or_else(|| "none".to_owned(), ToString::to_string);

@@ -1,12 +1,12 @@
 //! Taking a machine's name: for as long as it lives, or while it is started.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rustix::fs::FlockOperation;
@@ -22,6 +22,10 @@ const LOCK_RETRY: Duration = Duration::from_millis(2);
 /// The same of a name that another command may be about to start a machine with: then the
 /// next name is tried.
 const STARTER_ATTEMPTS: u32 = 5;
+/// How long those may take that hold a lock and will not keep it: who looks at it, clears
+/// away after a machine, or is about to say who they are. A busy machine may not let them
+/// run for long.
+const PASSING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A machine's name, taken for as long as this or a duplicate of it is open.
 pub struct NameLock {
@@ -35,6 +39,44 @@ pub struct NameLock {
 pub struct Reservation {
     vm: VmDir,
     _lock: File,
+}
+
+/// What a command writes into the lock of its reservation: those who only look at it, or
+/// clear it away, write nothing.
+const RESERVED: &[u8] = b"reserved\n";
+
+fn is_written(lock: &File) -> bool {
+    lock.metadata().is_ok_and(|metadata| metadata.len() > 0)
+}
+
+/// Waiting for a lock that somebody else has.
+struct Wait {
+    attempts: u32,
+    deadline: Instant,
+}
+
+impl Wait {
+    /// So many attempts are left where whoever has it means to keep it.
+    fn new(attempts: u32) -> Self {
+        Self {
+            attempts,
+            deadline: Instant::now() + PASSING_PATIENCE,
+        }
+    }
+
+    /// Waits a moment, unless that has been done for long enough.
+    fn once_more(&mut self, is_kept: bool) -> bool {
+        if is_kept {
+            let Some(left) = self.attempts.checked_sub(1) else {
+                return false;
+            };
+            self.attempts = left;
+        } else if Instant::now() > self.deadline {
+            return false;
+        }
+        std::thread::sleep(LOCK_RETRY);
+        true
+    }
 }
 
 impl Drop for Reservation {
@@ -60,16 +102,11 @@ impl VmDir {
     /// The lock decides, not the directory: it is looked for again by its path
     /// once locked, since its holder may have removed it meanwhile.
     pub fn claim(&self) -> anyhow::Result<NameLock> {
-        let mut attempts = LOCK_ATTEMPTS;
+        let mut wait = Wait::new(LOCK_ATTEMPTS);
         loop {
             let lock = self.open_own(&self.lock_path())?;
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                // Perhaps somebody only looks whether it is locked.
-                Err(Errno::WOULDBLOCK) if attempts > 0 => {
-                    attempts -= 1;
-                    std::thread::sleep(LOCK_RETRY);
-                    continue;
-                }
+                Err(Errno::WOULDBLOCK) if wait.once_more(self.process().is_some()) => continue,
                 Err(Errno::WOULDBLOCK) => {
                     let message = format!(
                         "a machine named {0} runs; choose another name, or `snapstore stop {0}`",
@@ -110,27 +147,31 @@ impl VmDir {
     /// Takes the name for a machine that is about to be started; none if a machine has
     /// it, or another command that is about to start one.
     pub fn reserve(&self) -> anyhow::Result<Option<Reservation>> {
-        let mut attempts = STARTER_ATTEMPTS;
+        let mut wait = Wait::new(STARTER_ATTEMPTS);
         loop {
-            let lock = self.open_own(&self.starter_path())?;
+            let mut lock = self.open_own(&self.starter_path())?;
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                // Perhaps somebody only looks whether it is locked.
-                Err(Errno::WOULDBLOCK) if attempts > 0 => {
-                    attempts -= 1;
-                    std::thread::sleep(LOCK_RETRY);
-                    continue;
-                }
+                Err(Errno::WOULDBLOCK) if wait.once_more(is_written(&lock)) => continue,
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 other => other.context("cannot lock a machine's name")?,
             }
             if !is_same(&lock, &self.starter_path()) {
                 continue;
             }
+            lock.write_all(RESERVED)
+                .with_context(|| format!("cannot write {}", self.starter_path().display()))?;
             let reservation = Reservation {
                 vm: self.clone(),
                 _lock: lock,
             };
-            return Ok((!self.is_running()).then_some(reservation));
+            // A machine that has just ended is perhaps being cleared away.
+            let mut wait = Wait::new(0);
+            while self.is_running() {
+                if !wait.once_more(self.process().is_some()) {
+                    return Ok(None);
+                }
+            }
+            return Ok(Some(reservation));
         }
     }
 
@@ -170,10 +211,11 @@ impl VmDir {
                 other.with_context(|| format!("cannot open {}", self.lock_path().display()))?
             }
         };
-        for _ in 0..LOCK_ATTEMPTS {
+        let mut wait = Wait::new(LOCK_ATTEMPTS);
+        loop {
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                // Perhaps somebody only looks whether it is locked.
-                Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_RETRY),
+                Err(Errno::WOULDBLOCK) if wait.once_more(self.process().is_some()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
                 other => {
                     other?;
                     let vm = self.clone();
@@ -182,7 +224,6 @@ impl VmDir {
                 }
             }
         }
-        Ok(None)
     }
 
     /// The control socket, that of the vsock device, and those that programs of the

@@ -1,4 +1,5 @@
 use std::fs::{self, DirBuilder};
+use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt as _;
 
 use super::*;
@@ -66,6 +67,47 @@ fn a_reservation_of_a_command_that_was_killed_goes_with_the_machine() {
     assert!(vm.starter_path().exists());
     drop(held);
     assert!(!vm.dir.exists());
+}
+
+/// Holds a file's lock for a moment, as who clears away does.
+fn hold(path: std::path::PathBuf, text: &str) -> std::thread::JoinHandle<()> {
+    let file = fs::File::create(path).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    (&file).write_all(text.as_bytes()).unwrap();
+    std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(file);
+    })
+}
+
+#[test]
+fn a_name_is_waited_for_that_nobody_will_keep() {
+    let (_dir, runtime) = runtime();
+    let vm = runtime.vm("a").unwrap();
+    make_private(&vm.dir).unwrap();
+    // The lock names a process that has ended.
+    for said in ["", "4194305 1\n"] {
+        let held = hold(vm.lock_path(), said);
+        assert!(vm.reserve().unwrap().is_some(), "{said:?}");
+        held.join().unwrap();
+        let held = hold(vm.lock_path(), said);
+        vm.claim().unwrap().release(None).unwrap();
+        held.join().unwrap();
+        make_private(&vm.dir).unwrap();
+        let held = hold(vm.lock_path(), said);
+        assert!(vm.reclaim().unwrap().is_some(), "{said:?}");
+        held.join().unwrap();
+    }
+    let held = hold(vm.starter_path(), "");
+    let reserved = vm.reserve().unwrap();
+    assert!(reserved.is_some());
+    held.join().unwrap();
+    // Those who will keep it are not.
+    assert!(vm.reserve().unwrap().is_none());
+    drop(reserved);
+    let claim = vm.claim().unwrap();
+    claim.name_holder().unwrap();
+    assert!(vm.reserve().unwrap().is_none());
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -128,8 +129,15 @@ impl VmDir {
         let (pid, since) = (said.next()?.parse().ok()?, said.next()?.parse().ok()?);
         let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
         // Looked at once it is held: the number is its own as long as it lives.
-        (began(pid) == Some(since) && self.is_running()).then_some(process)
+        let is_its = began(pid) == Some(since) && !has_ended(&process);
+        (is_its && self.is_running()).then_some(process)
     }
+}
+
+/// Whether a process has ended, though perhaps nobody has taken note of it yet.
+fn has_ended(process: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// A process, by its number and when it began (proc(5), `stat`, field 22): a number alone

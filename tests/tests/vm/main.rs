@@ -19,6 +19,7 @@ mod killed;
 mod logs;
 mod many;
 mod mounts;
+mod names;
 mod panicking;
 mod pausing;
 mod precopy;

@@ -1,0 +1,59 @@
+//! A name is free once the command has returned that ended its machine.
+
+use anyhow::{Result, ensure};
+use snapstore_guests::SPIN;
+use snapstore_tests::vm::{Lab, kill};
+
+const ROUNDS: usize = 15;
+
+#[test]
+fn a_name_is_used_again_right_after_a_stop() -> Result<()> {
+    let Some(lab) = Lab::with_mounts("a_name_is_used_again_right_after_a_stop")? else {
+        return Ok(());
+    };
+    lab.run("web", SPIN, &[])?;
+    lab.commit("base", "web")?;
+    for _ in 0..ROUNDS {
+        lab.stop("web")?;
+        ensure!(!lab.vm_dir("web").join("lock").exists());
+        lab.run("web", SPIN, &[])?;
+        // Not `base.1`.
+        ensure!(lab.restore("base", &[])? == ["base"]);
+        lab.stop("base")?;
+        ensure!(lab.restore("base", &["--name", "base"])? == ["base"]);
+        lab.stop("base")?;
+    }
+    lab.finish()
+}
+
+#[test]
+fn a_name_is_used_again_when_its_process_was_killed() -> Result<()> {
+    let Some(lab) = Lab::new("a_name_is_used_again_when_its_process_was_killed")? else {
+        return Ok(());
+    };
+    for _ in 0..ROUNDS {
+        lab.run("web", SPIN, &[])?;
+        kill(lab.pid("web")?)?;
+    }
+    lab.finish()
+}
+
+/// A guest that ends by itself, in a terminal.
+#[test]
+fn a_name_is_used_again_right_after_an_attached_machine() -> Result<()> {
+    let test = "a_name_is_used_again_right_after_an_attached_machine";
+    let Some(lab) = Lab::new(test)? else {
+        return Ok(());
+    };
+    // HLT with interrupts off would wait for ever: a fault without handlers ends it.
+    let kernel = lab.file("kernel", &[0x0f, 0x0b])?;
+    for _ in 0..ROUNDS {
+        let output = lab
+            .cli
+            .run(&["run", "web", "--kernel", &kernel, "--mem", "16M"])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(said.contains("triple fault"), "{said}");
+        ensure!(output.status.code() == Some(1), "{output:?}");
+    }
+    lab.finish()
+}
