@@ -6,12 +6,15 @@ use std::collections::BTreeMap;
 
 use fastrand::Rng;
 use snapstore_store::StoreFormat;
+use snapstore_store::sim::StepKind;
 
 use super::content::{ImageContent, Page};
 use super::draw::Draft;
 use super::plan::{
-    Action, Class, Damage, Fault, MANY_CHUNKS, Mishap, Op, Parent, Plan, Schedule, Seam,
+    Action, Class, Damage, Fault, MANY_CHUNKS, Mishap, Moment, Op, Parent, Plan, Schedule, Seam,
 };
+use Class::At;
+use StepKind::{Create, IndexFlush, Lock, RemoveDir, Rename, SyncDir, SyncFile, Unlink, Write};
 
 /// A history being written down.
 struct Script {
@@ -101,13 +104,12 @@ impl Script {
         self
     }
 
-    /// The operation is overtaken before its `nth` step at which another matters, until
-    /// others have ended as many as `stall`.
-    fn overtaken(mut self, op: u32, nth: u32, stall: u32) -> Self {
+    /// The operation is overtaken before the `nth` step of this class, until others have
+    /// ended as many as `stall`.
+    fn overtaken(mut self, op: u32, class: Class, nth: u32, stall: u32) -> Self {
         self.seams.push(Seam {
             op,
-            class: Class::Seams,
-            nth,
+            at: Moment::new(class, nth),
             by: 0,
             stall,
         });
@@ -117,8 +119,7 @@ impl Script {
     fn ends(mut self, op: u32, class: Class, nth: u32, mishap: Mishap) -> Self {
         self.faults.push(Fault {
             op,
-            class,
-            nth,
+            at: Moment::new(class, nth),
             mishap,
         });
         self
@@ -141,13 +142,13 @@ impl Script {
             2 if !self.faults.is_empty() => {
                 let at = rng.usize(..self.faults.len());
                 let fault = &mut self.faults[at];
-                fault.nth = near(rng, fault.nth);
+                fault.at = near(rng, fault.at);
             }
             3 => self.pack_chunks = rng.usize(1..=4),
             _ if !self.seams.is_empty() => {
                 let at = rng.usize(..self.seams.len());
                 let seam = &mut self.seams[at];
-                seam.nth = near(rng, seam.nth);
+                seam.at = near(rng, seam.at);
                 seam.stall = rng.u32(0..=seam.stall + 1);
             }
             _ => {}
@@ -155,8 +156,19 @@ impl Script {
     }
 }
 
-fn near(rng: &mut Rng, nth: u32) -> u32 {
-    (nth + rng.u32(0..=4)).saturating_sub(2).max(1)
+/// A moment near to this one: the step is named, so that it is found wherever it moves,
+/// and what is near is counted from there.
+fn near(rng: &mut Rng, at: Moment) -> Moment {
+    match rng.u8(..3) {
+        0 => Moment {
+            nth: (at.nth + rng.u32(0..=2)).saturating_sub(1).max(1),
+            ..at
+        },
+        _ => Moment {
+            later: rng.u32(1..=8),
+            ..at
+        },
+    }
 }
 
 /// Pages of these families and variants, each `stride` pages from the one before.
@@ -230,9 +242,9 @@ fn published_while_collected() -> Script {
             Action::Gc(50),
         ],
     ])
-    .overtaken(0, 11, 3)
-    .overtaken(4, 16, 0)
-    .ends(0, Class::Durable, 5, Mishap::Kill)
+    .overtaken(0, At(Lock, "locks/publish"), 1, 3)
+    .overtaken(4, At(Lock, "locks/publish"), 1, 0)
+    .ends(0, At(Rename, "tags/"), 1, Mishap::Kill)
 }
 
 /// What a commit relies on is condemned; it takes it off the list while a second
@@ -247,8 +259,8 @@ fn condemned_twice() -> Script {
         ],
         vec![Action::Gc(50), Action::Gc(50)],
     ])
-    .overtaken(2, 9, 1)
-    .overtaken(4, 25, 0)
+    .overtaken(2, At(Write, "packs/"), 1, 1)
+    .overtaken(4, At(Rename, "collector"), 1, 0)
 }
 
 /// A commit is about to take its lease while a collection condemns what it will rely
@@ -263,8 +275,8 @@ fn lease_taken_late() -> Script {
         ],
         vec![Action::Gc(50)],
     ])
-    .overtaken(2, 1, 0)
-    .overtaken(3, 38, 0)
+    .overtaken(2, At(Lock, "locks/allocate"), 1, 0)
+    .overtaken(3, At(Unlink, "packs/"), 1, 0)
 }
 
 /// A collection is killed after it has deleted packs and before it has forgotten that
@@ -290,11 +302,14 @@ fn number_used_again() -> Script {
         ],
         vec![Action::Gc(50)],
     ])
-    .overtaken(4, 15, 1)
-    .ends(2, Class::Durable, 8, Mishap::Kill)
+    // It has let go of its first pack, and asks for the number of the second.
+    .overtaken(4, At(Lock, "locks/allocate"), 4, 1)
+    // The first time it condemns, the second time it forgets.
+    .ends(2, At(SyncFile, ".collector.new"), 2, Mishap::Kill)
     .ends(3, Class::Any, 1, Mishap::PowerCut);
     script.pack_chunks = 1;
-    script
+    // A newer format tells packs of the same number apart.
+    script.in_format_1()
 }
 
 /// A commit relies on a page that is being collected, and is killed before it sets its
@@ -309,9 +324,9 @@ fn killed_while_collected() -> Script {
         ],
         vec![Action::Gc(50), commit(1, Nothing, &[(0, 0), (1, 0)], &[])],
     ])
-    .overtaken(2, 11, 0)
-    .overtaken(3, 33, 0)
-    .ends(2, Class::Durable, 5, Mishap::Kill)
+    .overtaken(2, At(Lock, "locks/publish"), 1, 0)
+    .overtaken(3, At(Lock, "locks/publish"), 1, 0)
+    .ends(2, At(Rename, "tags/"), 1, Mishap::Kill)
 }
 
 /// A page is damaged. While a repair looks at the packs a commit begins that relies on
@@ -326,8 +341,8 @@ fn commit_beside_a_repair() -> Script {
         ],
         vec![Action::Repair],
     ])
-    .overtaken(2, 1, 0)
-    .overtaken(3, 9, 0)
+    .overtaken(2, At(Lock, "locks/allocate"), 1, 0)
+    .overtaken(3, At(IndexFlush, "index.new"), 1, 0)
 }
 
 /// A snapshot that has lost its tag gets one again while a collection deletes it.
@@ -340,8 +355,8 @@ fn tagged_while_deleted() -> Script {
         ],
         vec![Action::Gc(50)],
     ])
-    .overtaken(2, 1, 0)
-    .overtaken(3, 38, 0)
+    .overtaken(2, At(Lock, "locks/publish"), 1, 0)
+    .overtaken(3, At(Unlink, "packs/"), 1, 0)
 }
 
 /// What a commit relies on is dead, and a collection finds the disk full.
@@ -355,8 +370,8 @@ fn room_made_beside_a_writer() -> Script {
         ],
         vec![Action::Gc(50)],
     ])
-    .overtaken(2, 9, 1)
-    .ends(3, Class::Changes, 1, Mishap::DiskFull(300))
+    .overtaken(2, At(Write, "packs/"), 1, 1)
+    .ends(3, At(Create, ".collector.new"), 1, Mishap::DiskFull(300))
 }
 
 /// A collection is killed when it has condemned a pack that is to be repacked. A commit
@@ -378,8 +393,8 @@ fn parent_removed_meanwhile() -> Script {
         ],
         vec![Action::Remove(0), Action::Gc(50)],
     ])
-    .overtaken(2, 12, 2)
-    .ends(1, Class::Durable, 4, Mishap::Kill)
+    .overtaken(2, At(Write, "packs/"), 1, 2)
+    .ends(1, At(SyncFile, "packs/"), 1, Mishap::Kill)
 }
 
 /// What has lost its tag is collected, and is given another one by a process that has its
@@ -397,8 +412,9 @@ fn tagged_again_too_late() -> Script {
     .same_process(1)
     .same_process(2)
     .same_process(3)
-    .overtaken(3, 1, 0)
-    .overtaken(4, 42, 0)
+    .overtaken(3, At(Lock, "locks/publish"), 1, 0)
+    // It has condemned, deleted, and is about to clean the index.
+    .overtaken(4, At(Lock, "locks/publish"), 3, 0)
 }
 
 /// An upgrade is killed before the configuration is durable that says so. Another one
@@ -410,8 +426,8 @@ fn upgrade_goes_on_where_one_was_killed() -> Script {
         vec![Action::Upgrade],
     ]);
     script
-        .ends(1, Class::Durable, 6, Mishap::Kill)
-        .ends(2, Class::Changes, 9, Mishap::PowerCut)
+        .ends(1, At(SyncDir, ""), 2, Mishap::Kill)
+        .ends(2, At(SyncDir, "packs"), 1, Mishap::PowerCut)
         .in_format_1()
 }
 
@@ -427,7 +443,7 @@ fn condemned_before_an_upgrade() -> Script {
         Action::Gc(50),
     ]]);
     script
-        .ends(2, Class::Durable, 4, Mishap::Kill)
+        .ends(2, At(SyncDir, "tags"), 1, Mishap::Kill)
         .in_format_1()
 }
 
@@ -443,8 +459,8 @@ fn damaged_while_repaired() -> Script {
         ],
         vec![Action::Repair],
     ])
-    .overtaken(1, 1, 0)
-    .overtaken(3, 18, 2);
+    .overtaken(1, Class::Any, 1, 0)
+    .overtaken(3, At(RemoveDir, "index.new"), 1, 2);
     script.pack_chunks = 1;
     script
 }
@@ -458,6 +474,6 @@ fn large_pack_of_a_commit_that_fails() -> Script {
         vec![commit(0, Nothing, &pages, &[])],
         vec![commit(1, Nothing, &pages, &[])],
     ])
-    .overtaken(0, 14, 1)
-    .ends(0, Class::Durable, 6, Mishap::IoError)
+    .overtaken(0, At(Lock, "locks/publish"), 2, 1)
+    .ends(0, At(SyncFile, "tags/"), 1, Mishap::IoError)
 }

@@ -5,7 +5,7 @@ use snapstore_store::StoreFormat;
 
 use super::content::{FAMILIES, ImageContent, Page, VARIANTS};
 use super::plan::{
-    Action, Class, Damage, Fault, MANY_CHUNKS, Mishap, Op, OpNumber, Parent, Plan, Schedule,
+    Action, Class, Damage, Fault, MANY_CHUNKS, Mishap, Moment, Op, OpNumber, Parent, Plan, Schedule,
 };
 
 /// What a history is about.
@@ -191,8 +191,10 @@ impl Draft {
                 ];
                 plan.faults.push(Fault {
                     op,
-                    class: [Class::Durable, Class::Changes][rng.usize(..2)],
-                    nth: rng.u32(1..=30),
+                    at: Moment::new(
+                        [Class::Durable, Class::Changes][rng.usize(..2)],
+                        rng.u32(1..=30),
+                    ),
                     mishap: mishaps[rng.usize(..4)],
                 });
             }
@@ -361,8 +363,7 @@ impl Draft {
                 let (class, most) = classes[self.rng.usize(..3)];
                 Fault {
                     op: self.rng.u32(..self.next_op),
-                    class,
-                    nth: self.rng.u32(1..=most),
+                    at: Moment::new(class, self.rng.u32(1..=most)),
                     mishap: match self.rng.u8(..8) {
                         0..3 => Mishap::Kill,
                         3..6 => Mishap::PowerCut,

@@ -2,6 +2,7 @@
 //! whom. Drawn from a seed, and small enough to be read.
 
 use std::fmt;
+use std::path::Path;
 
 use snapstore_store::StoreFormat;
 use snapstore_store::sim::StepKind;
@@ -115,12 +116,56 @@ pub enum Class {
     Durable,
     /// Those before which another process matters most.
     Seams,
+    /// Those of this kind at this path of the store, or in it if it ends with a slash.
+    At(StepKind, &'static str),
+}
+
+/// A step of an operation, by what it does there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moment {
+    /// Which of its steps are counted.
+    pub class: Class,
+    /// The how manieth of these, from 1 on.
+    pub nth: u32,
+    /// How many steps of any class after it.
+    pub later: u32,
+}
+
+impl Moment {
+    /// The `nth` step of this class.
+    #[must_use]
+    pub fn new(class: Class, nth: u32) -> Self {
+        Self {
+            class,
+            nth,
+            later: 0,
+        }
+    }
+
+    /// Whether this step is the one. `counted` is how far it had come, from 0 on.
+    #[must_use]
+    pub fn has_come(self, counted: &mut u32, kind: StepKind, path: &Path) -> bool {
+        if *counted < self.nth && !self.class.holds(kind, path) {
+            return false;
+        }
+        *counted += 1;
+        *counted == self.nth + self.later
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.later > 0 {
+            write!(f, "{} steps after ", self.later)?;
+        }
+        write!(f, "its step {} of {:?}", self.nth, self.class)
+    }
 }
 
 impl Class {
-    /// Whether a step of this kind is counted.
+    /// Whether a step of this kind is counted. The path is one in the store.
     #[must_use]
-    pub fn holds(self, kind: StepKind) -> bool {
+    pub fn holds(self, kind: StepKind, path: &Path) -> bool {
         use StepKind as K;
         let durable = matches!(
             kind,
@@ -128,6 +173,13 @@ impl Class {
         );
         match self {
             Self::Any => true,
+            Self::At(what, place) => {
+                let is_there = match place.ends_with('/') {
+                    true => path.starts_with(place),
+                    false => path == Path::new(place),
+                };
+                kind == what && is_there
+            }
             Self::Seams => matches!(
                 kind,
                 K::Lock
@@ -155,10 +207,8 @@ impl Class {
 pub struct Fault {
     /// In which operation.
     pub op: OpNumber,
-    /// Which of its steps are counted.
-    pub class: Class,
-    /// At the how manieth of these, from 1 on.
-    pub nth: u32,
+    /// At which of its steps.
+    pub at: Moment,
     /// What.
     pub mishap: Mishap,
 }
@@ -198,10 +248,8 @@ pub enum Schedule {
 pub struct Seam {
     /// Which operation.
     pub op: OpNumber,
-    /// Which of its steps are counted.
-    pub class: Class,
-    /// Before the how manieth of these, from 1 on.
-    pub nth: u32,
+    /// Before which of its steps.
+    pub at: Moment,
     /// Which of those who can goes on instead, modulo their number.
     pub by: usize,
     /// As in [`Preemption`].
@@ -320,8 +368,8 @@ impl fmt::Display for Plan {
         for fault in &self.faults {
             writeln!(
                 f,
-                "  in operation {}, at its step {} of {:?}: {:?}",
-                fault.op, fault.nth, fault.class, fault.mishap
+                "  in operation {}, at {}: {:?}",
+                fault.op, fault.at, fault.mishap
             )?;
         }
         if self.pack_chunks < MANY_CHUNKS {
@@ -335,12 +383,8 @@ impl fmt::Display for Plan {
                 writeln!(f, "  one in {one_in} steps is overtaken")
             }
             Schedule::Seams(seams) => {
-                for at in seams {
-                    writeln!(
-                        f,
-                        "  operation {} is overtaken at its step {} of {:?}",
-                        at.op, at.nth, at.class
-                    )?;
+                for seam in seams {
+                    writeln!(f, "  operation {} is overtaken at {}", seam.op, seam.at)?;
                 }
                 Ok(())
             }

@@ -6,7 +6,7 @@ use fastrand::Rng;
 
 use super::content::ImageContent;
 use super::draw::Draft;
-use super::plan::{Action, Class, Fault, Mishap, Op, Plan, Schedule, Seam};
+use super::plan::{Action, Class, Fault, Mishap, Moment, Op, Plan, Schedule, Seam};
 
 /// The most steps of an operation at which it is overtaken, of a kind.
 const MOST_SEAMS: u32 = 44;
@@ -96,7 +96,7 @@ impl Plan {
             ops.push(draft.op());
         }
         let mut kill = draft.crash(&[killed], Mishap::Kill);
-        kill.nth = kill.nth.div_ceil(2);
+        kill.at.nth = kill.at.nth.div_ceil(2);
         let late: Vec<u32> = (killed + 1..draft.next_op).collect();
         let cut = draft.crash(&late, Mishap::PowerCut);
         draft.plan(vec![ops], vec![kill, cut], Schedule::Seams(vec![]))
@@ -178,8 +178,7 @@ impl Draft {
         };
         Seam {
             op: ops[self.rng.usize(..ops.len())],
-            class,
-            nth: self.rng.u32(1..=most),
+            at: Moment::new(class, self.rng.u32(1..=most)),
             by: self.rng.usize(..2),
             stall: [0, 0, 1, 2][self.rng.usize(..4)],
         }
@@ -193,8 +192,7 @@ impl Draft {
         };
         Fault {
             op: ops[self.rng.usize(..ops.len())],
-            class,
-            nth: self.rng.u32(1..=most),
+            at: Moment::new(class, self.rng.u32(1..=most)),
             mishap,
         }
     }

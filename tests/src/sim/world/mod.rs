@@ -51,7 +51,7 @@ pub struct Running {
     pub op: OpNumber,
     /// How many steps it has begun.
     pub steps: u32,
-    /// Per fault of it, how many steps of its class it has begun.
+    /// Per fault of it, how far its moment has come.
     counted: Vec<u32>,
     /// The same per seam.
     seams: Vec<u32>,
@@ -308,6 +308,7 @@ impl World {
         mut shared: MutexGuard<'a, Shared>,
         actor: usize,
         kind: StepKind,
+        path: &Path,
         what: &dyn Fn() -> String,
     ) -> MutexGuard<'a, Shared> {
         let Some(running) = &shared.actors[actor].running else {
@@ -317,7 +318,7 @@ impl World {
         let preemption = match &self.plan.schedule {
             Schedule::Random { one_in, .. } => {
                 let others = shared.runnable(actor);
-                let one_in = match Class::Seams.holds(kind) {
+                let one_in = match Class::Seams.holds(kind, path) {
                     true => (one_in / 4).max(2),
                     false => *one_in,
                 };
@@ -338,7 +339,7 @@ impl World {
                 }
             }
             Schedule::Seams(seams) => {
-                let found = shared.seam(seams, actor, kind);
+                let found = shared.seam(seams, actor, kind, path);
                 let others = shared.runnable(actor);
                 let found = found.filter(|_| !others.is_empty());
                 found.map(|seam| Preemption {
@@ -424,30 +425,24 @@ impl Shared {
     }
 
     /// What the plan says is to go wrong at this step.
-    fn mishap(&mut self, plan: &Plan, actor: usize, kind: StepKind) -> Option<Mishap> {
+    fn mishap(&mut self, plan: &Plan, actor: usize, kind: StepKind, path: &Path) -> Option<Mishap> {
         let running = self.actors[actor].running.as_mut()?;
         let mut found = None;
         for (fault, counted) in plan.faults.iter().zip(&mut running.counted) {
-            if fault.op == running.op && fault.class.holds(kind) {
-                *counted += 1;
-                if *counted == fault.nth {
-                    found = found.or(Some(fault.mishap));
-                }
+            if fault.op == running.op && fault.at.has_come(counted, kind, path) {
+                found = found.or(Some(fault.mishap));
             }
         }
         found
     }
 
     /// Where the plan says that this step is overtaken.
-    fn seam(&mut self, seams: &[Seam], actor: usize, kind: StepKind) -> Option<Seam> {
+    fn seam(&mut self, seams: &[Seam], actor: usize, kind: StepKind, path: &Path) -> Option<Seam> {
         let running = self.actors[actor].running.as_mut()?;
         let mut found = None;
         for (seam, counted) in seams.iter().zip(&mut running.seams) {
-            if seam.op == running.op && seam.class.holds(kind) {
-                *counted += 1;
-                if *counted == seam.nth {
-                    found = found.or(Some(*seam));
-                }
+            if seam.op == running.op && seam.at.has_come(counted, kind, path) {
+                found = found.or(Some(*seam));
             }
         }
         found

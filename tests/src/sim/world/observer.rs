@@ -77,8 +77,7 @@ impl Actor {
     }
 }
 
-fn describe(kind: StepKind, path: &Path, root: &Path, step: u32) -> String {
-    let path = path.strip_prefix(root).unwrap_or(path);
+fn describe(kind: StepKind, path: &Path, step: u32) -> String {
     format!("{kind:?} {} (step {step})", path.display())
 }
 
@@ -91,9 +90,10 @@ impl Observer for Actor {
             return Ok(());
         }
         let (world, me) = (&*self.world, self.number);
+        let path = path.strip_prefix(&world.root).unwrap_or(path);
         let mut shared = world.lock();
         shared.total_steps += 1;
-        shared.changes += u64::from(Class::Changes.holds(kind));
+        shared.changes += u64::from(Class::Changes.holds(kind, path));
         let mut step = 0;
         if let Some(running) = &mut shared.actors[me].running {
             running.steps += 1;
@@ -102,22 +102,22 @@ impl Observer for Actor {
         let state = &mut shared.actors[me];
         state.publish_lookups += u32::from(kind == StepKind::IndexGet);
         if let Some(steps) = &mut state.publish_steps
-            && Class::Changes.holds(kind)
+            && Class::Changes.holds(kind, path)
         {
             *steps += 1;
             state.publish_unlinks += u32::from(kind == StepKind::Unlink);
         }
-        let what = || describe(kind, path, &world.root, step);
+        let what = || describe(kind, path, step);
         if shared.every_step {
             shared.tell(|| format!("    actor {me}: {}", what()));
         }
-        let mut shared = world.maybe_preempt(shared, me, kind, &what);
+        let mut shared = world.maybe_preempt(shared, me, kind, path, &what);
         if shared.is_over() {
             drop(shared);
             self.die();
         }
         let op = shared.actors[me].running.as_ref().map(|it| it.op);
-        match shared.mishap(&world.plan, me, kind) {
+        match shared.mishap(&world.plan, me, kind, path) {
             None => {}
             Some(mishap) => {
                 shared.tell(|| format!("{mishap:?} in operation {op:?} before {}", what()));
