@@ -11,6 +11,7 @@ use crate::gc::index_batch;
 use crate::gc::mark::Marks;
 use crate::gc::plan::Decision;
 use crate::gc::state::CollectorState;
+use crate::id::ChunkKey;
 use crate::index::IndexReader;
 use crate::pack::reader::PackReader;
 use crate::pack::writer::PackWriter;
@@ -137,8 +138,8 @@ impl Store {
         let sealed = writer.seal()?;
         self.chunks.packs().look_again();
         for moved in copies.moved.chunks(index_batch()) {
-            let _publish = self.publish_lock()?;
-            let index = self.index_writer()?;
+            let keys: Vec<ChunkKey> = moved.iter().map(|chunk| chunk.key).collect();
+            let (_publish, index) = self.publish_lock_to_change(&keys)?;
             sealed.keep();
             placement::enter_copies(&self.chunks, &index, moved)?;
         }

@@ -36,8 +36,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::durable;
 use crate::error::{Damage, IoContext as _, Result};
 use crate::id::{ChunkKey, SnapshotId};
-use crate::index;
+use crate::index::{self, IndexWriter};
 use crate::lease;
+use crate::lock::Lock;
 use crate::pack::{Location, PackIdentity, PackNumber};
 use crate::placement::{self, INDEX_BATCH};
 use crate::progress::Progress;
@@ -51,6 +52,8 @@ use state::{CollectorState, Condemned};
 
 /// Entries of the index to packs that are gone which one collection cleans up.
 const MAX_ASTRAY: usize = 1 << 20;
+/// How often entries are looked up before the lock is taken to change them.
+const LOOKED_AHEAD_AT_MOST: usize = 3;
 
 /// Few in the simulator, whose stores are small.
 pub(crate) fn index_batch() -> usize {
@@ -319,7 +322,8 @@ impl Store {
             }
         }
         for batch in astray.chunks(index_batch()) {
-            let _publish = self.publish_lock()?;
+            let keys: Vec<ChunkKey> = batch.iter().map(|(key, _)| *key).collect();
+            let (_publish, index) = self.publish_lock_to_change(&keys)?;
             let mut gone: BTreeSet<PackNumber> = batch.iter().map(|(_, pack)| *pack).collect();
             if !sim::on(Fault::CleanedByOldList) {
                 for pack in gone.clone() {
@@ -328,8 +332,6 @@ impl Store {
                     }
                 }
             }
-            let keys: Vec<ChunkKey> = batch.iter().map(|(key, _)| *key).collect();
-            let index = self.index_writer()?;
             match placement::remove(&index, &keys, |pack| gone.contains(&pack)) {
                 // There is no room for less.
                 Err(error) if error.is_full_disk() => return Ok(()),
@@ -337,6 +339,22 @@ impl Store {
             }
         }
         index::tidy(&self.layout.index(), index::FEW_FILES)
+    }
+
+    /// The publish lock, and the index to change these entries of it. They are looked up
+    /// before: under the lock as many reads of the disk would keep commits waiting.
+    fn publish_lock_to_change(&self, keys: &[ChunkKey]) -> Result<(Lock, IndexWriter)> {
+        for _ in 0..LOOKED_AHEAD_AT_MOST {
+            let ahead = self.chunks.refresh_index()?.look_ahead(keys)?;
+            let publish = self.publish_lock()?;
+            let index = self.index_writer()?;
+            if index.use_ahead(ahead) {
+                return Ok((publish, index));
+            }
+        }
+        // Somebody writes sorted files all the time.
+        let publish = self.publish_lock()?;
+        Ok((publish, self.index_writer()?))
     }
 }
 

@@ -55,6 +55,9 @@ pub(crate) struct IndexReader {
 /// Entries for the index to take over.
 pub(crate) struct Prepared(Batch);
 
+/// What was looked up before a writer had the publish lock.
+pub(crate) struct Ahead(Arc<Entries>);
+
 /// The index, open for changes. The holder has the publish lock.
 pub(crate) struct IndexWriter {
     number: u64,
@@ -99,6 +102,11 @@ impl IndexReader {
             .iter()
             .map(|key| self.entries.get(key).copied())
             .collect())
+    }
+
+    /// Looks these keys up for [`IndexWriter::use_ahead`].
+    pub fn look_ahead(&self, _: &[ChunkKey]) -> Result<Ahead> {
+        Ok(Ahead(self.entries.clone()))
     }
 
     /// Writes entries that a writer can take over.
@@ -196,6 +204,11 @@ impl IndexWriter {
             found.map(|(_, at)| *at)
         });
         Ok(written.unwrap_or_else(|| state.flushed.get(&key).copied()))
+    }
+
+    /// False: the index has been written since.
+    pub fn use_ahead(&self, ahead: Ahead) -> bool {
+        Arc::ptr_eq(&ahead.0, &self.state().flushed)
     }
 
     /// The keys of all entries that may have changed since; `None` if they are not known,

@@ -6,7 +6,7 @@
 //! collector ([`tidy`]), and where nobody ever collects to whoever has committed, once
 //! that is told ([`crate::Store::tidy_index`]). Neither holds the publish lock then.
 
-use std::collections::btree_map;
+use std::collections::{BTreeMap, btree_map};
 use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,6 +47,13 @@ pub(crate) struct Prepared {
     file: Option<PathBuf>,
 }
 
+/// What the sorted files say of some keys, looked up before a writer has the publish lock:
+/// in a large index that takes a read of the disk for each.
+pub(crate) struct Ahead {
+    sorted: Arc<Sorted>,
+    found: BTreeMap<Key, Option<Location>>,
+}
+
 impl Drop for Prepared {
     fn drop(&mut self) {
         if let Some(file) = self.file.take() {
@@ -64,7 +71,26 @@ pub(crate) struct IndexWriter {
 
 struct WriterState {
     view: IndexReader,
+    ahead: Option<Ahead>,
     pending: Changes,
+}
+
+impl WriterState {
+    /// What is pending counts most, then the runs as they are now.
+    fn get(&self, key: &Key) -> Result<Option<Location>> {
+        if let Some(found) = self.pending.get(key) {
+            return Ok(*found);
+        }
+        if let Some(found) = self.view.runs.get(key) {
+            return Ok(found);
+        }
+        let ahead = self.ahead.as_ref();
+        let ahead = ahead.filter(|ahead| Arc::ptr_eq(&ahead.sorted, &self.view.sorted));
+        match ahead.and_then(|ahead| ahead.found.get(key)) {
+            Some(found) => Ok(*found),
+            None => self.view.sorted.get(key),
+        }
+    }
 }
 
 impl IndexReader {
@@ -133,6 +159,16 @@ impl IndexReader {
             }
         }
         Ok(found)
+    }
+
+    /// Looks these keys up for [`IndexWriter::use_ahead`].
+    pub fn look_ahead(&self, keys: &[ChunkKey]) -> Result<Ahead> {
+        let keys: Vec<Key> = keys.iter().map(|key| key.to_index_key()).collect();
+        let found = self.sorted.get_many(&keys)?;
+        Ok(Ahead {
+            sorted: self.sorted.clone(),
+            found: keys.into_iter().zip(found).collect(),
+        })
     }
 
     /// Writes entries, sorted by key, to a file that a writer can take over. It stands
@@ -225,6 +261,7 @@ impl IndexWriter {
             keeps_runs: true,
             state: Mutex::new(WriterState {
                 view: IndexReader::open(path)?,
+                ahead: None,
                 pending: Changes::new(),
             }),
         })
@@ -259,11 +296,16 @@ impl IndexWriter {
 
     /// Where the chunk with this key is.
     pub fn get(&self, key: ChunkKey) -> Result<Option<Location>> {
-        let state = self.state();
-        match state.pending.get(&key.to_index_key()) {
-            Some(changed) => Ok(*changed),
-            None => state.view.get(key),
-        }
+        self.state().get(&key.to_index_key())
+    }
+
+    /// Takes what was looked up before for what the sorted files say. False: these are
+    /// others by now, and whatever is needed is looked up again.
+    pub fn use_ahead(&self, ahead: Ahead) -> bool {
+        let mut state = self.state();
+        let is_current = Arc::ptr_eq(&ahead.sorted, &state.view.sorted);
+        state.ahead = is_current.then_some(ahead);
+        is_current
     }
 
     /// The keys of all entries that may have changed since, and of those that lie over
@@ -300,7 +342,7 @@ impl IndexWriter {
     /// Makes all changes durable.
     pub fn flush(&self) -> Result<()> {
         let mut state = self.state();
-        let WriterState { view, pending } = &mut *state;
+        let WriterState { view, pending, .. } = &mut *state;
         let entries = view.runs.entries() + pending.len();
         if entries == 0 || pending.is_empty() && self.keeps_runs {
             return Ok(());
@@ -343,7 +385,7 @@ impl IndexWriter {
         for (key, at) in changes {
             state.pending.insert(key.to_index_key(), at);
             if state.pending.len() >= MAX_PENDING {
-                let WriterState { view, pending } = &mut *state;
+                let WriterState { view, pending, .. } = &mut *state;
                 sort_in(&self.path, view, pending)?;
                 *view = IndexReader::open(&self.path)?;
                 pending.clear();

@@ -331,3 +331,41 @@ fn what_an_index_costs_by_its_entries() {
         println!("{entries:9} entries: {rss:?}");
     }
 }
+
+#[test]
+fn what_was_looked_up_ahead_lies_under_what_came_since() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("index");
+    let writer = IndexWriter::open_or_create(&path).unwrap().without_runs();
+    let entries = (0..4).map(|number| (page(number), location(number)));
+    writer.put(entries).unwrap();
+    writer.flush().unwrap();
+    drop(writer);
+    let keys: Vec<ChunkKey> = (0..6).map(page).collect();
+    let reader = IndexReader::open(&path).unwrap();
+    let ahead = reader.look_ahead(&keys).unwrap();
+    // Another process changes an entry, adds one, and removes one.
+    let other = IndexWriter::open(&path).unwrap();
+    other
+        .put([(page(1), location(11)), (page(4), location(14))])
+        .unwrap();
+    other.remove_if([page(2)], |_| true).unwrap();
+    other.flush().unwrap();
+    drop(other);
+    let writer = IndexWriter::open(&path).unwrap();
+    assert!(writer.use_ahead(ahead));
+    writer.put([(page(3), location(13))]).unwrap();
+    let found = keys.iter().map(|key| writer.get(*key).unwrap());
+    let expected = [Some(0), Some(11), None, Some(13), Some(14), None];
+    assert!(found.eq(expected.map(|number| number.map(location))));
+    drop(writer);
+    // Once there is another sorted file it says nothing, of whatever was in the runs.
+    let ahead = reader.look_ahead(&keys).unwrap();
+    let writer = IndexWriter::open(&path).unwrap().without_runs();
+    assert!(writer.use_ahead(reader.look_ahead(&keys).unwrap()));
+    writer.put([(page(0), location(20))]).unwrap();
+    writer.flush().unwrap();
+    assert_eq!(writer.get(page(0)).unwrap(), Some(location(20)));
+    assert!(!writer.use_ahead(ahead));
+    assert_eq!(writer.get(page(0)).unwrap(), Some(location(20)));
+}
