@@ -325,7 +325,8 @@ fn killed_while_collected() -> Script {
         vec![Action::Gc(50), commit(1, Nothing, &[(0, 0), (1, 0)], &[])],
     ])
     .overtaken(2, At(Lock, "locks/publish"), 1, 0)
-    .overtaken(3, At(Lock, "locks/publish"), 1, 0)
+    // It has condemned, and is about to delete.
+    .overtaken(3, At(Lock, "locks/publish"), 2, 0)
     .ends(2, At(Rename, "tags/"), 1, Mishap::Kill)
 }
 
