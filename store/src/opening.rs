@@ -34,6 +34,30 @@ pub(crate) fn is_store(layout: &Layout) -> Result<bool> {
     Ok(is_there(&layout.config()) || has_packs(layout)?)
 }
 
+/// What stands in the place of a directory of the store and is none. A link to a directory
+/// is one.
+pub(crate) fn no_directories(layout: &Layout) -> Vec<std::path::PathBuf> {
+    let mut dirs = layout.directories().to_vec();
+    dirs.push(layout.index());
+    dirs.retain(|dir| is_there(dir) && !dir.is_dir());
+    dirs
+}
+
+/// Why such a thing is damage.
+pub(crate) const NO_DIRECTORY: &str = "it is not a directory";
+
+/// That each directory of the store that is there is one.
+pub(crate) fn check_directories(layout: &Layout) -> Result<()> {
+    match no_directories(layout).pop() {
+        Some(path) => Err(Damage::File {
+            path,
+            reason: NO_DIRECTORY,
+        }
+        .into()),
+        None => Ok(()),
+    }
+}
+
 /// Makes the directories again that were empty and are missing.
 pub(crate) fn restore_empty(layout: &Layout) -> Result<()> {
     for dir in [layout.leases(), layout.locks()] {

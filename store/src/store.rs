@@ -131,6 +131,7 @@ impl Store {
         let layout = Layout::new(absolute(path)?);
         let config = Config::read(&layout.config())?;
         let config = config.ok_or_else(|| opening::without_config(&layout))?;
+        opening::check_directories(&layout)?;
         opening::restore_empty(&layout)?;
         Ok(Self {
             chunks: Arc::new(Chunks::new(layout.clone(), &config)),

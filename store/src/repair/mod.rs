@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::cancel::Cancel;
 use crate::durable;
-use crate::error::{Error, IoContext as _, Result};
+use crate::error::{Damage, Error, IoContext as _, Result};
 use crate::format::config::Config;
 use crate::gc::mark::Reachability;
 use crate::layout::Layout;
@@ -31,6 +31,7 @@ use crate::pack::reader::PackReader;
 use crate::progress::Progress;
 use crate::store::Store;
 use crate::tags;
+use aside::set_aside;
 use files::{odd_files, repair_collector, repair_config, set_odd_aside};
 pub use report::RepairReport;
 
@@ -104,6 +105,13 @@ impl Store {
         let mut missing_tags_dir = false;
         for odd in odd_files(&layout) {
             set_odd_aside(&layout, &odd, &mut report)?;
+        }
+        for path in opening::no_directories(&layout) {
+            set_aside(&layout, &path)?;
+            report.remaining.push(Damage::File {
+                path,
+                reason: opening::NO_DIRECTORY,
+            });
         }
         for dir in layout.directories() {
             if !dir.is_dir() {

@@ -247,3 +247,32 @@ fn what_is_no_file_in_the_index_is_damage_of_it() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_file_in_the_place_of_a_directory_is_named_and_set_aside() -> anyhow::Result<()> {
+    for name in ["index", "leases", "locks", "packs", "tags"] {
+        let fixture = with_base()?;
+        let dir = fixture.cli.store().join(name);
+        fs::remove_dir_all(&dir)?;
+        fs::write(&dir, "mine")?;
+        for arguments in [&["verify"][..], &["gc"], &["tags"]] {
+            let (code, said) = run(&fixture, arguments)?;
+            ensure!(
+                code == 4 && said.contains(name),
+                "{name}: {arguments:?}: {code}: {said}"
+            );
+        }
+        let (_, said) = run(&fixture, &["repair"])?;
+        ensure!(dir.is_dir(), "{name}: {said}");
+        ensure!(
+            fs::read(fixture.cli.store().join("damaged").join(name))? == b"mine",
+            "{said}"
+        );
+        // What was in it is lost, and nothing else.
+        if !["packs", "tags"].contains(&name) {
+            done(&fixture, &["verify", "--read-data"])?;
+            others_work(&fixture)?;
+        }
+    }
+    Ok(())
+}

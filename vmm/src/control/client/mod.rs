@@ -145,10 +145,10 @@ impl Client {
         match pid {
             Some(pid) if is_stopped(pid) => tracing::warn!(
                 "waiting for {machine}: the machine's process {pid} is stopped; `kill -CONT {pid}` \
-                 lets it go on; this gives up after {seconds} s"
+                 lets it go on; this gives up after at most {seconds} s"
             ),
             _ => tracing::warn!(
-                "waiting for the machine at {machine} to answer; this gives up after {seconds} s"
+                "waiting for the machine at {machine} to answer; this gives up after at most {seconds} s"
             ),
         }
     }
