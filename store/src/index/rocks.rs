@@ -78,8 +78,7 @@ impl Sorted {
         check_files(path)?;
         memory::check(OPEN_BYTES + CACHE_BYTES).context("get memory for", path)?;
         threads::check_for_index(path)?;
-        let db = DB::open_for_read_only(&options(), path, false)
-            .map_err(|error| failed(path, &error))?;
+        let db = opened(path, || DB::open_for_read_only(&options(), path, false))?;
         threads::index_is_open();
         let unchanged = State::now(path) == state;
         let opened = Arc::new(Self {
@@ -250,7 +249,22 @@ fn open_to_write(path: &Path, options: &Options) -> Result<DB> {
     check_files(path)?;
     memory::check(OPEN_BYTES + CACHE_BYTES).context("get memory for", path)?;
     threads::check_for_index(path)?;
-    DB::open(options, path).map_err(|error| failed(path, &error))
+    opened(path, || DB::open(options, path))
+}
+
+/// Opens RocksDB. Before it takes its lock it puts away the log of whoever had it open
+/// before, and fails if another process has just done that.
+fn opened(path: &Path, open: impl Fn() -> Result<DB, rocksdb::Error>) -> Result<DB> {
+    let mut attempts = 100;
+    loop {
+        match open() {
+            Err(error) if attempts > 0 && error.to_string().contains("LOG.old") => {
+                attempts -= 1;
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            done => return done.map_err(|error| failed(path, &error)),
+        }
+    }
 }
 
 fn options() -> Options {
