@@ -30,6 +30,8 @@ const COPY_RUN_BYTES: usize = 4 << 20;
 struct Copies {
     writer: Option<PackWriter>,
     moved: Vec<Moved>,
+    /// The packs that the collection deletes.
+    going: BTreeSet<PackNumber>,
 }
 
 impl Store {
@@ -37,7 +39,11 @@ impl Store {
     /// the copies. A pack with a live chunk that is damaged stays: the plan then
     /// keeps it. Returns the bytes written.
     pub(super) fn copy_live(&self, report: &mut GcReport, live: &Marks) -> Result<u64> {
-        let mut copies = Copies::default();
+        let plan = &report.plan;
+        let mut copies = Copies {
+            going: plan.going().map(|pack| pack.number).collect(),
+            ..Copies::default()
+        };
         let mut written = 0;
         let mut spared = BTreeSet::new();
         let numbers: Vec<PackNumber> = report
@@ -133,7 +139,7 @@ impl Store {
         if sim::on(Fault::CopiesEnteredBeforeSealed) {
             let _publish = self.publish_lock()?;
             let index = self.index_writer()?;
-            placement::enter_copies(&self.chunks, &index, &copies.moved)?;
+            placement::enter_copies(&self.chunks, &index, &copies.moved, &copies.going)?;
         }
         let sealed = writer.seal()?;
         self.chunks.packs().look_again();
@@ -141,7 +147,7 @@ impl Store {
             let keys: Vec<ChunkKey> = moved.iter().map(|chunk| chunk.key).collect();
             let (_publish, index) = self.publish_lock_to_change(&keys)?;
             sealed.keep();
-            placement::enter_copies(&self.chunks, &index, moved)?;
+            placement::enter_copies(&self.chunks, &index, moved, &copies.going)?;
         }
         copies.moved.clear();
         Ok(sealed.file_len)

@@ -276,9 +276,7 @@ impl Store {
     fn condemn(&self, plan: &GcPlan) -> Result<()> {
         let mut state = CollectorState::read(&self.layout)?;
         let going: BTreeMap<PackNumber, PackIdentity> = plan
-            .packs
-            .iter()
-            .filter(|pack| pack.decision != Decision::Keep)
+            .going()
             .map(|pack| (pack.number, pack.identity))
             .collect();
         state

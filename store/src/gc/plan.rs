@@ -110,12 +110,17 @@ impl GcPlan {
             .filter(move |plan| plan.decision == decision)
     }
 
-    /// How many bytes of packs the plan frees in the end.
-    #[must_use]
-    pub fn freed_bytes(&self) -> u64 {
+    /// The packs that do not stay.
+    pub(crate) fn going(&self) -> impl Iterator<Item = &PackPlan> {
         self.packs
             .iter()
             .filter(|plan| plan.decision != Decision::Keep)
+    }
+
+    /// How many bytes of packs the plan frees in the end.
+    #[must_use]
+    pub fn freed_bytes(&self) -> u64 {
+        self.going()
             .map(|plan| plan.file_bytes.saturating_sub(plan.live_bytes))
             .sum()
     }

@@ -17,7 +17,8 @@
 //!   copy. A second standalone copy waits: the collector may have counted on the
 //!   first. For a large pack this is worked out before the lock is taken ([`large`]).
 //! - [`enter_copies`]: the collector's copy takes the place of what it was copied
-//!   from, and of any delta, which may be of a commit that never ends well. A
+//!   from, of a copy in another pack that is to go, and of any delta, which may be of
+//!   a commit that never ends well. A
 //!   standalone copy of a node always does: a delta of an older version may need
 //!   that very copy ([`Place::needs_one_copy`]).
 //! - [`enter_found`]: a place that only a hint led to takes the place of none, of
@@ -34,7 +35,7 @@
 
 mod large;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::chunks::{Chunks, Place};
 use crate::error::{Error, Result};
@@ -127,13 +128,21 @@ fn leads_to_any(chunks: &Chunks, entries: &[(ChunkKey, Location)]) -> Result<boo
     Ok(false)
 }
 
-/// Points the index at copies that are durable, durably.
-pub(crate) fn enter_copies(chunks: &Chunks, index: &IndexWriter, moved: &[Moved]) -> Result<()> {
+/// Points the index at copies that are durable, durably. `going` are the packs that
+/// the collection deletes next.
+pub(crate) fn enter_copies(
+    chunks: &Chunks,
+    index: &IndexWriter,
+    moved: &[Moved],
+    going: &BTreeSet<PackNumber>,
+) -> Result<()> {
     let mut entries = Vec::new();
     for chunk in moved {
         let replaces = match index.get(chunk.key)? {
             None => true,
             Some(now) if now == chunk.from => true,
+            // Another copy, which nothing was found to need: it goes with its pack.
+            Some(now) if going.contains(&now.pack) && !sim::on(Fault::CopyOfGoingPackKept) => true,
             // A delta of an older version may need this very copy of a node. To all
             // others any standalone copy is as good.
             Some(_)

@@ -89,6 +89,12 @@ pub enum Fault {
     RenamedCalledMissing,
     /// A large pack that is in the index is removed if its commit fails after all.
     LargePackNotKept,
+    /// The collector takes the place that a chunk's hint says for the one that counts
+    /// where an entry of either of its keys leads there.
+    EitherKeyCounts,
+    /// An entry that leads to a pack which is deleted next is not made to lead to the
+    /// copy of another one.
+    CopyOfGoingPackKept,
 }
 
 /// Whether encoding is taken for identity, in one of both ways.
@@ -105,7 +111,7 @@ pub(crate) fn no_second_look() -> bool {
 #[cfg(feature = "sim")]
 impl Fault {
     /// Those that the simulator has to find.
-    pub const FOUND: [Self; 37] = [
+    pub const FOUND: [Self; 38] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -143,6 +149,7 @@ impl Fault {
         Self::CondemnedWithoutIdentity,
         Self::LookedUpUnderLock,
         Self::LargePackNotKept,
+        Self::CopyOfGoingPackKept,
     ];
 
     /// Those that nothing can come of in a store that only this version has written.
@@ -170,6 +177,7 @@ impl Fault {
             | Self::PublishingPackJudged
             | Self::RoomMadeBesideWriters => Some(Self::WriterDuringRepair),
             Self::FormatNotLookedAt => Some(Self::RenamedCalledMissing),
+            Self::CopyOfGoingPackKept => Some(Self::EitherKeyCounts),
             // Nobody builds on a leaf whose pages are not in their places.
             Self::NotRevived => Some(Self::StaleLeafTrusted),
             _ => None,

@@ -62,8 +62,11 @@ fn main() -> Result<ExitCode> {
             }
             return Ok(ExitCode::from(u8::from(outcome.failure.is_some())));
         }
-        println!("{}", explain(&crew, seed, arguments.shape, fault)?);
-        return Ok(ExitCode::SUCCESS);
+        let told = explain(&crew, seed, arguments.shape, fault)?;
+        let failed = told.is_some();
+        let passed = || format!("The history of seed {seed} does not fail.");
+        println!("{}", told.unwrap_or_else(passed));
+        return Ok(ExitCode::from(u8::from(failed)));
     }
     let mut campaign = Campaign {
         first_seed: arguments.from,
@@ -84,7 +87,8 @@ fn main() -> Result<ExitCode> {
         failed = true;
         println!("seed {seed}: {failure}");
         if !arguments.all {
-            println!("{}", explain(&crew, seed, arguments.shape, fault)?);
+            let told = explain(&crew, seed, arguments.shape, fault)?;
+            println!("{}", told.unwrap_or_default());
             break;
         }
         campaign.histories -= report.histories;

@@ -66,7 +66,7 @@ pub fn run(crew: &Crew, campaign: &Campaign, fault: Option<Fault>) -> anyhow::Re
     Ok(report)
 }
 
-/// Tells the history of a seed that fails, as short as it can be made.
+/// Tells the history of a seed, as short as it can be made; `None` if it does not fail.
 ///
 /// # Errors
 /// If the machine does not allow it.
@@ -75,11 +75,11 @@ pub fn explain(
     seed: u64,
     shape: Option<Shape>,
     fault: Option<Fault>,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Option<String>> {
     let plan = Plan::of_shape(shape, seed);
     let outcome = crew.run_history(&plan, fault, true)?;
     let Some(failure) = outcome.failure else {
-        return Ok(format!("The history of seed {seed} does not fail.\n"));
+        return Ok(None);
     };
     let failing = shrink(crew, &plan, &failure, fault, SHRINKING)?;
     let outcome = crew.run_history(&failing.plan, fault, true)?;
@@ -92,7 +92,7 @@ pub fn explain(
     }
     writeln!(text, "{}", failing.failure)?;
     writeln!(text, "To see it again: make sim SIM_SEED={seed}")?;
-    Ok(text)
+    Ok(Some(text))
 }
 
 /// How a fault was found.

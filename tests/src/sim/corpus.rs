@@ -26,7 +26,7 @@ struct Script {
     format: Option<StoreFormat>,
 }
 
-const SCRIPTS: [fn() -> Script; 16] = [
+const SCRIPTS: [fn() -> Script; 17] = [
     leaf_outlives_its_pages,
     dead_delta_beside_a_copy,
     published_while_collected,
@@ -41,6 +41,7 @@ const SCRIPTS: [fn() -> Script; 16] = [
     tagged_again_too_late,
     upgrade_goes_on_where_one_was_killed,
     condemned_before_an_upgrade,
+    two_keys_of_a_chunk,
     damaged_while_repaired,
     large_pack_of_a_commit_that_fails,
 ];
@@ -446,6 +447,28 @@ fn condemned_before_an_upgrade() -> Script {
     script
         .ends(2, At(SyncDir, "tags"), 1, Mishap::Kill)
         .in_format_1()
+}
+
+/// An upgrade ends when one pack of two is done. A collection copies the other beside a
+/// commit, so that both copies stay, each with an entry of the index; the next one copies
+/// again.
+fn two_keys_of_a_chunk() -> Script {
+    use Parent::{Nothing, Tag};
+    let mut script = Script::of([
+        vec![
+            commit(1, Nothing, &[(3, 0)], &[]),
+            commit(1, Tag(1), &[(3, 0)], &[]),
+            Action::Upgrade,
+            commit(0, Tag(1), &[(5, 0)], &[]),
+            Action::Gc(100),
+        ],
+        vec![Action::Gc(100)],
+    ])
+    .ends(2, At(Create, "packs/"), 2, Mishap::PowerCut)
+    .overtaken(3, At(Lock, "locks/publish"), 1, 1)
+    .in_format_1();
+    script.pack_chunks = 3;
+    script
 }
 
 /// A bit flips in a pack that a repair has looked at; then what is in it is committed
