@@ -7,16 +7,16 @@ use crate::chunks::Place;
 use crate::commit::chunk_writer::EncodedRun;
 use crate::error::{Damage, Error, Result};
 use crate::gc::GcReport;
-use crate::gc::index_batch;
 use crate::gc::mark::Marks;
 use crate::gc::plan::Decision;
 use crate::gc::state::CollectorState;
+use crate::gc::{at_once, index_batch};
 use crate::id::ChunkKey;
 use crate::index::IndexReader;
 use crate::pack::reader::PackReader;
-use crate::pack::writer::PackWriter;
+use crate::pack::writer::{PackWriter, SealedPack};
 use crate::pack::{Location, PackNumber};
-use crate::placement::{self, Moved};
+use crate::placement::{self, Copies, ManyCopies, Moved};
 use crate::rewrite::rewrite;
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
@@ -25,9 +25,13 @@ use crate::store::Store;
 /// Stored bytes that a repack hands to its writer at a time.
 const COPY_RUN_BYTES: usize = 4 << 20;
 
+/// How often the entries of a pack of copies are worked out before they are entered a few
+/// at a time.
+const PREPARED_AT_MOST: usize = 3;
+
 /// Copies on their way into one new pack.
 #[derive(Default)]
-struct Copies {
+struct Copying {
     writer: Option<PackWriter>,
     moved: Vec<Moved>,
     /// The packs that the collection deletes.
@@ -40,9 +44,9 @@ impl Store {
     /// keeps it. Returns the bytes written.
     pub(super) fn copy_live(&self, report: &mut GcReport, live: &Marks) -> Result<u64> {
         let plan = &report.plan;
-        let mut copies = Copies {
+        let mut copying = Copying {
             going: plan.going().map(|pack| pack.number).collect(),
-            ..Copies::default()
+            ..Copying::default()
         };
         let mut written = 0;
         let mut spared = BTreeSet::new();
@@ -56,15 +60,15 @@ impl Store {
             let Some(pack) = self.chunks.packs().get(number)? else {
                 continue;
             };
-            if let Some(damage) = self.copy_pack(&pack, live, &mut copies)? {
+            if let Some(damage) = self.copy_pack(&pack, live, &mut copying)? {
                 report.not_copied.push(damage);
                 spared.insert(number);
             }
-            if copies.writer.as_ref().is_some_and(PackWriter::is_full) {
-                written += self.finish_copies(&mut copies)?;
+            if copying.writer.as_ref().is_some_and(PackWriter::is_full) {
+                written += self.finish_copies(&mut copying)?;
             }
         }
-        written += self.finish_copies(&mut copies)?;
+        written += self.finish_copies(&mut copying)?;
         self.spare(&spared, report)?;
         Ok(written)
     }
@@ -74,7 +78,7 @@ impl Store {
         &self,
         pack: &Arc<PackReader>,
         live: &Marks,
-        copies: &mut Copies,
+        copying: &mut Copying,
     ) -> Result<Option<Damage>> {
         let mut run = EncodedRun::default();
         let mut damage = None;
@@ -101,13 +105,14 @@ impl Store {
                 }
                 other => other?,
             };
-            let writer = self.writer(&mut copies.writer)?;
+            let writer = self.writer(&mut copying.writer)?;
             let mut to = writer.next_location();
             to.entry.0 += u32::try_from(run.chunks.len()).expect("a run is short");
-            copies.moved.push(Moved {
+            copying.moved.push(Moved {
                 key: chunk.key,
                 from,
                 to,
+                standalone: chunk.encoding.is_standalone(),
             });
             run.chunks.push(chunk);
             run.bytes.extend_from_slice(&stored);
@@ -117,7 +122,7 @@ impl Store {
             }
         }
         if !run.chunks.is_empty() {
-            let writer = self.writer(&mut copies.writer)?;
+            let writer = self.writer(&mut copying.writer)?;
             writer.append(&run.chunks, run.bytes)?;
         }
         Ok(damage)
@@ -130,27 +135,46 @@ impl Store {
         Ok(writer.as_mut().expect("just set"))
     }
 
-    /// Seals the copies, then points the index at them, a batch at a time: the
-    /// other way round a crash could leave index entries that lead nowhere.
-    fn finish_copies(&self, copies: &mut Copies) -> Result<u64> {
-        let Some(writer) = copies.writer.take() else {
+    /// Seals the copies, then points the index at them: the other way round a crash
+    /// could leave index entries that lead nowhere.
+    fn finish_copies(&self, copying: &mut Copying) -> Result<u64> {
+        let Some(writer) = copying.writer.take() else {
             return Ok(0);
         };
+        let (moved, going) = (&mut copying.moved, &mut copying.going);
+        let copies = Copies::new(std::mem::take(moved), std::mem::take(going));
         if sim::on(Fault::CopiesEnteredBeforeSealed) {
             let _publish = self.publish_lock()?;
             let index = self.index_writer()?;
-            placement::enter_copies(&self.chunks, &index, &copies.moved, &copies.going)?;
+            placement::enter_copies(&self.chunks, &index, &copies, copies.moved())?;
         }
         let sealed = writer.seal()?;
         self.chunks.packs().look_again();
-        for moved in copies.moved.chunks(index_batch()) {
+        self.enter_copies(&sealed, &copies)?;
+        copying.going = copies.into_going();
+        Ok(sealed.file_len)
+    }
+
+    /// Points the index at the copies in a pack: at all at once if they are very many,
+    /// else a batch at a time.
+    fn enter_copies(&self, sealed: &SealedPack, copies: &Copies) -> Result<()> {
+        if copies.moved().len() > at_once() {
+            for _ in 0..PREPARED_AT_MOST {
+                let many = ManyCopies::prepare(&self.chunks, sealed.number, copies)?;
+                let _publish = self.publish_lock()?;
+                sealed.keep();
+                if many.enter(&self.index_writer()?)? {
+                    return Ok(());
+                }
+            }
+        }
+        for moved in copies.moved().chunks(index_batch()) {
             let keys: Vec<ChunkKey> = moved.iter().map(|chunk| chunk.key).collect();
             let (_publish, index) = self.publish_lock_to_change(&keys)?;
             sealed.keep();
-            placement::enter_copies(&self.chunks, &index, moved, &copies.going)?;
+            placement::enter_copies(&self.chunks, &index, copies, moved)?;
         }
-        copies.moved.clear();
-        Ok(sealed.file_len)
+        Ok(())
     }
 
     /// Keeps packs that were condemned and could not be copied.

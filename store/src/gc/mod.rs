@@ -22,8 +22,8 @@
 //! time-based rule: clocks decide nothing.
 //!
 //! The publish lock is held for what came since the last look, for one batch of
-//! index entries ([`INDEX_BATCH`]) or for a few files ([`delete`]) at once, never
-//! for as long as the store is large.
+//! index entries ([`INDEX_BATCH`]), for a file of very many that the index takes over,
+//! or for a few files ([`delete`]) at once, never for as long as the store is large.
 
 mod copy;
 mod delete;
@@ -40,7 +40,7 @@ use crate::index::{self, IndexWriter};
 use crate::lease;
 use crate::lock::Lock;
 use crate::pack::{Location, PackIdentity, PackNumber};
-use crate::placement::{self, INDEX_BATCH};
+use crate::placement::{self, INDEX_BATCH, ManyGone};
 use crate::progress::Progress;
 use crate::sim::{self, Fault};
 use crate::store::Store;
@@ -60,6 +60,15 @@ pub(crate) fn index_batch() -> usize {
     match sim::is_simulated() {
         true if sim::on(Fault::PublishHeldThroughout) => usize::MAX,
         true => 8,
+        false => INDEX_BATCH,
+    }
+}
+
+/// Changes of the index that are made a batch at a time. More are worked out before the
+/// publish lock is taken, and made at once.
+pub(crate) fn at_once() -> usize {
+    match sim::is_simulated() {
+        true => 4,
         false => INDEX_BATCH,
     }
 }
@@ -312,22 +321,36 @@ impl Store {
     fn clean_index(&self) -> Result<()> {
         let packs = self.chunks.packs();
         let there: BTreeSet<PackNumber> = packs.sealed()?.into_iter().collect();
+        let view = self.chunks.refresh_index()?;
         let mut astray = Vec::new();
-        for entry in self.chunks.refresh_index()?.entries() {
+        for entry in view.entries() {
             let (key, at) = entry?;
             if !there.contains(&at.pack) && astray.len() < MAX_ASTRAY {
                 astray.push((key, at.pack));
+            }
+        }
+        let is_gone = |pack| Ok(sim::on(Fault::CleanedByOldList) || !packs.is_there(pack)?);
+        if astray.len() > at_once() {
+            let many = ManyGone::prepare(view, &astray);
+            match many.and_then(|many| {
+                let _publish = self.publish_lock()?;
+                many.remove(&self.index_writer()?, is_gone)
+            }) {
+                Ok(true) => return index::tidy(&self.layout.index(), index::FEW_FILES),
+                // Something has changed: what is to go is looked at a few at a time.
+                Ok(false) => {}
+                // There is no room for less.
+                Err(error) if error.is_full_disk() => return Ok(()),
+                Err(other) => return Err(other),
             }
         }
         for batch in astray.chunks(index_batch()) {
             let keys: Vec<ChunkKey> = batch.iter().map(|(key, _)| *key).collect();
             let (_publish, index) = self.publish_lock_to_change(&keys)?;
             let mut gone: BTreeSet<PackNumber> = batch.iter().map(|(_, pack)| *pack).collect();
-            if !sim::on(Fault::CleanedByOldList) {
-                for pack in gone.clone() {
-                    if packs.is_there(pack)? {
-                        gone.remove(&pack);
-                    }
+            for pack in gone.clone() {
+                if !is_gone(pack)? {
+                    gone.remove(&pack);
                 }
             }
             match placement::remove(&index, &keys, |pack| gone.contains(&pack)) {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use super::damaged;
+use super::{PreparedFor, damaged};
 use crate::error::{Error, IoContext as _, Result};
 use crate::id::{ChunkKey, ChunkKind};
 use crate::pack::{Location, PackNumber};
@@ -109,11 +109,14 @@ impl IndexReader {
         Ok(Ahead(self.entries.clone()))
     }
 
-    /// Writes entries that a writer can take over.
-    pub fn prepare(&self, _: PackNumber, entries: &[(ChunkKey, Location)]) -> Result<Prepared> {
+    /// Writes changes that a writer can take over.
+    pub fn prepare(
+        &self,
+        _: PreparedFor,
+        changes: &[(ChunkKey, Option<Location>)],
+    ) -> Result<Prepared> {
         before(StepKind::Write, &self.path)?;
-        let entries = entries.iter().map(|(key, at)| (*key, Some(*at)));
-        Ok(Prepared(entries.collect()))
+        Ok(Prepared(changes.to_vec()))
     }
 
     /// All entries, sorted by kind and key.

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::damaged;
 use super::rocks::{self, Sorted};
 use super::run::{Changes, Key, Runs, take_away};
+use super::{PreparedFor, damaged};
 use crate::durable;
 use crate::error::{Error, IoContext as _, Result};
 use crate::id::{ChunkKey, ChunkKind};
@@ -171,19 +171,21 @@ impl IndexReader {
         })
     }
 
-    /// Writes entries, sorted by key, to a file that a writer can take over. It stands
-    /// beside the others under a name of the pack `of`, whose file the caller holds locked.
-    pub fn prepare(&self, of: PackNumber, entries: &[(ChunkKey, Location)]) -> Result<Prepared> {
-        if entries.is_empty() {
+    /// Writes changes, sorted by key, to a file that a writer can take over. It stands
+    /// beside the others under a name that says what it is for.
+    pub fn prepare(
+        &self,
+        made_for: PreparedFor,
+        changes: &[(ChunkKey, Option<Location>)],
+    ) -> Result<Prepared> {
+        if changes.is_empty() {
             return Ok(Prepared { file: None });
         }
-        let file = prepared_path(&self.path, of);
+        let file = prepared_path(&self.path, made_for);
         let prepared = Prepared {
             file: Some(file.clone()),
         };
-        let changes = entries
-            .iter()
-            .map(|(key, at)| (key.to_index_key(), Some(*at)));
+        let changes = changes.iter().map(|(key, at)| (key.to_index_key(), *at));
         rocks::write_file(&self.path, &file, changes)?;
         Ok(prepared)
     }
@@ -439,12 +441,15 @@ pub(crate) fn tidy(path: &Path, leave: u64) -> Result<()> {
     }
 }
 
-fn prepared_path(index: &Path, of: PackNumber) -> PathBuf {
-    index.join(format!("entries-{of}.sst"))
+fn prepared_path(index: &Path, made_for: PreparedFor) -> PathBuf {
+    index.join(match made_for {
+        PreparedFor::Pack(number) => format!("entries-{number}.sst"),
+        PreparedFor::Removal => "entries-removed.sst".to_owned(),
+    })
 }
 
 /// Removes what [`IndexReader::prepare`] has written for packs that nobody writes any
-/// more.
+/// more, and for collections that have ended. The caller collects.
 pub(crate) fn sweep(path: &Path, is_written: impl Fn(PackNumber) -> Result<bool>) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(path) else {
         return Ok(());
@@ -457,9 +462,10 @@ pub(crate) fn sweep(path: &Path, is_written: impl Fn(PackNumber) -> Result<bool>
         if let Some(number) = number
             && !is_written(number)?
         {
-            durable::discard(&prepared_path(path, number));
+            durable::discard(&prepared_path(path, PreparedFor::Pack(number)));
         }
     }
+    durable::discard(&prepared_path(path, PreparedFor::Removal));
     Ok(())
 }
 

@@ -22,7 +22,7 @@ use std::path::Path;
 
 use crate::error::{Damage, Error, Result};
 use crate::id::ChunkKey;
-use crate::pack::Location;
+use crate::pack::{Location, PackNumber};
 
 #[cfg(feature = "sim")]
 pub(crate) use double::{
@@ -52,6 +52,15 @@ impl Lookup for IndexWriter {
     fn look_up(&self, key: ChunkKey) -> Result<Option<Location>> {
         self.get(key)
     }
+}
+
+/// What changes of the index that a writer can take over are written for.
+#[derive(Clone, Copy)]
+pub(crate) enum PreparedFor {
+    /// Entries of this pack, whose file is locked by whoever writes them.
+    Pack(PackNumber),
+    /// Entries that a collection removes.
+    Removal,
 }
 
 fn damaged(path: &Path, reason: &str) -> Error {

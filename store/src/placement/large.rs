@@ -12,35 +12,29 @@
 //! no snapshot needs them yet.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
+use super::worked_out::{LOOKED_UP, WorkedOut};
 use super::{entered_at_once, leads_to_any, replaces};
 use crate::chunks::Chunks;
 use crate::error::{Error, Result};
 use crate::gc::state::Condemned;
 use crate::id::ChunkKey;
-use crate::index::{IndexReader, IndexWriter, Prepared};
+use crate::index::{IndexWriter, PreparedFor};
+use crate::pack::PackNumber;
 use crate::pack::writer::{SealedPack, StoredChunk};
-use crate::pack::{Location, PackNumber};
 use crate::sim::{self, Fault};
-
-/// Keys that are looked up at a time.
-const LOOKED_UP: usize = 4096;
 
 /// A pack whose entries are worked out.
 pub(crate) struct LargePack<'a> {
     chunks: &'a Chunks,
     pack: &'a SealedPack,
-    /// The index, and what was condemned, when they were.
-    view: Arc<IndexReader>,
+    /// The entries that are taken, and what was condemned when that was worked out.
+    worked_out: WorkedOut,
     condemned: BTreeMap<PackNumber, Condemned>,
     /// All chunks, by key.
     all: Vec<StoredChunk>,
-    /// Those that take their entries, by key.
-    chosen: Vec<(ChunkKey, Location)>,
     /// Chunks that the index leads to elsewhere, by the pack there.
     elsewhere: BTreeMap<PackNumber, Vec<StoredChunk>>,
-    prepared: Prepared,
 }
 
 impl<'a> LargePack<'a> {
@@ -60,7 +54,7 @@ impl<'a> LargePack<'a> {
             let keys: Vec<ChunkKey> = part.iter().map(|chunk| chunk.key).collect();
             for (chunk, now) in part.iter().zip(view.get_many(&keys)?) {
                 if replaces(chunks, &*view, &condemned, chunk, now)? {
-                    chosen.push((chunk.key, chunk.at));
+                    chosen.push((chunk.key, Some(chunk.at)));
                 }
                 if let Some(now) = now {
                     elsewhere.entry(now.pack).or_default().push(*chunk);
@@ -68,13 +62,11 @@ impl<'a> LargePack<'a> {
             }
         }
         Ok(Self {
-            prepared: view.prepare(pack.number, &chosen)?,
+            worked_out: WorkedOut::prepare(view, PreparedFor::Pack(pack.number), chosen)?,
             chunks,
             pack,
-            view,
             condemned,
             all,
-            chosen,
             elsewhere,
         })
     }
@@ -89,31 +81,30 @@ impl<'a> LargePack<'a> {
         let Some(again) = self.in_doubt(index, condemned)? else {
             return Ok(false);
         };
-        let mut over = Vec::new();
-        for chunk in again {
-            let now = index.get(chunk.key)?;
-            let was_chosen = self.chosen.binary_search_by_key(&chunk.key, |it| it.0);
-            match replaces(self.chunks, index, condemned, &chunk, now)? {
-                true => over.push((chunk.key, chunk.at)),
-                false if was_chosen.is_ok() => return Ok(false),
-                false => {}
-            }
-        }
+        let over = self
+            .worked_out
+            .look_again(index, again.keys().copied(), |key, now| {
+                let Some(chunk) = again.get(&key) else {
+                    return Ok(None);
+                };
+                let replaces = replaces(self.chunks, index, condemned, chunk, now)?;
+                Ok(replaces.then_some(Some(chunk.at)))
+            })?;
+        let Some(over) = over else {
+            return Ok(false);
+        };
         if !sim::on(Fault::LargePackNotKept) {
             self.pack.keep();
         }
-        let taken = index.take(self.prepared).and_then(|taken| {
-            // What has changed since may lie over what was taken.
-            if taken && !over.is_empty() {
-                index.put(over)?;
-                index.flush()?;
-            }
-            Ok(taken)
-        });
+        let first = self.worked_out.first();
+        let taken = self.worked_out.make(index, over);
         let is_full = taken.as_ref().is_err_and(Error::is_full_disk);
         // All of a file is taken, or nothing.
-        let first = &self.chosen[..self.chosen.len().min(1)];
-        if is_full && !leads_to_any(self.chunks, first)? {
+        let first: Vec<_> = first
+            .and_then(|(key, at)| Some((key, at?)))
+            .into_iter()
+            .collect();
+        if is_full && !leads_to_any(self.chunks, &first)? {
             self.pack.give_up();
         }
         taken
@@ -125,8 +116,8 @@ impl<'a> LargePack<'a> {
         &self,
         index: &IndexWriter,
         condemned: &BTreeMap<PackNumber, Condemned>,
-    ) -> Result<Option<Vec<StoredChunk>>> {
-        let changed = index.changed_since(&self.view)?;
+    ) -> Result<Option<BTreeMap<ChunkKey, StoredChunk>>> {
+        let changed = index.changed_since(&self.worked_out.view)?;
         let Some(changed) = changed else {
             return Ok(None);
         };
@@ -142,7 +133,7 @@ impl<'a> LargePack<'a> {
             }
         }
         let few = again.len() <= entered_at_once();
-        Ok(few.then(|| again.into_values().collect()))
+        Ok(few.then_some(again))
     }
 }
 

@@ -20,11 +20,12 @@
 //!   from, of a copy in another pack that is to go, and of any delta, which may be of
 //!   a commit that never ends well. A
 //!   standalone copy of a node always does: a delta of an older version may need
-//!   that very copy ([`Place::needs_one_copy`]).
+//!   that very copy ([`Place::needs_one_copy`]). Those of a large pack are worked out
+//!   before the lock is taken ([`ManyCopies`]).
 //! - [`enter_found`]: a place that only a hint led to takes the place of none, of
 //!   one that is gone, and of a delta if it is standalone.
-//! - [`remove`] and [`remove_strays`]: an entry is removed only if its pack is gone, or
-//!   if what is at its place has another key.
+//! - [`remove`], [`ManyGone`] and [`remove_strays`]: an entry is removed only if its pack
+//!   is gone, or if what is at its place has another key.
 //!
 //! While a store is upgraded a chunk can have an entry for each of its keys. Each of
 //! them is kept by these rules, and one that leads to a standalone copy is enough.
@@ -34,6 +35,7 @@
 //! the argument why nothing is lost.
 
 mod large;
+mod worked_out;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,6 +48,7 @@ use crate::pack::writer::{SealedPack, StoredChunk};
 use crate::pack::{Location, PackNumber};
 use crate::sim::{self, Fault};
 pub(crate) use large::LargePack;
+pub(crate) use worked_out::{ManyCopies, ManyGone};
 
 /// Entries of the index that are changed under one hold of the publish lock.
 pub(crate) const INDEX_BATCH: usize = 4096;
@@ -56,6 +59,42 @@ pub(crate) struct Moved {
     pub key: ChunkKey,
     pub from: Location,
     pub to: Location,
+    /// Whether the copy decodes without another chunk.
+    pub standalone: bool,
+}
+
+/// What the collector has copied, by key, each once.
+pub(crate) struct Copies {
+    moved: Vec<Moved>,
+    /// The packs that the collection deletes next.
+    going: BTreeSet<PackNumber>,
+}
+
+impl Copies {
+    /// Of two copies of a chunk a standalone one counts.
+    pub fn new(mut moved: Vec<Moved>, going: BTreeSet<PackNumber>) -> Self {
+        moved.sort_by_key(|chunk| (chunk.key, !chunk.standalone));
+        moved.dedup_by_key(|chunk| chunk.key);
+        Self { moved, going }
+    }
+
+    pub fn moved(&self) -> &[Moved] {
+        &self.moved
+    }
+
+    fn going(&self) -> &BTreeSet<PackNumber> {
+        &self.going
+    }
+
+    fn of(&self, key: ChunkKey) -> Option<&Moved> {
+        let at = self.moved.binary_search_by_key(&key, |chunk| chunk.key);
+        at.ok().map(|at| &self.moved[at])
+    }
+
+    /// What is left for a later pack to be copied to.
+    pub fn into_going(self) -> BTreeSet<PackNumber> {
+        self.going
+    }
 }
 
 /// Enters chunks of a commit's pack, durably: at most [`entered_at_once`] of them, for a
@@ -128,40 +167,40 @@ fn leads_to_any(chunks: &Chunks, entries: &[(ChunkKey, Location)]) -> Result<boo
     Ok(false)
 }
 
-/// Points the index at copies that are durable, durably. `going` are the packs that
-/// the collection deletes next.
+/// Points the index at some of the copies, which are durable, durably.
 pub(crate) fn enter_copies(
     chunks: &Chunks,
     index: &IndexWriter,
-    moved: &[Moved],
-    going: &BTreeSet<PackNumber>,
+    copies: &Copies,
+    some: &[Moved],
 ) -> Result<()> {
     let mut entries = Vec::new();
-    for chunk in moved {
-        let replaces = match index.get(chunk.key)? {
-            None => true,
-            Some(now) if now == chunk.from => true,
-            // Another copy, which nothing was found to need: it goes with its pack.
-            Some(now) if going.contains(&now.pack) && !sim::on(Fault::CopyOfGoingPackKept) => true,
-            // A delta of an older version may need this very copy of a node. To all
-            // others any standalone copy is as good.
-            Some(_)
-                if chunk.key.kind == ChunkKind::Node
-                    && present(chunks, chunk.key, chunk.to)?
-                        .is_some_and(|place| place.is_standalone()) =>
-            {
-                true
-            }
-            Some(now) => {
-                present(chunks, chunk.key, now)?.is_none_or(|place| !place.is_standalone())
-            }
-        };
-        if replaces {
+    for chunk in some {
+        if copy_replaces(chunks, chunk, copies.going(), index.get(chunk.key)?)? {
             entries.push((chunk.key, chunk.to));
         }
     }
     index.put(entries)?;
     index.flush()
+}
+
+/// Whether a copy takes the entry that leads to `now`.
+fn copy_replaces(
+    chunks: &Chunks,
+    chunk: &Moved,
+    going: &BTreeSet<PackNumber>,
+    now: Option<Location>,
+) -> Result<bool> {
+    Ok(match now {
+        None => true,
+        Some(now) if now == chunk.from => true,
+        // Another copy, which nothing was found to need: it goes with its pack.
+        Some(now) if going.contains(&now.pack) && !sim::on(Fault::CopyOfGoingPackKept) => true,
+        // A delta of an older version may need this very copy of a node. To all
+        // others any standalone copy is as good.
+        Some(_) if chunk.key.kind == ChunkKind::Node && chunk.standalone => true,
+        Some(now) => present(chunks, chunk.key, now)?.is_none_or(|place| !place.is_standalone()),
+    })
 }
 
 /// Points the index at places that a reader without a hint would miss, durably.
