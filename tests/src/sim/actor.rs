@@ -40,6 +40,8 @@ struct Done {
     /// Changes of tags that may still fail, and what they came to.
     changes: Vec<Change>,
     value: Option<Vec<Value>>,
+    /// What it has committed.
+    committed: Option<SnapshotId>,
 }
 
 /// Does an actor's operations until they are done, or everybody ends. Returns
@@ -211,11 +213,10 @@ fn settle(world: &World, op: &Op, before: &Before, done: Done, acknowledged: boo
     let firm = shared.damage_count == before.damage_count && !shared.flipped;
     match &op.action {
         Action::Commit { tag, diff, .. } => {
-            if firm && !diff {
-                shared.firm.insert(tag_name(*tag));
-            } else {
-                shared.firm.remove(&tag_name(*tag));
-            }
+            match done.committed.filter(|_| firm && !diff) {
+                Some(id) => shared.firm.insert(tag_name(*tag), id),
+                None => shared.firm.remove(&tag_name(*tag)),
+            };
         }
         Action::Move(to, _) | Action::Revive(to, _) => {
             shared.firm.remove(&tag_name(*to));
@@ -384,6 +385,7 @@ impl Work<'_> {
             ..CommitRequest::default()
         };
         let committed = store.commit(&request, &Silent)?;
+        self.done.committed = Some(committed.id);
         let mut shared = self.world.lock();
         shared.model.know(committed.id, content.clone());
         if let Some(pin) = committed.pin {

@@ -72,7 +72,7 @@ fn compare(world: &World, after_power_cut: bool, damaged: bool, with_verify: boo
             }
             Err(error) if damaged => {
                 let shared = world.lock();
-                let firm = shared.firm.contains(tag) && !shared.index_lost;
+                let firm = shared.firm.get(tag) == Some(id) && !shared.index_lost;
                 drop(shared);
                 if firm {
                     let what = format!("{tag}, committed after the damage: {error}");

@@ -4,13 +4,14 @@
 
 mod observer;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use fastrand::Rng;
+use snapstore_store::SnapshotId;
 use snapstore_store::sim::StepKind;
 
 use super::actor::Held;
@@ -116,8 +117,9 @@ pub struct Shared {
     pub flipped: bool,
     /// The index is lost, and no repair has made it anew.
     pub index_lost: bool,
-    /// Tags committed after the damage, which it is no excuse for.
-    pub firm: BTreeSet<String>,
+    /// Tags committed after the damage, which it is no excuse for, and what they were set
+    /// to: another operation that is under way may have changed them since.
+    pub firm: BTreeMap<String, SnapshotId>,
     /// Repairs under way, or ended halfway.
     pub repairs: u32,
     /// Counts repairs that have begun.
@@ -174,7 +176,7 @@ impl World {
                 damage_count: 0,
                 flipped: false,
                 index_lost: false,
-                firm: BTreeSet::new(),
+                firm: BTreeMap::new(),
                 repairs: 0,
                 repairs_begun: 0,
                 half_repaired: false,
