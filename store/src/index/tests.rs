@@ -273,65 +273,6 @@ fn a_run_that_is_damaged_is_damage_of_the_index() {
     );
 }
 
-/// Adds so many entries of pages that lead nowhere.
-fn fill(path: &Path, entries: u64) {
-    const AT_ONCE: u64 = 250_000;
-    for first in (0..entries).step_by(AT_ONCE as usize) {
-        let part = first..entries.min(first + AT_ONCE);
-        publish(path, part.map(|n| (page(n), location(n))));
-    }
-    tidy(path, 0).unwrap();
-}
-
-/// The middle and the least of some times, in microseconds.
-fn micros(mut work: impl FnMut()) -> String {
-    let mut times: Vec<u128> = (0..41)
-        .map(|_| {
-            let started = std::time::Instant::now();
-            work();
-            started.elapsed().as_micros()
-        })
-        .collect();
-    times.sort_unstable();
-    format!(
-        "least {:6} middle {:6} us",
-        times[0],
-        times[times.len() / 2]
-    )
-}
-
-/// Prints what opening, a look-up and a publication take with 10^4, 10^6 and 10^7
-/// entries. `SCALE_INDEX` names an index to fill with 10^7 entries, which stays.
-#[test]
-#[ignore = "measures, for a minute or more"]
-fn what_an_index_costs_by_its_entries() {
-    let dir = tempfile::tempdir().unwrap();
-    for entries in [10_000, 1_000_000, 10_000_000] {
-        let mut path = dir.path().join(entries.to_string());
-        if let (Some(given), 10_000_000) = (std::env::var_os("SCALE_INDEX"), entries) {
-            path = given.into();
-        }
-        fill(&path, entries);
-        let opening = micros(|| drop(IndexReader::open(&path).unwrap()));
-        println!("{entries:9} entries: open                  {opening}");
-        let mut number = 0;
-        let looking = micros(|| {
-            number += 7919;
-            let reader = IndexReader::open(&path).unwrap();
-            assert!(reader.get(page(number % entries)).unwrap().is_some());
-        });
-        println!("{entries:9} entries: open, look one up     {looking}");
-        let publishing = micros(|| {
-            number += 1;
-            publish(&path, [(page((1 << 40) + number), location(number))]);
-        });
-        println!("{entries:9} entries: open, enter one, close {publishing}");
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let rss = status.lines().find(|line| line.starts_with("VmRSS"));
-        println!("{entries:9} entries: {rss:?}");
-    }
-}
-
 #[test]
 fn what_was_looked_up_ahead_lies_under_what_came_since() {
     let dir = tempfile::tempdir().unwrap();
