@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs the fuzz targets of the monitor (vmm/fuzz), with the Rust that is there:
+# Runs the fuzz targets of the monitor (vmm/fuzz) and of the store (store/fuzz), with the
+# Rust that is there:
 #
 #   scripts/fuzz.sh [SECONDS [TARGET...]]
 #
-# each for SECONDS (60 by default), two at a time, beginning with what is kept in
-# vmm/fuzz/corpus. What is found is added to a directory of its own and not to that.
+# each for SECONDS (60 by default), two at a time, beginning with what is kept in their
+# corpus. What is found is added to a directory of its own and not to that.
 # Ends with 1 at a finding, and names the file that shows it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +14,9 @@ cd "$(dirname "$0")/.."
 seconds="${1:-60}"
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(state virtio vsock kernel agent control frozen)
+[ ${#targets[@]} -gt 0 ] || targets=(state virtio vsock kernel agent control frozen stream files)
+# The directory of a target.
+home() { dirname "$(dirname "$(ls {vmm,store}/fuzz/fuzz_targets/"$1".rs 2>/dev/null)")"; }
 
 # What cargo-fuzz passes, but for the sanitizer, which needs an unstable compiler.
 flags="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
@@ -23,8 +26,14 @@ flags+=" -Ccodegen-units=1 -Cdebug-assertions -Coverflow-checks"
 host="$(rustc -vV | sed -n 's/^host: //p')"
 out="$PWD/target/fuzz"
 # With --target, so that the flags are not for build scripts.
-(cd vmm/fuzz && RUSTFLAGS="$flags" cargo build --release --locked --target "$host" --target-dir "$out" \
-    $(printf -- '--bin %s ' "${targets[@]}"))
+for dir in vmm/fuzz store/fuzz; do
+    bins=()
+    for target in "${targets[@]}"; do
+        [ "$(home "$target")" != "$dir" ] || bins+=(--bin "$target")
+    done
+    [ ${#bins[@]} -gt 0 ] || continue
+    (cd "$dir" && RUSTFLAGS="$flags" cargo build --release --locked --target "$host" --target-dir "$out" "${bins[@]}")
+done
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
@@ -33,7 +42,7 @@ one() {
     mkdir -p "$work/$target" "$out/found"
     if "$out/$host/release/$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 \
         -max_len=32768 -artifact_prefix="$out/found/$target-" \
-        "$work/$target" "vmm/fuzz/corpus/$target" >"$work/$target.log" 2>&1; then
+        "$work/$target" "$(home "$target")/corpus/$target" >"$work/$target.log" 2>&1; then
         echo "fuzz: $target: $(grep -aE '^Done ' "$work/$target.log" | tail -n 1)"
     else
         tail -n 40 "$work/$target.log"

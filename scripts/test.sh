@@ -98,7 +98,7 @@ if [ "$cargo_failed" != 0 ]; then
     grep -E '^error: test failed|^    `-p |^error(\[|: could not compile)|^test .* FAILED$|^    [a-z0-9_:]+$' "$log" || true
 fi
 
-# A minute for each target, from what is kept in vmm/fuzz/corpus.
+# A minute for each target, from what is kept in its corpus.
 say fuzzing
 if scripts/fuzz.sh "${FUZZ_SECONDS:-60}" 2>&1 | tee "$log"; then
     passed=$((passed + $(grep -c '^fuzz: [a-z]*: Done' "$log" || true)))
