@@ -9,13 +9,17 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 /// What each crate may use of the others, in what is shipped.
-const MAY_USE: [(&str, &[&str]); 8] = [
+const MAY_USE: [(&str, &[&str]); 9] = [
     ("snapstore-store", &[]),
-    ("snapstore-fuse", &["snapstore-store"]),
+    ("snapstore-overlay", &[]),
+    ("snapstore-fuse", &["snapstore-overlay", "snapstore-store"]),
     ("snapstore-agent-protocol", &[]),
     ("snapstore-agent", &["snapstore-agent-protocol"]),
     ("snapstore-guests", &[]),
-    ("snapstore-vmm", &["snapstore-agent-protocol"]),
+    (
+        "snapstore-vmm",
+        &["snapstore-agent-protocol", "snapstore-overlay"],
+    ),
     (
         "snapstore-host",
         &["snapstore-fuse", "snapstore-store", "snapstore-vmm"],

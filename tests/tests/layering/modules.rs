@@ -13,8 +13,9 @@ use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemUse, Meta, UseTree, Visibility};
 
 /// The crates that are shipped, each with its first file.
-const CRATES: [&str; 9] = [
+const CRATES: [&str; 10] = [
     "store/src/lib.rs",
+    "overlay/src/lib.rs",
     "fuse/src/lib.rs",
     "vmm/src/lib.rs",
     "vmm/agent-protocol/src/lib.rs",

@@ -1,17 +1,13 @@
 //! A disk: a file, read only, written in place, or under a private overlay.
 //!
-//! An overlay keeps what the guest writes in an unnamed file of its own, by
-//! blocks of 4 KiB. It lives as long as the machine: nothing of it is durable but
+//! An overlay (`snapstore_overlay`) keeps what the guest writes in an unnamed file of its
+//! own, by blocks of 4 KiB. It lives as long as the machine: nothing of it is durable but
 //! by a commit of the machine, so that a flush has nothing to do.
 //!
 //! Only a disk that does not change its file can be frozen. Absent on purpose:
 //! image formats. A disk's file is the disk's bytes.
 
 mod frozen;
-mod map;
-mod overlay;
-mod reader;
-mod slots;
 #[cfg(test)]
 mod tests;
 mod under;
@@ -27,14 +23,12 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::error::{Error, Result};
-pub use frozen::{Content, Extent, FrozenDisk};
-use overlay::Overlay;
+pub use frozen::FrozenDisk;
+use snapstore_overlay::{Budget, Overlay};
+pub use snapstore_overlay::{Content, Extent, MAX_IMAGE_BYTES as MAX_DISK_BYTES};
 pub use under::DISK_BLOCK_BYTES;
 use under::Under;
 
-/// The largest disk, in bytes: every block of it can have a slot, and as many
-/// again that commits still read.
-pub const MAX_DISK_BYTES: u64 = 8 << 40;
 /// The unit of a disk's size in bytes, virtio 1.2, section 5.2.4.
 pub(super) const SECTOR_BYTES: u64 = 512;
 
@@ -101,11 +95,28 @@ impl Disk {
             path: directory.to_owned(),
             source,
         })?;
-        let overlay = Mutex::new(Overlay::new(file, limit_bytes));
-        Self::open(name, base, Access::Overlay(overlay))
+        let overlay = |size_bytes| {
+            let budget = Budget::new(limit_bytes);
+            Access::Overlay(Mutex::new(Overlay::new(file, size_bytes, budget)))
+        };
+        Self::open_with(name, base, FlockOperation::NonBlockingLockShared, overlay)
     }
 
-    fn open(name: &str, mut base: File, access: Access) -> Result<Self> {
+    fn open(name: &str, base: File, access: Access) -> Result<Self> {
+        let lock = match access {
+            Access::InPlace => FlockOperation::NonBlockingLockExclusive,
+            Access::ReadOnly | Access::Overlay(_) => FlockOperation::NonBlockingLockShared,
+        };
+        Self::open_with(name, base, lock, |_| access)
+    }
+
+    /// `access` is given the disk's size in bytes.
+    fn open_with(
+        name: &str,
+        mut base: File,
+        lock: FlockOperation,
+        access: impl FnOnce(u64) -> Access,
+    ) -> Result<Self> {
         let failed = |action| {
             move |source: io::Error| Error::Disk {
                 name: name.to_owned(),
@@ -121,10 +132,6 @@ impl Disk {
                 bytes,
             });
         }
-        let lock = match access {
-            Access::InPlace => FlockOperation::NonBlockingLockExclusive,
-            Access::ReadOnly | Access::Overlay(_) => FlockOperation::NonBlockingLockShared,
-        };
         match flock(&base, lock) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
@@ -145,7 +152,7 @@ impl Disk {
                 size_bytes: bytes,
                 modified,
             },
-            access,
+            access: access(bytes),
             freezes: AtomicU64::new(0),
         })))
     }
@@ -180,10 +187,10 @@ impl Disk {
     /// Past the end, or the file cannot be read.
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         let under = &self.0.under;
-        reader::checked_end(under.size_bytes, offset, bytes.len() as u64)?;
+        checked_end(under.size_bytes, offset, bytes.len() as u64)?;
         match &self.0.access {
             Access::ReadOnly | Access::InPlace => under.base.read_exact_at(bytes, offset),
-            Access::Overlay(overlay) => lock(overlay).read(under, offset, bytes),
+            Access::Overlay(overlay) => lock(overlay).read(under.bytes(), offset, bytes),
         }
     }
 
@@ -194,11 +201,11 @@ impl Disk {
     /// part may be written.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let under = &self.0.under;
-        reader::checked_end(under.size_bytes, offset, bytes.len() as u64)?;
+        checked_end(under.size_bytes, offset, bytes.len() as u64)?;
         match &self.0.access {
             Access::ReadOnly => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
             Access::InPlace => under.base.write_all_at(bytes, offset),
-            Access::Overlay(overlay) => lock(overlay).write(under, offset, bytes),
+            Access::Overlay(overlay) => lock(overlay).write(under.bytes(), offset, bytes),
         }
     }
 
@@ -208,12 +215,12 @@ impl Disk {
     /// As [`Disk::write_at`].
     pub fn zero(&self, offset: u64, length: u64) -> io::Result<()> {
         let under = &self.0.under;
-        reader::checked_end(under.size_bytes, offset, length)?;
+        checked_end(under.size_bytes, offset, length)?;
         match &self.0.access {
             _ if length == 0 => Ok(()),
             Access::ReadOnly => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
             Access::InPlace => zero_in_place(&under.base, offset, length),
-            Access::Overlay(overlay) => lock(overlay).zero(under, offset, length),
+            Access::Overlay(overlay) => lock(overlay).zero(under.bytes(), offset, length),
         }
     }
 
@@ -243,7 +250,14 @@ impl Disk {
                     name: inner.name.clone(),
                 });
             }
-            Access::Overlay(overlay) => Some(lock(overlay).freeze(number)),
+            Access::Overlay(overlay) => {
+                let frozen = lock(overlay).freeze(number);
+                Some(frozen.map_err(|source| Error::Disk {
+                    name: inner.name.clone(),
+                    action: "freeze",
+                    source,
+                })?)
+            }
         };
         Ok(FrozenDisk {
             name: inner.name.clone(),
@@ -264,6 +278,13 @@ impl Disk {
             lock(overlay).committed(number);
         }
     }
+}
+
+/// The end of the bytes, if the disk has them all.
+fn checked_end(size_bytes: u64, offset: u64, length: u64) -> io::Result<u64> {
+    let end = offset.checked_add(length);
+    end.filter(|end| *end <= size_bytes)
+        .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 /// Bytes that are written where zeros have to be.

@@ -206,7 +206,7 @@ fn commits_that_always_fail_lose_nothing_and_stay_few_maps() {
         let frozen = disk.freeze().unwrap();
         check(&frozen, &model, &base_bytes);
         check_commit(&frozen, &model, &base_bytes);
-        assert!(frozen.overlay.as_ref().unwrap().layers.len() <= 9);
+        assert!(frozen.overlay.as_ref().unwrap().layers() <= 9);
     }
     let last = disk.freeze().unwrap();
     let number = last.number();

@@ -3,8 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-/// The blocks of an overlay, in bytes.
-pub const DISK_BLOCK_BYTES: u64 = 4096;
+pub use snapstore_overlay::BLOCK_BYTES as DISK_BLOCK_BYTES;
 
 /// The file under an overlay, or the disk's only one.
 pub(super) struct Under {
@@ -16,8 +15,11 @@ pub(super) struct Under {
 }
 
 impl Under {
-    /// The length of a block in bytes: the last one may be shorter.
-    pub fn block_bytes(&self, block: u64) -> u64 {
-        DISK_BLOCK_BYTES.min(self.size_bytes.saturating_sub(block * DISK_BLOCK_BYTES))
+    /// As an overlay sees it.
+    pub fn bytes(&self) -> snapstore_overlay::Under<'_> {
+        snapstore_overlay::Under {
+            base: &*self.base,
+            size_bytes: self.size_bytes,
+        }
     }
 }

@@ -1,29 +1,29 @@
-//! Which blocks of a disk an overlay holds, and where.
+//! Which blocks of an image an overlay holds, and where.
 
 use std::collections::BTreeMap;
 
 /// Blocks of one table.
-pub(super) const TABLE_BLOCKS: u64 = 512;
+pub(crate) const TABLE_BLOCKS: u64 = 512;
 
 /// A place for one block in the overlay's file, by its number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Slot(pub(super) u32);
+pub(crate) struct Slot(pub(crate) u32);
 
 /// The last slot there can be: two values of a table's entry mean other things.
-pub(super) const LAST_SLOT: u32 = u32::MAX - FIRST_SLOT;
+pub(crate) const LAST_SLOT: u32 = u32::MAX - FIRST_SLOT;
 
 /// What an overlay knows of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// It is zeros.
     Zeros,
     /// It is in the overlay's file.
     Slot(Slot),
 }
 
-/// Blocks and their places, in tables of 2 KiB for 2 MiB of disk.
+/// Blocks and their places, in tables of 2 KiB for 2 MiB of image.
 #[derive(Clone, Default)]
-pub(super) struct Map {
+pub(crate) struct Map {
     tables: BTreeMap<u64, Table>,
 }
 
@@ -123,6 +123,11 @@ impl Map {
         }
     }
 
+    /// Whether anything may be known of the blocks of this one's table.
+    pub fn has_table(&self, block: u64) -> bool {
+        self.tables.contains_key(&position(block).0)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty()
     }
@@ -136,6 +141,11 @@ impl Map {
                 .zip(entries)
                 .filter_map(|(block, entry)| Some((block, decode(table.entry(entry))?)))
         })
+    }
+
+    /// All slots that it names.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.tables.values().flat_map(Table::slots)
     }
 
     /// Takes over a newer map; the slots that it replaced go to `replaced`.

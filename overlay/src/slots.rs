@@ -5,8 +5,9 @@ use std::io;
 
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 
-use super::map::{LAST_SLOT, Slot};
-use super::under::DISK_BLOCK_BYTES;
+use crate::base::BLOCK_BYTES;
+use crate::budget::Budget;
+use crate::map::{LAST_SLOT, Slot};
 
 fn is_nearly_full(file: &File) -> io::Result<bool> {
     let now = fstatvfs(file)?;
@@ -15,55 +16,72 @@ fn is_nearly_full(file: &File) -> io::Result<bool> {
 }
 
 /// Which slots are in use.
-pub(super) struct Slots {
+pub(crate) struct Slots {
     /// Slots from here on were never used.
     next: u32,
     free: Vec<Slot>,
-    /// The most slots there may be.
-    most: u32,
+    budget: Budget,
 }
 
 /// New slots between two looks at the room that the filesystem has: 4 MiB.
 const LOOK_EVERY: u32 = 1024;
 /// What is left free of the filesystem: a part of it,
 const RESERVED_PART: u64 = 20;
-/// but not more bytes than these. A guest must not fill up its host.
+/// but not more bytes than these. What is written to an overlay must not fill up its host.
 const RESERVED_BYTES: u64 = 1 << 30;
 
 impl Slot {
     /// Where the slot is in the overlay's file, in bytes.
     pub fn offset(self) -> u64 {
-        u64::from(self.0) * DISK_BLOCK_BYTES
+        u64::from(self.0) * BLOCK_BYTES
     }
 }
 
 impl Slots {
-    /// No slots, and at most so many bytes of them.
-    pub fn new(limit_bytes: Option<u64>) -> Self {
-        let most = limit_bytes.map_or(u64::MAX, |bytes| bytes / DISK_BLOCK_BYTES);
+    /// No slots, and as many as the budget has room for.
+    pub fn new(budget: Budget) -> Self {
         Self {
             next: 0,
             free: Vec::new(),
-            most: u32::try_from(most).unwrap_or(u32::MAX).min(LAST_SLOT),
+            budget,
         }
+    }
+
+    /// All slots below the largest of these are free, but for these.
+    pub fn in_use(budget: Budget, mut used: Vec<Slot>) -> Self {
+        used.sort_unstable();
+        used.dedup();
+        budget.take_anyway(used.len() as u64 * BLOCK_BYTES);
+        let next = used.last().map_or(0, |last| last.0 + 1);
+        let mut used = used.into_iter().peekable();
+        let mut free: Vec<Slot> = (0..next)
+            .map(Slot)
+            .filter(|slot| used.next_if_eq(slot).is_none())
+            .collect();
+        free.reverse();
+        Self { next, free, budget }
     }
 
     /// A slot for a block that was not yet written. What is in it is not zeros.
     pub fn take(&mut self, file: &File) -> io::Result<Slot> {
+        self.budget.take(BLOCK_BYTES)?;
+        let taken = self.find(file);
+        if taken.is_err() {
+            self.budget.give_back(BLOCK_BYTES);
+        }
+        taken
+    }
+
+    fn find(&mut self, file: &File) -> io::Result<Slot> {
         if let Some(slot) = self.free.pop() {
             return Ok(slot);
         }
-        if self.next >= self.most {
-            return Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                "its overlay is as large as it may be (--overlay-limit)",
-            ));
+        let full = |why: &'static str| Err(io::Error::new(io::ErrorKind::StorageFull, why));
+        if self.next >= LAST_SLOT {
+            return full("its overlay has no more slots");
         }
         if self.next.is_multiple_of(LOOK_EVERY) && is_nearly_full(file)? {
-            return Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                "the filesystem of its overlay is nearly full (--overlay-dir)",
-            ));
+            return full("the filesystem of its overlay is nearly full (--overlay-dir)");
         }
         let slot = Slot(self.next);
         self.next += 1;
@@ -78,9 +96,10 @@ impl Slots {
     /// Takes slots back that nobody reads any more, and their room in the file.
     pub fn give_back(&mut self, file: &File, mut slots: Vec<Slot>) {
         slots.sort_unstable();
+        self.budget.give_back(slots.len() as u64 * BLOCK_BYTES);
         let runs = slots.chunk_by(|slot, next| slot.0 + 1 == next.0);
         for run in runs {
-            let (start, length) = (run[0].offset(), run.len() as u64 * DISK_BLOCK_BYTES);
+            let (start, length) = (run[0].offset(), run.len() as u64 * BLOCK_BYTES);
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             if let Err(error) = fallocate(file, flags, start, length) {
                 // The room stays taken until the slots are used again.
@@ -89,5 +108,12 @@ impl Slots {
         }
         // The lowest first, so that what is written together lies together.
         self.free.extend(slots.iter().rev());
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        let used = u64::from(self.next).saturating_sub(self.free.len() as u64);
+        self.budget.give_back(used * BLOCK_BYTES);
     }
 }

@@ -1,11 +1,11 @@
-//! Reading a disk through the maps that lie over its base.
+//! Reading an image through the maps that lie over its base.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-use super::map::{Map, Place};
-use super::under::DISK_BLOCK_BYTES;
+use crate::base::BLOCK_BYTES;
+use crate::map::{Map, Place};
 
 /// Where a run of bytes is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,26 +17,27 @@ enum Source {
 }
 
 /// The bytes of a block from `at` to the end of the block or to `end`.
-pub(super) fn piece(at: u64, end: u64) -> (u64, u64) {
-    let block = at / DISK_BLOCK_BYTES;
-    (block, end.min((block + 1) * DISK_BLOCK_BYTES) - at)
+pub(crate) fn piece(at: u64, end: u64) -> (u64, u64) {
+    let block = at / BLOCK_BYTES;
+    (block, end.min((block + 1) * BLOCK_BYTES) - at)
 }
 
-/// The end of the bytes, if the disk has them all.
-pub(super) fn checked_end(size_bytes: u64, offset: u64, length: u64) -> io::Result<u64> {
+/// The end of the bytes, if the image has them all.
+pub(crate) fn checked_end(size_bytes: u64, offset: u64, length: u64) -> io::Result<u64> {
     let end = offset.checked_add(length);
     end.filter(|end| *end <= size_bytes)
         .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-/// Reads from the newest of the maps that knows a block, else from the base.
-pub(super) fn read(
-    base: &File,
+/// Reads from the newest of the maps that knows a block; what none knows is filled by
+/// `from_base`, which is given a run of bytes and its offset in the image.
+pub(crate) fn read(
     newest_first: &[&Map],
     overlay: &File,
     size_bytes: u64,
     offset: u64,
     mut bytes: &mut [u8],
+    from_base: &mut dyn FnMut(&mut [u8], u64) -> io::Result<()>,
 ) -> io::Result<()> {
     let end = checked_end(size_bytes, offset, bytes.len() as u64)?;
     let mut at = offset;
@@ -53,7 +54,7 @@ pub(super) fn read(
         let (run, rest) = bytes.split_at_mut(length_here);
         match source {
             Source::Zeros => run.fill(0),
-            Source::Base => base.read_exact_at(run, at)?,
+            Source::Base => from_base(run, at)?,
             Source::Overlay(file_offset) => overlay.read_exact_at(run, file_offset)?,
         }
         bytes = rest;
@@ -63,11 +64,11 @@ pub(super) fn read(
 }
 
 fn source(newest_first: &[&Map], at: u64) -> Source {
-    let block = at / DISK_BLOCK_BYTES;
+    let block = at / BLOCK_BYTES;
     match newest_first.iter().find_map(|map| map.get(block)) {
         None => Source::Base,
         Some(Place::Zeros) => Source::Zeros,
-        Some(Place::Slot(slot)) => Source::Overlay(slot.offset() + at % DISK_BLOCK_BYTES),
+        Some(Place::Slot(slot)) => Source::Overlay(slot.offset() + at % BLOCK_BYTES),
     }
 }
 

@@ -1,0 +1,391 @@
+//! Which blocks of an overlay are in which slots, as a list of what was entered.
+//!
+//! A journal is cut into segments, one file each: a freeze begins a new one, so that what
+//! was committed is given up by removing files.
+//!
+//! ```text
+//! segment   magic "SNAPOVJ1" | key 16 | number u64 | first entry u64 | check 8
+//!           | entry | entry | ...
+//! entry     block u64 | slot u32 | count u32 | kind u8 | 0 x 7 | check 8
+//! ```
+//!
+//! Numbers are little-endian. `check` is the beginning of the keyed BLAKE3 of what is
+//! before it, and of the entry's number: an entry that was torn, or was never this
+//! segment's, ends the journal. Entries are never changed. Kinds: 1, blocks in slots that
+//! follow each other; 2, blocks that are zeros; 3, the data of all entries before number
+//! `block` is on the disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::map::{LAST_SLOT, Map, Place, Slot};
+
+const MAGIC: &[u8; 8] = b"SNAPOVJ1";
+const HEADER_BYTES: usize = 48;
+const ENTRY_BYTES: usize = 32;
+const CHECKED_BYTES: usize = 24;
+const SLOTS: u8 = 1;
+const ZEROS: u8 = 2;
+const MARK: u8 = 3;
+
+/// Where the segments of one overlay's journal are.
+#[derive(Clone, Debug)]
+pub struct SegmentPath {
+    /// The directory.
+    pub dir: PathBuf,
+    /// What their names begin with.
+    pub name: String,
+}
+
+/// What has survived of an overlay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Survived {
+    /// All that was written: only a process has ended.
+    Everything,
+    /// What was synced: the whole system has ended.
+    OnlySynced,
+}
+
+/// What a journal said.
+pub struct Replayed {
+    pub(crate) map: Map,
+    entries: u64,
+    next_segment: u64,
+    first_segment: u64,
+}
+
+/// The journal of an overlay that is in use.
+pub struct Journal {
+    path: SegmentPath,
+    file: Arc<File>,
+    key: [u8; 32],
+    /// Where the next entry goes in the file.
+    end: u64,
+    entries: u64,
+    segment: u64,
+    first_segment: u64,
+    /// Segments that may have something that is not on the disk.
+    unsynced: Vec<Arc<File>>,
+}
+
+impl SegmentPath {
+    fn of(&self, segment: u64) -> PathBuf {
+        self.dir
+            .join(format!("{}.{segment:016x}.journal", self.name))
+    }
+}
+
+fn check(key: &[u8; 32], number: u64, bytes: &[u8]) -> [u8; 8] {
+    let mut hasher = blake3::Hasher::new_keyed(key);
+    hasher.update(&number.to_le_bytes()).update(bytes);
+    let mut check = [0; 8];
+    check.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    check
+}
+
+fn key_of(header_key: &[u8]) -> [u8; 32] {
+    *blake3::hash(header_key).as_bytes()
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(number)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut number = [0; 4];
+    number.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(number)
+}
+
+impl Journal {
+    /// The first segment of a new journal.
+    ///
+    /// # Errors
+    /// The operating system's; there is such a segment.
+    pub fn create(path: SegmentPath) -> io::Result<Self> {
+        Self::begin(path, 0, 0, 0)
+    }
+
+    /// Goes on where a journal ended, in a segment that says all that is known and is on
+    /// the disk when this returns. The segments before it are needed until
+    /// [`Journal::begins_here`].
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn go_on(path: SegmentPath, after: &Replayed) -> io::Result<Self> {
+        let (segment, first) = (after.next_segment, after.first_segment);
+        let mut journal = Self::begin(path, segment, after.entries, first)?;
+        let mut run: Vec<(u64, Slot)> = Vec::new();
+        for (block, place) in after.map.iter() {
+            match place {
+                Place::Slot(slot) => run.push((block, slot)),
+                Place::Zeros => journal.append_zeros(block..block + 1)?,
+            }
+        }
+        journal.append_slots(&run)?;
+        journal.file.sync_data()?;
+        Ok(journal)
+    }
+
+    /// The segment that is written to.
+    #[must_use]
+    pub fn segment(&self) -> u64 {
+        self.segment
+    }
+
+    /// Whoever looks for the journal has been told to begin with the present segment.
+    pub fn begins_here(&mut self) {
+        self.forget_before(self.segment);
+    }
+
+    fn begin(path: SegmentPath, segment: u64, entries: u64, first: u64) -> io::Result<Self> {
+        let (file, key) = begin_segment(&path, segment, entries)?;
+        Ok(Self {
+            path,
+            unsynced: vec![file.clone()],
+            file,
+            key,
+            end: HEADER_BYTES as u64,
+            entries,
+            segment,
+            first_segment: first,
+        })
+    }
+
+    /// Begins the next segment; returns its number.
+    pub(crate) fn next_segment(&mut self) -> io::Result<u64> {
+        let segment = self.segment + 1;
+        let (file, key) = begin_segment(&self.path, segment, self.entries)?;
+        self.unsynced.push(file.clone());
+        (self.file, self.key, self.segment) = (file, key, segment);
+        self.end = HEADER_BYTES as u64;
+        Ok(segment)
+    }
+
+    /// How many entries there are, marks included.
+    pub(crate) fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// The first segment that is needed.
+    pub(crate) fn first_segment(&self) -> u64 {
+        self.first_segment
+    }
+
+    pub(crate) fn unsynced(&self) -> Vec<Arc<File>> {
+        self.unsynced.clone()
+    }
+
+    /// These files are on the disk, up to a mark in the last of them.
+    pub(crate) fn synced(&mut self, files: &[Arc<File>]) {
+        // What is written to goes on to be.
+        let is_done = |one: &Arc<File>| files.iter().any(|it| Arc::ptr_eq(it, one));
+        let current = self.file.clone();
+        self.unsynced
+            .retain(|one| Arc::ptr_eq(one, &current) || !is_done(one));
+    }
+
+    /// Removes segments that nobody looks for any more.
+    pub(crate) fn forget_before(&mut self, first: u64) {
+        for segment in self.first_segment..first {
+            let path = self.path.of(segment);
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(%error, path = %path.display(), "a journal's old segment stays");
+            }
+        }
+        self.first_segment = self.first_segment.max(first);
+    }
+
+    pub(crate) fn append_slots(&mut self, new: &[(u64, Slot)]) -> io::Result<()> {
+        let follows = |a: &(u64, Slot), b: &(u64, Slot)| a.0 + 1 == b.0 && a.1.0 + 1 == b.1.0;
+        let runs = new.chunk_by(follows);
+        let entries = runs.map(|run| {
+            let (block, slot) = run[0];
+            (block, slot.0, run.len() as u64, SLOTS)
+        });
+        self.append(entries.collect())
+    }
+
+    pub(crate) fn append_zeros(&mut self, blocks: Range<u64>) -> io::Result<()> {
+        let mut entries = Vec::new();
+        let mut block = blocks.start;
+        while block < blocks.end {
+            let count = (blocks.end - block).min(u64::from(u32::MAX));
+            entries.push((block, 0, count, ZEROS));
+            block += count;
+        }
+        self.append(entries)
+    }
+
+    pub(crate) fn append_mark(&mut self, entries: u64) -> io::Result<()> {
+        self.append(vec![(entries, 0, 0, MARK)])
+    }
+
+    fn append(&mut self, entries: Vec<(u64, u32, u64, u8)>) -> io::Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let mut bytes = Vec::with_capacity(entries.len() * ENTRY_BYTES);
+        for (number, (block, slot, count, kind)) in (self.entries..).zip(&entries) {
+            let mut entry = [0; ENTRY_BYTES];
+            let count = u32::try_from(*count).map_err(io::Error::other)?;
+            entry[..8].copy_from_slice(&block.to_le_bytes());
+            entry[8..12].copy_from_slice(&slot.to_le_bytes());
+            entry[12..16].copy_from_slice(&count.to_le_bytes());
+            entry[16] = *kind;
+            let sum = check(&self.key, number, &entry[..CHECKED_BYTES]);
+            entry[CHECKED_BYTES..].copy_from_slice(&sum);
+            bytes.extend_from_slice(&entry);
+        }
+        self.file.write_all_at(&bytes, self.end)?;
+        self.end += bytes.len() as u64;
+        self.entries += entries.len() as u64;
+        Ok(())
+    }
+}
+
+fn begin_segment(
+    path: &SegmentPath,
+    segment: u64,
+    entries: u64,
+) -> io::Result<(Arc<File>, [u8; 32])> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path.of(segment))?;
+    let mut random = [0; 16];
+    let mut source = File::open("/dev/urandom")?;
+    source.read_exact(&mut random)?;
+    let key = key_of(&random);
+    let mut header = [0; HEADER_BYTES];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..24].copy_from_slice(&random);
+    header[24..32].copy_from_slice(&segment.to_le_bytes());
+    header[32..40].copy_from_slice(&entries.to_le_bytes());
+    let sum = check(&key, u64::MAX, &header[..40]);
+    header[40..].copy_from_slice(&sum);
+    file.write_all_at(&header, 0)?;
+    Ok((Arc::new(file), key))
+}
+
+/// One entry that is whole.
+struct Entry {
+    number: u64,
+    block: u64,
+    slot: u32,
+    count: u32,
+    kind: u8,
+}
+
+impl Replayed {
+    /// Reads the segments from `first_segment` on, of an image of so many blocks. A segment
+    /// that is missing, or torn, ends the journal there.
+    ///
+    /// # Errors
+    /// A segment cannot be read.
+    pub fn read(
+        path: &SegmentPath,
+        first_segment: u64,
+        blocks: u64,
+        survived: Survived,
+    ) -> io::Result<Self> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut segment = first_segment;
+        let mut number = None;
+        while let Some(read) = read_segment(&path.of(segment), segment, number)? {
+            number = Some(read.next);
+            entries.extend(read.entries);
+            segment += 1;
+        }
+        // Segments behind a gap, or behind one that was torn, are not this journal's.
+        if survived == Survived::OnlySynced {
+            let marks = entries.iter().filter(|entry| entry.kind == MARK);
+            let synced = marks.map(|mark| mark.block).max().unwrap_or(0);
+            entries.retain(|entry| entry.number < synced);
+        }
+        let mut map = Map::default();
+        for entry in &entries {
+            apply(&mut map, entry, blocks)?;
+        }
+        Ok(Self {
+            map,
+            entries: number.unwrap_or(0),
+            next_segment: segment.max(first_segment),
+            first_segment,
+        })
+    }
+}
+
+fn apply(map: &mut Map, entry: &Entry, blocks: u64) -> io::Result<()> {
+    let end = entry.block.checked_add(entry.count.into());
+    let last_slot = entry.slot.checked_add(entry.count);
+    let fits = end.is_some_and(|end| end <= blocks) && last_slot.is_some_and(|it| it <= LAST_SLOT);
+    match entry.kind {
+        MARK => return Ok(()),
+        SLOTS | ZEROS if fits => {}
+        _ => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "an overlay's journal has an entry that this version does not know",
+            ));
+        }
+    }
+    for at in 0..entry.count {
+        let place = match entry.kind {
+            SLOTS => Place::Slot(Slot(entry.slot + at)),
+            _ => Place::Zeros,
+        };
+        map.set(entry.block + u64::from(at), place);
+    }
+    Ok(())
+}
+
+struct Segment {
+    entries: Vec<Entry>,
+    next: u64,
+}
+
+/// `None` if there is no such segment, or its beginning is torn: then nothing was ever
+/// entered into it.
+fn read_segment(path: &Path, segment: u64, expected: Option<u64>) -> io::Result<Option<Segment>> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    if bytes.len() < HEADER_BYTES || &bytes[..8] != MAGIC {
+        return Ok(None);
+    }
+    let key = key_of(&bytes[8..24]);
+    let first = u64_at(&bytes, 32);
+    let is_whole = check(&key, u64::MAX, &bytes[..40]) == bytes[40..48]
+        && u64_at(&bytes, 24) == segment
+        && expected.is_none_or(|expected| expected == first);
+    if !is_whole {
+        return Ok(None);
+    }
+    let mut entries = Vec::new();
+    for (number, entry) in (first..).zip(bytes[HEADER_BYTES..].chunks_exact(ENTRY_BYTES)) {
+        if check(&key, number, &entry[..CHECKED_BYTES]) != entry[CHECKED_BYTES..] {
+            break;
+        }
+        entries.push(Entry {
+            number,
+            block: u64_at(entry, 0),
+            slot: u32_at(entry, 8),
+            count: u32_at(entry, 12),
+            kind: entry[16],
+        });
+    }
+    let next = first + entries.len() as u64;
+    Ok(Some(Segment { entries, next }))
+}
