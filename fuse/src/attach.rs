@@ -43,23 +43,30 @@ pub(crate) struct Attached {
     lock: DirLock,
 }
 
+/// Who may use a mount, and for what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    pub others: bool,
+    pub writing: bool,
+}
+
 /// Mounts on the claimed directory. `serve` gets `/dev/fuse`, and returns once the
 /// kernel is answered; where that is possible, the mount is seen only then.
 pub(crate) fn attach<T>(
     mut claim: Claim,
     store: &Path,
-    allow_other: bool,
+    access: Access,
     serve: impl FnOnce(OwnedFd) -> Result<T>,
 ) -> Result<(Attached, T)> {
     let source = source_of(store);
-    let made = match make(&claim, &source, allow_other)? {
+    let made = match make(&claim, &source, access)? {
         Some((mount, connection)) => {
             let ours = duplicate(&connection, &claim)?;
             let served = serve(connection)?;
             Made::by_root(&claim, &mount, ours).map(|made| (made, served))
         }
         None => {
-            let connection = made_by_helper(&claim, &source, allow_other)?;
+            let connection = made_by_helper(&claim, &source, access)?;
             let ours = duplicate(&connection, &claim)?;
             let made = Made::by_helper(&claim, &source, ours)?;
             let served = serve(connection);
@@ -180,7 +187,7 @@ fn duplicate(connection: &OwnedFd, claim: &Claim) -> Result<OwnedFd> {
 
 /// A mount that is nowhere yet, and the server's end of it; `None` for who may
 /// not make one, or on a kernel from before that was possible (Linux 5.2).
-fn make(claim: &Claim, source: &OsStr, allow_other: bool) -> Result<Option<(OwnedFd, OwnedFd)>> {
+fn make(claim: &Claim, source: &OsStr, access: Access) -> Result<Option<(OwnedFd, OwnedFd)>> {
     let failed = |errno: Errno| cannot("mount on", &claim.seen.path, errno.into());
     let filesystem = match fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC) {
         Err(Errno::PERM | Errno::NOSYS) => return Ok(None),
@@ -197,9 +204,9 @@ fn make(claim: &Claim, source: &OsStr, allow_other: bool) -> Result<Option<(Owne
     set("group_id", getegid().as_raw().to_string().as_ref()).map_err(failed)?;
     set("subtype", SUBTYPE.as_ref()).map_err(failed)?;
     let flags = [
-        Some("ro"),
+        (!access.writing).then_some("ro"),
         Some("default_permissions"),
-        allow_other.then_some("allow_other"),
+        access.others.then_some("allow_other"),
     ];
     for flag in flags.into_iter().flatten() {
         fsconfig_set_flag(&filesystem, flag).map_err(failed)?;
@@ -209,17 +216,20 @@ fn make(claim: &Claim, source: &OsStr, allow_other: bool) -> Result<Option<(Owne
         Err(Errno::PERM) => return Ok(None),
         other => other.map_err(failed)?,
     }
-    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOATIME;
+    if !access.writing {
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
     let mount = fsmount(&filesystem, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed)?;
     Ok(Some((mount, connection)))
 }
 
-fn made_by_helper(claim: &Claim, source: &OsStr, allow_other: bool) -> Result<OwnedFd> {
-    let mut options = format!("ro,nosuid,nodev,noatime,default_permissions,subtype={SUBTYPE}");
-    if allow_other {
+fn made_by_helper(claim: &Claim, source: &OsStr, access: Access) -> Result<OwnedFd> {
+    let how = if access.writing { "rw" } else { "ro" };
+    let mut options = format!("{how},nosuid,nodev,noatime,default_permissions,subtype={SUBTYPE}");
+    if access.others {
         options += ",allow_other";
     }
     helper::mount(&claim.seen.path, source, &options)

@@ -74,6 +74,64 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
+    /// There is nothing to go on with.
+    #[error(
+        "{} has no view of {}; was it mounted with another --overlay-dir?", overlays.display(), dir.display()
+    )]
+    NoView {
+        /// The mount point.
+        dir: PathBuf,
+        /// Where it was looked for.
+        overlays: PathBuf,
+    },
+    /// Several views were mounted there one after the other.
+    #[error(
+        "there are two views of {}: {} and {}; remove the one that is not wanted", dir.display(), places[0].display(), places[1].display()
+    )]
+    TwoViews {
+        /// The mount point.
+        dir: PathBuf,
+        /// Where they are kept.
+        places: [PathBuf; 2],
+    },
+    /// What was written to an earlier view is still there.
+    #[error(
+        "what was written to an earlier view of {0} and not committed is in {1}: go on with it by `snapstore mount --rw --resume {0}`, or remove that directory", dir.display(), place.display()
+    )]
+    ViewLeft {
+        /// The mount point.
+        dir: PathBuf,
+        /// Where it is kept.
+        place: PathBuf,
+    },
+    /// A later version made it.
+    #[error("the view in {} was made by a newer snapstore; go on with it there", place.display())]
+    NewerView {
+        /// Where it is kept.
+        place: PathBuf,
+    },
+    /// Its server lives.
+    #[error("the view in {} is served by another process; unmount it there first", place.display())]
+    ViewServed {
+        /// Where it is kept.
+        place: PathBuf,
+    },
+    /// A mount is no writable view.
+    #[error("{} is no writable view; `snapstore mount --rw TAG DIR` makes one", path.display())]
+    NotWritable {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The server of a view refused.
+    #[error("the server of {}: {message}", path.display())]
+    ViewRefused {
+        /// The path.
+        path: PathBuf,
+        /// What it said.
+        message: String,
+        /// Whether trying again may help.
+        busy: bool,
+    },
     /// The operating system refused.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

@@ -2,7 +2,8 @@
 //!
 //! Each snapshot shows `memory.bin`, one `NAME.img` per disk, its attached
 //! files (such as `vmstate`) and `manifest.json`. Everything is read-only and
-//! immutable, so the kernel may cache it for as long as it likes.
+//! immutable, so the kernel may cache it for as long as it likes. A mount can also be one that
+//! is written to and committed: `writable`.
 //!
 //! `view` and `table` hold the tree of files and are tested without FUSE; `server`
 //! adapts it to the kernel; `chores` does what may wait; `warm` records which pages
@@ -25,9 +26,14 @@ mod server;
 mod table;
 mod view;
 mod warm;
+mod writable;
 
 pub use claim::{Surroundings, prepare};
 pub use error::{Error, Result};
-pub use mounted::{MountOptions, Mounted, Undo, mount};
+pub use mounted::{Ended, MountOptions, Mounted, Undo, mount, mount_writable};
 pub use mountpoint::{Mountpoint, is_dead, unmount};
 pub use view::MountTarget;
+pub use writable::{
+    CloneStatus, FrozenFileInfo, FrozenForCommit, FrozenImage, FrozenView, Status, ViewClient,
+    WritableOptions,
+};

@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex};
 use fuser::{BackgroundSession, Config, SessionACL};
 use snapstore_store::{NotPinned, Store};
 
-use crate::attach::{Attached, attach};
+use crate::attach::{Access, Attached, attach};
 use crate::chores::{Chores, keep_house};
 use crate::claim::{Claim, Surroundings};
 use crate::error::{Error, Result};
 use crate::server::Server;
 use crate::view::{MountTarget, View};
 use crate::warm::Warm;
+use crate::writable::{self, Control, Views, WritableOptions, WritableServer};
 
 /// How to serve a mount.
 #[derive(Clone, Debug)]
@@ -50,9 +51,39 @@ pub struct Mounted {
     attached: Arc<Attached>,
     dir: PathBuf,
     not_pinned: Option<NotPinned>,
-    _warm: Warming,
-    /// Dropped, it ends the housekeeping.
-    _serving: Sender<()>,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    ReadOnly {
+        _warm: Warming,
+        /// Dropped, it ends the housekeeping.
+        _serving: Sender<()>,
+    },
+    Writable(Writable),
+}
+
+struct Writable {
+    views: Arc<Views>,
+    control: Arc<Control>,
+}
+
+impl fmt::Debug for Writable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writable").finish_non_exhaustive()
+    }
+}
+
+/// What became of a mount that has ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// Nothing is left.
+    Clean,
+    /// What was written and is in no commit is kept there.
+    Kept(PathBuf),
+    /// It was given up, as was asked for.
+    Discarded,
 }
 
 /// Dropped, it has what was recorded written.
@@ -137,7 +168,7 @@ pub fn mount(
             })
             .map_err(failed)
     };
-    let (attached, session) = attach(claim, &path, options.allow_other, serve)?;
+    let (attached, session) = attach(claim, &path, access(options, false), serve)?;
     let attached = Arc::new(attached);
     let (serving, end) = channel();
     for image in view.images() {
@@ -152,9 +183,115 @@ pub fn mount(
         attached,
         dir: dir.to_owned(),
         not_pinned,
-        _warm: warming,
-        _serving: serving,
+        kind: Kind::ReadOnly {
+            _warm: warming,
+            _serving: serving,
+        },
     })
+}
+
+fn access(options: &MountOptions, writing: bool) -> Access {
+    Access {
+        others: options.allow_other,
+        writing,
+    }
+}
+
+/// Mounts clones of a snapshot at `dir` that can be written. When this returns, the mount
+/// is usable.
+///
+/// # Errors
+/// As [`mount`]; there can be no overlay in the directory for it; there is none to go on
+/// with.
+pub fn mount_writable(
+    store: Store,
+    dir: &Path,
+    options: &MountOptions,
+    writable: &WritableOptions,
+    others: Vec<PathBuf>,
+    is_dead: &dyn Fn(&Path) -> bool,
+) -> Result<Mounted> {
+    let path = store.path().to_owned();
+    let around = Surroundings {
+        store: path.clone(),
+        others,
+    };
+    let claim = Claim::new(dir, &around, is_dead)?;
+    let failed = |source| Error::Io {
+        action: "serve",
+        path: dir.to_owned(),
+        source,
+    };
+    find_threads(options.threads + MORE_THREADS).map_err(failed)?;
+    let views = writable::open(store, &claim.seen.path, writable)?;
+    let begun = begin(claim, &path, options, &views, dir);
+    if begun.is_err() && writable.snapshot.is_some() {
+        // Nobody has written anything.
+        views.place.remove()?;
+    }
+    begun
+}
+
+fn begin(
+    claim: Claim,
+    store: &Path,
+    options: &MountOptions,
+    views: &Arc<Views>,
+    dir: &Path,
+) -> Result<Mounted> {
+    let failed = |source| Error::Io {
+        action: "serve",
+        path: dir.to_owned(),
+        source,
+    };
+    let control = Control::start(views.clone())?;
+    let server = WritableServer {
+        views: views.clone(),
+        read_ahead_bytes: options.read_ahead_bytes,
+    };
+    let owner = (
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    let mut access = access(options, true);
+    access.others |= views.shown.owner != owner;
+    let serve = |connection| {
+        let mut config = Config::default();
+        config.n_threads = Some(options.threads);
+        config.acl = match access.others {
+            true => SessionACL::All,
+            false => SessionACL::Owner,
+        };
+        let acl = config.acl;
+        let session = fuser::Session::from_fd(server, connection, acl, config);
+        session.and_then(fuser::Session::spawn).map_err(failed)
+    };
+    let (attached, session) = attach(claim, store, access, serve)?;
+    Ok(Mounted {
+        session,
+        attached: Arc::new(attached),
+        dir: dir.to_owned(),
+        not_pinned: views.not_pinned(),
+        kind: Kind::Writable(Writable {
+            views: views.clone(),
+            control,
+        }),
+    })
+}
+
+impl Writable {
+    fn end(self) -> Result<Ended> {
+        let place = &self.views.place;
+        let uncommitted = self.views.is_uncommitted();
+        if uncommitted && !self.control.discards() {
+            return Ok(Ended::Kept(place.path().to_owned()));
+        }
+        place.remove()?;
+        Ok(match uncommitted {
+            true => Ended::Discarded,
+            false => Ended::Clean,
+        })
+    }
 }
 
 /// Threads of a server that answer nothing: fuser's own, those of `chores`, and that of `warm`.
@@ -199,13 +336,17 @@ impl Mounted {
     ///
     /// # Errors
     /// If the connection to the kernel breaks.
-    pub fn wait(self) -> Result<()> {
+    pub fn wait(self) -> Result<Ended> {
         let dir = self.dir;
         self.session.join().map_err(|source| Error::Io {
             action: "serve",
             path: dir,
             source,
-        })
+        })?;
+        match self.kind {
+            Kind::ReadOnly { .. } => Ok(Ended::Clean),
+            Kind::Writable(writable) => writable.end(),
+        }
     }
 }
 

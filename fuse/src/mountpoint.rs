@@ -42,7 +42,7 @@ impl Mountpoint {
         Ok(table()?.iter().filter_map(Self::of).collect())
     }
 
-    fn of(entry: &MountEntry) -> Option<Self> {
+    pub(crate) fn of(entry: &MountEntry) -> Option<Self> {
         // Older servers mounted as `fuse`, without a subtype.
         if entry.filesystem != "fuse.snapstore" && entry.filesystem != "fuse" {
             return None;

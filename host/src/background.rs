@@ -30,8 +30,10 @@ const KEPT: &[&str] = &[
     "RUST_BACKTRACE",
     "SNAPSTORE_TRUST_LOCKS",
     "SNAPSTORE_PRETEND_FILESYSTEM",
-    // Of builds with debug assertions (store/src/durable.rs, vmm/src/signals.rs).
+    // Of builds with debug assertions (store/src/durable.rs, overlay/src/step.rs,
+    // vmm/src/signals.rs).
     "SNAPSTORE_KILL_AT_STEP",
+    "SNAPSTORE_KILL_AT_OVERLAY_STEP",
     "SNAPSTORE_STOP_AT_STEP",
     "SNAPSTORE_PANIC_IN",
 ];

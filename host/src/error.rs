@@ -104,7 +104,15 @@ pub fn class(error: &anyhow::Error) -> ErrorClass {
     }
     match error.downcast_ref::<snapstore_fuse::Error>() {
         Some(snapstore_fuse::Error::Store(error)) => of_store(error),
-        Some(snapstore_fuse::Error::NotMounted { .. }) => ErrorClass::NotFound,
+        Some(
+            snapstore_fuse::Error::NotMounted { .. }
+            | snapstore_fuse::Error::NotWritable { .. }
+            | snapstore_fuse::Error::NoView { .. },
+        ) => ErrorClass::NotFound,
+        Some(
+            snapstore_fuse::Error::ViewServed { .. }
+            | snapstore_fuse::Error::ViewRefused { busy: true, .. },
+        ) => ErrorClass::Busy,
         Some(
             snapstore_fuse::Error::InUse { .. } | snapstore_fuse::Error::AlreadyMounted { .. },
         ) => ErrorClass::Busy,

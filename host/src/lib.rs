@@ -32,6 +32,7 @@ pub mod runtime;
 mod spec;
 pub mod start;
 mod supervisor;
+pub mod views;
 pub mod warm;
 
 pub use background::{detach, own_program, tidy};

@@ -80,6 +80,54 @@ pub struct ServerRequest {
     pub prefetch: bool,
     /// The mount ends once nobody holds a shared lock on this file.
     pub while_locked: Option<PathBuf>,
+    /// For a mount that can be written.
+    pub writable: Option<Writing>,
+}
+
+/// How a mount can be written.
+#[derive(Clone, Debug)]
+pub struct Writing {
+    /// How many clones, each a directory; without it the mount's root is the only one.
+    pub count: Option<u32>,
+    /// Who has the files.
+    pub owner: (u32, u32),
+    /// Their mode.
+    pub mode: u32,
+    /// Where what is written is kept.
+    pub overlay_dir: PathBuf,
+    /// The most of it for each clone.
+    pub limit_bytes: Option<u64>,
+    /// Goes on with the view that was there.
+    pub resume: bool,
+}
+
+impl Writing {
+    /// Where what is written is kept, unless its user wants otherwise: where a filesystem
+    /// on a disk is, which outlives a boot.
+    pub const OVERLAY_DIR: &str = "/var/tmp";
+
+    fn arguments(&self) -> anyhow::Result<Vec<std::ffi::OsString>> {
+        let (uid, gid) = self.owner;
+        let mut arguments: Vec<std::ffi::OsString> = vec![
+            "--rw".into(),
+            "--owner".into(),
+            format!("{uid}:{gid}").into(),
+            "--mode".into(),
+            format!("{:o}", self.mode).into(),
+            "--overlay-dir".into(),
+            std::path::absolute(&self.overlay_dir)?.into(),
+        ];
+        if let Some(count) = self.count {
+            arguments.extend(["--count".into(), count.to_string().into()]);
+        }
+        if let Some(limit) = self.limit_bytes {
+            arguments.extend(["--overlay-limit".into(), limit.to_string().into()]);
+        }
+        if self.resume {
+            arguments.push("--resume".into());
+        }
+        Ok(arguments)
+    }
 }
 
 impl ServerRequest {
@@ -98,6 +146,7 @@ impl ServerRequest {
             threads: Self::THREADS,
             prefetch: true,
             while_locked: None,
+            writable: None,
         }
     }
 }
@@ -172,6 +221,9 @@ fn server_command(store: &Store, request: &ServerRequest) -> anyhow::Result<Comm
     }
     if let Some(lock) = &request.while_locked {
         command.arg("--while-locked").arg(lock);
+    }
+    if let Some(writable) = &request.writable {
+        command.args(writable.arguments()?);
     }
     command.arg("--").args(&request.snapshot);
     command.arg(std::path::absolute(&request.dir)?);

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::map::{LAST_SLOT, Map, Place, Slot};
+use crate::step::step;
 
 const MAGIC: &[u8; 8] = b"SNAPOVJ1";
 const HEADER_BYTES: usize = 48;
@@ -194,6 +195,7 @@ impl Journal {
     /// Removes segments that nobody looks for any more.
     pub(crate) fn forget_before(&mut self, first: u64) {
         for segment in self.first_segment..first {
+            step("remove a segment of a journal");
             let path = self.path.of(segment);
             if let Err(error) = fs::remove_file(&path)
                 && error.kind() != io::ErrorKind::NotFound
@@ -245,6 +247,7 @@ impl Journal {
             entry[CHECKED_BYTES..].copy_from_slice(&sum);
             bytes.extend_from_slice(&entry);
         }
+        step("enter into a journal");
         self.file.write_all_at(&bytes, self.end)?;
         self.end += bytes.len() as u64;
         self.entries += entries.len() as u64;
@@ -257,6 +260,7 @@ fn begin_segment(
     segment: u64,
     entries: u64,
 ) -> io::Result<(Arc<File>, [u8; 32])> {
+    step("begin a segment of a journal");
     let file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -274,6 +278,7 @@ fn begin_segment(
     header[32..40].copy_from_slice(&entries.to_le_bytes());
     let sum = check(&key, u64::MAX, &header[..40]);
     header[40..].copy_from_slice(&sum);
+    step("write the header of a segment");
     file.write_all_at(&header, 0)?;
     Ok((Arc::new(file), key))
 }

@@ -32,6 +32,7 @@ use crate::journal::{Journal, Replayed};
 use crate::map::{Map, Place, Slot, TABLE_BLOCKS};
 use crate::reader::{self, checked_end, piece};
 use crate::slots::Slots;
+use crate::step::step;
 
 /// The longest image, in bytes: every block of it can have a slot, and as many
 /// again that commits still read.
@@ -494,6 +495,7 @@ impl Overlay {
         self.read(under, block * BLOCK_BYTES, &mut whole[..valid])?;
         whole[within..within + part.len()].copy_from_slice(part);
         let slot = self.take_slot()?;
+        step("write a block");
         let written = self.file.write_all_at(&whole, slot.offset());
         if let Err(error) = written.and_then(|()| self.enter(&[(block, slot)])) {
             self.abandon([slot]);
@@ -525,6 +527,7 @@ impl Overlay {
     /// Writes the run's bytes, and lets its new blocks have their slots.
     fn finish(&mut self, run: &mut Run, bytes: &[u8]) -> io::Result<()> {
         let run = std::mem::take(run);
+        step("write blocks");
         let written = self
             .file
             .write_all_at(&bytes[run.start..run.end], run.file_offset)

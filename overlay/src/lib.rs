@@ -19,9 +19,13 @@ mod layers;
 mod map;
 mod reader;
 mod slots;
+mod step;
+#[cfg(test)]
+mod tests;
 
 pub use base::{BLOCK_BYTES, Base, Under};
 pub use budget::Budget;
 pub use frozen::{Content, Extent, Frozen};
 pub use journal::{Journal, Replayed, SegmentPath, Survived};
 pub use layers::{MAX_IMAGE_BYTES, Overlay, SyncPoint};
+pub use step::step;

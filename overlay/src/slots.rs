@@ -8,6 +8,7 @@ use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 use crate::base::BLOCK_BYTES;
 use crate::budget::Budget;
 use crate::map::{LAST_SLOT, Slot};
+use crate::step::step;
 
 fn is_nearly_full(file: &File) -> io::Result<bool> {
     let now = fstatvfs(file)?;
@@ -99,6 +100,7 @@ impl Slots {
         self.budget.give_back(slots.len() as u64 * BLOCK_BYTES);
         let runs = slots.chunk_by(|slot, next| slot.0 + 1 == next.0);
         for run in runs {
+            step("give a block's room back");
             let (start, length) = (run[0].offset(), run.len() as u64 * BLOCK_BYTES);
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             if let Err(error) = fallocate(file, flags, start, length) {

@@ -5,6 +5,7 @@ pub mod harness;
 pub mod inherited;
 pub mod powercut;
 pub mod scale;
+pub mod shared_map;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod stopping;

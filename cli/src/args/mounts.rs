@@ -4,15 +4,21 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use snapstore_host::mount_server::ServerRequest;
+use snapstore_host::mount_server::{ServerRequest, Writing};
 
-use super::values::snapshot;
+use super::values::{mode, owner, snapshot};
 
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   snapstore mount base /mnt/base      memory.bin, disks, manifest.json of one snapshot
-  snapstore mount /mnt/all            a directory per tag; new tags appear")]
+  snapstore mount /mnt/all            a directory per tag; new tags appear
+  snapstore mount --rw base /mnt/vm && snapstore commit base+1 --mount /mnt/vm
+  snapstore mount --rw -n 10 base /mnt/vms     ten clones, /mnt/vms/0 to /mnt/vms/9
+  snapstore mount --rw --resume /mnt/vm        after a crash, or `umount --keep`
+
+A writable mount keeps what is written beside the store until it is committed. Images keep
+their length; files can be made, and are part of the snapshot (docs/SEMANTICS.md).")]
 pub struct MountArgs {
     /// The snapshot to show (without it: every tag), and where
     #[arg(required = true, num_args = 1..=2, value_names = ["TAG", "DIR"])]
@@ -32,6 +38,29 @@ pub struct MountArgs {
     /// Give no page to the kernel before it is asked for
     #[arg(long)]
     pub no_prefetch: bool,
+    /// Let the images be written, and files be made; `commit --mount` commits that
+    #[arg(long)]
+    pub rw: bool,
+    /// So many clones, each a directory with its own changes, named 0, 1, 2 ...
+    #[arg(short = 'n', long, value_name = "N", requires = "rw", conflicts_with = "resume", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub count: Option<u32>,
+    /// Who has the files of a writable mount [default: this user]; others than this user
+    /// can then use it
+    #[arg(long, value_name = "UID:GID", requires = "rw", value_parser = owner)]
+    pub owner: Option<(u32, u32)>,
+    /// The mode of its files
+    #[arg(long, value_name = "MODE", requires = "rw", default_value = "644", value_parser = mode)]
+    pub mode: u32,
+    /// Where what is written is kept until it is committed
+    #[arg(long, value_name = "DIR", requires = "rw", default_value = Writing::OVERLAY_DIR)]
+    pub overlay_dir: PathBuf,
+    /// The most of it for each clone; who writes more is told that no space is left
+    #[arg(long, value_name = "SIZE", requires = "rw", value_parser = crate::format::parse_size)]
+    pub overlay_limit: Option<u64>,
+    /// Go on with what was written to a view at DIR whose server has ended, or which was
+    /// unmounted with --keep
+    #[arg(long, requires = "rw")]
+    pub resume: bool,
     /// Write "ready" to standard output once mounted, then detach
     #[arg(long, hide = true, requires = "foreground")]
     pub announce: bool,
@@ -48,6 +77,10 @@ pub struct UmountArgs {
     /// Unmount now; processes that still use it keep it until they end
     #[arg(long)]
     pub lazy: bool,
+    /// Of a writable mount: keep what is in no commit, for `mount --rw --resume`. Without
+    /// this it is given up
+    #[arg(long)]
+    pub keep: bool,
 }
 
 #[derive(Args)]

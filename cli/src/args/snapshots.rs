@@ -16,6 +16,7 @@ Examples:
   snapstore commit base+3 --memory guest.ram --disk root=disk.img --label os=debian12
   snapstore commit base+4 --memory-diff changes.sparse --disk root=disk.img --parent base+3
   snapstore commit warm --vm web                       a running machine, which goes on
+  snapstore commit vm+1 --mount /mnt/vm                a writable mount, which goes on
   snapstore commit fc+1 --pid 4711 --vmstate fc.state --disk root=root.img
 
 A diff is a sparse file as long as the image. Its holes are the parent's bytes, all its data
@@ -50,6 +51,10 @@ pub struct CommitArgs {
     /// beside it
     #[arg(long, value_name = "PID", conflicts_with_all = ["memory", "memory_diff", "diff", "parent", "no_parent", "vm"])]
     pub pid: Option<u32>,
+    /// What was written to a writable mount, or to one of its clones, with all files in it.
+    /// It goes on as the child of the snapshot
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["memory", "memory_diff", "diff", "dense_diff", "inherit", "disks", "disk_diffs", "parent", "no_parent", "vm", "pid"])]
+    pub mount: Option<PathBuf>,
     /// The state of the virtual machine's CPUs and devices, a file of any kind
     #[arg(long, value_name = "FILE")]
     pub vmstate: Option<PathBuf>,

@@ -99,3 +99,17 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
         ))
     }
 }
+
+/// `UID:GID`, in numbers.
+pub fn owner(text: &str) -> Result<(u32, u32), String> {
+    let ids = text.split_once(':');
+    let ids = ids.and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
+    ids.ok_or_else(|| "it has the form UID:GID, both numbers".to_owned())
+}
+
+/// The permissions of a file, in octal.
+pub fn mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok();
+    mode.filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| "a mode is an octal number of at most 777, such as 644".to_owned())
+}

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use anyhow::bail;
 use serde_json::json;
-use snapstore_host::{Usage, monitor};
+use snapstore_host::{Usage, monitor, views};
 use snapstore_store::retention::EXPIRES;
 use snapstore_store::{
     CommitRequest, CommitTimings, Committed, Damage, Error, ImageRole, Input, InputData, InputKind,
@@ -24,10 +24,12 @@ use crate::progress::{Bar, Unit};
 pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
     let mut request = request(args)?;
-    if request.inputs.is_empty() && args.pid.is_none() {
+    let named = args.pid.is_some() || args.mount.is_some();
+    if request.inputs.is_empty() && !named {
         bail!(Usage(
             "there is nothing to commit; name a file with --memory, --disk, --vmstate or --file, \
-             a machine with --vm, or another monitor's process with --pid"
+             a machine with --vm, a writable mount with --mount, or another monitor's process \
+             with --pid"
                 .to_owned()
         ));
     }
@@ -40,8 +42,19 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
         request.parent = ParentChoice::Pinned(memory.parent);
         request.inputs.insert(0, memory.input);
     }
-    let committed = store.commit(&request, &Bar::new(Unit::Bytes))?;
+    let bar = Bar::new(Unit::Bytes);
+    let (committed, notes) = match &args.mount {
+        None => (store.commit(&request, &bar)?, Vec::new()),
+        Some(dir) => {
+            let done = views::commit(&store, dir, request, &bar)?;
+            (done.committed, done.notes)
+        }
+    };
     warn(&committed);
+    for note in &notes {
+        say!("warning: {note}");
+    }
+    let warnings = [warnings(&committed), notes].concat();
     let parent = parent_name(&store, &committed, args.parent.as_deref());
     let value = json!({
         "tag": args.tag,
@@ -53,7 +66,7 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
         "left_out": left_out(&committed),
         "added_chunks": committed.manifest.added_chunks,
         "added_bytes": committed.manifest.added_bytes,
-        "warnings": warnings(&committed),
+        "warnings": warnings,
         "timings": timings(&committed.timings),
     });
     context.answer(&value, || {

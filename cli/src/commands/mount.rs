@@ -7,12 +7,14 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde_json::json;
-use snapstore_fuse::{MountOptions, MountTarget, Surroundings, Undo, mount};
-use snapstore_host::mount_server::{Announcement, ServerRequest, launch};
+use snapstore_fuse::{
+    Ended, MountOptions, MountTarget, Surroundings, Undo, WritableOptions, mount, mount_writable,
+};
+use snapstore_host::mount_server::{Announcement, ServerRequest, Writing, launch};
 use snapstore_host::mounts::lock_dir;
-use snapstore_host::{look, runtime};
+use snapstore_host::{Usage, look, runtime};
 use snapstore_store::Store;
 use snapstore_vmm::confine::forbid_for_server;
 
@@ -23,6 +25,15 @@ use crate::logging::say;
 
 pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     let (what, dir) = match args.what.as_slice() {
+        [dir] if args.rw && !args.resume => bail!(Usage(format!(
+            "--rw needs a snapshot to begin with, as in `snapstore mount --rw TAG {}`",
+            dir.display()
+        ))),
+        [_, dir] if args.resume => bail!(Usage(format!(
+            "--resume goes on with what was there; leave the snapshot out, as in `snapstore \
+             mount --rw --resume {}`",
+            dir.display()
+        ))),
         [dir] => (MountTarget::AllTags, dir),
         [name, dir] => (MountTarget::Snapshot(tag(name)?), dir),
         _ => unreachable!("clap accepts one or two values"),
@@ -70,7 +81,12 @@ fn serve(
     let store = context.open_resolved()?;
     let dir = std::path::absolute(dir)?;
     let others = around(context, &store)?.others;
-    let mounted = mount(store, what, &dir, &options, others, &look::is_dead)?;
+    let mounted = if args.rw {
+        let writable = writable(args, what);
+        mount_writable(store, &dir, &options, &writable, others, &look::is_dead)?
+    } else {
+        mount(store, what, &dir, &options, others, &look::is_dead)?
+    };
     let undo = mounted.undo();
     // No program is started from here on.
     let watched = forbid_for_server()
@@ -100,7 +116,46 @@ fn serve(
     if let Some(lock) = &args.while_locked {
         remove_mount_point(lock, &dir)?;
     }
-    Ok(ended?)
+    match ended? {
+        Ended::Clean => {}
+        Ended::Kept(place) => tracing::warn!(
+            dir = %dir.display(), place = %place.display(),
+            "what was written is in no commit; `snapstore mount --rw --resume` goes on with it"
+        ),
+        Ended::Discarded => tracing::info!(dir = %dir.display(), "what was written is given up"),
+    }
+    Ok(())
+}
+
+/// How a mount can be written.
+fn writing(args: &MountArgs) -> Writing {
+    let user = (
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    Writing {
+        count: args.count,
+        owner: args.owner.unwrap_or(user),
+        mode: args.mode,
+        overlay_dir: args.overlay_dir.clone(),
+        limit_bytes: args.overlay_limit,
+        resume: args.resume,
+    }
+}
+
+fn writable(args: &MountArgs, what: &MountTarget) -> WritableOptions {
+    let writing = writing(args);
+    WritableOptions {
+        snapshot: match what {
+            MountTarget::Snapshot(name) => Some(name.clone()),
+            MountTarget::AllTags => None,
+        },
+        count: writing.count,
+        owner: writing.owner,
+        mode: writing.mode,
+        overlay_dir: writing.overlay_dir,
+        limit_bytes: writing.limit_bytes,
+    }
 }
 
 /// How long a server whose mount is undone waits for the kernel to say so.
@@ -231,6 +286,7 @@ fn start_server(
         threads: args.threads,
         prefetch: !args.no_prefetch,
         while_locked: args.while_locked.clone(),
+        writable: args.rw.then(|| writing(args)),
     };
     let server = launch(&store, &request)?;
     for note in &server.notes {
@@ -245,6 +301,7 @@ fn start_server(
     let value = json!({"dir": shown, "snapshot": tag, "server_pid": server.pid, "log": log});
     context.answer(&value, || match tag {
         Some(tag) => format!("Mounted {tag} on {shown}."),
+        None if args.resume => format!("Mounted what was written on {shown} again."),
         None => format!("Mounted all tags on {shown}."),
     })?;
     Ok(ExitCode::SUCCESS)

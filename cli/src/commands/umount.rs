@@ -1,18 +1,79 @@
 //! `snapstore umount`
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::json;
+use snapstore_fuse::ViewClient;
 use snapstore_host::look;
 
 use crate::args::UmountArgs;
 use crate::context::Context;
+use crate::format::size;
 
 pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<ExitCode> {
-    snapstore_fuse::unmount(&args.dir, args.lazy, &look::is_dead)?;
+    let (view, uncommitted) = match prepare(args)? {
+        Some((view, uncommitted)) => (Some(view), uncommitted),
+        None => (None, None),
+    };
+    let undone = snapstore_fuse::unmount(&args.dir, args.lazy, &look::is_dead);
+    match (view, &undone) {
+        // It goes on, and is not given up by whoever ends it.
+        (Some(mut view), Err(_)) => view.at_end(true)?,
+        (Some(view), Ok(())) if !args.lazy => {
+            view.wait_for_end(PATIENCE);
+        }
+        _ => {}
+    }
+    undone?;
     let dir = args.dir.display().to_string();
-    context.answer(&json!({"dir": dir, "unmounted": true}), || {
-        format!("Unmounted {dir}.")
+    let bytes = uncommitted.as_ref().map(|it| it.bytes);
+    let kept = uncommitted.as_ref().filter(|_| args.keep);
+    let place = kept.map(|it| it.place.display().to_string());
+    let value = json!({
+        "dir": dir, "unmounted": true, "uncommitted_bytes": bytes, "kept": place,
+    });
+    context.answer(&value, || match (&uncommitted, &place) {
+        (None, _) => format!("Unmounted {dir}."),
+        (Some(lost), None) => format!(
+            "Unmounted {dir}. What was written and not committed is given up: {} of images, \
+             and files. (--keep keeps it.)",
+            size(lost.bytes)
+        ),
+        (Some(_), Some(place)) => format!(
+            "Unmounted {dir}. What was not committed is kept in {place}; `snapstore mount --rw \
+             --resume {dir}` goes on with it."
+        ),
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How long the server of a view may take to remove what it kept.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is in no commit.
+struct Uncommitted {
+    bytes: u64,
+    place: PathBuf,
+}
+
+/// Tells the server of a writable mount what becomes of what is in no commit; `None` if
+/// there is no such thing.
+fn prepare(args: &UmountArgs) -> anyhow::Result<Option<(ViewClient, Option<Uncommitted>)>> {
+    if look::state(&args.dir) != look::State::Serves {
+        return Ok(None);
+    }
+    let Ok(mut view) = ViewClient::connect(&args.dir) else {
+        return Ok(None);
+    };
+    let status = view.status()?;
+    view.at_end(args.keep)?;
+    let any = status.clones.iter().any(|clone| clone.is_uncommitted);
+    let bytes = status.clones.iter().map(|clone| clone.uncommitted_bytes);
+    let uncommitted = any.then(|| Uncommitted {
+        bytes: bytes.sum(),
+        place: status.overlays,
+    });
+    Ok(Some((view, uncommitted)))
 }

@@ -13,6 +13,7 @@ mod soak;
 mod tags;
 mod waiting;
 mod working_set;
+mod writable;
 
 use std::fs;
 use std::path::{Path, PathBuf};

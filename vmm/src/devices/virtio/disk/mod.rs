@@ -47,7 +47,7 @@ struct Inner {
 enum Access {
     ReadOnly,
     InPlace,
-    Overlay(Mutex<Overlay>),
+    Overlay(Box<Mutex<Overlay>>),
 }
 
 impl Disk {
@@ -97,7 +97,7 @@ impl Disk {
         })?;
         let overlay = |size_bytes| {
             let budget = Budget::new(limit_bytes);
-            Access::Overlay(Mutex::new(Overlay::new(file, size_bytes, budget)))
+            Access::Overlay(Box::new(Mutex::new(Overlay::new(file, size_bytes, budget))))
         };
         Self::open_with(name, base, FlockOperation::NonBlockingLockShared, overlay)
     }

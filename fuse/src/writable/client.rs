@@ -1,0 +1,202 @@
+//! A commit's end of the socket of a view.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::control::short_path;
+use super::server::PLACE_ATTRIBUTE;
+use super::wire::{Answer, FrozenView, Request, Status, receive, receive_fd, send};
+use crate::error::{Error, Result, cannot};
+use crate::mountpoint::{Mountpoint, Seen};
+
+/// A connection to the server of a writable view.
+pub struct ViewClient {
+    dir: PathBuf,
+    /// Which clone the directory is.
+    clone: Option<u32>,
+    stream: UnixStream,
+}
+
+/// A clone at one instant, as long as the connection lives.
+pub struct FrozenForCommit {
+    /// What there is.
+    pub view: FrozenView,
+    /// The overlays of the images, in order.
+    pub overlays: Vec<File>,
+    /// The files that are not the base's, in order.
+    pub files: Vec<File>,
+}
+
+impl ViewClient {
+    /// Connects to whoever serves `dir`: the root of a writable mount, or a clone in it.
+    ///
+    /// # Errors
+    /// [`Error::NotWritable`]; its server does not answer.
+    pub fn connect(dir: &Path) -> Result<Self> {
+        let not_writable = || Error::NotWritable {
+            path: dir.to_owned(),
+        };
+        let seen = Seen::at(dir).map_err(|error| cannot("inspect", dir, error))?;
+        let mount = crate::mountpoint::table()?;
+        let mount = mount.into_iter().find(|entry| entry.id == seen.mount);
+        let mount = mount.ok_or_else(not_writable)?;
+        let ours = Mountpoint::of(&mount).ok_or_else(not_writable)?;
+        // Another user's server could lead anywhere.
+        let trusted = [0, rustix::process::geteuid().as_raw()];
+        if !trusted.contains(&ours.user) {
+            return Err(not_writable());
+        }
+        let within = seen
+            .path
+            .strip_prefix(&mount.dir)
+            .map_err(|_| not_writable())?;
+        let clone = match within.to_str() {
+            Some("") => None,
+            Some(name) => Some(name.parse().map_err(|_| not_writable())?),
+            None => return Err(not_writable()),
+        };
+        let mut place = vec![0; 4096];
+        let len = rustix::fs::getxattr(&seen.path, PLACE_ATTRIBUTE, &mut place[..])
+            .map_err(|_| not_writable())?;
+        let place = String::from_utf8(place[..len].to_vec()).map_err(|_| not_writable())?;
+        let mut place = PathBuf::from(place);
+        if !place.join("view.json").exists() {
+            place.pop();
+        }
+        let failed = |error| cannot("reach the server of", dir, error);
+        let (_dir, path) = short_path(&place).map_err(failed)?;
+        Ok(Self {
+            dir: seen.path,
+            clone,
+            stream: UnixStream::connect(path).map_err(failed)?,
+        })
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Answer> {
+        let failed = |error| cannot("speak with the server of", &self.dir, error);
+        send(&mut self.stream, request).map_err(failed)?;
+        let answer = receive(&mut self.stream).map_err(failed)?;
+        let gone = || failed(io::ErrorKind::UnexpectedEof.into());
+        match answer.ok_or_else(gone)? {
+            Answer::Refused { message, busy } => Err(Error::ViewRefused {
+                path: self.dir.clone(),
+                message,
+                busy,
+            }),
+            answer => Ok(answer),
+        }
+    }
+
+    fn odd(&self) -> Error {
+        cannot(
+            "understand the server of",
+            &self.dir,
+            io::ErrorKind::InvalidData.into(),
+        )
+    }
+
+    /// What the view has.
+    ///
+    /// # Errors
+    /// Its server does not answer.
+    pub fn status(&mut self) -> Result<Status> {
+        match self.ask(&Request::Status)? {
+            Answer::Status(status) => Ok(status),
+            _ => Err(self.odd()),
+        }
+    }
+
+    /// The clone that the directory is.
+    fn number(&self, status: &Status) -> Result<u32> {
+        match (self.clone, status.is_many) {
+            (Some(clone), true) => Ok(clone),
+            (None, false) => Ok(0),
+            _ => Err(Error::ViewRefused {
+                path: self.dir.clone(),
+                message: "it has a directory for each clone; name one of them".to_owned(),
+                busy: false,
+            }),
+        }
+    }
+
+    /// Has the kernel give all that was stored through shared mappings to the server, then
+    /// freezes the clone.
+    ///
+    /// # Errors
+    /// Its server refuses; a file cannot be synced.
+    pub fn freeze(&mut self) -> Result<FrozenForCommit> {
+        let status = self.status()?;
+        let number = self.number(&status)?;
+        let index = usize::try_from(number).unwrap_or(usize::MAX);
+        if let Some(clone) = status.clones.get(index) {
+            clone
+                .writable
+                .iter()
+                .try_for_each(|name| self.flush(name))?;
+        }
+        let Answer::Frozen(view) = self.ask(&Request::Freeze { clone: number })? else {
+            return Err(self.odd());
+        };
+        let failed = |error| cannot("take what was frozen of", &self.dir, error);
+        let take = || receive_fd(&self.stream).map(File::from).map_err(failed);
+        let overlays = view.images.iter().map(|_| take()).collect::<Result<_>>()?;
+        let own = view.files.iter().filter(|file| !file.is_base);
+        let files = own.map(|_| take()).collect::<Result<_>>()?;
+        Ok(FrozenForCommit {
+            view,
+            overlays,
+            files,
+        })
+    }
+
+    fn flush(&self, name: &str) -> Result<()> {
+        let path = self.dir.join(name);
+        let kind = fs::symlink_metadata(&path).map(|it| it.file_type());
+        if !kind.is_ok_and(|kind| kind.is_file()) {
+            // A socket, or gone by now.
+            return Ok(());
+        }
+        match File::open(&path).and_then(|file| rustix::fs::fdatasync(&file).map_err(Into::into)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|error| cannot("sync", &path, error)),
+        }
+    }
+
+    /// What was frozen is this snapshot, which is durable.
+    ///
+    /// # Errors
+    /// Its server does not answer.
+    pub fn committed(&mut self, id: &str) -> Result<()> {
+        match self.ask(&Request::Committed { id: id.to_owned() })? {
+            Answer::Done => Ok(()),
+            _ => Err(self.odd()),
+        }
+    }
+
+    /// Waits until the server has ended, with all that it does at its end, for `patience` at
+    /// most. True if it has.
+    pub fn wait_for_end(mut self, patience: Duration) -> bool {
+        if self.stream.set_read_timeout(Some(patience)).is_err() {
+            return false;
+        }
+        // It has nothing to say any more.
+        match self.stream.read(&mut [0]) {
+            Ok(_) => true,
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        }
+    }
+
+    /// Says what becomes of what is in no commit once the view is unmounted.
+    ///
+    /// # Errors
+    /// Its server does not answer.
+    pub fn at_end(&mut self, keep: bool) -> Result<()> {
+        match self.ask(&Request::AtEnd { keep })? {
+            Answer::Done => Ok(()),
+            _ => Err(self.odd()),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A snapshot as directories that can be written, and committed.
+//!
+//! What nobody writes is the store's, and the same page cache for all clones. What is
+//! written goes to an overlay (`snapstore_overlay`), page by page, and is known so; `clone`
+//! puts images and other files together, `views` has all clones of a mount, `server` adapts
+//! them to the kernel, `control` and `client` are the two ends of a commit, `place` is where
+//! all of it is found again after the server has ended.
+
+mod client;
+mod clone;
+mod control;
+mod file;
+mod image;
+mod place;
+mod server;
+mod views;
+mod wire;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use snapstore_store::Store;
+
+pub use client::{FrozenForCommit, ViewClient};
+pub(crate) use control::Control;
+use place::{Place, Shown};
+pub(crate) use server::WritableServer;
+pub(crate) use views::Views;
+pub use wire::{CloneStatus, FrozenFileInfo, FrozenImage, FrozenView, Status};
+
+use crate::error::Result;
+
+/// How a writable mount is made.
+#[derive(Clone, Debug)]
+pub struct WritableOptions {
+    /// The snapshot to begin with; without it the view that was at the mount point is found
+    /// again.
+    pub snapshot: Option<String>,
+    /// How many clones, each a directory; without it the mount's root is the only one.
+    pub count: Option<u32>,
+    /// Who has the files.
+    pub owner: (u32, u32),
+    /// The files' mode.
+    pub mode: u32,
+    /// Where what is written is kept.
+    pub overlay_dir: PathBuf,
+    /// The most of it for each clone.
+    pub limit_bytes: Option<u64>,
+}
+
+/// Makes the views, or finds them again.
+pub(crate) fn open(
+    store: Store,
+    dir: &std::path::Path,
+    options: &WritableOptions,
+) -> Result<Arc<Views>> {
+    let (place, shown, again) = match &options.snapshot {
+        None => {
+            let (place, shown) = Place::find(&options.overlay_dir, dir)?;
+            (place, shown, true)
+        }
+        Some(name) => {
+            let id = store.resolve(name)?;
+            let shown = Shown {
+                count: options.count,
+                owner: options.owner,
+                mode: options.mode,
+                limit_bytes: options.limit_bytes,
+                ..Shown::new(store.path(), dir, id.to_string())
+            };
+            (Place::create(&options.overlay_dir, &shown)?, shown, false)
+        }
+    };
+    let opened = Views::open(store, shown, place, again);
+    Ok(Arc::new(opened?))
+}

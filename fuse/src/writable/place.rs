@@ -1,0 +1,285 @@
+//! Where what is written to a view is kept, so that it is found again.
+//!
+//! ```text
+//! OVERLAYS/snapstore-view-XXXXXX/
+//!   view.json     what is shown, and where; never changed
+//!   lock          its server keeps it locked (flock(2))
+//!   control.sock  the server's socket
+//!   N/            one for each clone
+//!     state.json  what its base is, and where the journals begin; replaced as a whole
+//!     IMAGE.data, IMAGE.*.journal     the overlay of an image
+//!     files/NAME  files that are no images
+//!     gone/NAME   files of the base that were removed
+//! ```
+//!
+//! `state.json` is replaced before anything that the old one leads to is given up.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use snapstore_overlay::step;
+
+use crate::error::{Error, Result, cannot};
+
+const PREFIX: &str = "snapstore-view-";
+const VERSION: u32 = 1;
+
+/// What a view shows, and where.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Shown {
+    pub version: u32,
+    pub store: PathBuf,
+    pub dir: PathBuf,
+    /// The snapshot that every clone began with.
+    pub snapshot: String,
+    /// How many clones; without it the mount's root is the only one.
+    pub count: Option<u32>,
+    pub owner: (u32, u32),
+    pub mode: u32,
+    pub limit_bytes: Option<u64>,
+    /// The boot in which it began.
+    pub boot: String,
+}
+
+/// What a clone is made from.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(crate) struct State {
+    pub base: String,
+    /// Of the boot in which everything that the journals say is known to be there.
+    pub boot: String,
+    /// The first segment of each image's journal; those of which nothing was written have
+    /// none.
+    pub first_segments: BTreeMap<String, u64>,
+}
+
+/// The directory of a view.
+#[derive(Debug)]
+pub(crate) struct Place {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Place {
+    /// A new one in a directory for overlays. What an earlier view of the same directory
+    /// left is in its way, unless nobody ever wrote anything there.
+    pub fn create(overlays: &Path, shown: &Shown) -> Result<Self> {
+        for (place, _) in of_dir(overlays, &shown.dir)? {
+            let left = Self::locked(place)?;
+            if left.has_something()? {
+                return Err(Error::ViewLeft {
+                    dir: shown.dir.clone(),
+                    place: left.dir,
+                });
+            }
+            left.remove()?;
+        }
+        for _ in 0..1000 {
+            let dir = overlays.join(format!("{PREFIX}{}", random_name(overlays)?));
+            match DirBuilder::new().mode(0o700).create(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(cannot("make an overlay in", overlays, error)),
+                Ok(()) => {
+                    let place = Self::locked(dir)?;
+                    replace(&place.dir, "view.json", shown)?;
+                    sync_dir(overlays)?;
+                    return Ok(place);
+                }
+            }
+        }
+        let taken = io::ErrorKind::AlreadyExists.into();
+        Err(cannot("make an overlay in", overlays, taken))
+    }
+
+    /// The one that shows something at `dir`, and whose server has ended.
+    pub fn find(overlays: &Path, dir: &Path) -> Result<(Self, Shown)> {
+        let mut found = of_dir(overlays, dir)?;
+        let none = || Error::NoView {
+            dir: dir.to_owned(),
+            overlays: overlays.to_owned(),
+        };
+        let (place, shown) = found.pop().ok_or_else(none)?;
+        if let Some((other, _)) = found.pop() {
+            return Err(Error::TwoViews {
+                dir: dir.to_owned(),
+                places: [place, other],
+            });
+        }
+        if shown.version != VERSION {
+            return Err(Error::NewerView { place });
+        }
+        Ok((Self::locked(place)?, shown))
+    }
+
+    fn locked(dir: PathBuf) -> Result<Self> {
+        let path = dir.join("lock");
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| cannot("open", &path, error))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { dir, _lock: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::ViewServed { place: dir }),
+            Err(errno) => Err(cannot("lock", &path, errno.into())),
+        }
+    }
+
+    /// Whether anybody wrote something there.
+    fn has_something(&self) -> Result<bool> {
+        let failed = |error| cannot("list", &self.dir, error);
+        for clone in fs::read_dir(&self.dir).map_err(failed)? {
+            let clone = clone.map_err(failed)?.path();
+            if !clone.is_dir() {
+                continue;
+            }
+            for entry in fs::read_dir(&clone).map_err(failed)? {
+                let entry = entry.map_err(failed)?.path();
+                let is_empty =
+                    entry.is_dir() && fs::read_dir(&entry).map_err(failed)?.next().is_none();
+                if !is_empty {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The directory of a clone, made if it is not there.
+    pub fn clone_dir(&self, number: u32) -> Result<PathBuf> {
+        let dir = self.dir.join(number.to_string());
+        for part in [dir.clone(), dir.join("files"), dir.join("gone")] {
+            match DirBuilder::new().mode(0o700).create(&part) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(cannot("make", &part, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(dir)
+    }
+
+    /// Removes all of it.
+    pub fn remove(&self) -> Result<()> {
+        fs::remove_dir_all(&self.dir).map_err(|error| cannot("remove", &self.dir, error))
+    }
+}
+
+impl Shown {
+    pub fn new(store: &Path, dir: &Path, snapshot: String) -> Self {
+        Self {
+            version: VERSION,
+            store: store.to_owned(),
+            dir: dir.to_owned(),
+            snapshot,
+            count: None,
+            owner: (0, 0),
+            mode: 0o644,
+            limit_bytes: None,
+            boot: boot(),
+        }
+    }
+}
+
+impl State {
+    /// Of a clone; `None` if nothing was ever written to it.
+    pub fn read(clone: &Path) -> Result<Option<Self>> {
+        match clone.join("state.json").exists() {
+            true => read(clone, "state.json").map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// When this returns, it is on the disk.
+    pub fn write(&self, clone: &Path) -> Result<()> {
+        replace(clone, "state.json", self)
+    }
+}
+
+/// Which boot of this machine this is.
+pub(crate) fn boot() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.map_or_else(|_| String::new(), |id| id.trim().to_owned())
+}
+
+/// Those that show something at `dir`.
+fn of_dir(overlays: &Path, dir: &Path) -> Result<Vec<(PathBuf, Shown)>> {
+    let mut found = Vec::new();
+    for place in all(overlays)? {
+        if let Ok(shown) = read::<Shown>(&place, "view.json")
+            && shown.dir == dir
+        {
+            found.push((place, shown));
+        }
+    }
+    Ok(found)
+}
+
+fn all(overlays: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |error| cannot("list", overlays, error);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(overlays).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn random_name(overlays: &Path) -> Result<String> {
+    let mut bytes = [0; 6];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut bytes))
+        .map_err(|error| cannot("make an overlay in", overlays, error))?;
+    Ok(bytes.map(|byte| format!("{byte:02x}")).concat())
+}
+
+fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
+    let path = dir.join(name);
+    let bytes = fs::read(&path).map_err(|error| cannot("read", &path, error))?;
+    serde_json::from_slice(&bytes).map_err(|error| cannot("read", &path, error.into()))
+}
+
+/// Writes a file, which is there as a whole or not at all, and has it on the disk.
+fn replace<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<()> {
+    let path = dir.join(name);
+    let new = dir.join(format!("{name}.new"));
+    let written = serde_json::to_vec(value)
+        .map_err(io::Error::from)
+        .and_then(|bytes| {
+            step("write what a view is made from");
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&new)?;
+            file.write_all(&bytes)?;
+            // Before the name leads to it: else a power cut could leave it empty.
+            file.sync_all()?;
+            step("replace what a view is made from");
+            fs::rename(&new, &path)
+        });
+    written.map_err(|error| cannot("write", &path, error))?;
+    sync_dir(dir)
+}
+
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+    step("sync a directory of a view");
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|error| cannot("sync", dir, error))
+}

@@ -1,0 +1,177 @@
+//! Commits of writable views: what was written to a mounted clone becomes a snapshot, whose
+//! child the clone then is.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use snapstore_fuse::{FrozenForCommit, ViewClient};
+use snapstore_store::{
+    CommitRequest, Committed, Extent, ImageRole, Input, InputData, InputKind, Manifest,
+    ParentChoice, Progress, SnapshotId, Store, check_image,
+};
+
+use crate::error::{Busy, Usage};
+
+/// The files of an image's input, by their places.
+const OVERLAY: usize = 0;
+const ZEROS: usize = 1;
+
+/// What a commit of a view did.
+pub struct ViewCommit {
+    /// The snapshot.
+    pub committed: Committed,
+    /// What its user should know.
+    pub notes: Vec<String>,
+}
+
+/// Commits what was written to the view at `dir`. The request names the tag, labels, and
+/// whether a tag may be moved; its inputs may hold more files.
+///
+/// All that write(2) has returned from is in the snapshot, and all that was stored through
+/// shared mappings before this was called. Writing goes on meanwhile, and is in the next.
+pub fn commit(
+    store: &Store,
+    dir: &Path,
+    mut request: CommitRequest,
+    progress: &dyn Progress,
+) -> anyhow::Result<ViewCommit> {
+    store.check_tag_free(&request.tag, request.replace)?;
+    let mut view = ViewClient::connect(dir)?;
+    let status = view.status()?;
+    if fs::canonicalize(&status.store)? != fs::canonicalize(store.path())? {
+        bail!(Usage(format!(
+            "{} is a view of the store {}; name that with --store",
+            dir.display(),
+            status.store.display()
+        )));
+    }
+    let frozen = match view.freeze() {
+        Err(snapstore_fuse::Error::ViewRefused { message, busy, .. }) if busy => {
+            bail!(Busy(message));
+        }
+        other => other?,
+    };
+    let base = SnapshotId::from_hex(&frozen.view.base).context("the view's base is no id")?;
+    let manifest = store.manifest(base)?;
+    let mut notes = Vec::new();
+    let mut inputs = images(&frozen, &manifest)?;
+    inputs.extend(files(store, &frozen, &manifest, &mut notes)?);
+    for input in std::mem::take(&mut request.inputs) {
+        // What is given replaces what is there.
+        inputs.retain(|it| it.name != input.name);
+        inputs.push(input);
+    }
+    request.inputs = inputs;
+    request.parent = ParentChoice::Pinned(base);
+    request.inherit = true;
+    // The view takes over before anybody can remove the tag and collect the snapshot.
+    request.keep = true;
+    let committed = store.commit(&request, progress)?;
+    if let Err(error) = view.committed(&committed.id.to_string()) {
+        notes.push(format!(
+            "the snapshot is whole, but the view has not taken note of it and counts all that \
+             was written as uncommitted: {error}"
+        ));
+    }
+    Ok(ViewCommit { committed, notes })
+}
+
+fn images(frozen: &FrozenForCommit, base: &Manifest) -> anyhow::Result<Vec<Input>> {
+    let zeros = Arc::new(File::open("/dev/zero").context("cannot open /dev/zero")?);
+    let mut inputs = Vec::new();
+    for (image, overlay) in frozen.view.images.iter().zip(&frozen.overlays) {
+        let old = base.image(&image.name);
+        let old = old.with_context(|| format!("the base has no image {}", image.name))?;
+        if image.extents.is_empty() {
+            continue;
+        }
+        let extents = image.extents.iter().map(|(image_offset, length, place)| {
+            let (file, file_offset) = place.map_or((ZEROS, 0), |at| (OVERLAY, at));
+            Extent {
+                image_offset: *image_offset,
+                file,
+                file_offset,
+                length: *length,
+            }
+        });
+        inputs.push(Input {
+            name: image.name.clone(),
+            role: old.role,
+            data: InputData::Extents {
+                files: vec![Arc::new(overlay.try_clone()?), zeros.clone()],
+                label: format!("what was written to {}", image.file_name),
+                size_bytes: image.size_bytes,
+                extents: extents.collect(),
+            },
+            kind: InputKind::DenseDiff,
+        });
+    }
+    Ok(inputs)
+}
+
+fn files(
+    store: &Store,
+    frozen: &FrozenForCommit,
+    base: &Manifest,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<Input>> {
+    let memory_changed = frozen.view.images.iter().any(|image| {
+        let old = base.image(&image.name);
+        !image.extents.is_empty() && old.is_some_and(|old| old.role == ImageRole::Memory)
+    });
+    let mut older = Vec::new();
+    let mut own = frozen.files.iter();
+    let mut inputs = Vec::new();
+    for info in &frozen.view.files {
+        let data = if info.is_base {
+            let image = base.image(&info.name);
+            let image = image.with_context(|| format!("the base has no file {}", info.name))?;
+            InputData::Reader(Arc::new(store.image_reader(image)))
+        } else {
+            let file = own.next().context("a file's descriptor is missing")?;
+            InputData::Extents {
+                files: vec![Arc::new(file.try_clone()?)],
+                label: info.name.clone(),
+                size_bytes: info.size_bytes,
+                extents: vec![Extent {
+                    image_offset: 0,
+                    file: 0,
+                    file_offset: 0,
+                    length: info.size_bytes,
+                }],
+            }
+        };
+        if info.size_bytes == 0 {
+            notes.push(format!(
+                "{} is empty, and not part of the snapshot",
+                info.name
+            ));
+            continue;
+        }
+        if check_image(&info.name).is_err() {
+            notes.push(format!(
+                "{:?} is not part of the snapshot: it is no name that one can have",
+                info.name
+            ));
+            continue;
+        }
+        older.push(info.name.as_str());
+        inputs.push(Input {
+            name: info.name.clone(),
+            role: ImageRole::File,
+            data,
+            kind: InputKind::Full,
+        });
+    }
+    let any_fresh = frozen.view.files.iter().any(|file| file.is_fresh);
+    if memory_changed && !any_fresh && !older.is_empty() {
+        notes.push(format!(
+            "the memory was written since the last commit, and no file was: if the state of \
+             the machine is in {}, it is older than its memory",
+            older.join(", ")
+        ));
+    }
+    Ok(inputs)
+}

@@ -1,0 +1,322 @@
+//! Overlays with a journal against a model, ended at any moment.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use crate::{
+    BLOCK_BYTES, Budget, Content, Extent, Frozen, Journal, Overlay, Replayed, SegmentPath,
+    Survived, Under,
+};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+/// Not a multiple of a block.
+const SIZE: usize = 23 * BLOCK + 512;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(usize, usize, u8),
+    Zero(usize, usize),
+    Freeze,
+    /// The base becomes what was frozen last.
+    Rebase,
+    Sync,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let range = || {
+        let length = prop_oneof![Just(BLOCK), 1..300_usize, 1..6 * BLOCK];
+        (0..SIZE, length, any::<bool>()).prop_map(|(at, length, aligned)| {
+            let at = if aligned { at - at % BLOCK } else { at };
+            (at, length.min(SIZE - at))
+        })
+    };
+    let op = prop_oneof![
+        6 => (range(), any::<u8>()).prop_map(|((at, length), byte)| Op::Write(at, length, byte)),
+        3 => range().prop_map(|(at, length)| Op::Zero(at, length)),
+        1 => Just(Op::Freeze),
+        1 => Just(Op::Rebase),
+        1 => Just(Op::Sync),
+    ];
+    proptest::collection::vec(op, 1..50)
+}
+
+struct Run {
+    dir: tempfile::TempDir,
+    base: File,
+    overlay: Overlay,
+    model: Vec<u8>,
+    /// The freezes' number, and what was frozen last.
+    freezes: u64,
+    frozen: Option<(u64, Frozen, Vec<u8>)>,
+    first_segment: u64,
+    /// What is sure to be found after a power cut, and the blocks that are not.
+    synced: Vec<u8>,
+    written: BTreeSet<usize>,
+    /// The overlay's file when it was synced.
+    then: Vec<u8>,
+}
+
+fn under(base: &File) -> Under<'_> {
+    Under {
+        base,
+        size_bytes: SIZE as u64,
+    }
+}
+
+fn path(dir: &Path) -> SegmentPath {
+    SegmentPath {
+        dir: dir.to_owned(),
+        name: "image".to_owned(),
+    }
+}
+
+fn data_file(dir: &Path) -> File {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create(true).truncate(false);
+    options.open(dir.join("data")).unwrap()
+}
+
+fn file_of(bytes: &[u8]) -> File {
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(bytes, 0).unwrap();
+    file
+}
+
+fn blocks(at: usize, length: usize) -> std::ops::Range<usize> {
+    at / BLOCK..(at + length).div_ceil(BLOCK)
+}
+
+fn applied(extents: &[Extent], file: &File, mut image: Vec<u8>) -> Vec<u8> {
+    for extent in extents {
+        let start = extent.image_offset as usize;
+        let range = start..start + extent.length as usize;
+        match extent.content {
+            Content::Zeros => image[range].fill(0),
+            Content::Overlay { file_offset } => {
+                file.read_exact_at(&mut image[range], file_offset).unwrap();
+            }
+        }
+    }
+    image
+}
+
+impl Run {
+    fn begin() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let model: Vec<u8> = (0..SIZE).map(|at| (at / 5) as u8 | 1).collect();
+        let journal = Journal::create(path(dir.path())).unwrap();
+        let file = data_file(dir.path());
+        let overlay = Overlay::journaled(file, SIZE as u64, Budget::new(None), journal);
+        Self {
+            base: file_of(&model),
+            overlay,
+            freezes: 0,
+            frozen: None,
+            first_segment: 0,
+            synced: model.clone(),
+            written: BTreeSet::new(),
+            then: Vec::new(),
+            model,
+            dir,
+        }
+    }
+
+    fn act(&mut self, op: Op) {
+        match op {
+            Op::Write(at, length, byte) => {
+                let bytes: Vec<u8> = (0..length).map(|i| (i / 3) as u8 ^ byte).collect();
+                self.overlay
+                    .write(under(&self.base), at as u64, &bytes)
+                    .unwrap();
+                self.model[at..at + length].copy_from_slice(&bytes);
+                self.written.extend(blocks(at, length));
+            }
+            Op::Zero(at, length) => {
+                self.overlay
+                    .zero(under(&self.base), at as u64, length as u64)
+                    .unwrap();
+                self.model[at..at + length].fill(0);
+                self.written.extend(blocks(at, length));
+            }
+            Op::Freeze => {
+                self.freezes += 1;
+                let frozen = self.overlay.freeze(self.freezes).unwrap();
+                self.frozen = Some((self.freezes, frozen, self.model.clone()));
+            }
+            Op::Rebase => {
+                let Some((number, frozen, then)) = self.frozen.take() else {
+                    return;
+                };
+                let mut old = vec![0; SIZE];
+                self.base.read_exact_at(&mut old, 0).unwrap();
+                let new = applied(&frozen.changed(), frozen.file(), old);
+                assert!(new == then, "a commit of what changed differs");
+                drop(frozen);
+                self.base = file_of(&new);
+                self.first_segment = self.overlay.first_segment_after(number);
+                self.overlay.rebased(number);
+                // What is lost of later segments falls back to it.
+                self.synced = new;
+                self.written.extend(self.later());
+                self.then = fs::read(self.dir.path().join("data")).unwrap();
+            }
+            Op::Sync => {
+                let mut point = self.overlay.sync_point();
+                point.sync_data().unwrap();
+                self.overlay.mark(&mut point).unwrap();
+                point.sync_journal().unwrap();
+                self.overlay.synced(&point);
+                self.synced.clone_from(&self.model);
+                self.written.clear();
+                self.then = fs::read(self.dir.path().join("data")).unwrap();
+            }
+        }
+    }
+
+    /// Blocks that differ from the base.
+    fn later(&self) -> Vec<usize> {
+        let pairs = self.model.chunks(BLOCK).zip(self.synced.chunks(BLOCK));
+        let differing = pairs.enumerate().filter(|(_, (a, b))| a != b);
+        differing.map(|(block, _)| block).collect()
+    }
+
+    fn content(&self, overlay: &Overlay) -> Vec<u8> {
+        let mut bytes = vec![0; SIZE];
+        overlay.read(under(&self.base), 0, &mut bytes).unwrap();
+        bytes
+    }
+
+    fn find_again(&self, survived: Survived) -> Overlay {
+        let path = path(self.dir.path());
+        let count = SIZE.div_ceil(BLOCK) as u64;
+        let replayed = Replayed::read(&path, self.first_segment, count, survived).unwrap();
+        let journal = Journal::go_on(path, &replayed).unwrap();
+        let file = data_file(self.dir.path());
+        Overlay::found_again(file, SIZE as u64, Budget::new(None), replayed, journal)
+    }
+
+    /// What the disk may have: of each block of the overlay's file what was synced, or what
+    /// was written since.
+    fn cut_power(&self, mut random: u64) {
+        let file = data_file(self.dir.path());
+        for (number, then) in self.then.chunks(BLOCK).enumerate() {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            if random >> 63 == 0 {
+                file.write_all_at(then, (number * BLOCK) as u64).unwrap();
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn all_is_found_again_after_a_process_has_ended(ops in ops(), more in ops()) {
+        let mut run = Run::begin();
+        for op in ops {
+            run.act(op);
+            prop_assert!(run.content(&run.overlay) == run.model);
+        }
+        // What a process had frozen is uncommitted for the next one.
+        run.frozen = None;
+        let mut again = run.find_again(Survived::Everything);
+        prop_assert!(run.content(&again) == run.model, "found again");
+        run.first_segment = again.first_segment_after(0).max(run.first_segment);
+        again.begins_here();
+        run.first_segment = again.first_segment_after(0);
+        run.overlay = again;
+        run.freezes = 0;
+        for op in more {
+            run.act(op);
+        }
+        prop_assert!(run.content(&run.overlay) == run.model, "went on");
+        let twice = run.find_again(Survived::Everything);
+        prop_assert!(run.content(&twice) == run.model, "found again twice");
+    }
+
+    #[test]
+    fn what_was_synced_is_found_again_after_a_power_cut(ops in ops(), random in any::<u64>()) {
+        let mut run = Run::begin();
+        for op in ops {
+            run.act(op);
+        }
+        run.cut_power(random);
+        let again = run.find_again(Survived::OnlySynced);
+        let found = run.content(&again);
+        for (block, bytes) in run.synced.chunks(BLOCK).enumerate() {
+            let is_same = found[block * BLOCK..].starts_with(bytes);
+            prop_assert!(is_same || run.written.contains(&block), "block {block}");
+        }
+    }
+}
+
+#[test]
+fn a_torn_entry_ends_a_journal() {
+    let mut run = Run::begin();
+    run.act(Op::Write(0, BLOCK, 1));
+    let before = run.model.clone();
+    run.act(Op::Write(5 * BLOCK, BLOCK, 2));
+    let segment = run.dir.path().join("image.0000000000000000.journal");
+    let length = fs::metadata(&segment).unwrap().len();
+    for cut in [1, 20, 31] {
+        let file = OpenOptions::new().write(true).open(&segment).unwrap();
+        file.set_len(length - cut).unwrap();
+        let path = path(run.dir.path());
+        let replayed = Replayed::read(&path, 0, 24, Survived::Everything).unwrap();
+        let file = data_file(run.dir.path());
+        let journal = Journal::create(SegmentPath {
+            name: format!("other{cut}"),
+            ..path
+        });
+        let budget = Budget::new(None);
+        let again = Overlay::found_again(file, SIZE as u64, budget, replayed, journal.unwrap());
+        assert!(run.content(&again) == before, "{cut} bytes are cut off");
+    }
+}
+
+#[test]
+fn an_entry_that_leads_out_of_the_image_is_refused() {
+    let mut run = Run::begin();
+    run.act(Op::Write(20 * BLOCK, BLOCK, 1));
+    let path = path(run.dir.path());
+    let refused = Replayed::read(&path, 0, 20, Survived::Everything);
+    assert_eq!(
+        refused.err().unwrap().kind(),
+        std::io::ErrorKind::InvalidData
+    );
+}
+
+#[test]
+fn runs_are_told_across_what_is_not_known() {
+    const FAR: u64 = 3000 * BLOCK_BYTES;
+    let base = tempfile::tempfile().unwrap();
+    base.set_len(8000 * BLOCK_BYTES).unwrap();
+    let mut overlay = Overlay::new(
+        tempfile::tempfile().unwrap(),
+        8000 * BLOCK_BYTES,
+        Budget::new(None),
+    );
+    let under = Under {
+        base: &base,
+        size_bytes: 8000 * BLOCK_BYTES,
+    };
+    overlay.write(under, FAR, &[1; 2 * BLOCK]).unwrap();
+    overlay
+        .zero(under, FAR + 2 * BLOCK_BYTES, BLOCK_BYTES)
+        .unwrap();
+    assert_eq!(overlay.run_at(5), (None, FAR));
+    assert_eq!(overlay.run_at(FAR + 1), (Some(true), FAR + 2 * BLOCK_BYTES));
+    let zeros = FAR + 2 * BLOCK_BYTES;
+    assert_eq!(overlay.run_at(zeros), (Some(false), zeros + BLOCK_BYTES));
+    assert_eq!(
+        overlay.run_at(zeros + BLOCK_BYTES),
+        (None, 8000 * BLOCK_BYTES)
+    );
+}

@@ -1,0 +1,250 @@
+//! One view: written, committed, written again.
+
+use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use snapstore_tests::harness::noise;
+
+use super::{DISK, PAGES, base_memory, contents, named, open_both, with_machine};
+use crate::PAGE;
+
+#[test]
+fn what_is_written_is_committed_and_nothing_else() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_machine("what_is_written_is_committed_and_nothing_else")? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    assert_eq!(contents(&dir)?, fixture.shown("base")?);
+    let (mut memory, mut disk) = (base_memory(), noise(2, DISK));
+
+    let file = open_both(&dir.join("memory.bin"))?;
+    for (at, len) in [(5, 10), (3 * PAGE - 7, 2 * PAGE), (20 * PAGE, PAGE)] {
+        file.write_all_at(&noise(9, len), at as u64)?;
+        memory[at..at + len].copy_from_slice(&noise(9, len));
+    }
+    let root = open_both(&dir.join("root.img"))?;
+    root.write_all_at(&[7; 700], (DISK - 700) as u64)?;
+    disk[DISK - 700..].fill(7);
+    fs::write(dir.join("vmstate"), b"as it is")?;
+    fs::write(dir.join("config.json"), b"{}")?;
+    assert_eq!(contents(&dir)?, fixture.view_of(&memory, &disk));
+
+    let committed = fixture.commit_view("next", &dir)?;
+    let changed = |name: &str| {
+        let images = committed["images"].as_array().into_iter().flatten();
+        let mut images = images.filter(|image| image["name"] == name);
+        images.next().map(|image| image["changed_pages"].clone())
+    };
+    assert_eq!(changed("memory"), Some(5.into()));
+    assert_eq!(changed("root"), Some(2.into()));
+    assert_eq!(committed["parent_tag"], "base");
+    assert_eq!(fixture.shown("next")?, fixture.view_of(&memory, &disk));
+
+    // It goes on as the child.
+    file.write_all_at(b"later", 40 * PAGE as u64)?;
+    memory[40 * PAGE..40 * PAGE + 5].copy_from_slice(b"later");
+    let committed = fixture.commit_view("third", &dir)?;
+    assert_eq!(committed["parent_tag"], "next");
+    assert_eq!(fixture.shown("third")?, fixture.view_of(&memory, &disk));
+    assert_eq!(contents(&dir)?, fixture.view_of(&memory, &disk));
+    drop((file, root));
+    fixture.umount(&dir)?;
+    let base = fixture.shown("base")?;
+    assert_eq!(named(&base, "memory.bin"), Some(&base_memory()[..]));
+    Ok(())
+}
+
+impl crate::Fixture {
+    fn view_of(&self, memory: &[u8], disk: &[u8]) -> Vec<(String, Vec<u8>)> {
+        let files: [(&str, &[u8]); 4] = [
+            ("config.json", b"{}"),
+            ("memory.bin", memory),
+            ("root.img", disk),
+            ("vmstate", b"as it is"),
+        ];
+        let owned = files.map(|(name, bytes)| (name.to_owned(), bytes.to_vec()));
+        owned.to_vec()
+    }
+}
+
+#[test]
+fn images_keep_their_length_and_their_names() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_machine("images_keep_their_length_and_their_names")? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    let path = dir.join("memory.bin");
+    let length = (PAGES * PAGE) as u64;
+    // Before anybody has opened it for writing, and after.
+    for _ in 0..2 {
+        let is_refused = |done: std::io::Result<()>| {
+            let kind = done.map_err(|error| error.kind());
+            assert_eq!(kind, Err(ErrorKind::PermissionDenied));
+        };
+        is_refused(fs::remove_file(&path));
+        is_refused(fs::rename(&path, dir.join("else")));
+        fs::write(dir.join("file"), b"x")?;
+        is_refused(fs::rename(dir.join("file"), &path));
+        is_refused(fs::write(&path, b"x"));
+        let file = OpenOptions::new().write(true).open(&path)?;
+        is_refused(file.set_len(length - 1));
+        is_refused(file.set_len(length + 4096));
+        file.set_len(length)?;
+        let beyond = file.write_all_at(b"xy", length - 1);
+        let beyond = beyond.map_err(|error| error.kind());
+        assert_eq!(beyond, Err(ErrorKind::FileTooLarge));
+        assert_eq!(fs::metadata(&path)?.len(), length);
+        fs::remove_file(dir.join("file"))?;
+    }
+    let made = fs::write(dir.join("manifest.json"), b"{}");
+    assert_eq!(
+        made.map_err(|error| error.kind()),
+        Err(ErrorKind::PermissionDenied)
+    );
+    fixture.umount(&dir)
+}
+
+#[test]
+fn holes_can_be_made_and_are_told() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_machine("holes_can_be_made_and_are_told")? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    let file = open_both(&dir.join("memory.bin"))?;
+    let mut memory = base_memory();
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    for (flags, at, len) in [
+        (punch, 2 * PAGE, 3 * PAGE),
+        (punch, 10 * PAGE + 100, PAGE),
+        (FallocateFlags::ZERO_RANGE, 50 * PAGE - 1, 2 * PAGE + 2),
+    ] {
+        fallocate(&file, flags, at as u64, len as u64)?;
+        memory[at..at + len].fill(0);
+    }
+    file.write_all_at(&[5; 10], 25 * PAGE as u64)?;
+    memory[25 * PAGE..25 * PAGE + 10].fill(5);
+    let reserve = fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 4096);
+    assert_eq!(reserve, Err(rustix::io::Errno::OPNOTSUPP));
+    // Pages of zeros are holes, and no others.
+    let mut data = vec![false; PAGES];
+    let mut from = 0;
+    while let Ok(start) = seek(&file, SeekFrom::Data(from)) {
+        let end = seek(&file, SeekFrom::Hole(start))?;
+        let pages = usize::try_from(start)? / PAGE..usize::try_from(end)?.div_ceil(PAGE);
+        data[pages].fill(true);
+        from = end;
+    }
+    let pages = memory.chunks(PAGE);
+    let expected: Vec<_> = pages.map(|page| page.iter().any(|it| *it != 0)).collect();
+    assert_eq!(data, expected);
+    fixture.commit_view("holes", &dir)?;
+    let shown = fixture.shown("holes")?;
+    assert!(named(&shown, "memory.bin") == Some(&memory[..]));
+    drop(file);
+    fixture.umount(&dir)
+}
+
+#[test]
+fn what_is_uncommitted_is_told_and_given_up_or_kept() -> anyhow::Result<()> {
+    let test = "what_is_uncommitted_is_told_and_given_up_or_kept";
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    let shown = dir.display().to_string();
+    let write = |byte: u8| -> anyhow::Result<()> {
+        let file = OpenOptions::new().write(true).open(dir.join("root.img"))?;
+        Ok(file.write_all_at(&[byte; 100], 4000)?)
+    };
+    write(1)?;
+    let kept = fixture.cli.json(&["umount", "--keep", &shown])?;
+    assert_eq!(kept["uncommitted_bytes"], 2 * PAGE);
+    assert!(kept["kept"].is_string(), "{kept}");
+    assert_eq!(fixture.views()?, 1);
+    fixture.resume(&dir)?;
+    let mut disk = noise(2, DISK);
+    disk[4000..4100].fill(1);
+    assert!(fs::read(dir.join("root.img"))? == disk);
+    // Nothing is left of one that is committed,
+    fixture.commit_view("kept", &dir)?;
+    let clean = fixture.cli.ok(&["umount", &shown])?;
+    assert!(!clean.contains("given up"), "{clean}");
+    // nor of one that is given up.
+    fixture.writable_on(&["kept", &shown])?;
+    write(2)?;
+    let told = fixture.cli.ok(&["umount", &shown])?;
+    assert!(told.contains("given up: 8.0 KiB"), "{told}");
+    let error = fixture
+        .cli
+        .fails(3, &["mount", "--rw", "--resume", &shown])?;
+    assert!(error.contains("no view"), "{error}");
+    let shown = fixture.shown("kept")?;
+    assert!(named(&shown, "root.img") == Some(&disk[..]));
+    Ok(())
+}
+
+#[test]
+fn clones_share_what_they_do_not_write() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_machine("clones_share_what_they_do_not_write")? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &["-n", "3"])?;
+    assert_eq!(crate::names(&dir)?, ["0", "1", "2"]);
+    let path = |clone: usize| dir.join(clone.to_string()).join("memory.bin");
+    let inode = |clone| Ok::<_, anyhow::Error>(fs::metadata(path(clone))?.ino());
+    assert_eq!([inode(0)?, inode(1)?], [inode(2)?; 2]);
+    let reader = fs::File::open(path(1))?;
+    let file = OpenOptions::new().write(true).open(path(1))?;
+    file.write_all_at(b"one", 0)?;
+    assert_eq!(inode(0)?, inode(2)?);
+    assert_ne!(inode(0)?, inode(1)?);
+    let mut old = [0; 3];
+    reader.read_exact_at(&mut old, 0)?;
+    assert_eq!(old, base_memory()[..3], "who had it open sees it as it was");
+    assert_eq!(&fs::read(path(1))?[..3], b"one");
+    assert_eq!(&fs::read(path(2))?[..3], &base_memory()[..3]);
+    fixture.commit_view("one", &dir.join("1"))?;
+    fixture.commit_view("two", &dir.join("2"))?;
+    let [one, two] = [fixture.shown("one")?, fixture.shown("two")?];
+    let first = |files| named(files, "memory.bin").map(|it| it[..3].to_vec());
+    assert_eq!(first(&one), Some(b"one".to_vec()));
+    assert_eq!(named(&two, "memory.bin"), Some(&base_memory()[..]));
+    let whole = dir.display().to_string();
+    let error = fixture
+        .cli
+        .fails(1, &["commit", "all", "--mount", &whole])?;
+    assert!(error.contains("name one of them"), "{error}");
+    drop((file, reader));
+    fixture.umount(&dir)
+}
+
+#[test]
+fn who_writes_too_much_is_told_and_nothing_is_hurt() -> anyhow::Result<()> {
+    let test = "who_writes_too_much_is_told_and_nothing_is_hurt";
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &["--overlay-limit", "64K"])?;
+    let file = OpenOptions::new()
+        .write(true)
+        .open(dir.join("memory.bin"))?;
+    let mut memory = base_memory();
+    file.write_all_at(&[1; 16 * PAGE], 0)?;
+    memory[..16 * PAGE].fill(1);
+    let full = file.write_all_at(&[2; PAGE], 50 * PAGE as u64);
+    let full = full.map_err(|error| error.kind());
+    assert_eq!(full, Err(ErrorKind::StorageFull));
+    let full = fs::write(dir.join("vmstate"), b"more").map_err(|error| error.kind());
+    assert_eq!(full, Err(ErrorKind::StorageFull));
+    // What is there can be written again, and committed; then there is room.
+    file.write_all_at(&[3; PAGE], 0)?;
+    memory[..PAGE].fill(3);
+    fixture.commit_view("full", &dir)?;
+    file.write_all_at(&[2; PAGE], 50 * PAGE as u64)?;
+    let shown = fixture.shown("full")?;
+    assert!(named(&shown, "memory.bin") == Some(&memory[..]));
+    drop(file);
+    fixture.umount(&dir)
+}

@@ -1,0 +1,151 @@
+//! Writers beside commits: what had been acknowledged when a commit began is in it, of all
+//! files at one instant.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use anyhow::{Context as _, ensure};
+use snapstore_store::{Manifest, Store};
+use snapstore_tests::shared_map::SharedMap;
+
+use super::{PAGES, open_both, with_machine};
+use crate::PAGE;
+
+const COMMITS: usize = 12;
+/// Pages that each writer has for itself.
+const SHARE: usize = 16;
+
+/// A page that says everywhere how often it was written.
+fn page(round: u64) -> Vec<u8> {
+    round.to_le_bytes().repeat(PAGE / 8)
+}
+
+/// The round that a page is of, if it is one.
+fn round_of(page: &[u8]) -> anyhow::Result<u64> {
+    let mut words = page
+        .chunks(8)
+        .map(|word| word.try_into().map(u64::from_le_bytes));
+    let first = words.next().context("an empty page")??;
+    for word in words {
+        ensure!(word? == first, "a page is torn");
+    }
+    Ok(first)
+}
+
+fn image(store: &Store, manifest: &Manifest, name: &str) -> anyhow::Result<Vec<u8>> {
+    let reader = store.image_reader(manifest.image(name).context("no such image")?);
+    let mut bytes = vec![0; usize::try_from(reader.size_bytes())?];
+    reader.read_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+#[test]
+fn a_commit_has_what_was_written_before_it_began() -> anyhow::Result<()> {
+    let test = "a_commit_has_what_was_written_before_it_began";
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    let open = |name: &str| open_both(&dir.join(name));
+    let (memory, disk) = (open("memory.bin")?, open("root.img")?);
+    let map = SharedMap::new(&memory, PAGES * PAGE)?;
+    let ended = AtomicBool::new(false);
+    // Rounds whose pages are all written, of those who write and those who store.
+    let (written, stored, pairs) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let commits = std::thread::scope(|scope| -> anyhow::Result<_> {
+        let ends = Ends(&ended);
+        scope.spawn(|| {
+            for round in 1.. {
+                for number in 0..SHARE {
+                    let written = memory.write_all_at(&page(round), (number * PAGE) as u64);
+                    written.expect("a write");
+                }
+                written.store(round, Ordering::SeqCst);
+                if ended.load(Ordering::SeqCst) {
+                    break;
+                }
+            }
+        });
+        scope.spawn(|| {
+            for round in 1.. {
+                for number in SHARE..2 * SHARE {
+                    map.store(number * PAGE, &page(round));
+                }
+                stored.store(round, Ordering::SeqCst);
+                if ended.load(Ordering::SeqCst) {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+        });
+        scope.spawn(|| {
+            // First in the memory, then on the disk.
+            for round in 1.. {
+                let at = (2 * SHARE * PAGE) as u64;
+                memory.write_all_at(&page(round), at).expect("a write");
+                disk.write_all_at(&page(round), 0).expect("a write");
+                pairs.store(round, Ordering::SeqCst);
+                if ended.load(Ordering::SeqCst) {
+                    break;
+                }
+            }
+        });
+        let mut commits = BTreeMap::new();
+        for number in 0..COMMITS {
+            let before = [&written, &stored, &pairs].map(|it| it.load(Ordering::SeqCst));
+            let tag = format!("beside{number}");
+            fixture.commit_view(&tag, &dir)?;
+            commits.insert(tag, before);
+        }
+        drop(ends);
+        Ok(commits)
+    })?;
+    let store = Store::open(fixture.cli.store())?;
+    for (tag, [written, stored, pairs]) in commits {
+        let manifest = store.manifest(store.tag(&tag)?.context("no tag")?)?;
+        let memory = image(&store, &manifest, "memory")?;
+        let disk = image(&store, &manifest, "root")?;
+        let page = |number: usize| &memory[number * PAGE..(number + 1) * PAGE];
+        for number in 0..SHARE {
+            let round = round_of(page(number)).with_context(|| format!("{tag}, page {number}"))?;
+            ensure!(
+                round >= written,
+                "{tag}: page {number} is of {round}, {written} was written"
+            );
+        }
+        for number in SHARE..2 * SHARE {
+            // The kernel may take a page while somebody stores to it.
+            let first = u64::from_le_bytes(page(number)[PAGE - 8..].try_into()?);
+            ensure!(
+                first >= stored,
+                "{tag}: page {number} is of {first}, {stored} was stored"
+            );
+        }
+        let first = round_of(page(2 * SHARE))?;
+        let second = match pairs {
+            0 => continue,
+            _ => round_of(&disk[..PAGE])?,
+        };
+        ensure!(
+            first >= pairs && second >= pairs,
+            "{tag}: {first} {second} {pairs}"
+        );
+        let together = first == second || first == second + 1;
+        ensure!(
+            together,
+            "{tag}: memory of {first} beside a disk of {second}"
+        );
+    }
+    drop((map, memory, disk));
+    fixture.umount(&dir)
+}
+
+/// However it goes on, the writers end.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,255 @@
+//! The server is killed before each of its steps, and what was acknowledged is found again.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use rustix::fs::{FallocateFlags, fallocate};
+
+use super::{DISK, base_memory, contents, named, with_machine};
+use crate::lifecycle::wait_for_end;
+use crate::{Fixture, PAGE};
+use snapstore_tests::harness::noise;
+
+/// Steps that a run makes at least: fewer, and it ends nowhere.
+const LEAST_STEPS: u64 = 30;
+
+/// What may be there: each name with the contents that it may have.
+type May = BTreeMap<String, Vec<Option<Vec<u8>>>>;
+
+/// A run of operations, of which each is done or not when the server is killed.
+struct Run<'a> {
+    dir: &'a Path,
+    may: May,
+}
+
+#[derive(Clone, Copy)]
+enum Op {
+    Write(&'static str, usize, usize, u8),
+    Zero(&'static str, usize, usize),
+    File(&'static str, u8),
+    Remove(&'static str),
+    Rename(&'static str, &'static str),
+    Sync(&'static str),
+    Commit(&'static str),
+}
+
+const OPS: [Op; 18] = [
+    Op::Write("memory.bin", 0, PAGE, 1),
+    Op::Write("memory.bin", 5 * PAGE + 9, 40, 2),
+    Op::Write("root.img", 39 * PAGE, PAGE + 512, 3),
+    Op::File("vmstate", 4),
+    Op::File("new", 5),
+    Op::Commit("first"),
+    Op::Write("memory.bin", 0, 10, 6),
+    Op::Zero("memory.bin", 4 * PAGE, 2 * PAGE),
+    Op::Sync("memory.bin"),
+    Op::Write("memory.bin", 7 * PAGE, PAGE, 7),
+    Op::Rename("new", "other"),
+    Op::Remove("vmstate"),
+    Op::Commit("second"),
+    Op::Write("root.img", 0, PAGE, 8),
+    Op::File("vmstate", 9),
+    Op::Rename("vmstate", "other"),
+    Op::Write("memory.bin", 0, PAGE, 10),
+    Op::Sync("root.img"),
+];
+
+impl Run<'_> {
+    /// Does one; false if the server is gone. Then it may be done or not.
+    fn act(&mut self, fixture: &Fixture, op: Op) -> anyhow::Result<bool> {
+        let path = |name: &str| self.dir.join(name);
+        let done: io::Result<()> =
+            match op {
+                Op::Write(name, at, len, byte) => OpenOptions::new()
+                    .write(true)
+                    .open(path(name))
+                    .and_then(|file| file.write_all_at(&vec![byte; len], at as u64)),
+                Op::Zero(name, at, len) => OpenOptions::new()
+                    .write(true)
+                    .open(path(name))
+                    .and_then(|file| {
+                        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                        Ok(fallocate(&file, punch, at as u64, len as u64)?)
+                    }),
+                Op::File(name, byte) => fs::write(path(name), vec![byte; 6000]),
+                Op::Remove(name) => fs::remove_file(path(name)),
+                Op::Rename(from, to) => fs::rename(path(from), path(to)),
+                Op::Sync(name) => fs::File::open(path(name)).and_then(|file| file.sync_all()),
+                Op::Commit(tag) => {
+                    let dir = self.dir.display().to_string();
+                    let output = fixture.cli.run(&["commit", tag, "--mount", &dir])?;
+                    let said = String::from_utf8_lossy(&output.stderr);
+                    match output.status.success() && !said.contains("has not taken note") {
+                        true => Ok(()),
+                        false => Err(io::Error::other(said.into_owned())),
+                    }
+                }
+            };
+        self.tell(op, done.is_ok());
+        Ok(done.is_ok())
+    }
+
+    /// What may be there after it.
+    fn tell(&mut self, op: Op, done: bool) {
+        let mut change = |name: &str, change: &dyn Fn(&Option<Vec<u8>>) -> Option<Vec<u8>>| {
+            let may = self
+                .may
+                .entry(name.to_owned())
+                .or_insert_with(|| vec![None]);
+            let after: Vec<_> = may.iter().map(change).collect();
+            match done {
+                true => *may = after,
+                false => may.extend(after),
+            }
+        };
+        let set = |bytes: &Option<Vec<u8>>, at: usize, len: usize, byte: u8| {
+            let mut bytes = bytes.clone()?;
+            bytes[at..at + len].fill(byte);
+            Some(bytes)
+        };
+        match op {
+            Op::Write(name, at, len, byte) => change(name, &|it| set(it, at, len, byte)),
+            Op::Zero(name, at, len) => change(name, &|it| set(it, at, len, 0)),
+            Op::File(name, byte) => {
+                if !done {
+                    // It may have been cut off, and not written yet, or not all of it.
+                    change(name, &|_| Some(Vec::new()));
+                    change(name, &|_| Some(vec![byte; 4096]));
+                }
+                change(name, &|_| Some(vec![byte; 6000]));
+            }
+            Op::Remove(name) => change(name, &|_| None),
+            Op::Rename(from, to) => {
+                let moved = self.may.get(from).and_then(|may| may.last().cloned());
+                let moved = moved.flatten();
+                let mut change = |name: &str, after: Option<Vec<u8>>| {
+                    let may = self
+                        .may
+                        .entry(name.to_owned())
+                        .or_insert_with(|| vec![None]);
+                    match done {
+                        true => *may = vec![after],
+                        false => may.push(after),
+                    }
+                };
+                change(to, moved);
+                change(from, None);
+            }
+            Op::Sync(_) | Op::Commit(_) => {}
+        }
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        let found = contents(self.dir)?;
+        for (name, _) in &found {
+            ensure!(self.may.contains_key(name), "{name} was never made");
+        }
+        for (name, may) in &self.may {
+            let is = named(&found, name);
+            // Blocks of one write may be there each by itself.
+            let blocks = |bytes: &[u8]| bytes.chunks(PAGE).map(<[u8]>::to_vec).collect::<Vec<_>>();
+            let fits = may.iter().any(|it| it.as_deref() == is)
+                || is.is_some_and(|is| {
+                    blocks(is).iter().enumerate().all(|(number, block)| {
+                        let mut all = may.iter().flatten().map(|it| blocks(it));
+                        all.any(|it| it.len() * PAGE >= is.len() && it.get(number) == Some(block))
+                    })
+                });
+            let len = is.map(<[u8]>::len);
+            ensure!(
+                fits,
+                "{name} ({len:?} bytes) is none of the {} that it may be",
+                may.len()
+            );
+        }
+        Ok(())
+    }
+}
+
+fn begin(dir: &Path) -> Run<'_> {
+    let may = [
+        ("memory.bin", Some(base_memory())),
+        ("root.img", Some(noise(2, DISK))),
+        ("vmstate", Some(b"as it was".to_vec())),
+    ];
+    let may = may.map(|(name, bytes)| (name.to_owned(), vec![bytes]));
+    Run {
+        dir,
+        may: may.into(),
+    }
+}
+
+/// Returns whether the server was killed.
+fn killed_at(step: u64) -> anyhow::Result<Option<bool>> {
+    let test = "what_was_acknowledged_is_found_after_any_step";
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(None);
+    };
+    let plain = fixture.cli.clone();
+    let dir = fixture.mountpoint("view")?;
+    let shown = dir.display().to_string();
+    fixture.cli = plain
+        .clone()
+        .with_env("SNAPSTORE_KILL_AT_OVERLAY_STEP", &step.to_string());
+    let begun = fixture.writable_on(&["base", &shown]);
+    fixture.cli = plain;
+    let Ok(server) = begun else {
+        // Nothing was acknowledged, and nothing keeps the next one away.
+        fixture.writable_on(&["base", &shown])?;
+        let mut run = begin(&dir);
+        ensure!(run.act(&fixture, OPS[0])?);
+        run.check()?;
+        return Ok(Some(true));
+    };
+    let mut run = begin(&dir);
+    let mut ended = false;
+    for op in OPS {
+        if !run.act(&fixture, op)? {
+            ended = true;
+            break;
+        }
+    }
+    if !ended {
+        run.check()?;
+        fixture.umount(&dir)?;
+        return Ok(Some(false));
+    }
+    wait_for_end(server)?;
+    // Twice: what was found again is found again.
+    let again = fixture.resume(&dir)?;
+    run.check().context("found again")?;
+    crate::lifecycle::kill(again)?;
+    fixture.resume(&dir)?;
+    run.check().context("found again twice")?;
+    let now = contents(&dir)?;
+    fixture.commit_view("last", &dir)?;
+    ensure!(
+        fixture.shown("last")? == now,
+        "a commit of what was found differs"
+    );
+    snapstore_tests::crashing::assert_clean(fixture.cli.store())?;
+    fixture.umount(&dir)?;
+    ensure!(
+        fixture.views()? == 0,
+        "something is left in the overlays' directory"
+    );
+    Ok(Some(true))
+}
+
+#[test]
+fn what_was_acknowledged_is_found_after_any_step() -> anyhow::Result<()> {
+    let mut step = 1;
+    loop {
+        match killed_at(step).with_context(|| format!("killed before step {step}"))? {
+            None => return Ok(()),
+            Some(true) => step += 1,
+            Some(false) => break,
+        }
+    }
+    ensure!(step > LEAST_STEPS, "there are only {step} steps");
+    Ok(())
+}
