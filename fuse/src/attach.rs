@@ -116,6 +116,19 @@ impl Attached {
         }
     }
 
+    /// Lets as much of what is stored through mappings wait in the kernel as of a file on a
+    /// disk, where this user may decide that. By default the kernel lets very little of a
+    /// FUSE filesystem wait: whoever stores to a mapping would wait for the server again
+    /// and again. Its share of what may wait at all stays small, so that a disk's files, to
+    /// which the server writes, are never kept waiting for it.
+    pub fn let_stores_wait(&self) {
+        let (major, minor) = self.device;
+        let path = format!("/sys/class/bdi/{major}:{minor}/strict_limit");
+        if let Err(error) = std::fs::write(&path, "0") {
+            tracing::debug!(%error, path, "stores through mappings will be slow");
+        }
+    }
+
     /// Whether the filesystem exists: its number is then no other's.
     fn lives(&self) -> Result<bool> {
         let mut fds = [PollFd::new(&self.connection, PollFlags::empty())];

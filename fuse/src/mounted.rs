@@ -267,6 +267,7 @@ fn begin(
         session.and_then(fuser::Session::spawn).map_err(failed)
     };
     let (attached, session) = attach(claim, store, access, serve)?;
+    attached.let_stores_wait();
     Ok(Mounted {
         session,
         attached: Arc::new(attached),

@@ -1,7 +1,9 @@
 //! A commit's end of the socket of a view.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,8 +63,8 @@ impl ViewClient {
         let mut place = vec![0; 4096];
         let len = rustix::fs::getxattr(&seen.path, PLACE_ATTRIBUTE, &mut place[..])
             .map_err(|_| not_writable())?;
-        let place = String::from_utf8(place[..len].to_vec()).map_err(|_| not_writable())?;
-        let mut place = PathBuf::from(place);
+        place.truncate(len);
+        let mut place = PathBuf::from(OsString::from_vec(place));
         if !place.join("view.json").exists() {
             place.pop();
         }
@@ -183,9 +185,12 @@ impl ViewClient {
             return false;
         }
         // It has nothing to say any more.
-        match self.stream.read(&mut [0]) {
-            Ok(_) => true,
-            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        match self.stream.read_exact(&mut [0]) {
+            Ok(()) => true,
+            Err(error) => matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+            ),
         }
     }
 

@@ -11,6 +11,7 @@ mod clone;
 mod control;
 mod file;
 mod image;
+mod path;
 mod place;
 mod server;
 mod views;

@@ -19,8 +19,10 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use snapstore_overlay::step;
@@ -29,12 +31,17 @@ use crate::error::{Error, Result, cannot};
 
 const PREFIX: &str = "snapstore-view-";
 const VERSION: u32 = 1;
+/// How long a server may take to end once its mount is gone.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What a view shows, and where.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Shown {
     pub version: u32,
+    #[serde(with = "super::path")]
     pub store: PathBuf,
+    #[serde(with = "super::path")]
     pub dir: PathBuf,
     /// The snapshot that every clone began with.
     pub snapshot: String,
@@ -125,10 +132,15 @@ impl Place {
             .mode(0o600)
             .open(&path)
             .map_err(|error| cannot("open", &path, error))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { dir, _lock: lock }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::ViewServed { place: dir }),
-            Err(errno) => Err(cannot("lock", &path, errno.into())),
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { dir, _lock: lock }),
+                // A server that has unmounted may not be quite at its end.
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+                Err(Errno::WOULDBLOCK) => return Err(Error::ViewServed { place: dir }),
+                Err(errno) => return Err(cannot("lock", &path, errno.into())),
+            }
         }
     }
 

@@ -7,6 +7,8 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -351,12 +353,13 @@ impl WritableServer {
         Ok(())
     }
 
-    fn extended(&self, ino: INodeNo, name: &OsStr) -> Answer<String> {
+    fn extended(&self, ino: INodeNo, name: &OsStr) -> Answer<Vec<u8>> {
+        let path = |path: &Path| path.as_os_str().as_bytes().to_vec();
         let node = self.node(ino)?;
         match (node, name_of(name)?) {
-            (Node::Clone(clone), BASE_ATTRIBUTE) => Ok(clone.base_id().to_string()),
-            (Node::Clone(clone), PLACE_ATTRIBUTE) => Ok(clone.dir().display().to_string()),
-            (Node::Clones, PLACE_ATTRIBUTE) => Ok(self.views.overlays().display().to_string()),
+            (Node::Clone(clone), BASE_ATTRIBUTE) => Ok(clone.base_id().to_string().into_bytes()),
+            (Node::Clone(clone), PLACE_ATTRIBUTE) => Ok(path(clone.dir())),
+            (Node::Clones, PLACE_ATTRIBUTE) => Ok(path(self.views.overlays())),
             _ => Err(Errno::NO_XATTR),
         }
     }
@@ -678,7 +681,7 @@ impl Filesystem for WritableServer {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.extended(ino, name).map(String::into_bytes) {
+        match self.extended(ino, name) {
             Err(errno) => reply.error(errno),
             Ok(value) => match u32::try_from(value.len()) {
                 Ok(len) if size == 0 => reply.size(len),

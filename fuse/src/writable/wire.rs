@@ -6,6 +6,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -43,9 +44,11 @@ pub(crate) enum Answer {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// The store's directory.
-    pub store: std::path::PathBuf,
+    #[serde(with = "super::path")]
+    pub store: PathBuf,
     /// Where what is written is kept.
-    pub overlays: std::path::PathBuf,
+    #[serde(with = "super::path")]
+    pub overlays: PathBuf,
     /// Whether the clones are directories of the mount, or its root is the only one.
     pub is_many: bool,
     /// The clones, in order.

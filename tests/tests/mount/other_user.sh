@@ -29,6 +29,16 @@ for name; do
   snap umount "$mnt" 2>/dev/null
   [ $? = 3 ] || fail "unmounted twice"
 
+  # One that is written to.
+  snap mount --rw base "$mnt" --overlay-dir user >/dev/null || fail "mount --rw"
+  printf written | user dd of="$mnt/memory.bin" conv=notrunc status=none || fail "write"
+  user sh -c 'echo state >"$1/vmstate"' sh "$mnt" || fail "make a file"
+  snap commit next --mount "$mnt" >/dev/null || fail "commit --mount"
+  snap umount "$mnt" >/dev/null || fail "umount what was written"
+  snap mount next "$mnt" >/dev/null || fail "mount what was written"
+  [ "$(user head -c 7 "$mnt/memory.bin")" = written ] || fail "what was written is not there"
+  snap umount "$mnt" >/dev/null || fail "umount"
+
   # The server's end undoes it, also when it is killed and mounted over.
   server=$(snap mount base "$mnt" --json | grep -o '"server_pid":[0-9]*' | cut -d: -f2)
   kill -TERM "$server"

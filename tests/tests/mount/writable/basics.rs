@@ -248,3 +248,22 @@ fn who_writes_too_much_is_told_and_nothing_is_hurt() -> anyhow::Result<()> {
     drop(file);
     fixture.umount(&dir)
 }
+
+/// Else whoever stores to a mapping waits for the server again and again.
+#[test]
+fn stores_through_mappings_may_wait_as_those_of_a_disk() -> anyhow::Result<()> {
+    let test = "stores_through_mappings_may_wait_as_those_of_a_disk";
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    let device = fs::metadata(&dir)?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let limit = format!("/sys/class/bdi/{major}:{minor}/strict_limit");
+    match fs::read_to_string(&limit) {
+        Ok(strict) if rustix::process::geteuid().is_root() => assert_eq!(strict.trim(), "0"),
+        Ok(_) => snapstore_tests::harness::skipped(test, "it takes root"),
+        Err(error) => snapstore_tests::harness::skipped(test, &format!("{limit}: {error}")),
+    }
+    fixture.umount(&dir)
+}

@@ -18,7 +18,9 @@ use snapstore_tests::harness::noise;
 const LEAST_STEPS: u64 = 30;
 
 /// What may be there: each name with the contents that it may have.
-type May = BTreeMap<String, Vec<Option<Vec<u8>>>>;
+type May = BTreeMap<String, Vec<Bytes>>;
+/// `None` if there is no such file.
+type Bytes = Option<Vec<u8>>;
 
 /// A run of operations, of which each is done or not when the server is killed.
 struct Run<'a> {
@@ -95,7 +97,7 @@ impl Run<'_> {
 
     /// What may be there after it.
     fn tell(&mut self, op: Op, done: bool) {
-        let mut change = |name: &str, change: &dyn Fn(&Option<Vec<u8>>) -> Option<Vec<u8>>| {
+        let mut change = |name: &str, change: &dyn Fn(&Bytes) -> Bytes| {
             let may = self
                 .may
                 .entry(name.to_owned())
@@ -106,7 +108,7 @@ impl Run<'_> {
                 false => may.extend(after),
             }
         };
-        let set = |bytes: &Option<Vec<u8>>, at: usize, len: usize, byte: u8| {
+        let set = |bytes: &Bytes, at: usize, len: usize, byte: u8| {
             let mut bytes = bytes.clone()?;
             bytes[at..at + len].fill(byte);
             Some(bytes)
@@ -126,7 +128,7 @@ impl Run<'_> {
             Op::Rename(from, to) => {
                 let moved = self.may.get(from).and_then(|may| may.last().cloned());
                 let moved = moved.flatten();
-                let mut change = |name: &str, after: Option<Vec<u8>>| {
+                let mut change = |name: &str, after: Bytes| {
                     let may = self
                         .may
                         .entry(name.to_owned())

@@ -4,6 +4,7 @@ mod basics;
 mod beside;
 mod exerciser;
 mod kills;
+mod owner;
 
 use std::fs;
 use std::path::{Path, PathBuf};
