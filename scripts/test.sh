@@ -62,6 +62,8 @@ done
 # Real kernels for the tests that can use them. Without, those say SKIPPED.
 if bed="$(scripts/bed.sh prepare | tail -n 1)" && [ -f "$bed/guest/vmlinuz" ]; then
     export SNAPSTORE_KERNELS="$bed/guest/vmlinuz:$bed/guest/vmlinux"
+    # And a Debian guest for the monitors that can emulate one.
+    export SNAPSTORE_BED="$bed"
 fi
 # The tests run the program, which `cargo test` alone would not build.
 check build cargo build --workspace --locked

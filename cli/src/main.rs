@@ -63,15 +63,21 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let context = Context::new(cli.store, cli.json, cli.lock_timeout);
     match cli.command {
         Command::Init(args) => commands::init::run(&context, &args),
-        Command::Commit(args) => match &args.vm {
-            Some(name) => commands::commit_vm::run(&context, &args, name),
-            None => commands::commit::run(&context, &args),
+        Command::Commit(args) => match (&args.vm, commands::commit_monitor::named(&args)) {
+            (Some(name), _) => commands::commit_vm::run(&context, &args, name),
+            (None, Some((kind, socket))) => {
+                commands::commit_monitor::run(&context, &args, kind, socket)
+            }
+            (None, None) => commands::commit::run(&context, &args),
         },
         Command::Mount(args) => commands::mount::run(&context, &args),
         Command::Warm(args) => commands::warm::run(&context, &args),
         Command::Umount(args) => commands::umount::run(&context, &args),
         Command::Run(args) => commands::run::run(&context, &args),
-        Command::Restore(args) => commands::restore::run(&context, &args),
+        Command::Restore(args) => match args.with {
+            Some(kind) => commands::restore_with::run(&context, &args, kind),
+            None => commands::restore::run(&context, &args),
+        },
         Command::Ps(args) => commands::ps::run(&context, &args),
         Command::Pause(args) => commands::control::pause(&context, &args),
         Command::Resume(args) => commands::control::resume(&context, &args),

@@ -284,6 +284,12 @@ impl Overlays {
         Ok(Self { dir, limit_bytes })
     }
 
+    /// Where they are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn disk(&self, name: &str, base: File) -> Result<Disk, Error> {
         Disk::limited_overlay(name, base, &self.dir, self.limit_bytes)
     }

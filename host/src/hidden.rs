@@ -1,7 +1,7 @@
 //! The commands of a program that it starts itself with, and no user: machines, their
 //! supervisor, and whoever looks at a mount are processes of the same program.
 
-use crate::{look, process, supervisor};
+use crate::{look, monitors, process, supervisor};
 
 /// One of the hidden commands, if this process is to be it: what it exits with.
 /// `prepare` sets up the log of a process that lives long.
@@ -10,6 +10,14 @@ pub fn run_if_hidden(prepare: impl Fn()) -> Option<anyhow::Result<u8>> {
     let command = arguments.next()?;
     if command == look::COMMAND {
         return Some(look::run(&arguments.collect::<Vec<_>>()));
+    }
+    if command == monitors::SUPERVISOR {
+        prepare();
+        return Some(monitors::run_from_stdin());
+    }
+    if command == monitors::RESUMER {
+        let rest: Option<Vec<String>> = arguments.map(|one| one.into_string().ok()).collect();
+        return Some(monitors::wait_and_resume(&rest.unwrap_or_default()));
     }
     if command != supervisor::COMMAND && command != process::COMMAND {
         return None;

@@ -23,6 +23,7 @@ mod guest;
 mod hidden;
 pub mod look;
 pub mod monitor;
+pub mod monitors;
 pub mod mount_server;
 pub mod mounts;
 pub mod networks;

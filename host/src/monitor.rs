@@ -46,7 +46,7 @@ pub struct ForeignMemory {
 pub fn memory_of(store: &Store, pid: u32) -> anyhow::Result<ForeignMemory> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let table = fs::read_to_string(proc.join("maps")).map_err(|error| refused(pid, error))?;
-    let mapped: Vec<Mapped> = table.lines().filter_map(Mapped::parse).collect();
+    let mapped: Vec<Mapped> = table.lines().filter_map(Mapped::of_image).collect();
     let shown = shown_in(store, &mapped)?.ok_or_else(|| {
         NotFound(format!(
             "process {pid} has not mapped memory.bin of a mount of {}; only a monitor that was \
@@ -112,7 +112,7 @@ fn digest(memory: &File, extents: &[Extent]) -> io::Result<u64> {
     Ok(hasher.finish())
 }
 
-fn refused(pid: u32, error: io::Error) -> anyhow::Error {
+pub(crate) fn refused(pid: u32, error: io::Error) -> anyhow::Error {
     match error.kind() {
         io::ErrorKind::NotFound => NotFound(format!("there is no process {pid}")).into(),
         _ => anyhow::Error::from(error).context(format!(
@@ -122,38 +122,50 @@ fn refused(pid: u32, error: io::Error) -> anyhow::Error {
     }
 }
 
-/// A private mapping of a file, as `/proc/PID/maps` tells (proc(5)).
-struct Mapped {
-    start: u64,
-    end: u64,
-    offset: u64,
-    device: (u32, u32),
-    inode: u64,
-    path: PathBuf,
+/// A mapping, as `/proc/PID/maps` tells (proc(5)).
+#[derive(Clone, Debug)]
+pub(crate) struct Mapped {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// Where it begins in its file.
+    pub(crate) offset: u64,
+    /// Of its file's filesystem; zeros if it has no file.
+    pub(crate) device: (u32, u32),
+    /// Zero if it has no file.
+    pub(crate) inode: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) is_private: bool,
 }
 
 impl Mapped {
     /// `None` for what is no private mapping of a file called `memory.bin`.
-    fn parse(line: &str) -> Option<Self> {
+    fn of_image(line: &str) -> Option<Self> {
+        let mapped = Self::parse(line)?;
+        (mapped.is_private && mapped.path.file_name()? == "memory.bin").then_some(mapped)
+    }
+
+    /// `None` for what is no line of the table.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         let mut words = line.splitn(6, ' ');
         let (start, end) = words.next()?.split_once('-')?;
-        let private = words.next()?.ends_with('p');
+        let is_private = words.next()?.ends_with('p');
         let offset = words.next()?;
         let (major, minor) = words.next()?.split_once(':')?;
         let inode = words.next()?;
-        let path = PathBuf::from(words.next()?.trim_start());
+        let path = PathBuf::from(words.next().unwrap_or_default().trim_start());
         let hexadecimal = |text| u64::from_str_radix(text, 16).ok();
         let device = (
             u32::from_str_radix(major, 16).ok()?,
             u32::from_str_radix(minor, 16).ok()?,
         );
-        (private && path.file_name()? == "memory.bin").then_some(Self {
+        Some(Self {
             start: hexadecimal(start)?,
             end: hexadecimal(end)?,
             offset: hexadecimal(offset)?,
             device,
             inode: inode.parse().ok()?,
             path,
+            is_private,
         })
     }
 }
@@ -170,16 +182,14 @@ fn shown_in(store: &Store, mapped: &[Mapped]) -> anyhow::Result<Option<Shown>> {
     let mounts = snapstore_store::mount_table().context("cannot read the table of mounts")?;
     let mut found: Option<Shown> = None;
     for mapping in mapped {
-        let mut mounts = mounts.iter().filter(|it| it.device == mapping.device);
-        let Some(mount) = mounts.find(|it| it.filesystem == "fuse.snapstore") else {
+        let file = MountedFile {
+            device: mapping.device,
+            inode: mapping.inode,
+            path: &mapping.path,
+        };
+        let Some(id) = snapshot_of(store, &mounts, file)? else {
             continue;
         };
-        let Some(id) = id_of(mount, mapping)? else {
-            continue;
-        };
-        if !store.has_snapshot(id)? {
-            continue;
-        }
         match &found {
             Some(other) if other.id != id => bail!(
                 "it has mapped the memory of two snapshots, {} and {}",
@@ -198,18 +208,46 @@ fn shown_in(store: &Store, mapped: &[Mapped]) -> anyhow::Result<Option<Shown>> {
     Ok(found)
 }
 
+/// A file that a process uses, as the kernel tells of it.
+#[derive(Clone, Copy)]
+pub(crate) struct MountedFile<'a> {
+    pub(crate) device: (u32, u32),
+    pub(crate) inode: u64,
+    /// Where the process sees it.
+    pub(crate) path: &'a Path,
+}
+
+/// The snapshot of the store that this file shows an image of, if it is a mount's.
+pub(crate) fn snapshot_of(
+    store: &Store,
+    mounts: &[MountEntry],
+    file: MountedFile<'_>,
+) -> anyhow::Result<Option<SnapshotId>> {
+    let mut mounts = mounts.iter().filter(|it| it.device == file.device);
+    let Some(mount) = mounts.find(|it| it.filesystem == "fuse.snapstore") else {
+        return Ok(None);
+    };
+    match id_of(mount, file)? {
+        Some(id) if store.has_snapshot(id)? => Ok(Some(id)),
+        _ => Ok(None),
+    }
+}
+
 /// The id of the snapshot that this file of a mount is of.
-fn id_of(mount: &MountEntry, mapping: &Mapped) -> anyhow::Result<Option<SnapshotId>> {
+fn id_of(mount: &MountEntry, file: MountedFile<'_>) -> anyhow::Result<Option<SnapshotId>> {
     ensure!(
         look::state(&mount.dir) == look::State::Serves,
         "the mount at {} does not answer",
         mount.dir.display()
     );
     // The process may see the mount elsewhere. Of all tags each is in a directory of its own.
-    let tag = mapping.path.parent().and_then(Path::file_name);
+    let Some(name) = file.path.file_name() else {
+        return Ok(None);
+    };
+    let tag = file.path.parent().and_then(Path::file_name);
     let dirs = [Some(mount.dir.clone()), tag.map(|tag| mount.dir.join(tag))];
     for dir in dirs.into_iter().flatten() {
-        let is_it = fs::metadata(dir.join("memory.bin")).is_ok_and(|it| it.ino() == mapping.inode);
+        let is_it = fs::metadata(dir.join(name)).is_ok_and(|it| it.ino() == file.inode);
         if !is_it {
             continue;
         }
@@ -253,7 +291,7 @@ mod tests {
     #[test]
     fn private_mappings_of_memory_are_read() {
         let line = "7f0000000000-7f0000200000 rw-p 00100000 00:4a 5  /mnt/a b/memory.bin";
-        let mapped = Mapped::parse(line).unwrap();
+        let mapped = Mapped::of_image(line).unwrap();
         assert_eq!(mapped.path, Path::new("/mnt/a b/memory.bin"));
         assert_eq!((mapped.offset, mapped.inode), (1 << 20, 5));
         assert_eq!(mapped.device, (0, 0x4a));
@@ -262,7 +300,7 @@ mod tests {
             "7f0000000000-7f0000200000 rw-p 00000000 00:4a 5  /mnt/root.img",
             "7f0000000000-7f0000200000 rw-p 00000000 00:00 0",
         ] {
-            assert!(Mapped::parse(line).is_none(), "{line}");
+            assert!(Mapped::of_image(line).is_none(), "{line}");
         }
     }
 
@@ -275,6 +313,7 @@ mod tests {
             device: (0, 1),
             inode: 1,
             path: "/mnt/memory.bin".into(),
+            is_private: true,
         };
         let shown = Shown {
             id: SnapshotId::from_hex(&"0".repeat(64)).unwrap(),

@@ -8,6 +8,8 @@ use snapstore_store::{NotPinned, Store};
 use snapstore_vmm::control::Origin;
 
 use crate::build::{MachineSource, Overlays};
+use crate::error::Usage;
+use crate::monitors::DESCRIPTION;
 use crate::mounts;
 use crate::networks::{self, NetSpec};
 use crate::runtime::{Reservation, Runtime};
@@ -88,6 +90,12 @@ pub fn prepare(
 
 /// Looks at the mounted files: the store's index need not be opened for it.
 fn check_restorable(name: &str, dir: &Path) -> anyhow::Result<()> {
+    if dir.join(DESCRIPTION).exists() {
+        bail!(Usage(format!(
+            "{name} was committed from another monitor, whose state only that can load; restore \
+             it with --with (`snapstore show {name}` tells which one it is)"
+        )));
+    }
     for needed in ["memory.bin", "vmstate"] {
         if !dir.join(needed).exists() {
             bail!(

@@ -206,6 +206,10 @@ pub fn wait_until_free(vm: &VmDir, process: Option<&OwnedFd>) -> anyhow::Result<
 /// Asks a machine to end, as whoever has its socket or may signal it can. Returns whether
 /// there was somebody to ask.
 fn ask_to_end(vm: &VmDir, process: Option<&OwnedFd>) -> anyhow::Result<bool> {
+    // Another monitor's has no such socket.
+    if let Some(process) = process.filter(|_| vm.monitor_dir().exists()) {
+        return ask_by_signal(process);
+    }
     let asked = Client::connect(&vm.socket())
         .map(|client| client.with_patience(ANSWER_PATIENCE))
         .and_then(|mut client| client.ending(&Request::Stop));
@@ -214,12 +218,16 @@ fn ask_to_end(vm: &VmDir, process: Option<&OwnedFd>) -> anyhow::Result<bool> {
         // It ended by itself just now, or is still starting.
         (Err(snapstore_vmm::Error::NoMachine { .. }), _) => Ok(false),
         // It takes no clients, or does not answer.
-        (Err(_), Some(process)) => match pidfd_send_signal(process, Signal::TERM) {
-            Ok(()) | Err(Errno::SRCH) => Ok(true),
-            Err(error) => Err(error).context("cannot signal a machine's process"),
-        },
+        (Err(_), Some(process)) => ask_by_signal(process),
         (Err(snapstore_vmm::Error::File { .. }), None) => Ok(false),
         (Err(error), None) => Err(error.into()),
+    }
+}
+
+fn ask_by_signal(process: &OwnedFd) -> anyhow::Result<bool> {
+    match pidfd_send_signal(process, Signal::TERM) {
+        Ok(()) | Err(Errno::SRCH) => Ok(true),
+        Err(error) => Err(error).context("cannot signal a machine's process"),
     }
 }
 

@@ -126,7 +126,7 @@ fn raw(fd: BorrowedFd<'_>) -> i32 {
 }
 
 /// Whoever ends a session or a service ends its machines: they hear it themselves.
-fn ignore_signals() -> anyhow::Result<()> {
+pub(crate) fn ignore_signals() -> anyhow::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     for signal in [SIGHUP, SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))
@@ -136,7 +136,7 @@ fn ignore_signals() -> anyhow::Result<()> {
 }
 
 /// Keeps none of the pipes to whoever started this: their ends are seen by others.
-fn let_go_of_starter() -> anyhow::Result<()> {
+pub(crate) fn let_go_of_starter() -> anyhow::Result<()> {
     let null = OpenOptions::new()
         .read(true)
         .write(true)
@@ -147,7 +147,7 @@ fn let_go_of_starter() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn supervise(mut machines: BTreeMap<i32, VmDir>) -> anyhow::Result<u8> {
+pub(crate) fn supervise(mut machines: BTreeMap<i32, VmDir>) -> anyhow::Result<u8> {
     while !machines.is_empty() {
         let (pid, status) = match wait(WaitOptions::empty()) {
             Ok(Some(ended)) => ended,

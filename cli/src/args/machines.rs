@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use snapstore_host::monitors::Kind;
 use snapstore_host::networks::NetSpec;
 use snapstore_vmm::state::Baseline;
 
@@ -117,13 +118,21 @@ pub enum CommitWhen {
 Examples:
   snapstore restore base                    attached; Ctrl-] leaves it running
   snapstore restore base -n 100 --detach    base.1 to base.100
-  snapstore restore base -n 8 --detach --net tap{}    base.1 on tap1 and so on")]
+  snapstore restore base -n 8 --detach --net tap{}    base.1 on tap1 and so on
+  snapstore restore warm -n 10 --with qemu            machines of another monitor, detached")]
 pub struct RestoreArgs {
     /// A tag, or the beginning of a snapshot id
     #[arg(value_parser = snapshot)]
     pub snapshot: String,
+    /// Start machines of this monitor, from which the snapshot was committed, detached:
+    /// qemu (docs/monitors.md)
+    #[arg(long, value_name = "MONITOR", conflicts_with_all = ["share_layout", "require_reseed", "no_confine", "overlay_limit"])]
+    pub with: Option<Kind>,
+    /// The program of that monitor [default: the one of its usual name in PATH]
+    #[arg(long, value_name = "PATH", requires = "with")]
+    pub exec: Option<PathBuf>,
     /// What to call the machine; several get .1, .2 and so on [default: the tag]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", visible_alias = "id")]
     pub name: Option<String>,
     /// How many machines
     #[arg(short = 'n', long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]

@@ -17,6 +17,7 @@ Examples:
   snapstore commit base+4 --memory-diff changes.sparse --disk root=disk.img --parent base+3
   snapstore commit warm --vm web                       a running machine, which goes on
   snapstore commit vm+1 --mount /mnt/vm                a writable mount, which goes on
+  snapstore commit warm --qmp qmp.sock                 a machine of QEMU, which goes on
   snapstore commit fc+1 --pid 4711 --vmstate fc.state --disk root=root.img
 
 A diff is a sparse file as long as the image. Its holes are the parent's bytes, all its data
@@ -53,8 +54,12 @@ pub struct CommitArgs {
     pub pid: Option<u32>,
     /// What was written to a writable mount, or to one of its clones, with all files in it.
     /// It goes on as the child of the snapshot
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["memory", "memory_diff", "diff", "dense_diff", "inherit", "disks", "disk_diffs", "parent", "no_parent", "vm", "pid"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["memory", "memory_diff", "diff", "dense_diff", "inherit", "disks", "disk_diffs", "parent", "no_parent", "vm", "pid", "qmp"])]
     pub mount: Option<PathBuf>,
+    /// A machine of QEMU that listens at this QMP socket (-qmp unix:SOCKET,server=on,wait=off):
+    /// its memory, state and disks at one instant. It goes on (docs/monitors.md)
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["vm", "pid", "memory", "memory_diff", "diff", "dense_diff", "inherit", "vmstate", "files", "disks", "disk_diffs", "parent", "no_parent"])]
+    pub qmp: Option<PathBuf>,
     /// The state of the virtual machine's CPUs and devices, a file of any kind
     #[arg(long, value_name = "FILE")]
     pub vmstate: Option<PathBuf>,

@@ -28,8 +28,8 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
     if request.inputs.is_empty() && !named {
         bail!(Usage(
             "there is nothing to commit; name a file with --memory, --disk, --vmstate or --file, \
-             a machine with --vm, a writable mount with --mount, or another monitor's process \
-             with --pid"
+             a machine with --vm, a writable mount with --mount, one of another monitor with \
+             --qmp, or its process with --pid"
                 .to_owned()
         ));
     }
@@ -146,7 +146,7 @@ fn check_diffs(args: &CommitArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn timings(timings: &CommitTimings) -> serde_json::Value {
+pub fn timings(timings: &CommitTimings) -> serde_json::Value {
     json!({
         "prepare_seconds": timings.prepare.as_secs_f64(),
         "pages_seconds": timings.pages.as_secs_f64(),

@@ -1,6 +1,7 @@
 //! One module per command.
 
 pub mod commit;
+pub mod commit_monitor;
 pub mod commit_vm;
 pub mod completions;
 pub mod control;
@@ -19,6 +20,7 @@ pub mod mount;
 pub mod ps;
 pub mod repair;
 pub mod restore;
+pub mod restore_with;
 pub mod run;
 pub mod show;
 pub mod start;

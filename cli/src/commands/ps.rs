@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
+use snapstore_host::monitors::Record;
 use snapstore_host::runtime::{KILLED, Runtime, VmDir};
 use snapstore_host::start::for_each;
 use snapstore_vmm::Error;
@@ -31,6 +32,9 @@ struct Entry {
     /// Of one that lives and says nothing of itself: `starting` or `not_answering`.
     #[serde(skip_serializing_if = "Option::is_none", rename = "state")]
     silent: Option<&'static str>,
+    /// What is known of one of another monitor.
+    #[serde(flatten)]
+    machine: Option<Record>,
 }
 
 /// How long a machine may take to say how it is. Nobody is kept waiting by one.
@@ -52,6 +56,16 @@ pub fn run(context: &Context, args: &PsArgs) -> anyhow::Result<ExitCode> {
 
 /// `None` for a machine that is just ending.
 fn look(vm: &VmDir) -> Option<Entry> {
+    if let Some(record) = Record::of(vm) {
+        return Some(Entry {
+            name: None,
+            status: None,
+            pss_bytes: pss_bytes(record.pid),
+            ending: None,
+            silent: Some("running"),
+            machine: Some(record),
+        });
+    }
     let status = Client::connect(&vm.socket())
         .map(|client| client.with_patience(PATIENCE))
         .and_then(|mut client| client.status());
@@ -61,6 +75,7 @@ fn look(vm: &VmDir) -> Option<Entry> {
             pss_bytes: pss_bytes(status.pid),
             ending: None,
             silent: None,
+            machine: None,
             status: Some(status),
         });
     }
@@ -73,6 +88,7 @@ fn look(vm: &VmDir) -> Option<Entry> {
             pss_bytes: None,
             ending: None,
             silent: Some("not_answering"),
+            machine: None,
         });
     }
     if vm.is_reserved() {
@@ -82,6 +98,7 @@ fn look(vm: &VmDir) -> Option<Entry> {
             pss_bytes: None,
             ending: None,
             silent: Some("starting"),
+            machine: None,
         });
     }
     if vm.is_running() || !vm.exists() || vm.has_ended_in_order() {
@@ -93,6 +110,7 @@ fn look(vm: &VmDir) -> Option<Entry> {
         pss_bytes: None,
         ending: Some(vm.ending().unwrap_or_else(|| KILLED.to_owned())),
         silent: None,
+        machine: None,
     })
 }
 
@@ -123,6 +141,20 @@ fn list(entries: &[Entry]) -> String {
 }
 
 fn row(entry: &Entry) -> Vec<String> {
+    if let Some(machine) = &entry.machine {
+        return vec![
+            machine.name.clone(),
+            machine.monitor.name().to_owned(),
+            machine.tag.clone(),
+            machine.pid.to_string(),
+            machine
+                .cpus
+                .map_or_else(|| "?".to_owned(), |cpus| cpus.to_string()),
+            size(machine.memory_bytes),
+            entry.pss_bytes.map_or_else(|| "?".to_owned(), size),
+            duration(machine.uptime_seconds()),
+        ];
+    }
     let Some(status) = &entry.status else {
         let ending = entry.ending.as_deref().unwrap_or_default();
         // A process may have said much; at the end, why it ended.
@@ -161,6 +193,17 @@ fn state_name(state: RunState) -> &'static str {
 
 fn describe(entry: &Entry) -> String {
     let mut out = list(std::slice::from_ref(entry));
+    if let Some(machine) = &entry.machine {
+        out += &format!(
+            "\nMonitor:     {} {}\nApi:         {}\n",
+            machine.monitor,
+            machine.version,
+            machine.api.display()
+        );
+        for (name, path) in &machine.paths {
+            out += &format!("{:<12} {}\n", format!("{name}:"), path.display());
+        }
+    }
     let Some(status) = &entry.status else {
         return out;
     };

@@ -36,6 +36,8 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
         && is_ready_made(context, tag, configuration)?
     {
         let restore = RestoreArgs {
+            with: None,
+            exec: None,
             snapshot: tag.clone(),
             name: Some(args.name.clone()),
             count: 1,

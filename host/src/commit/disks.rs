@@ -93,7 +93,7 @@ fn stored(extent: &snapstore_vmm::virtio::Extent) -> Extent {
 }
 
 /// The data of a file, in whole grains.
-fn data_ranges(file: &File, size_bytes: u64) -> anyhow::Result<Vec<Range<u64>>> {
+pub fn data_ranges(file: &File, size_bytes: u64) -> anyhow::Result<Vec<Range<u64>>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     let mut from = 0;
     while from < size_bytes {

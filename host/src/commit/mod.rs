@@ -10,6 +10,7 @@ mod check;
 mod disks;
 mod precopy;
 
+pub(crate) use disks::data_ranges;
 pub(crate) use precopy::extents;
 
 use std::collections::BTreeMap;

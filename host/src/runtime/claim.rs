@@ -13,7 +13,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::files::{is_same, make_private, remove_if_there};
-use super::vm_dir::{VmDir, began};
+use super::vm_dir::{MONITOR_DIR, VmDir, began};
 use crate::error::Busy;
 
 /// How often a lock is tried that somebody else may only look at, and how long after.
@@ -226,7 +226,7 @@ impl VmDir {
         }
     }
 
-    /// The control socket, that of the vsock device, and those that programs of the
+    /// The control socket, what another monitor made, that of the vsock device, and those that programs of the
     /// host have put beside it for its guest, `vsock.sock_PORT`.
     fn remove_sockets(&self) -> io::Result<()> {
         remove_if_there(&self.socket())?;
@@ -236,6 +236,9 @@ impl VmDir {
         };
         for entry in entries {
             let entry = entry?;
+            if entry.file_name() == MONITOR_DIR {
+                fs::remove_dir_all(entry.path())?;
+            }
             if entry.file_name().as_bytes().starts_with(b"vsock.sock") {
                 remove_if_there(&entry.path())?;
             }
@@ -248,8 +251,12 @@ impl NameLock {
     /// Writes down that this process is the machine's: whoever ends a machine that does
     /// not answer has to know which process it is.
     pub fn name_holder(&self) -> anyhow::Result<()> {
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let since = began(pid).context("cannot find this process in /proc")?;
+        self.name_process(rustix::process::getpid().as_raw_nonzero().get())
+    }
+
+    /// The same of another process, which has inherited the lock.
+    pub fn name_process(&self, pid: i32) -> anyhow::Result<()> {
+        let since = began(pid).context("cannot find a machine's process in /proc")?;
         let said = format!("{pid} {since}\n");
         self.lock
             .set_len(0)

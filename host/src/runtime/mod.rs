@@ -5,6 +5,7 @@
 //!   started: no two commands choose one name;
 //! - `control.sock`, its socket;
 //! - `vsock.sock`, the host's end of its guest's sockets, if it has such a device;
+//! - `monitor/`, what another monitor has made, if it is a machine of one;
 //! - `log`, its process's standard error;
 //! - `cgroup`, where its control group is, if it has one;
 //! - `ending`, why it ended, if that was not as wanted.
@@ -31,6 +32,7 @@ pub use claim::{NameLock, Reservation, forget};
 pub use ending::{IN_ORDER, KILLED};
 pub use files::is_same;
 use files::make_private;
+pub(crate) use vm_dir::began;
 pub use vm_dir::{VSOCK, VmDir};
 
 /// The environment's variable that names the runtime directory.

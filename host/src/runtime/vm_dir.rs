@@ -17,6 +17,9 @@ use crate::error::{Busy, NotFound};
 /// The socket of a machine's vsock device, in the machine's directory.
 pub const VSOCK: &str = "vsock.sock";
 
+/// What another monitor makes, in its machine's directory.
+pub(super) const MONITOR_DIR: &str = "monitor";
+
 /// The directory of one machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VmDir {
@@ -39,6 +42,11 @@ impl VmDir {
     /// The socket of its vsock device, if it has one.
     pub fn vsock(&self) -> PathBuf {
         self.dir.join(VSOCK)
+    }
+
+    /// What another monitor makes, if it is a machine of one.
+    pub fn monitor_dir(&self) -> PathBuf {
+        self.dir.join(MONITOR_DIR)
     }
 
     /// Its process's standard error.
@@ -142,7 +150,7 @@ fn has_ended(process: &OwnedFd) -> bool {
 
 /// A process, by its number and when it began (proc(5), `stat`, field 22): a number alone
 /// may be another's by now.
-pub(super) fn began(pid: i32) -> Option<u64> {
+pub(crate) fn began(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let after_name = stat.rsplit_once(')')?.1;
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()

@@ -1,0 +1,85 @@
+//! `snapstore commit --qmp`: a machine of another monitor.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::json;
+use snapstore_host::monitors::{Kind, MonitorCommit, MonitorCommitted, commit};
+use snapstore_store::Store;
+
+use crate::args::CommitArgs;
+use crate::commands::commit::{describe, labels, left_out, parent_name, timings, warn, warnings};
+use crate::context::Context;
+use crate::format::{millis, size};
+use crate::logging::say;
+use crate::progress::{Bar, Unit};
+
+/// The monitor that the arguments name, and its socket.
+pub fn named(args: &CommitArgs) -> Option<(Kind, &Path)> {
+    args.qmp.as_deref().map(|socket| (Kind::Qemu, socket))
+}
+
+pub fn run(
+    context: &Context,
+    args: &CommitArgs,
+    kind: Kind,
+    socket: &Path,
+) -> anyhow::Result<ExitCode> {
+    let context = &context.stopped_by_signals()?;
+    let store = context.open_or_create_default()?;
+    let wanted = MonitorCommit {
+        kind,
+        socket: socket.to_owned(),
+        tag: args.tag.clone(),
+        replace: args.replace,
+        labels: labels(args)?,
+    };
+    let done = commit(&store, &wanted, &Bar::new(Unit::Bytes))?;
+    answer(context, &args.tag, &store, &done)?;
+    store.tidy_index();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn answer(
+    context: &Context,
+    tag: &str,
+    store: &Store,
+    done: &MonitorCommitted,
+) -> anyhow::Result<()> {
+    let committed = &done.committed;
+    let parent = parent_name(store, committed, None);
+    warn(committed);
+    for remark in &done.remarks {
+        say!("warning: {remark}");
+    }
+    let pause = done.pause.length;
+    let told = [warnings(committed), done.remarks.clone()].concat();
+    let value = json!({
+        "tag": tag,
+        "monitor": done.monitor,
+        "id": committed.id,
+        "parent": committed.manifest.parent,
+        "parent_tag": parent,
+        "images": committed.manifest.images,
+        "inherited": committed.inherited,
+        "left_out": left_out(committed),
+        "added_chunks": committed.manifest.added_chunks,
+        "added_bytes": committed.manifest.added_bytes,
+        "read_bytes": done.read_bytes,
+        "pause_seconds": pause.map(|pause| pause.as_secs_f64()),
+        "warnings": told,
+        "timings": timings(&committed.timings),
+    });
+    context.answer(&value, || {
+        let stood = match pause {
+            Some(pause) => format!("stood still for {}", millis(pause.as_secs_f64())),
+            None => "was paused before, and still is".to_owned(),
+        };
+        describe(tag, committed, parent.as_deref())
+            + &format!(
+                "  the guest of {} {stood}; {} of it were read\n",
+                done.monitor,
+                size(done.read_bytes)
+            )
+    })
+}

@@ -1,0 +1,143 @@
+//! A monitor that this command has paused goes on, however the command ends.
+//!
+//! The guard resumes it when it is dropped. A second process waits for the command's end,
+//! and resumes the monitor if the command was killed before it could: the two share a pipe,
+//! which the kernel closes.
+
+use std::io::{self, Read as _, Write as _};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use super::adapter::{Kind, Monitor};
+use super::known;
+use crate::background;
+
+/// The hidden command of the process that waits.
+pub const COMMAND: &str = "monitor-resumer";
+
+/// What is written to it when there is nothing left to resume.
+const DONE: u8 = b'd';
+/// What it writes when it waits.
+const WAITS: u8 = b'w';
+
+/// A monitor whose guest stands still.
+pub struct Paused<'a> {
+    monitor: &'a mut dyn Monitor,
+    /// Whether it ran before.
+    is_ours: bool,
+    resumer: Option<Child>,
+    since: Instant,
+}
+
+/// What is known of a pause that is over.
+pub struct Pause {
+    /// How long the guest stood still for this command; none if it stood still before.
+    pub length: Option<Duration>,
+}
+
+impl<'a> Paused<'a> {
+    /// Pauses the guest, unless it is.
+    pub fn new(monitor: &'a mut dyn Monitor) -> anyhow::Result<Self> {
+        let is_ours = monitor.is_running()?;
+        let resumer = match is_ours {
+            true => Some(start_resumer(monitor.kind(), monitor.socket())?),
+            false => None,
+        };
+        let paused = Self {
+            monitor,
+            is_ours,
+            resumer,
+            since: Instant::now(),
+        };
+        if is_ours {
+            // From here on it may be paused, whatever is answered.
+            paused.monitor.pause()?;
+        }
+        Ok(paused)
+    }
+
+    /// The monitor.
+    pub fn monitor(&mut self) -> &mut dyn Monitor {
+        self.monitor
+    }
+
+    /// Lets the guest go on, if it ran before.
+    pub fn resume(mut self) -> anyhow::Result<Pause> {
+        let length = self.is_ours.then(|| self.since.elapsed());
+        self.end()?;
+        Ok(Pause { length })
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        if std::mem::take(&mut self.is_ours) {
+            self.monitor.resume().with_context(|| {
+                format!(
+                    "the guest may stand still: {} at {} was paused for the commit and could not \
+                     be told to go on; tell it to, or end it",
+                    self.monitor.kind(),
+                    self.monitor.socket().display()
+                )
+            })?;
+        }
+        if let Some(mut resumer) = self.resumer.take() {
+            if let Some(mut pipe) = resumer.stdin.take() {
+                pipe.write_all(&[DONE]).ok();
+            }
+            resumer.wait().ok();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!("{}", crate::error::message(&error));
+        }
+    }
+}
+
+fn start_resumer(kind: Kind, socket: &Path) -> anyhow::Result<Child> {
+    let socket = std::path::absolute(socket)?;
+    let mut resumer = background::command()?
+        .arg(COMMAND)
+        .arg(kind.name())
+        .arg(socket)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot start the process that resumes the monitor should this one be killed")?;
+    let mut byte = [0];
+    let mut out = resumer
+        .stdout
+        .take()
+        .context("no pipe to the new process")?;
+    out.read_exact(&mut byte)
+        .context("the process ended that resumes the monitor should this one be killed")?;
+    Ok(resumer)
+}
+
+/// The hidden command.
+pub fn wait_and_resume(arguments: &[String]) -> anyhow::Result<u8> {
+    background::detach()?;
+    let [kind, socket] = arguments else {
+        anyhow::bail!("a monitor and its socket are expected");
+    };
+    let kind: Kind = kind.parse().map_err(anyhow::Error::msg)?;
+    io::stdout().write_all(&[WAITS])?;
+    io::stdout().flush()?;
+    let mut said = Vec::new();
+    io::stdin().read_to_end(&mut said)?;
+    if said.contains(&DONE) {
+        return Ok(0);
+    }
+    let mut monitor = known::connect(kind, Path::new(socket))?;
+    if !monitor.is_running()? {
+        monitor.resume()?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,103 @@
+//! The process of another monitor: who it is, and what it has open.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::error::NotFound;
+use crate::runtime::began;
+
+/// A process, held so that its number stays its own.
+pub struct Peer {
+    /// Its number.
+    pub pid: u32,
+    /// When it began, in clock ticks since the system did.
+    pub since: u64,
+    _held: OwnedFd,
+}
+
+impl Peer {
+    /// The process of this number.
+    pub fn of(pid: u32) -> anyhow::Result<Self> {
+        let raw = i32::try_from(pid)?;
+        let gone = || NotFound(format!("there is no process {pid}"));
+        let held = Pid::from_raw(raw).and_then(|it| pidfd_open(it, PidfdFlags::empty()).ok());
+        let held = held.ok_or_else(gone)?;
+        let since = began(raw).ok_or_else(gone)?;
+        Ok(Self {
+            pid,
+            since,
+            _held: held,
+        })
+    }
+
+    /// Something of its own in `/proc`.
+    pub fn proc(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.pid))
+    }
+
+    /// What it was started with, its own name first.
+    pub fn arguments(&self) -> anyhow::Result<Vec<String>> {
+        let bytes = fs::read(self.proc("cmdline")).map_err(|error| self.hidden(error))?;
+        let words = bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec);
+        let mut words: Vec<String> = words
+            .map(String::from_utf8)
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("an argument of process {} is no text", self.pid))?;
+        words.pop();
+        Ok(words)
+    }
+
+    /// Its working directory.
+    pub fn directory(&self) -> anyhow::Result<PathBuf> {
+        fs::read_link(self.proc("cwd")).map_err(|error| self.hidden(error))
+    }
+
+    /// Its program.
+    pub fn program(&self) -> anyhow::Result<PathBuf> {
+        fs::read_link(self.proc("exe")).map_err(|error| self.hidden(error))
+    }
+
+    /// One of its descriptors, opened anew for reading.
+    pub fn descriptor(&self, number: u64) -> anyhow::Result<File> {
+        let path = self.proc(&format!("fd/{number}"));
+        File::open(&path).map_err(|error| self.hidden(error))
+    }
+
+    /// The file that it has open under this path, be it removed or not, with the path that
+    /// the kernel has for it. What another has put at the path since is not what its
+    /// guest uses.
+    pub fn open_file(&self, path: &Path) -> anyhow::Result<Option<File>> {
+        let path = self.directory()?.join(path);
+        let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+        let removed = {
+            let mut name = path.clone().into_os_string();
+            name.push(" (deleted)");
+            PathBuf::from(name)
+        };
+        let dir = self.proc("fd");
+        for entry in fs::read_dir(&dir).map_err(|error| self.hidden(error))? {
+            let link = entry?.path();
+            let Ok(target) = fs::read_link(&link) else {
+                continue;
+            };
+            if [&path, &real, &removed].contains(&&target) {
+                let file = File::open(&link)
+                    .with_context(|| format!("cannot open {}", target.display()))?;
+                return Ok(Some(file));
+            }
+        }
+        Ok(None)
+    }
+
+    fn hidden(&self, error: std::io::Error) -> anyhow::Error {
+        anyhow::Error::from(error).context(format!(
+            "cannot look at process {}; it takes its user and the right to trace it \
+             (kernel.yama.ptrace_scope), or root",
+            self.pid
+        ))
+    }
+}
