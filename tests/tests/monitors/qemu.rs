@@ -1,8 +1,11 @@
 //! QEMU, under its own emulator: it needs no rights but those to mount.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use snapstore_tests::harness::skipped;
@@ -142,6 +145,8 @@ fn a_guest_of_qemu_goes_on_in_three_layers_and_ten_clones() -> anyhow::Result<()
     };
     let first = boot(&fixture, &bed, &["-device", "virtio-rng-pci"])?;
     let console = fixture.text("con.sock");
+    // The kernel's messages would come between the answers.
+    ask(&console, "dmesg -n 1")?;
     ask(&console, "word=layer0; echo disk0 > /root/zero; sync")?;
     let base = fixture
         .cli
@@ -209,5 +214,70 @@ fn a_guest_of_qemu_goes_on_in_three_layers_and_ten_clones() -> anyhow::Result<()
     fixture.restore(&bed, &["kept"])?;
     assert_eq!(fixture.ask("kept", "echo $word")?, "own2\n");
     fixture.cli.ok(&["verify"])?;
+    Ok(())
+}
+
+/// Whether QEMU at this socket says that its guest runs.
+fn runs(socket: &str) -> anyhow::Result<bool> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.write_all(b"{\"execute\": \"qmp_capabilities\"}{\"execute\": \"query-status\"}\n")?;
+    let mut lines = BufReader::new(stream).lines();
+    loop {
+        let line = lines.next().context("QEMU said nothing")??;
+        let said: serde_json::Value = serde_json::from_str(&line)?;
+        if let Some(runs) = said["return"]["running"].as_bool() {
+            return Ok(runs);
+        }
+    }
+}
+
+#[test]
+fn a_commit_that_is_killed_leaves_the_guest_running() -> anyhow::Result<()> {
+    let test = "a_commit_that_is_killed_leaves_the_guest_running";
+    let Some((fixture, bed)) = fixture(test)? else {
+        return Ok(());
+    };
+    let _first = boot(&fixture, &bed, &[])?;
+    let socket = fixture.text("qmp.sock");
+    let console = fixture.text("con.sock");
+    ask(&console, "dmesg -n 1; word=here")?;
+    // A raw disk is stored while the guest stands still: so all of these are in the pause.
+    let mut killed = 0;
+    for step in 1.. {
+        let cli = fixture.cli.clone();
+        let cli = cli.with_env("SNAPSTORE_KILL_AT_STEP", &step.to_string());
+        let output = cli.run(&["commit", "one", "--qmp", &socket])?;
+        if output.status.success() {
+            break;
+        }
+        ensure!(output.status.code().is_none(), "it failed: {output:?}");
+        killed += 1;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !runs(&socket)? {
+            ensure!(
+                Instant::now() < deadline,
+                "the guest stands still after step {step}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // A tag that is there was set by a commit that was durable.
+        if fixture.cli.run(&["show", "one"])?.status.success() {
+            fixture.cli.ok(&["rm", "one"])?;
+        }
+    }
+    ensure!(killed > 3, "it was killed at {killed} steps only");
+    // One that was paused before stays so.
+    let mut stream = UnixStream::connect(&socket)?;
+    stream.write_all(b"{\"execute\": \"qmp_capabilities\"}{\"execute\": \"stop\"}\n")?;
+    let mut lines = BufReader::new(stream).lines();
+    while !lines.next().context("QEMU said nothing")??.contains("STOP") {}
+    drop(lines);
+    fixture.cli.ok(&["commit", "two", "--qmp", &socket])?;
+    ensure!(!runs(&socket)?, "it was not ours to resume");
+    for tag in ["one", "two"] {
+        fixture.restore(&bed, &[tag])?;
+        assert_eq!(fixture.ask(tag, "echo $word")?, "here\n");
+    }
     Ok(())
 }
