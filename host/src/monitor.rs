@@ -44,6 +44,15 @@ pub struct ForeignMemory {
 /// [`NotFound`] if there is no such process, or it has no such mapping; [`Busy`] if it writes
 /// to the memory meanwhile; what the kernel says if this user may not look at it.
 pub fn memory_of(store: &Store, pid: u32) -> anyhow::Result<ForeignMemory> {
+    look_at(store, pid, false)
+}
+
+/// The same of a process that is known to be paused.
+pub(crate) fn memory_of_paused(store: &Store, pid: u32) -> anyhow::Result<ForeignMemory> {
+    look_at(store, pid, true)
+}
+
+fn look_at(store: &Store, pid: u32, is_paused: bool) -> anyhow::Result<ForeignMemory> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let table = fs::read_to_string(proc.join("maps")).map_err(|error| refused(pid, error))?;
     let mapped: Vec<Mapped> = table.lines().filter_map(Mapped::of_image).collect();
@@ -66,13 +75,21 @@ pub fn memory_of(store: &Store, pid: u32) -> anyhow::Result<ForeignMemory> {
     let look = || -> anyhow::Result<_> {
         let changed = private_ranges(&pagemap, &slots, ScanMethod::Automatic)?;
         let extents = extents(&slots, &changed)?;
-        let bytes = digest(&memory, &extents).map_err(|error| refused(pid, error))?;
+        let bytes = match is_paused {
+            true => 0,
+            false => digest(&memory, &extents).map_err(|error| refused(pid, error))?,
+        };
         Ok((changed, extents, bytes))
     };
-    let before = look()?;
-    std::thread::sleep(WATCHED);
+    let before = match is_paused {
+        true => None,
+        false => Some(look()?),
+    };
+    if before.is_some() {
+        std::thread::sleep(WATCHED);
+    }
     let (changed, extents, bytes) = look()?;
-    if (&changed, bytes) != (&before.0, before.2) {
+    if before.is_some_and(|before| (&changed, bytes) != (&before.0, before.2)) {
         bail!(Busy(format!(
             "process {pid} writes to its guest's memory; pause the guest in its monitor first, \
              and take its state then"

@@ -54,12 +54,15 @@ pub struct CommitArgs {
     pub pid: Option<u32>,
     /// What was written to a writable mount, or to one of its clones, with all files in it.
     /// It goes on as the child of the snapshot
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["memory", "memory_diff", "diff", "dense_diff", "inherit", "disks", "disk_diffs", "parent", "no_parent", "vm", "pid", "qmp"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["memory", "memory_diff", "diff", "dense_diff", "inherit", "disks", "disk_diffs", "parent", "no_parent", "vm", "pid", "qmp", "firecracker"])]
     pub mount: Option<PathBuf>,
     /// A machine of QEMU that listens at this QMP socket (-qmp unix:SOCKET,server=on,wait=off):
     /// its memory, state and disks at one instant. It goes on (docs/monitors.md)
     #[arg(long, value_name = "SOCKET", conflicts_with_all = ["vm", "pid", "memory", "memory_diff", "diff", "dense_diff", "inherit", "vmstate", "files", "disks", "disk_diffs", "parent", "no_parent"])]
     pub qmp: Option<PathBuf>,
+    /// The same of a machine of Firecracker, which listens at this API socket
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["qmp", "vm", "pid", "memory", "memory_diff", "diff", "dense_diff", "inherit", "vmstate", "files", "disks", "disk_diffs", "parent", "no_parent"])]
+    pub firecracker: Option<PathBuf>,
     /// The state of the virtual machine's CPUs and devices, a file of any kind
     #[arg(long, value_name = "FILE")]
     pub vmstate: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! `snapstore commit --qmp`: a machine of another monitor.
+//! `snapstore commit --qmp` and `--firecracker`: a machine of another monitor.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,7 +16,12 @@ use crate::progress::{Bar, Unit};
 
 /// The monitor that the arguments name, and its socket.
 pub fn named(args: &CommitArgs) -> Option<(Kind, &Path)> {
-    args.qmp.as_deref().map(|socket| (Kind::Qemu, socket))
+    let sockets = [
+        (Kind::Qemu, &args.qmp),
+        (Kind::Firecracker, &args.firecracker),
+    ];
+    let mut named = sockets.into_iter();
+    named.find_map(|(kind, socket)| Some((kind, socket.as_deref()?)))
 }
 
 pub fn run(

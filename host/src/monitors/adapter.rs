@@ -27,17 +27,20 @@ pub const STATE: &str = "vmstate";
 pub enum Kind {
     /// QEMU, at its QMP socket.
     Qemu,
+    /// Firecracker, at its API socket.
+    Firecracker,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Qemu];
+    pub const ALL: [Self; 2] = [Self::Qemu, Self::Firecracker];
 
     /// Its name in labels and options.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
         }
     }
 }
@@ -46,6 +49,7 @@ impl std::fmt::Display for Kind {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.write_str(match self {
             Self::Qemu => "QEMU",
+            Self::Firecracker => "Firecracker",
         })
     }
 }

@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use super::adapter::{Kind, Monitor, Restorer};
+use super::firecracker::{Firecracker, FirecrackerRestorer};
 use super::qemu::{Qemu, QemuRestorer};
 
 /// Connects to a monitor that runs.
 pub fn connect(kind: Kind, socket: &Path) -> anyhow::Result<Box<dyn Monitor>> {
     Ok(match kind {
         Kind::Qemu => Box::new(Qemu::connect(socket)?),
+        Kind::Firecracker => Box::new(Firecracker::connect(socket)?),
     })
 }
 
@@ -16,5 +18,6 @@ pub fn connect(kind: Kind, socket: &Path) -> anyhow::Result<Box<dyn Monitor>> {
 pub fn restorer(kind: Kind) -> Box<dyn Restorer> {
     match kind {
         Kind::Qemu => Box::new(QemuRestorer),
+        Kind::Firecracker => Box::new(FirecrackerRestorer),
     }
 }

@@ -192,6 +192,17 @@ pub fn copied(from: &File, extents: &[Extent]) -> anyhow::Result<(File, Vec<Exte
     Ok((into, moved))
 }
 
+/// A file without a name that shares the blocks of this one, where its filesystem can do that.
+pub fn reflinked(file: &File) -> Option<File> {
+    use rustix::fs::{Mode, OFlags};
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
+    let path = std::fs::read_link(path).ok()?;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let clone = rustix::fs::open(path.parent()?, flags, Mode::RUSR | Mode::WUSR).ok()?;
+    rustix::fs::ioctl_ficlone(&clone, file).ok()?;
+    Some(clone.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

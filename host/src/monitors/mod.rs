@@ -8,6 +8,8 @@
 mod adapter;
 mod commit;
 mod cpu;
+mod firecracker;
+mod http;
 mod known;
 mod machines;
 mod memory;

@@ -107,6 +107,16 @@ impl Wire {
         }
     }
 
+    /// The next `count` bytes.
+    pub fn take(&mut self, count: usize, deadline: Instant) -> anyhow::Result<Vec<u8>> {
+        while self.read.len() < count {
+            if self.fill(deadline)? == 0 {
+                bail!("{} closed the connection in an answer", self.path.display());
+            }
+        }
+        Ok(self.read.drain(..count).collect())
+    }
+
     fn fill(&mut self, deadline: Instant) -> anyhow::Result<usize> {
         let mut buffer = vec![0; CHUNK_BYTES];
         loop {
@@ -183,6 +193,8 @@ mod tests {
         let mut wire = Wire::connect(&path).unwrap();
         let error = wire.line(100, soon()).unwrap_err();
         assert!(error.is::<Busy>(), "{error}");
+        let error = wire.take(1, soon()).unwrap_err();
+        assert!(error.is::<Busy>(), "{error}");
         // One that does not read, either.
         let error = wire.send(&vec![0; 64 << 20], soon()).unwrap_err();
         assert!(error.is::<Busy>(), "{error}");
@@ -225,6 +237,7 @@ mod tests {
         stream.write_all(b"one\r\ntwo\nrest").unwrap();
         assert_eq!(wire.line(100, soon()).unwrap(), b"one");
         assert_eq!(wire.line(100, soon()).unwrap(), b"two");
+        assert_eq!(wire.take(4, soon()).unwrap(), b"rest");
         assert_eq!(wire.peer().unwrap(), std::process::id());
     }
 }

@@ -1,5 +1,6 @@
 //! Machines of other monitors: real ones where there are some, and sockets that are none.
 
+mod firecracker;
 mod qemu;
 mod sockets;
 
@@ -85,6 +86,17 @@ impl Process {
         Ok(Self(command.spawn()?))
     }
 
+    /// Waits until somebody listens there.
+    fn wait_for_socket(&mut self, socket: &Path) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while UnixStream::connect(socket).is_err() {
+            ensure!(self.0.try_wait()?.is_none(), "the monitor has ended");
+            ensure!(Instant::now() < deadline, "it does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     /// Waits until the file is there and has this text in it.
     fn wait_for(&mut self, file: &Path, text: &str) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
@@ -104,6 +116,29 @@ impl Process {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Asks a monitor's REST interface; returns the body of its answer, which must be a good one.
+fn http(
+    socket: &str,
+    method: &str,
+    path: &str,
+    body: &serde_json::Value,
+) -> anyhow::Result<String> {
+    let body = match body {
+        serde_json::Value::Null => String::new(),
+        body => body.to_string(),
+    };
+    let mut stream = UnixStream::connect(socket)?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    ensure!(said.starts_with("HTTP/1.1 20"), "{method} {path}: {said}");
+    Ok(said)
 }
 
 /// Has the shell of a guest at a serial line run something; returns what it printed.

@@ -16,7 +16,7 @@ use super::description::Disk;
 use crate::commit::data_ranges;
 use crate::monitor::{MountedFile, snapshot_of};
 use crate::monitors::adapter::{Budget, Taken};
-use crate::monitors::memory::copied;
+use crate::monitors::memory::{copied, reflinked};
 use crate::monitors::peer::Peer;
 use crate::monitors::qcow2::{self, Content};
 use crate::monitors::qmp::Qmp;
@@ -230,17 +230,6 @@ fn hold_still(
     moved.extend(zeros);
     moved.sort_by_key(|extent| extent.image_offset);
     Ok(Held::Copied(copy, moved))
-}
-
-/// A file without a name that shares the blocks of this one, where its filesystem can do that.
-fn reflinked(file: &File) -> Option<File> {
-    use rustix::fs::{Mode, OFlags};
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
-    let path = std::fs::read_link(path).ok()?;
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let clone = rustix::fs::open(path.parent()?, flags, Mode::RUSR | Mode::WUSR).ok()?;
-    rustix::fs::ioctl_ficlone(&clone, file).ok()?;
-    Some(clone.into())
 }
 
 /// The file that QEMU has open under this name, for reading, and its path.

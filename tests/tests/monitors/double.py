@@ -1,0 +1,215 @@
+"""Firecracker's API as its published description has it (swagger, of 1.12 to 1.17): requests
+that it does not describe are refused. There is no guest: memory is mapped and written as
+Firecracker does, and a test has pages written by PUT /test/write."""
+
+import argparse
+import json
+import mmap
+import os
+import re
+import socket
+import sys
+
+PAGE = 4096
+PARTIAL = {"rate_limiter": dict}
+# Path and method: the fields, with their types; those that are needed have a star.
+REQUESTS = {
+    ("PATCH", "/vm"): {"*state": ("Paused", "Resumed")},
+    ("PUT", "/snapshot/create"): {
+        "*mem_file_path": str, "*snapshot_path": str, "snapshot_type": ("Full", "Diff")},
+    ("PUT", "/snapshot/load"): {
+        "*snapshot_path": str, "enable_diff_snapshots": bool, "track_dirty_pages": bool,
+        "mem_file_path": str, "mem_backend": {"*backend_type": ("File", "Uffd"), "*backend_path": str},
+        "resume_vm": bool, "network_overrides": [{"*iface_id": str, "*host_dev_name": str}],
+        "vsock_override": {"*uds_path": str}, "clock_realtime": bool},
+    ("PATCH", "/drives/{id}"): {"*drive_id": str, "path_on_host": str, "rate_limiter": dict},
+    ("PUT", "/test/write"): {"*page": int, "*fill": int},
+}
+READABLE = ["/", "/version", "/vm/config", "/machine-config"]
+
+
+class Refused(Exception):
+    pass
+
+
+def check(value, wanted, what):
+    if isinstance(wanted, tuple):
+        if value not in wanted:
+            raise Refused(f"{what} is {value!r}, none of {wanted}")
+    elif isinstance(wanted, list):
+        if not isinstance(value, list):
+            raise Refused(f"{what} is no list")
+        for one in value:
+            check(one, wanted[0], what)
+    elif isinstance(wanted, dict):
+        if not isinstance(value, dict):
+            raise Refused(f"{what} is no object")
+        known = {name.lstrip("*"): kind for name, kind in wanted.items()}
+        for name, one in value.items():
+            if name not in known:
+                raise Refused(f"unknown field `{name}` in {what}")
+            check(one, known[name], f"{what}.{name}")
+        for name in wanted:
+            if name.startswith("*") and name[1:] not in value:
+                raise Refused(f"missing field `{name[1:]}` in {what}")
+    elif not isinstance(value, wanted):
+        raise Refused(f"{what} is {value!r}")
+
+
+class Machine:
+    def __init__(self, options):
+        self.options = options
+        self.state = "Not started"
+        self.memory = None
+        self.dirty = set()
+        self.config = {}
+        self.drives = {}
+        if options.boot:
+            self.config = json.load(open(options.boot))
+            size = self.config["machine-config"]["mem_size_mib"] << 20
+            self.memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            for drive in self.config["drives"]:
+                self.open_drive(drive["drive_id"], drive["path_on_host"], drive["is_read_only"])
+            self.state = "Running"
+
+    def open_drive(self, name, path, read_only=False):
+        self.drives[name] = open(path, "rb" if read_only else "r+b", buffering=0)
+
+    def needs(self, *states):
+        if self.state not in states:
+            raise Refused(f"the operation is not supported in the state {self.state}")
+
+    def answer(self, method, path, body):
+        if method == "GET" and path in READABLE and body is None:
+            return {
+                "/": {"id": "double", "state": self.state, "vmm_version": "1.16.0", "app_name": "Firecracker"},
+                "/version": {"firecracker_version": "1.16.0"},
+                "/vm/config": self.config,
+                "/machine-config": self.config.get("machine-config", {}),
+            }[path]
+        described = re.sub(r"^/drives/[A-Za-z0-9_]+$", "/drives/{id}", path)
+        wanted = REQUESTS.get((method, described))
+        if wanted is None:
+            raise Refused(f"Invalid request method and/or path: {method} {path}.")
+        check(body, wanted, "the body")
+        if path == "/vm":
+            self.needs("Running", "Paused")
+            self.state = {"Paused": "Paused", "Resumed": "Running"}[body["state"]]
+        elif path == "/snapshot/create":
+            self.needs("Paused")
+            self.create(body)
+        elif path == "/snapshot/load":
+            self.needs("Not started")
+            self.load(body)
+        elif path.startswith("/drives/"):
+            self.needs("Running", "Paused")
+            if body["drive_id"] != path.rsplit("/", 1)[1] or body["drive_id"] not in self.drives:
+                raise Refused("no such drive")
+            self.open_drive(body["drive_id"], body["path_on_host"])
+            for drive in self.config["drives"]:
+                if drive["drive_id"] == body["drive_id"]:
+                    drive["path_on_host"] = body["path_on_host"]
+        else:
+            at = body["page"] * PAGE
+            self.memory[at:at + PAGE] = bytes([body["fill"]]) * PAGE
+            self.dirty.add(body["page"])
+            for drive in self.drives.values():
+                if drive.writable():
+                    os.pwrite(drive.fileno(), bytes([body["fill"]]) * PAGE, at)
+        return None
+
+    def create(self, body):
+        if body.get("snapshot_type") == "Diff" and not self.tracks:
+            raise Refused("Diff snapshots need dirty page tracking")
+        if os.environ.get("DOUBLE_FAILS") == "create":
+            raise Refused("no space left")
+        state = {"config": self.config, "state": "of the double"}
+        with open(body["snapshot_path"], "wb") as file:
+            file.write(json.dumps(state).encode())
+        file = os.open(body["mem_file_path"], os.O_WRONLY | os.O_CREAT)
+        os.ftruncate(file, len(self.memory))
+        pages = range(len(self.memory) // PAGE)
+        if body.get("snapshot_type") == "Diff":
+            pages = sorted(self.dirty)
+        for page in pages:
+            part = self.memory[page * PAGE:(page + 1) * PAGE]
+            if part.strip(b"\0"):
+                os.pwrite(file, part, page * PAGE)
+        os.close(file)
+        self.dirty.clear()
+
+    @property
+    def tracks(self):
+        return self.config["machine-config"].get("track_dirty_pages", False)
+
+    def load(self, body):
+        if ("mem_file_path" in body) == ("mem_backend" in body):
+            raise Refused("either mem_backend or mem_file_path")
+        state = json.load(open(body["snapshot_path"]))
+        self.config = state["config"]
+        self.config["machine-config"]["track_dirty_pages"] = bool(
+            body.get("enable_diff_snapshots") or body.get("track_dirty_pages"))
+        for drive in self.config["drives"]:
+            self.open_drive(drive["drive_id"], drive["path_on_host"], drive["is_read_only"])
+        known = {net["iface_id"] for net in self.config["network-interfaces"]}
+        for net in body.get("network_overrides", []):
+            if net["iface_id"] not in known:
+                raise Refused("no such interface")
+        file = os.open(body["mem_backend"]["backend_path"], os.O_RDONLY)
+        self.memory = mmap.mmap(file, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+        if len(self.memory) != self.config["machine-config"]["mem_size_mib"] << 20:
+            raise Refused("the memory's length is wrong")
+        os.close(file)
+        self.state = "Running" if body.get("resume_vm") else "Paused"
+
+
+def serve(machine, client):
+    data = b""
+    while b"\r\n\r\n" not in data:
+        part = client.recv(65536)
+        if not part:
+            return
+        data += part
+    head, body = data.split(b"\r\n\r\n", 1)
+    lines = head.decode().split("\r\n")
+    method, path, version = lines[0].split(" ")
+    headers = {key.lower(): value.strip() for key, value in (line.split(":", 1) for line in lines[1:])}
+    length = int(headers.get("content-length", 0))
+    while len(body) < length:
+        body += client.recv(65536)
+    try:
+        if version != "HTTP/1.1":
+            raise Refused("the version of HTTP")
+        answer = machine.answer(method, path, json.loads(body) if body else None)
+        status = "204 No Content" if answer is None else "200 OK"
+        text = b"" if answer is None else json.dumps(answer).encode()
+    except (Refused, OSError, ValueError) as error:
+        status, text = "400 Bad Request", json.dumps({"fault_message": str(error)}).encode()
+    client.sendall(
+        f"HTTP/1.1 {status}\r\nServer: Firecracker API\r\nConnection: keep-alive\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--api-sock")
+    parser.add_argument("--id")
+    parser.add_argument("--boot")
+    options = parser.parse_args()
+    if options.version:
+        print("Firecracker v1.16.0\n\nSupported snapshot data format versions: v8.0.0")
+        return
+    if options.id and not re.fullmatch(r"[A-Za-z0-9-]{1,64}", options.id):
+        sys.exit("the id is not valid")
+    listener = socket.socket(socket.AF_UNIX)
+    machine = Machine(options)
+    listener.bind(options.api_sock)
+    listener.listen()
+    while True:
+        client, _ = listener.accept()
+        with client:
+            serve(machine, client)
+
+
+main()

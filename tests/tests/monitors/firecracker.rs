@@ -1,0 +1,216 @@
+//! Firecracker: against a double of its API that refuses what its description does not have.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::ensure;
+use serde_json::json;
+use snapstore_tests::harness::{noise, skipped};
+
+use crate::{Fixture, Process, http};
+
+const PAGE: usize = 4096;
+const MIB: usize = 1 << 20;
+
+/// The double as a program.
+fn program(fixture: &Fixture, test: &str) -> anyhow::Result<Option<PathBuf>> {
+    if Command::new("python3").arg("--version").output().is_err() {
+        skipped(test, "there is no python3 to be Firecracker");
+        return Ok(None);
+    }
+    let double = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/monitors/double.py");
+    let path = fixture.path("firecracker");
+    // Its process has to be the interpreter itself, whose memory is looked at.
+    fs::write(
+        &path,
+        format!("#!/bin/sh\nexec python3 {} \"$@\"\n", double.display()),
+    )?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(Some(path))
+}
+
+struct Double {
+    _process: Process,
+    socket: String,
+}
+
+impl Double {
+    fn boot(
+        fixture: &Fixture,
+        program: &Path,
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        fs::write(fixture.path("root.img"), noise(3, 64 * PAGE))?;
+        let config = json!({
+            "machine-config": {"mem_size_mib": 4, "vcpu_count": 1, "track_dirty_pages": false},
+            "drives": [
+                {"drive_id": "root", "path_on_host": "root.img", "is_read_only": false},
+            ],
+            "network-interfaces": [],
+            "vsock": null,
+        });
+        let path = fixture.text("config.json");
+        fs::write(&path, config.to_string())?;
+        let socket = fixture.text("api.sock");
+        let mut process = Process::start(
+            Command::new(program)
+                .args(["--api-sock", &socket, "--boot", &path])
+                .envs(environment.iter().copied())
+                .current_dir(fixture.dir.path()),
+        )?;
+        process.wait_for_socket(Path::new(&socket))?;
+        Ok(Self {
+            _process: process,
+            socket,
+        })
+    }
+}
+
+fn write(socket: &str, page: usize, fill: u8) -> anyhow::Result<()> {
+    http(
+        socket,
+        "PUT",
+        "/test/write",
+        &json!({"page": page, "fill": fill}),
+    )
+    .map(drop)
+}
+
+fn is_running(socket: &str) -> anyhow::Result<bool> {
+    Ok(http(socket, "GET", "/", &serde_json::Value::Null)?.contains("Running"))
+}
+
+fn shown(fixture: &Fixture, tag: &str, file: &str) -> anyhow::Result<Vec<u8>> {
+    let dir = fixture.path(&format!("{tag}.{file}"));
+    fs::create_dir(&dir)?;
+    let text = dir.display().to_string();
+    fixture.cli.ok(&["mount", tag, &text])?;
+    let bytes = fs::read(dir.join(file));
+    fixture.cli.ok(&["umount", &text])?;
+    Ok(bytes?)
+}
+
+fn set(image: &mut [u8], page: usize, fill: u8) {
+    image[page * PAGE..(page + 1) * PAGE].fill(fill);
+}
+
+#[test]
+fn clones_of_a_machine_of_firecracker_have_what_it_had() -> anyhow::Result<()> {
+    let test = "clones_of_a_machine_of_firecracker_have_what_it_had";
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let Some(program) = program(&fixture, test)? else {
+        return Ok(());
+    };
+    let first = Double::boot(&fixture, &program, &[])?;
+    let (mut memory, mut disk) = (vec![0; 4 * MIB], noise(3, 64 * PAGE));
+    for (page, fill) in [(0, 1), (9, 2), (63, 3)] {
+        write(&first.socket, page, fill)?;
+        set(&mut memory, page, fill);
+        set(&mut disk, page, fill);
+    }
+    fixture
+        .cli
+        .json(&["commit", "t0", "--firecracker", &first.socket])?;
+    ensure!(is_running(&first.socket)?, "it does not go on");
+    write(&first.socket, 5, 99)?;
+    let exec = program.display().to_string();
+    // Ten layers, each from a clone of the one before; others of it go another way.
+    for layer in 1..=10_usize {
+        let (from, tag) = (format!("t{}", layer - 1), format!("t{layer}"));
+        let restore = [
+            "restore",
+            &from,
+            "--with",
+            "firecracker",
+            "--exec",
+            &exec,
+            "-n",
+            "3",
+        ];
+        let machines = fixture.cli.json(&restore)?;
+        assert_eq!(machines["machines"].as_array().map(Vec::len), Some(3));
+        let socket = fixture.of_machine(&format!("{from}.1"), "api.sock");
+        let other = fixture.of_machine(&format!("{from}.2"), "api.sock");
+        write(&other, 50, 200)?;
+        let fill = u8::try_from(layer)?;
+        for page in [20 + layer, 9] {
+            write(&socket, page, fill)?;
+            set(&mut memory, page, fill);
+            set(&mut disk, page, fill);
+        }
+        let answer = fixture
+            .cli
+            .json(&["commit", &tag, "--firecracker", &socket])?;
+        assert_eq!(answer["parent_tag"], from.as_str(), "{answer}");
+        assert_eq!(answer["images"][0]["changed_pages"], 2, "{answer}");
+        ensure!(
+            shown(&fixture, &tag, "memory.bin")? == memory,
+            "layer {layer}: other memory"
+        );
+        ensure!(
+            shown(&fixture, &tag, "disk0.img")? == disk,
+            "layer {layer}: another disk"
+        );
+        fixture.cli.ok(&["stop", "--all"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_that_firecracker_refuses_leaves_the_guest_running() -> anyhow::Result<()> {
+    let test = "a_snapshot_that_firecracker_refuses_leaves_the_guest_running";
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let Some(program) = program(&fixture, test)? else {
+        return Ok(());
+    };
+    let double = Double::boot(&fixture, &program, &[("DOUBLE_FAILS", "create")])?;
+    let commit = ["commit", "x", "--firecracker", &double.socket];
+    let said = fixture.cli.fails(1, &commit)?;
+    assert!(said.contains("no space left"), "{said}");
+    ensure!(is_running(&double.socket)?, "it stands still");
+    fixture.cli.fails(3, &["show", "x"])?;
+    // One that was paused before is not resumed.
+    http(&double.socket, "PATCH", "/vm", &json!({"state": "Paused"}))?;
+    fixture.cli.fails(1, &commit)?;
+    ensure!(!is_running(&double.socket)?, "it was not ours to resume");
+    Ok(())
+}
+
+#[test]
+fn snapshots_of_another_monitor_are_refused() -> anyhow::Result<()> {
+    let test = "snapshots_of_another_monitor_are_refused";
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let Some(program) = program(&fixture, test)? else {
+        return Ok(());
+    };
+    let double = Double::boot(&fixture, &program, &[])?;
+    fixture
+        .cli
+        .ok(&["commit", "x", "--firecracker", &double.socket])?;
+    let said = fixture.cli.fails(2, &["restore", "x", "--with", "qemu"])?;
+    assert!(said.contains("--with firecracker"), "{said}");
+    let said = fixture.cli.fails(2, &["restore", "x"])?;
+    assert!(said.contains("another monitor"), "{said}");
+    // Nor is what another program says of itself taken for it.
+    let said = fixture.cli.fails(
+        1,
+        &[
+            "restore",
+            "x",
+            "--with",
+            "firecracker",
+            "--exec",
+            "/bin/true",
+        ],
+    )?;
+    assert!(said.contains("is not Firecracker"), "{said}");
+    Ok(())
+}
