@@ -80,11 +80,12 @@ impl Needs {
 }
 
 /// Every benchmark: its name, what it needs, and what it does.
-pub const ALL: [(&str, Needs, Run); 23] = [
+pub const ALL: [(&str, Needs, Run); 24] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
     ("commit-diff-depth", Needs::Images, commit::diff_depth),
     ("read-depth", Needs::Images, read::depth),
+    ("read-optimized", Needs::Images, read::depth_optimized),
     ("seq-read", Needs::Images, read::sequential),
     ("fault-random", Needs::Images, fault::random),
     ("mount-readahead", Needs::Images, fault::read_ahead),

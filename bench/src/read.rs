@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use snapstore_store::Store;
+use snapstore_tests::harness::Cli;
 
 use crate::Bench;
 use crate::deep::DEPTH;
@@ -75,6 +76,56 @@ fn read_pages(store: &Path, tag: &str, pages: &[u64]) -> anyhow::Result<f64> {
         reader.read_at(&mut buffer, page * PAGE as u64)?;
     }
     Ok(start.elapsed().as_secs_f64())
+}
+
+/// The same once both were optimised, and against what a commit alone has made.
+///
+/// # Errors
+/// If something fails.
+pub fn depth_optimized(bench: &mut Bench) -> anyhow::Result<()> {
+    let deep = bench.deep()?;
+    let used = deep.guest_at_end.used();
+    let end = format!("d{DEPTH}");
+    let optimized = |name: &str, cli: &Cli| -> anyhow::Result<Cli> {
+        let copy = bench.new_store(name)?;
+        std::fs::remove_dir_all(copy.store())?;
+        let mut command = Command::new("cp");
+        timed(command.arg("-a").arg(cli.store()).arg(copy.store()))?;
+        copy.ok(&["gc", "--optimize"])?;
+        Ok(copy)
+    };
+    let long = optimized("long-optimized", &deep.long)?;
+    let flat = optimized("flat-optimized", &deep.flat)?;
+    let read = |store: &Path, tag: &str, round: usize| -> anyhow::Result<Vec<f64>> {
+        settle(&[store])?;
+        let pages = bench.random_pages(used, round);
+        Ok(vec![
+            read_in_order(store, tag)?,
+            read_pages(store, tag, &pages)?,
+        ])
+    };
+    let done = alternate(
+        bench.rounds,
+        vec![
+            Box::new(|round| read(long.store(), &end, round)),
+            Box::new(|round| read(flat.store(), "head", round)),
+            Box::new(|round| read(deep.flat.store(), "head", round)),
+        ],
+    )?;
+    let whats = [
+        "open, read the image in order",
+        "open, read 4096 random pages",
+    ];
+    for (number, what) in whats.into_iter().enumerate() {
+        let what = format!("{what}, depth {DEPTH}, optimised");
+        let [long, flat, committed] = [0, 1, 2].map(|subject| &done[subject][number]);
+        bench.compare(&what, long, "depth 0, optimised", flat, Some(1.02));
+        bench.compare(&what, long, "depth 0, as committed", committed, None);
+    }
+    for cli in [&long, &flat] {
+        std::fs::remove_dir_all(cli.store())?;
+    }
+    Ok(())
 }
 
 /// Reading a mounted image in order, cold and warm, against decompressing a

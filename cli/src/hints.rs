@@ -47,6 +47,7 @@ fn about(error: &Error) -> Option<&'static str> {
         Error::NotAStream { .. } => Some("`snapstore export` writes one"),
         Error::OtherPageSize { .. } => Some("`snapstore init --page-size` makes a store for it"),
         Error::Upgraded { .. } => Some("try again"),
+        Error::OldFormat { .. } => Some("`snapstore upgrade` does that"),
         Error::Index { .. } => Some("if this persists run `snapstore repair`"),
         Error::Damaged(damage) => Some(about_damage(damage)),
         _ => None,

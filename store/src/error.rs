@@ -128,6 +128,13 @@ pub enum Error {
         /// The file that shows it.
         path: PathBuf,
     },
+    /// The store is of an older format, in which this cannot be done, or its upgrade has
+    /// not ended.
+    #[error("{} is that of a store of an older format, or of one whose upgrade has not ended; upgrade it first", path.display())]
+    OldFormat {
+        /// The store's configuration.
+        path: PathBuf,
+    },
     /// A page size other than 4, 16 or 64 KiB.
     #[error("a page of {bytes} bytes is not supported; use 4096, 16384 or 65536")]
     PageSize {
@@ -554,6 +561,7 @@ impl Error {
                 ErrorClass::Usage
             }
             Self::NoLocks { .. }
+            | Self::OldFormat { .. }
             | Self::NotAStream { .. }
             | Self::OtherPageSize { .. }
             | Self::NotImportable { .. }

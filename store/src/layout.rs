@@ -4,6 +4,7 @@
 //! STORE/
 //!   config           page size and format version            (sealed file)
 //!   collector        garbage collector's epoch and condemned packs (sealed file)
+//!   rewrites         how much was rewritten, and what need not be again (sealed file)
 //!   tags/NAME        a snapshot id under a name               (sealed file)
 //!   recent-tags      those set last; a guess that may be lost  (sealed file)
 //!   packs/N.pack     sealed packs, immutable
@@ -50,6 +51,10 @@ impl Layout {
 
     pub fn collector(&self) -> PathBuf {
         self.root.join("collector")
+    }
+
+    pub fn rewrites(&self) -> PathBuf {
+        self.root.join("rewrites")
     }
 
     pub fn tags(&self) -> PathBuf {

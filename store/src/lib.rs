@@ -111,7 +111,9 @@ pub use commit::{CommitRequest, CommitTimings, Committed, ParentChoice, Precopy}
 pub use diff::{ChangedRange, ImageDiff};
 pub use error::{Damage, Error, ErrorClass, Result};
 pub use format::config::StoreFormat;
-pub use gc::{Decision, GcOptions, GcPlan, GcReport, PackPlan};
+pub use gc::{
+    Decision, GcOptions, GcPlan, GcReport, OptimizeOptions, OptimizeReport, OptimizeStop, PackPlan,
+};
 pub use id::{ChunkId, ChunkKind, SnapshotId};
 pub use image::{ImageReader, Region};
 pub use manifest::{Image, ImageRole, Manifest};

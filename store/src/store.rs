@@ -507,7 +507,7 @@ fn refuse_foreign_files(layout: &Layout) -> Result<()> {
     ours.extend([layout.index(), layout.config(), root.join("lost+found")]);
     if opening::is_empty(layout)? {
         ours.extend([layout.collector(), layout.recent_tags(), layout.damaged()]);
-        ours.push(layout.working_sets());
+        ours.extend([layout.working_sets(), layout.rewrites()]);
         ours.extend(["mounts.log", "mounts.log.1"].map(|log| root.join(log)));
     }
     for entry in fs::read_dir(root).context("list", root)? {

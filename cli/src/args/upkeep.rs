@@ -15,8 +15,13 @@ pub struct InitArgs {
 With --max-store or --reserve it ends with 1 if too much is left, and says which tags would
 have to go, the oldest first. It removes none: that is what `forget` and `rm` are for.
 
+With --optimize it also rewrites what was committed since it last did: smaller, small packs
+as one, and pages in the order in which an image has them. It does so at the lowest priority,
+beside everything else, and can be stopped at any time; the next one goes on.
+
 Examples:
   snapstore gc --dry-run
+  snapstore gc --optimize --max-seconds 600
   snapstore gc --max-store 500G --reserve 10G")]
 pub struct GcArgs {
     /// Only print the plan
@@ -31,6 +36,12 @@ pub struct GcArgs {
     /// Rewrite packs with less than this share of needed bytes
     #[arg(long, default_value_t = 50, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub keep_percent: u8,
+    /// Make what is kept smaller and quicker to read
+    #[arg(long)]
+    pub optimize: bool,
+    /// With --optimize: begin nothing new after so many seconds
+    #[arg(long, value_name = "SECONDS", requires = "optimize")]
+    pub max_seconds: Option<u64>,
 }
 
 #[derive(Args)]

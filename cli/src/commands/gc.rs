@@ -1,9 +1,13 @@
 //! `snapstore gc`
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use snapstore_store::{Decision, Error, GcOptions, GcReport, Reclaimable, Store};
+use snapstore_store::{
+    Decision, Error, GcOptions, GcReport, OptimizeOptions, OptimizeReport, OptimizeStop,
+    Reclaimable, Store,
+};
 
 use crate::args::GcArgs;
 use crate::context::Context;
@@ -19,22 +23,55 @@ pub fn run(context: &Context, args: &GcArgs) -> anyhow::Result<ExitCode> {
         dry_run: args.dry_run,
         keep_percent: args.keep_percent,
     };
-    let report = store.gc(options, &Bar::new(Unit::Items));
-    let report = report.map_err(|error| match error.is_of_what_is_stored() {
-        true => anyhow::Error::from(error).context("nothing can be freed as long as this is so"),
-        false => error.into(),
-    })?;
+    if args.optimize {
+        be_patient();
+    }
+    let report = store.gc(options, &Bar::new(Unit::Items)).map_err(told)?;
+    let optimized = optimize(&store, args)?;
     let budget = Budget::of(&store, args, &report)?;
     let mut value = serde_json::to_value(&report)?;
     value["budget"] = serde_json::to_value(&budget)?;
+    value["optimized"] = serde_json::to_value(&optimized)?;
     context.answer(&value, || {
-        let told = budget.as_ref().map(Budget::describe);
-        describe(&report, args.dry_run) + &told.unwrap_or_default()
+        let mut out = describe(&report, args.dry_run);
+        out += &optimized
+            .as_ref()
+            .map_or_else(String::new, |it| describe_optimized(it, args.dry_run));
+        out + &budget.as_ref().map(Budget::describe).unwrap_or_default()
     })?;
     Ok(match budget {
         Some(budget) if budget.over_bytes > 0 => ExitCode::from(exit::FAILED),
         _ => ExitCode::SUCCESS,
     })
+}
+
+fn told(error: Error) -> anyhow::Error {
+    match error.is_of_what_is_stored() {
+        true => anyhow::Error::from(error).context("nothing can be freed as long as this is so"),
+        false => error.into(),
+    }
+}
+
+/// None unless it is asked for.
+fn optimize(store: &Store, args: &GcArgs) -> anyhow::Result<Option<OptimizeReport>> {
+    if !args.optimize {
+        return Ok(None);
+    }
+    let options = OptimizeOptions {
+        dry_run: args.dry_run,
+        within: args.max_seconds.map(Duration::from_secs),
+        most_bytes: None,
+    };
+    let report = store.optimize(options, &Bar::new(Unit::Items));
+    report.map(Some).map_err(told)
+}
+
+/// Whatever else wants a core gets it, from the threads that are started later, too. A
+/// process without a class of its own for the disk has the lowest level of the ordinary
+/// one then (ioprio_set(2)).
+fn be_patient() {
+    const LOWEST: i32 = 19;
+    let _ = rustix::process::setpriority_process(None, LOWEST);
 }
 
 /// What is left beside what may be.
@@ -170,6 +207,51 @@ fn describe(report: &GcReport, dry_run: bool) -> String {
     out += &left(report);
     if report.out_of_room {
         out += "The disk is too full to repack the rest; run gc again when there is some room.\n";
+    }
+    out
+}
+
+fn describe_optimized(report: &OptimizeReport, dry_run: bool) -> String {
+    let packs = |number: u64| match number {
+        1 => "1 pack".to_owned(),
+        number => format!("{} packs", count(number)),
+    };
+    let mut out = match (report.packs, dry_run) {
+        (0, _) if report.left_packs == 0 => return "Everything is optimised.\n".to_owned(),
+        (0, _) => String::new(),
+        (number, true) => format!(
+            "Would rewrite {} of {}, to {} at most.\n",
+            packs(number),
+            size(report.pack_bytes),
+            size(report.written_bytes)
+        ),
+        (number, false) => format!(
+            "Rewrote {} of {} to {}.\n",
+            packs(number),
+            size(report.pack_bytes),
+            size(report.written_bytes)
+        ),
+    };
+    let reason = match report.stopped_by {
+        None => return out,
+        Some(OptimizeStop::Time | OptimizeStop::Bytes) => "the time was over".to_owned(),
+        Some(OptimizeStop::Allowance) => format!(
+            "of {} that commits wrote {} were rewritten, and twice as much is the most",
+            size(report.committed_bytes),
+            size(report.rewritten_bytes)
+        ),
+        Some(OptimizeStop::Writers) => format!(
+            "these commits have to end first: {}",
+            report.waiting_for.join(", ")
+        ),
+    };
+    out += &format!(
+        "Left for another time are {} with {}: {reason}.\n",
+        packs(report.left_packs),
+        size(report.left_bytes)
+    );
+    for damage in &report.not_copied {
+        out += &format!("It stays where it is: {}\n", hints::told_damage(damage));
     }
     out
 }

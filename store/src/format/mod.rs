@@ -14,6 +14,7 @@ pub(crate) mod manifest;
 pub(crate) mod node;
 pub(crate) mod pack_v1;
 pub(crate) mod pack_v2;
+pub(crate) mod rewrites;
 pub(crate) mod sealed_file;
 pub(crate) mod stream;
 pub(crate) mod working_set;

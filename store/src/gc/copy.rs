@@ -6,9 +6,11 @@ use std::sync::Arc;
 use crate::chunks::Place;
 use crate::commit::chunk_writer::EncodedRun;
 use crate::error::{Damage, Error, Result};
+use crate::format::rewrites::Tier;
 use crate::gc::GcReport;
 use crate::gc::mark::Marks;
 use crate::gc::plan::Decision;
+use crate::gc::rewrites::Ledger;
 use crate::gc::state::CollectorState;
 use crate::gc::{at_once, index_batch};
 use crate::id::ChunkKey;
@@ -30,8 +32,9 @@ const COPY_RUN_BYTES: usize = 4 << 20;
 const PREPARED_AT_MOST: usize = 3;
 
 /// Copies on their way into one new pack.
-#[derive(Default)]
-struct Copying {
+struct Copying<'a> {
+    ledger: &'a mut Ledger,
+    tier: Tier,
     writer: Option<PackWriter>,
     moved: Vec<Moved>,
     /// The packs that the collection deletes.
@@ -42,11 +45,21 @@ impl Store {
     /// Copies the live chunks of packs to be repacked, and points the index at
     /// the copies. A pack with a live chunk that is damaged stays: the plan then
     /// keeps it. Returns the bytes written.
-    pub(super) fn copy_live(&self, report: &mut GcReport, live: &Marks) -> Result<u64> {
+    pub(super) fn copy_live(
+        &self,
+        report: &mut GcReport,
+        live: &Marks,
+        ledger: &mut Ledger,
+    ) -> Result<u64> {
         let plan = &report.plan;
+        // Copies of what was optimised are as good.
+        let are_kept = plan.with(Decision::Repack).all(|pack| ledger.is_kept(pack));
         let mut copying = Copying {
+            tier: if are_kept { Tier::Kept } else { Tier::Copied },
+            ledger,
+            writer: None,
+            moved: Vec::new(),
             going: plan.going().map(|pack| pack.number).collect(),
-            ..Copying::default()
         };
         let mut written = 0;
         let mut spared = BTreeSet::new();
@@ -78,7 +91,7 @@ impl Store {
         &self,
         pack: &Arc<PackReader>,
         live: &Marks,
-        copying: &mut Copying,
+        copying: &mut Copying<'_>,
     ) -> Result<Option<Damage>> {
         let mut run = EncodedRun::default();
         let mut damage = None;
@@ -137,7 +150,7 @@ impl Store {
 
     /// Seals the copies, then points the index at them: the other way round a crash
     /// could leave index entries that lead nowhere.
-    fn finish_copies(&self, copying: &mut Copying) -> Result<u64> {
+    fn finish_copies(&self, copying: &mut Copying<'_>) -> Result<u64> {
         let Some(writer) = copying.writer.take() else {
             return Ok(0);
         };
@@ -148,6 +161,7 @@ impl Store {
             let index = self.index_writer()?;
             placement::enter_copies(&self.chunks, &index, &copies, copies.moved())?;
         }
+        copying.ledger.charge(&writer, copying.tier)?;
         let sealed = writer.seal()?;
         self.chunks.packs().look_again();
         self.enter_copies(&sealed, &copies)?;

@@ -209,7 +209,7 @@ fn unlink(store: &Store, number: PackNumber, report: &mut GcReport) -> Result<()
 }
 
 /// The writers that may rely on a pack condemned in this epoch.
-fn blocking(leases: &[LiveLease], condemned_in: Epoch) -> Vec<String> {
+pub(super) fn blocking(leases: &[LiveLease], condemned_in: Epoch) -> Vec<String> {
     leases
         .iter()
         .filter(|lease| {

@@ -55,6 +55,8 @@ pub(crate) struct ChunkLocator<'a> {
     index: Arc<IndexReader>,
     /// The entries that the index points at, if they were collected.
     indexed: Option<Marks>,
+    /// Places that count before any other: where the index is about to lead.
+    planned: HashMap<ChunkKey, Location>,
 }
 
 impl<'a> ChunkLocator<'a> {
@@ -64,6 +66,7 @@ impl<'a> ChunkLocator<'a> {
             index: as_it_is_now(chunks)?,
             chunks,
             indexed: None,
+            planned: HashMap::new(),
         })
     }
 
@@ -78,6 +81,7 @@ impl<'a> ChunkLocator<'a> {
             chunks,
             index,
             indexed: Some(indexed),
+            planned: HashMap::new(),
         })
     }
 
@@ -94,7 +98,7 @@ impl<'a> ChunkLocator<'a> {
     }
 
     /// Whether the index leads to this place.
-    fn leads_to(&self, key: ChunkKey, at: Location) -> Result<bool> {
+    pub fn leads_to(&self, key: ChunkKey, at: Location) -> Result<bool> {
         let indexed = self.indexed.as_ref().is_some_and(|marks| marks.has(at));
         Ok(indexed || self.index.get(key)? == Some(at))
     }
@@ -111,7 +115,16 @@ impl<'a> ChunkLocator<'a> {
         let agreed = hint.filter(|at| one_entry && indexed(at)).map(Ok);
         let by_index =
             std::iter::once_with(move || self.chunks.indexed(&*self.index, id)).flatten();
-        let places = agreed.into_iter().chain(by_index).chain(hint.map(Ok));
+        let planned = match self.planned.is_empty() {
+            true => None,
+            false => self
+                .planned
+                .get(&self.chunks.keys().of(id))
+                .copied()
+                .map(Ok),
+        };
+        let places = planned.into_iter().chain(agreed).chain(by_index);
+        let places = places.chain(hint.map(Ok));
         places.filter_map(move |at| at.and_then(|at| self.chunks.at_id(id, at)).transpose())
     }
 }
@@ -138,6 +151,8 @@ pub(crate) struct Reachability<'a> {
     /// Packs with a copy of a node that a delta of an older version needs, and that
     /// the index does not lead to: it would not be found where it is moved to.
     exact: HashSet<PackNumber>,
+    /// Whether there are such deltas at all.
+    one_copy: bool,
 }
 
 impl<'a> Reachability<'a> {
@@ -158,7 +173,19 @@ impl<'a> Reachability<'a> {
             entered: Marks::default(),
             not_indexed: Vec::new(),
             exact: HashSet::new(),
+            one_copy: false,
         }
+    }
+
+    /// For marking the whole store as it will be once the index leads to these places.
+    pub fn of_store_with(chunks: &'a Chunks, planned: HashMap<ChunkKey, Location>) -> Result<Self> {
+        let mut places = ChunkLocator::all(chunks)?;
+        places.planned = planned;
+        Ok(Self::over(places))
+    }
+
+    pub fn places(&self) -> &ChunkLocator<'a> {
+        &self.places
     }
 
     pub fn marks(&self) -> &Marks {
@@ -172,6 +199,11 @@ impl<'a> Reachability<'a> {
     /// Packs that must not be repacked.
     pub fn exact(&self) -> &HashSet<PackNumber> {
         &self.exact
+    }
+
+    /// Whether a delta of an older version needs the very copy of a node that there is.
+    pub fn needs_one_copy(&self) -> bool {
+        self.one_copy
     }
 
     /// Chunks marked at places that the index does not lead to: what a reader
@@ -229,6 +261,7 @@ impl<'a> Reachability<'a> {
             && !sim::on(Fault::BaseNotMarked)
         {
             let key = base.slot.entry.key;
+            self.one_copy |= found.place.needs_one_copy();
             if found.place.needs_one_copy() && !self.places.leads_to(key, base.location())? {
                 self.exact.insert(base.location().pack);
             }

@@ -28,7 +28,9 @@
 mod copy;
 mod delete;
 pub(crate) mod mark;
+mod optimize;
 pub(crate) mod plan;
+pub(crate) mod rewrites;
 pub(crate) mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,7 +49,9 @@ use crate::store::Store;
 use crate::working_set;
 use delete::Deletion;
 use mark::Reachability;
+pub use optimize::{OptimizeOptions, OptimizeReport, OptimizeStop};
 pub use plan::{Decision, GcPlan, PackPlan};
+use rewrites::Ledger;
 use state::{CollectorState, Condemned};
 
 /// Entries of the index to packs that are gone which one collection cleans up.
@@ -128,6 +132,13 @@ pub struct GcReport {
     pub out_of_room: bool,
 }
 
+/// Whether small packs of which there are many are merged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Merging {
+    Yes,
+    No,
+}
+
 impl Store {
     /// Frees what no tag and no live lease needs.
     ///
@@ -145,6 +156,16 @@ impl Store {
         } else {
             Some(self.collect_lock()?)
         };
+        self.collect(options, Merging::Yes, progress)
+    }
+
+    /// The same for who holds the collect lock.
+    fn collect(
+        &self,
+        options: GcOptions,
+        merging: Merging,
+        progress: &dyn Progress,
+    ) -> Result<GcReport> {
         let mut report = GcReport::default();
         if !options.dry_run {
             report.swept_packs = self.chunks.packs().sweep()? as u64;
@@ -164,6 +185,12 @@ impl Store {
         self.cancel.check()?;
         let packs = self.chunks.packs();
         report.plan = GcPlan::make(packs, &numbers, reach.marks(), options.keep_percent)?;
+        let mut ledger = Ledger::read(&self.layout)?;
+        ledger.see(&report.plan);
+        if merging == Merging::Yes {
+            let allowance = ledger.allowance(&report.plan);
+            report.plan.merge_small(allowance);
+        }
         report.plan.spare_marked(reach.marks(), reach.exact());
         if options.dry_run {
             return Ok(report);
@@ -186,7 +213,7 @@ impl Store {
         let mut deletion = Deletion::new(self, &marked)?;
         let dead = numbers_of(&report.plan, Decision::Delete);
         deletion.delete(&dead, &mut report)?;
-        let copied = match self.copy_live(&mut report, reach.marks()) {
+        let copied = match self.copy_live(&mut report, reach.marks(), &mut ledger) {
             // What was deleted is free; there is no room for copies.
             Err(error) if error.is_full_disk() && report.deleted_packs > 0 => {
                 report.out_of_room = true;

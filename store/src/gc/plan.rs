@@ -69,9 +69,8 @@ pub struct GcPlan {
 
 impl GcPlan {
     /// Decides for each of `numbers`: without live chunks it is deleted, below
-    /// `keep_percent` of live bytes it is repacked, and so are small packs of
-    /// which there are many. A pack that holds what only a newer version can read
-    /// is kept.
+    /// `keep_percent` of live bytes it is repacked. A pack that holds what only a newer
+    /// version can read is kept.
     pub(crate) fn make(
         packs: &PackSet,
         numbers: &[PackNumber],
@@ -88,7 +87,6 @@ impl GcPlan {
                 Err(other) => return Err(other),
             }
         }
-        plan.merge_small();
         Ok(plan)
     }
 
@@ -128,8 +126,9 @@ impl GcPlan {
     /// Every commit makes a pack, so very many tiny commits would make very many
     /// files. Packs of one size class are merged once there are enough of them;
     /// the merged pack belongs to a higher class. So a byte is rewritten at most
-    /// once a class.
-    fn merge_small(&mut self) {
+    /// once a class, and no more than `allowance` bytes are rewritten now. The smallest
+    /// come first: of them there are most.
+    pub(crate) fn merge_small(&mut self, mut allowance: u64) {
         let mut classes: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for (position, pack) in self.packs.iter().enumerate() {
             if pack.decision == Decision::Keep
@@ -141,7 +140,9 @@ impl GcPlan {
             }
         }
         for members in classes.into_values() {
-            if members.len() >= MERGE_PACKS {
+            let bytes: u64 = members.iter().map(|at| self.packs[*at].live_bytes).sum();
+            if members.len() >= MERGE_PACKS && bytes <= allowance {
+                allowance -= bytes;
                 for position in members {
                     self.packs[position].decision = Decision::Repack;
                 }
@@ -219,8 +220,20 @@ mod tests {
     }
 
     fn decisions(mut plan: GcPlan) -> Vec<Decision> {
-        plan.merge_small();
+        plan.merge_small(u64::MAX);
         plan.packs.iter().map(|pack| pack.decision).collect()
+    }
+
+    #[test]
+    fn no_more_is_merged_than_is_allowed_and_the_smallest_first() {
+        let packs = |bytes| (0..MERGE_PACKS as u32).map(move |n| pack(n, bytes));
+        let mut plan = GcPlan {
+            packs: packs(5000).chain(packs(500_000)).collect(),
+            ..GcPlan::default()
+        };
+        plan.merge_small(MERGE_PACKS as u64 * 500_000);
+        let merged = plan.with(Decision::Repack).map(|pack| pack.file_bytes);
+        assert!(merged.eq([5000; MERGE_PACKS]));
     }
 
     #[test]

@@ -22,6 +22,9 @@ use zstd::zstd_safe::{CCtx, DCtx};
 /// The zstd level. Level 3 gains under 2 % on guest memory for a sixth more time; level -1
 /// takes 18 % less time of a commit's processor and 13 % more bytes (docs/BENCHMARKS.md).
 const LEVEL: i32 = 1;
+/// The level of what is kept. From 12 on zstd looks for the cheapest way to say a page, and takes
+/// 180 us for that; decoding takes as long as at any other level (docs/BENCHMARKS.md).
+const LEVEL_OF_KEPT: i32 = 12;
 /// A delta must be at most this share of the plain encoding to be kept: above
 /// it saves too little for the second decode.
 pub(crate) const PAGE_DELTA_MAX_PERCENT: usize = 70;
@@ -109,31 +112,63 @@ thread_local! {
 
 /// Appends the smallest worthwhile encoding of `payload` to `out`.
 pub(crate) fn encode(payload: &[u8], base: Option<Base<'_>>, out: &mut Vec<u8>) -> Encoding {
+    encode_at(LEVEL, payload, base.as_slice(), out)
+}
+
+/// The same as small as it gets, of what is to be kept for long: with any of `bases`. What it
+/// makes is decoded before it is returned; what would not come back is stored raw.
+pub(crate) fn encode_to_keep(payload: &[u8], bases: &[Base<'_>], out: &mut Vec<u8>) -> Encoding {
+    let start = out.len();
+    let encoding = encode_at(LEVEL_OF_KEPT, payload, bases, out);
+    let head = out.get(start..start + DELTA_HEAD_LEN);
+    let base = bases.iter().find(|base| Some(&base.head[..]) == head);
+    let base = base.filter(|_| encoding.is_delta());
+    let mut back = vec![0; payload.len()];
+    let dictionary = base.map_or(&[][..], |base| base.payload);
+    if decode(&out[start..], encoding, dictionary, &mut back) == Some(payload.len())
+        && back == payload
+    {
+        return encoding;
+    }
+    out.truncate(start);
+    out.extend_from_slice(payload);
+    Encoding::Raw
+}
+
+fn encode_at(level: i32, payload: &[u8], bases: &[Base<'_>], out: &mut Vec<u8>) -> Encoding {
     let start = out.len();
     COMPRESS.with_borrow_mut(|context| {
-        let plain_len = compress(context, payload, &[], out);
-        if let Some(base) = base.filter(|base| !base.payload.starts_with(&DICTIONARY_MAGIC)) {
+        let plain_len = compress(context, level, payload, &[], out);
+        let mut best = Encoding::Zstd;
+        for base in bases {
+            if base.payload.starts_with(&DICTIONARY_MAGIC) {
+                continue;
+            }
             let middle = out.len();
             out.extend_from_slice(&base.head);
-            compress(context, payload, base.payload, out);
+            compress(context, level, payload, base.payload, out);
             let delta_len = out.len() - middle;
-            if delta_len * 100 <= plain_len.min(payload.len()) * base.max_percent {
+            let is_worthwhile = delta_len * 100 <= plain_len.min(payload.len()) * base.max_percent;
+            let is_best = best == Encoding::Zstd || delta_len < middle - start;
+            if is_worthwhile && is_best {
                 out.drain(start..middle);
-                return base.encoding;
+                best = base.encoding;
+            } else {
+                out.truncate(middle);
             }
-            out.truncate(middle);
         }
-        if plain_len * 100 > payload.len() * RAW_ABOVE_PERCENT {
+        if best == Encoding::Zstd && plain_len * 100 > payload.len() * RAW_ABOVE_PERCENT {
             out.truncate(start);
             out.extend_from_slice(payload);
             return Encoding::Raw;
         }
-        Encoding::Zstd
+        best
     })
 }
 
 fn compress(
     context: &mut CCtx<'static>,
+    level: i32,
     payload: &[u8],
     dictionary: &[u8],
     out: &mut Vec<u8>,
@@ -142,7 +177,7 @@ fn compress(
     let room = zstd::zstd_safe::compress_bound(payload.len());
     out.resize(start + room, 0);
     let written = context
-        .compress_using_dict(&mut out[start..], payload, dictionary, LEVEL)
+        .compress_using_dict(&mut out[start..], payload, dictionary, level)
         .expect("compressing into a buffer of the bound's size cannot fail");
     out.truncate(start + written);
     written
@@ -225,6 +260,34 @@ mod tests {
             Some(4096)
         );
         assert_eq!(back, new);
+    }
+
+    #[test]
+    fn the_best_of_several_bases_is_kept() {
+        let near = noise(1, 4096);
+        let mut far = near.clone();
+        far[1000..3000].copy_from_slice(&noise(2, 2000));
+        let mut new = near.clone();
+        new[100..108].fill(7);
+        let bases = [(1, &far), (2, &near), (3, &far)].map(|(number, payload)| Base {
+            head: [number; DELTA_HEAD_LEN],
+            ..base(payload)
+        });
+        let mut out = b"before".to_vec();
+        assert_eq!(encode_to_keep(&new, &bases, &mut out), Encoding::Delta);
+        assert_eq!(out[6..6 + DELTA_HEAD_LEN], [2; DELTA_HEAD_LEN]);
+        let mut back = vec![0; 4096];
+        assert_eq!(
+            decode(&out[6..], Encoding::Delta, &near, &mut back),
+            Some(4096)
+        );
+        assert_eq!(back, new);
+        for (payload, encoding) in [
+            (noise(3, 4096), Encoding::Raw),
+            (vec![1; 4096], Encoding::Zstd),
+        ] {
+            assert_eq!(encode_to_keep(&payload, &[], &mut Vec::new()), encoding);
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::format::pack_v2::{self, Description, Seal};
 use crate::id::ChunkKey;
 use crate::layout::Layout;
 use crate::pack::codec::Encoding;
-use crate::pack::{EntryNumber, Location, PackNumber};
+use crate::pack::{EntryNumber, Location, PackIdentity, PackNumber};
 use crate::page::PageSize;
 use crate::sim::{self, Fault};
 
@@ -157,6 +157,26 @@ impl PackWriter {
             most.min(PACK_SOFT_LIMIT_ENTRIES)
         });
         self.next_offset >= PACK_SOFT_LIMIT_BYTES || self.chunks.len() >= most_chunks
+    }
+
+    /// What will tell it from every other pack; not known before the end in version 1.
+    pub fn identity(&self) -> Option<PackIdentity> {
+        match self.version {
+            Version::One(_) => None,
+            Version::Two(pack) => Some(pack.identity),
+        }
+    }
+
+    /// How long its file will be if it is sealed now.
+    pub fn sealed_len_bytes(&self) -> u64 {
+        match self.version {
+            Version::One(_) => self.next_offset + (self.footer.len() + pack_v1::SEAL_LEN) as u64,
+            Version::Two(pack) => {
+                let count = u32::try_from(self.chunks.len());
+                let count = count.expect("entries are counted in 32 bits");
+                Seal::new(pack, self.next_offset, count).file_len
+            }
+        }
     }
 
     /// How long it is, so far.

@@ -9,8 +9,9 @@
 //! > is never made to lead to a delta.
 //!
 //! So as long as a delta is needed, the index leads from its base to a standalone
-//! copy, wherever the collector has moved that. It is kept by these rules, one a
-//! function below:
+//! copy, wherever the collector has moved that. Of the second half there is one exception,
+//! for what is no base and cannot become one ([`rearranged`]). It is kept by these rules,
+//! one a function below:
 //!
 //! - [`enter_new`]: a commit's copy takes the place of none, of one that is gone,
 //!   of one that is condemned or unreadable; a delta never that of a standalone
@@ -22,6 +23,8 @@
 //!   standalone copy of a node always does: a delta of an older version may need
 //!   that very copy ([`Place::needs_one_copy`]). Those of a large pack are worked out
 //!   before the lock is taken ([`ManyCopies`]).
+//! - [`enter_rearranged`]: what an optimisation has written takes the place of what was in
+//!   packs that it has emptied.
 //! - [`enter_found`]: a place that only a hint led to takes the place of none, of
 //!   one that is gone, and of a delta if it is standalone.
 //! - [`remove`], [`ManyGone`] and [`remove_strays`]: an entry is removed only if its pack
@@ -35,6 +38,7 @@
 //! the argument why nothing is lost.
 
 mod large;
+mod rearranged;
 mod worked_out;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +52,7 @@ use crate::pack::writer::{SealedPack, StoredChunk};
 use crate::pack::{Location, PackNumber};
 use crate::sim::{self, Fault};
 pub(crate) use large::LargePack;
+pub(crate) use rearranged::enter_rearranged;
 pub(crate) use worked_out::{ManyCopies, ManyGone};
 
 /// Entries of the index that are changed under one hold of the publish lock.

@@ -13,6 +13,7 @@ use crate::error::{Damage, Error, IoContext as _, Result, UNREADABLE};
 use crate::format::config::{Config, StoreFormat};
 use crate::format::{pack_v1, pack_v2};
 use crate::gc::mark::Reachability;
+use crate::gc::rewrites::Ledger;
 use crate::gc::state::CollectorState;
 use crate::id::{ChunkKind, SnapshotId};
 use crate::layout::Layout;
@@ -119,7 +120,7 @@ pub(super) fn odd_files(layout: &Layout) -> Vec<PathBuf> {
     ];
     let mut files: Vec<PathBuf> = locks.map(|name| layout.locks().join(name)).into();
     files.extend([layout.config(), layout.config_copy()]);
-    files.extend([layout.collector(), layout.recent_tags()]);
+    files.extend([layout.collector(), layout.rewrites(), layout.recent_tags()]);
     for dir in [layout.root().to_owned(), layout.tags()] {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         let temporary = entries.filter(|entry| durable::is_temporary(&entry.file_name()));
@@ -176,12 +177,21 @@ pub(super) fn repair_collector(
     report: &mut RepairReport,
 ) -> Result<()> {
     match CollectorState::read(layout) {
-        Ok(_) => return Ok(()),
-        Err(Error::Damaged(_)) => {}
-        Err(other) => return Err(other),
+        Err(Error::Damaged(_)) => {
+            CollectorState::new().write(layout, format)?;
+            report.rebuilt_files.push("collector".to_owned());
+        }
+        other => drop(other?),
     }
-    CollectorState::new().write(layout, format)?;
-    report.rebuilt_files.push("collector".to_owned());
+    match Ledger::read(layout) {
+        // How much was rewritten is not known any more: all counts as committed.
+        Err(Error::Damaged(_)) => {
+            durable::unlink(&layout.rewrites())?;
+            durable::sync_dir(layout.root())?;
+            report.rebuilt_files.push("rewrites".to_owned());
+        }
+        other => drop(other?),
+    }
     Ok(())
 }
 

@@ -95,6 +95,14 @@ pub enum Fault {
     /// An entry that leads to a pack which is deleted next is not made to lead to the
     /// copy of another one.
     CopyOfGoingPackKept,
+    /// An optimisation makes a delta of what a writer may take for a base.
+    RebasedBesideWriters,
+    /// An optimisation makes a delta of what is a base.
+    NeededBaseRebased,
+    /// The index leads to what an optimisation writes before it is durable.
+    RearrangedBeforeSealed,
+    /// What a collection writes is not charged.
+    RewriteNotCharged,
 }
 
 /// Whether encoding is taken for identity, in one of both ways.
@@ -111,7 +119,7 @@ pub(crate) fn no_second_look() -> bool {
 #[cfg(feature = "sim")]
 impl Fault {
     /// Those that the simulator has to find.
-    pub const FOUND: [Self; 38] = [
+    pub const FOUND: [Self; 41] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -150,6 +158,9 @@ impl Fault {
         Self::LookedUpUnderLock,
         Self::LargePackNotKept,
         Self::CopyOfGoingPackKept,
+        Self::RebasedBesideWriters,
+        Self::NeededBaseRebased,
+        Self::RearrangedBeforeSealed,
     ];
 
     /// Those that nothing can come of in a store that only this version has written.

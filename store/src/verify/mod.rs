@@ -18,6 +18,7 @@ use crate::chunks::Place;
 use crate::error::{Damage, Error, Result};
 use crate::format::config::Config;
 use crate::gc::mark::Marks;
+use crate::gc::rewrites::Ledger;
 use crate::gc::state::CollectorState;
 use crate::lock::{self, LockKind};
 use crate::pack::PackNumber;
@@ -66,6 +67,9 @@ impl Store {
 
     fn verify_state(&self, report: &mut VerifyReport) -> Result<()> {
         if let Err(error) = CollectorState::read(&self.layout) {
+            report.add(error, &[])?;
+        }
+        if let Err(error) = Ledger::read(&self.layout) {
             report.add(error, &[])?;
         }
         self.verify_config(report)?;

@@ -7,6 +7,7 @@ mod bases;
 mod identity;
 mod inputs;
 mod library;
+mod optimize;
 mod partial_pages;
 mod pins;
 mod precopy;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use snapstore_store::sim::{Observer as _, observe};
 use snapstore_store::{
-    CommitRequest, Damage, Error, ErrorClass, GcOptions, InputKind, ParentChoice, Pin, Silent,
-    SnapshotId, Store,
+    CommitRequest, Damage, Error, ErrorClass, GcOptions, InputKind, OptimizeOptions, ParentChoice,
+    Pin, Silent, SnapshotId, Store,
 };
 
 use super::check::{check, describe_findings, reads_as};
@@ -179,11 +179,13 @@ impl Before {
         }
         let diff = matches!(&op.action, Action::Commit { diff: true, .. });
         let expected = match error {
-            Error::NotFound { .. } => {
-                !matches!(op.action, Action::Gc(_) | Action::Repair | Action::Upgrade)
-            }
+            Error::NotFound { .. } => !matches!(
+                op.action,
+                Action::Gc(_) | Action::Optimize(_) | Action::Repair | Action::Upgrade
+            ),
             Error::NoParentImage { .. } | Error::DiffSize { .. } => diff,
             Error::Busy { .. } => matches!(op.action, Action::Repair | Action::Upgrade) || repairs,
+            Error::OldFormat { .. } => matches!(op.action, Action::Optimize(_)),
             // It was opened in the format before.
             Error::Upgraded { .. } => world.may_be_upgraded(),
             // A snapshot that has lost its last tag meanwhile.
@@ -316,6 +318,13 @@ impl Work<'_> {
                     ..GcOptions::default()
                 };
                 store.gc(options, &Silent).map(|_| ())
+            }
+            Action::Optimize(most_bytes) => {
+                let options = OptimizeOptions {
+                    most_bytes: most_bytes.map(u64::from),
+                    ..OptimizeOptions::default()
+                };
+                store.optimize(options, &Silent).map(|_| ())
             }
             Action::Verify(read_data) => {
                 let report = store.verify(*read_data, &Silent)?;

@@ -249,7 +249,11 @@ impl Draft {
     }
 
     pub fn gc(&mut self) -> Action {
-        Action::Gc([50, 50, 90, 100][self.rng.usize(..4)])
+        match self.rng.u8(..8) {
+            0 | 1 => Action::Optimize(None),
+            2 => Action::Optimize(Some(self.rng.u32(..30_000))),
+            _ => Action::Gc([50, 50, 90, 100][self.rng.usize(..4)]),
+        }
     }
 
     fn tag(&mut self) -> u8 {

@@ -54,6 +54,8 @@ pub enum Action {
     Revive(u8, u32),
     /// Collects; packs with a smaller share of live bytes are repacked.
     Gc(u8),
+    /// Optimises; with a limit of so many bytes.
+    Optimize(Option<u32>),
     /// Verifies; with all bytes or without.
     Verify(bool),
     /// Repairs.
@@ -298,6 +300,7 @@ impl Action {
             Self::Remove(_) => "rm",
             Self::Move(..) | Self::Revive(..) => "tag",
             Self::Gc(_) => "gc",
+            Self::Optimize(_) => "gc --optimize",
             Self::Verify(_) => "verify",
             Self::Repair => "repair",
             Self::Upgrade => "upgrade",
@@ -338,6 +341,8 @@ impl fmt::Display for Action {
             Self::Move(to, from) => write!(f, "tag t{to} := t{from}"),
             Self::Revive(tag, which) => write!(f, "tag t{tag} := an old snapshot ({which})"),
             Self::Gc(percent) => write!(f, "gc (keep packs of {percent} %)"),
+            Self::Optimize(None) => write!(f, "gc --optimize"),
+            Self::Optimize(Some(bytes)) => write!(f, "gc --optimize ({bytes} bytes)"),
             Self::Verify(true) => write!(f, "verify --read-data"),
             Self::Verify(false) => write!(f, "verify"),
             Self::Repair => write!(f, "repair"),
