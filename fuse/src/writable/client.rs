@@ -161,10 +161,15 @@ impl ViewClient {
             // A socket, or gone by now.
             return Ok(());
         }
-        match File::open(&path).and_then(|file| rustix::fs::fdatasync(&file).map_err(Into::into)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(|error| cannot("sync", &path, error)),
+        match File::open(&path) {
+            // Closing it has the kernel write out all that it holds of the file (fuse_flush),
+            // without the disk having to take it. What the server could not take keeps it
+            // from being frozen.
+            Ok(file) => drop(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(cannot("sync", &path, error)),
         }
+        Ok(())
     }
 
     /// What was frozen is this snapshot, which is durable.

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use snapstore_tests::harness::noise;
+use snapstore_tests::shared_map::SharedMap;
 
 use super::{DISK, PAGES, base_memory, contents, named, open_both, with_machine};
 use crate::PAGE;
@@ -265,5 +266,33 @@ fn stores_through_mappings_may_wait_as_those_of_a_disk() -> anyhow::Result<()> {
         Ok(_) => snapstore_tests::harness::skipped(test, "it takes root"),
         Err(error) => snapstore_tests::harness::skipped(test, &format!("{limit}: {error}")),
     }
+    fixture.umount(&dir)
+}
+
+/// What the kernel had to give up is in no commit, which says so.
+#[test]
+fn stores_that_cannot_be_kept_keep_a_commit_away() -> anyhow::Result<()> {
+    let test = "stores_that_cannot_be_kept_keep_a_commit_away";
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &["--overlay-limit", "64K"])?;
+    let file = open_both(&dir.join("memory.bin"))?;
+    let map = SharedMap::new(&file, PAGES * PAGE)?;
+    map.store(0, &vec![9; 40 * PAGE]);
+    assert!(map.sync().is_err(), "there is no room for all of it");
+    let shown = dir.display().to_string();
+    let commit = ["commit", "next", "--mount", &shown];
+    let error = fixture.cli.fails(1, &commit)?;
+    assert!(error.contains("could not be kept"), "{error}");
+    // Once all of it is something else, that is committed.
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(&file, punch, 0, 40 * PAGE as u64)?;
+    fixture.commit_view("next", &dir)?;
+    let mut memory = base_memory();
+    memory[..40 * PAGE].fill(0);
+    let committed = fixture.shown("next")?;
+    assert!(named(&committed, "memory.bin") == Some(&memory[..]));
+    drop((map, file));
     fixture.umount(&dir)
 }

@@ -3,16 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context as _, ensure};
 use snapstore_store::{Manifest, Store};
+use snapstore_tests::harness::noise;
 use snapstore_tests::shared_map::SharedMap;
 
-use super::{PAGES, open_both, with_machine};
-use crate::PAGE;
+use super::{open_both, with_machine};
+use crate::{Fixture, PAGE};
 
 const COMMITS: usize = 12;
+/// Disks between the memory and the last one: it takes a while to freeze all of them.
+const DISKS: usize = 60;
 /// Pages that each writer has for itself.
 const SHARE: usize = 16;
 
@@ -46,10 +50,14 @@ fn a_commit_has_what_was_written_before_it_began() -> anyhow::Result<()> {
     let Some(mut fixture) = with_machine(test)? else {
         return Ok(());
     };
-    let (dir, _) = fixture.mount_rw("view", &[])?;
+    let dir = view_of_many(&mut fixture)?;
     let open = |name: &str| open_both(&dir.join(name));
     let (memory, disk) = (open("memory.bin")?, open("root.img")?);
-    let map = SharedMap::new(&memory, PAGES * PAGE)?;
+    let disks = (0..DISKS).map(|number| open(&format!("n{number:02}.img")));
+    let disks = disks.collect::<Result<Vec<_>, _>>()?;
+    // Nothing has it open but the mapping: the kernel writes out a file that is closed, also
+    // by a process that begins as a copy of this one.
+    let map = SharedMap::new(&open("mapped.img")?, SHARE * PAGE)?;
     let ended = AtomicBool::new(false);
     // Rounds whose pages are all written, of those who write and those who store.
     let (written, stored, pairs) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
@@ -69,7 +77,7 @@ fn a_commit_has_what_was_written_before_it_began() -> anyhow::Result<()> {
         });
         scope.spawn(|| {
             for round in 1.. {
-                for number in SHARE..2 * SHARE {
+                for number in 0..SHARE {
                     map.store(number * PAGE, &page(round));
                 }
                 stored.store(round, Ordering::SeqCst);
@@ -93,40 +101,47 @@ fn a_commit_has_what_was_written_before_it_began() -> anyhow::Result<()> {
         });
         let mut commits = BTreeMap::new();
         for number in 0..COMMITS {
+            for disk in &disks {
+                disk.write_all_at(&page(number as u64), 0)?;
+            }
             let before = [&written, &stored, &pairs].map(|it| it.load(Ordering::SeqCst));
             let tag = format!("beside{number}");
             fixture.commit_view(&tag, &dir)?;
-            commits.insert(tag, before);
+            let after = stored.load(Ordering::SeqCst);
+            commits.insert(tag, (before, after));
         }
         drop(ends);
         Ok(commits)
     })?;
     let store = Store::open(fixture.cli.store())?;
-    for (tag, [written, stored, pairs]) in commits {
+    for (tag, ([written, stored, pairs], after)) in commits {
         let manifest = store.manifest(store.tag(&tag)?.context("no tag")?)?;
         let memory = image(&store, &manifest, "memory")?;
         let disk = image(&store, &manifest, "root")?;
+        let mapped = image(&store, &manifest, "mapped")?;
         let page = |number: usize| &memory[number * PAGE..(number + 1) * PAGE];
-        for number in 0..SHARE {
+        // Before, there is what the base has.
+        for number in (0..SHARE).filter(|_| written > 0) {
             let round = round_of(page(number)).with_context(|| format!("{tag}, page {number}"))?;
             ensure!(
                 round >= written,
                 "{tag}: page {number} is of {round}, {written} was written"
             );
         }
-        for number in SHARE..2 * SHARE {
+        for number in (0..SHARE).filter(|_| stored > 0) {
             // The kernel may take a page while somebody stores to it.
-            let first = u64::from_le_bytes(page(number)[PAGE - 8..].try_into()?);
+            let end = (number + 1) * PAGE;
+            let round = u64::from_le_bytes(mapped[end - 8..end].try_into()?);
+            let fits = (stored..=after + 1).contains(&round);
             ensure!(
-                first >= stored,
-                "{tag}: page {number} is of {first}, {stored} was stored"
+                fits,
+                "{tag}: mapped page {number} is of {round}, {stored} to {after} were stored"
             );
         }
-        let first = round_of(page(2 * SHARE))?;
-        let second = match pairs {
-            0 => continue,
-            _ => round_of(&disk[..PAGE])?,
-        };
+        if pairs == 0 {
+            continue;
+        }
+        let (first, second) = (round_of(page(2 * SHARE))?, round_of(&disk[..PAGE])?);
         ensure!(
             first >= pairs && second >= pairs,
             "{tag}: {first} {second} {pairs}"
@@ -137,8 +152,23 @@ fn a_commit_has_what_was_written_before_it_began() -> anyhow::Result<()> {
             "{tag}: memory of {first} beside a disk of {second}"
         );
     }
-    drop((map, memory, disk));
+    drop((map, memory, disk, disks));
     fixture.umount(&dir)
+}
+
+/// A view of a snapshot with many disks.
+fn view_of_many(fixture: &mut Fixture) -> anyhow::Result<PathBuf> {
+    let small = fixture.file("small", &noise(3, PAGE))?;
+    let root = fixture.file("root", &noise(4, 4 * PAGE))?;
+    let mut disks: Vec<_> = (0..DISKS).map(|n| format!("n{n:02}={small}")).collect();
+    let mapped = fixture.file("mapped", &noise(5, SHARE * PAGE))?;
+    disks.push(format!("mapped={mapped}"));
+    disks.push(format!("root={root}"));
+    let arguments: Vec<&str> = disks.iter().flat_map(|disk| ["--disk", disk]).collect();
+    fixture.commit("many", &super::base_memory(), &arguments)?;
+    let dir = fixture.mountpoint("view")?;
+    fixture.writable_on(&["many", &dir.display().to_string()])?;
+    Ok(dir)
 }
 
 /// However it goes on, the writers end.
