@@ -125,7 +125,7 @@ pub struct RestoreArgs {
     #[arg(value_parser = snapshot)]
     pub snapshot: String,
     /// Start machines of this monitor, from which the snapshot was committed, detached:
-    /// qemu, firecracker (docs/monitors.md)
+    /// qemu, firecracker, cloud-hypervisor (docs/monitors.md)
     #[arg(long, value_name = "MONITOR", conflicts_with_all = ["share_layout", "require_reseed", "no_confine", "overlay_limit"])]
     pub with: Option<Kind>,
     /// The program of that monitor [default: the one of its usual name in PATH]

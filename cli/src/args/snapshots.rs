@@ -63,6 +63,9 @@ pub struct CommitArgs {
     /// The same of a machine of Firecracker, which listens at this API socket
     #[arg(long, value_name = "SOCKET", conflicts_with_all = ["qmp", "vm", "pid", "memory", "memory_diff", "diff", "dense_diff", "inherit", "vmstate", "files", "disks", "disk_diffs", "parent", "no_parent"])]
     pub firecracker: Option<PathBuf>,
+    /// The same of a machine of Cloud Hypervisor, which listens at this API socket
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["firecracker", "qmp", "mount", "vm", "pid", "memory", "memory_diff", "diff", "dense_diff", "inherit", "vmstate", "files", "disks", "disk_diffs", "parent", "no_parent"])]
+    pub cloud_hypervisor: Option<PathBuf>,
     /// The state of the virtual machine's CPUs and devices, a file of any kind
     #[arg(long, value_name = "FILE")]
     pub vmstate: Option<PathBuf>,

@@ -29,7 +29,7 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
         bail!(Usage(
             "there is nothing to commit; name a file with --memory, --disk, --vmstate or --file, \
              a machine with --vm, a writable mount with --mount, one of another monitor with \
-             --qmp or --firecracker, or its process with --pid"
+             --qmp, --firecracker or --cloud-hypervisor, or its process with --pid"
                 .to_owned()
         ));
     }

@@ -1,4 +1,4 @@
-//! `snapstore commit --qmp` and `--firecracker`: a machine of another monitor.
+//! `snapstore commit --qmp` and the like: a machine of another monitor.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,6 +19,7 @@ pub fn named(args: &CommitArgs) -> Option<(Kind, &Path)> {
     let sockets = [
         (Kind::Qemu, &args.qmp),
         (Kind::Firecracker, &args.firecracker),
+        (Kind::CloudHypervisor, &args.cloud_hypervisor),
     ];
     let mut named = sockets.into_iter();
     named.find_map(|(kind, socket)| Some((kind, socket.as_deref()?)))

@@ -29,11 +29,13 @@ pub enum Kind {
     Qemu,
     /// Firecracker, at its API socket.
     Firecracker,
+    /// Cloud Hypervisor, at its API socket.
+    CloudHypervisor,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Qemu, Self::Firecracker];
+    pub const ALL: [Self; 3] = [Self::Qemu, Self::Firecracker, Self::CloudHypervisor];
 
     /// Its name in labels and options.
     #[must_use]
@@ -41,6 +43,7 @@ impl Kind {
         match self {
             Self::Qemu => "qemu",
             Self::Firecracker => "firecracker",
+            Self::CloudHypervisor => "cloud-hypervisor",
         }
     }
 }
@@ -50,6 +53,7 @@ impl std::fmt::Display for Kind {
         out.write_str(match self {
             Self::Qemu => "QEMU",
             Self::Firecracker => "Firecracker",
+            Self::CloudHypervisor => "Cloud Hypervisor",
         })
     }
 }

@@ -15,13 +15,13 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use snapstore_store::{Extent, ImageRole, Input, InputData, InputKind, Snapshot, Store};
+use snapstore_store::{ImageRole, Input, InputData, InputKind, Snapshot, Store};
 
 use super::adapter::{
     Budget, DESCRIPTION, Kind, Launch, Monitor, Restorer, STATE, SharedMemory, Started, Taken,
 };
 use super::http::Http;
-use super::memory::{self, copied};
+use super::memory::{self, kept, whole};
 use super::peer::Peer;
 use crate::commit::data_ranges;
 use crate::error::{NotFound, Usage};
@@ -249,30 +249,6 @@ impl Monitor for Firecracker {
     }
 }
 
-/// A copy of an input's extents, if there is room for it; else it must stand still.
-fn kept(input: Input, budget: &mut Budget) -> anyhow::Result<(Input, bool)> {
-    let InputData::Extents {
-        files,
-        label,
-        size_bytes,
-        extents,
-    } = &input.data
-    else {
-        return Ok((input, true));
-    };
-    if !budget.take(extents.iter().map(|extent| extent.length).sum()) {
-        return Ok((input, true));
-    }
-    let (file, extents) = copied(&files[0], extents)?;
-    let data = InputData::Extents {
-        files: vec![Arc::new(file)],
-        label: label.clone(),
-        size_bytes: *size_bytes,
-        extents,
-    };
-    Ok((Input { data, ..input }, false))
-}
-
 fn whole_memory(file: File, about: &Description, read: &mut u64) -> anyhow::Result<Input> {
     let length = file.metadata()?.len();
     ensure!(
@@ -280,31 +256,9 @@ fn whole_memory(file: File, about: &Description, read: &mut u64) -> anyhow::Resu
         "Firecracker wrote {length} bytes of memory, and its guest has {}",
         about.memory_bytes
     );
-    let extents = data(&file, length)?;
-    *read += extents.iter().map(|extent| extent.length).sum::<u64>();
-    Ok(Input {
-        name: memory::NAME.to_owned(),
-        role: ImageRole::Memory,
-        data: InputData::Extents {
-            files: vec![Arc::new(file)],
-            label: "the memory that Firecracker wrote".to_owned(),
-            size_bytes: length,
-            extents,
-        },
-        kind: InputKind::Full,
-    })
-}
-
-fn data(file: &File, length: u64) -> anyhow::Result<Vec<Extent>> {
-    Ok(data_ranges(file, length)?
-        .into_iter()
-        .map(|range| Extent {
-            image_offset: range.start,
-            file: 0,
-            file_offset: range.start,
-            length: range.end - range.start,
-        })
-        .collect())
+    let (input, bytes) = whole(file, "the memory that Firecracker wrote")?;
+    *read += bytes;
+    Ok(input)
 }
 
 fn disk_input(disk: &Disk, file: File) -> anyhow::Result<(Input, u64, bool)> {
@@ -312,7 +266,7 @@ fn disk_input(disk: &Disk, file: File) -> anyhow::Result<(Input, u64, bool)> {
     let is_held = clone.is_none();
     let file = clone.unwrap_or(file);
     let size_bytes = file.metadata()?.len();
-    let extents = data(&file, size_bytes)?;
+    let extents = memory::data(&file, size_bytes)?;
     let bytes = extents.iter().map(|extent| extent.length).sum();
     let input = Input {
         name: disk.image.clone(),

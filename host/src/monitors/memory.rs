@@ -17,7 +17,7 @@ use snapstore_vmm::memory::{HostSlot, ScanMethod, private_ranges};
 use super::adapter::Budget;
 use super::peer::Peer;
 use super::record::Record;
-use crate::commit::extents;
+use crate::commit::{data_ranges, extents};
 use crate::monitor::{Mapped, MountedFile, refused, snapshot_of};
 
 /// How much is copied at once.
@@ -190,6 +190,62 @@ pub fn copied(from: &File, extents: &[Extent]) -> anyhow::Result<(File, Vec<Exte
         }
     }
     Ok((into, moved))
+}
+
+/// A copy of an input's extents, if there is room for it; else it must stand still.
+pub fn kept(input: Input, budget: &mut Budget) -> anyhow::Result<(Input, bool)> {
+    let InputData::Extents {
+        files,
+        label,
+        size_bytes,
+        extents,
+    } = &input.data
+    else {
+        return Ok((input, true));
+    };
+    if !budget.take(extents.iter().map(|extent| extent.length).sum()) {
+        return Ok((input, true));
+    }
+    let (file, extents) = copied(&files[0], extents)?;
+    let data = InputData::Extents {
+        files: vec![Arc::new(file)],
+        label: label.clone(),
+        size_bytes: *size_bytes,
+        extents,
+    };
+    Ok((Input { data, ..input }, false))
+}
+
+/// The whole memory as a monitor has written it into a file, and how much of it is data.
+pub fn whole(file: File, label: &str) -> anyhow::Result<(Input, u64)> {
+    let size_bytes = file.metadata()?.len();
+    let extents = data(&file, size_bytes)?;
+    let bytes = extents.iter().map(|extent| extent.length).sum();
+    let input = Input {
+        name: NAME.to_owned(),
+        role: ImageRole::Memory,
+        data: InputData::Extents {
+            files: vec![Arc::new(file)],
+            label: label.to_owned(),
+            size_bytes,
+            extents,
+        },
+        kind: InputKind::Full,
+    };
+    Ok((input, bytes))
+}
+
+/// The data of a file, as extents of the image that it is.
+pub fn data(file: &File, length: u64) -> anyhow::Result<Vec<Extent>> {
+    Ok(data_ranges(file, length)?
+        .into_iter()
+        .map(|range| Extent {
+            image_offset: range.start,
+            file: 0,
+            file_offset: range.start,
+            length: range.end - range.start,
+        })
+        .collect())
 }
 
 /// A file without a name that shares the blocks of this one, where its filesystem can do that.

@@ -6,8 +6,10 @@
 //! supervisor as those of this program have (`machines`, `record`).
 
 mod adapter;
+mod cloud_hypervisor;
 mod commit;
 mod cpu;
+mod disks;
 mod firecracker;
 mod http;
 mod known;

@@ -73,11 +73,12 @@ impl Peer {
     pub fn open_file(&self, path: &Path) -> anyhow::Result<Option<File>> {
         let path = self.directory()?.join(path);
         // As clones of this program are given files without a name.
-        if let Ok(link) = fs::read_link(&path)
-            && let Ok(number) = link.strip_prefix("/proc/self/fd")
-            && let Some(number) = number.to_str().and_then(|number| number.parse().ok())
-        {
-            return self.descriptor(number).map(Some);
+        let link = fs::read_link(&path).ok();
+        for name in [Some(&path), link.as_ref()].into_iter().flatten() {
+            let number = name.strip_prefix("/proc/self/fd").ok();
+            if let Some(number) = number.and_then(|it| it.to_str()?.parse().ok()) {
+                return self.descriptor(number).map(Some);
+            }
         }
         let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
         let removed = {

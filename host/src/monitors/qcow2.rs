@@ -105,6 +105,25 @@ pub fn write_empty(file: &File, size_bytes: u64, backing: &Path) -> anyhow::Resu
     Ok(())
 }
 
+/// The name of the file under an image, if it has one; none at all if the file is no qcow2
+/// image.
+pub fn backing(file: &File) -> anyhow::Result<Option<Option<String>>> {
+    let mut head = [0; 20];
+    if file.read_at(&mut head, 0)? < head.len() || head[..4] != MAGIC.to_be_bytes() {
+        return Ok(None);
+    }
+    let offset = u64::from_be_bytes(head[8..16].try_into().expect("eight bytes"));
+    let length = u32::from_be_bytes(head[16..20].try_into().expect("four bytes"));
+    if offset == 0 || length == 0 {
+        return Ok(Some(None));
+    }
+    ensure!(length <= 1023, "the name of a backing file is too long");
+    let mut name = vec![0; usize::try_from(length)?];
+    file.read_exact_at(&mut name, offset)?;
+    let name = String::from_utf8(name).context("the name of a backing file is no text")?;
+    Ok(Some(Some(name)))
+}
+
 /// Reads where the guest's bytes are in an image that nobody writes to. `label` is what
 /// messages call it.
 pub fn read(file: &File, label: &str) -> anyhow::Result<Layer> {
@@ -231,6 +250,8 @@ mod tests {
         for size in [512, 1 << 20, (1 << 40) + 512] {
             let layer = read(&image(size), "it").unwrap();
             assert_eq!((layer.size_bytes, layer.parts.len()), (size, 0));
+            let name = Some(Some("/mnt/disk0.img".to_owned()));
+            assert_eq!(backing(&image(size)).unwrap(), name);
         }
     }
 

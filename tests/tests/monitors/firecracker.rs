@@ -1,35 +1,16 @@
 //! Firecracker: against a double of its API that refuses what its description does not have.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::ensure;
 use serde_json::json;
-use snapstore_tests::harness::{noise, skipped};
+use snapstore_tests::harness::noise;
 
-use crate::{Fixture, Process, http};
+use crate::{Fixture, PAGE, Process, double, http, set};
 
-const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
-
-/// The double as a program.
-fn program(fixture: &Fixture, test: &str) -> anyhow::Result<Option<PathBuf>> {
-    if Command::new("python3").arg("--version").output().is_err() {
-        skipped(test, "there is no python3 to be Firecracker");
-        return Ok(None);
-    }
-    let double = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/monitors/double.py");
-    let path = fixture.path("firecracker");
-    // Its process has to be the interpreter itself, whose memory is looked at.
-    fs::write(
-        &path,
-        format!("#!/bin/sh\nexec python3 {} \"$@\"\n", double.display()),
-    )?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok(Some(path))
-}
 
 struct Double {
     _process: Process,
@@ -82,27 +63,13 @@ fn is_running(socket: &str) -> anyhow::Result<bool> {
     Ok(http(socket, "GET", "/", &serde_json::Value::Null)?.contains("Running"))
 }
 
-fn shown(fixture: &Fixture, tag: &str, file: &str) -> anyhow::Result<Vec<u8>> {
-    let dir = fixture.path(&format!("{tag}.{file}"));
-    fs::create_dir(&dir)?;
-    let text = dir.display().to_string();
-    fixture.cli.ok(&["mount", tag, &text])?;
-    let bytes = fs::read(dir.join(file));
-    fixture.cli.ok(&["umount", &text])?;
-    Ok(bytes?)
-}
-
-fn set(image: &mut [u8], page: usize, fill: u8) {
-    image[page * PAGE..(page + 1) * PAGE].fill(fill);
-}
-
 #[test]
 fn clones_of_a_machine_of_firecracker_have_what_it_had() -> anyhow::Result<()> {
     let test = "clones_of_a_machine_of_firecracker_have_what_it_had";
     let Some(fixture) = Fixture::new(test)? else {
         return Ok(());
     };
-    let Some(program) = program(&fixture, test)? else {
+    let Some(program) = double(&fixture, test, "firecracker", &[])? else {
         return Ok(());
     };
     let first = Double::boot(&fixture, &program, &[])?;
@@ -148,11 +115,11 @@ fn clones_of_a_machine_of_firecracker_have_what_it_had() -> anyhow::Result<()> {
         assert_eq!(answer["parent_tag"], from.as_str(), "{answer}");
         assert_eq!(answer["images"][0]["changed_pages"], 2, "{answer}");
         ensure!(
-            shown(&fixture, &tag, "memory.bin")? == memory,
+            fixture.shown(&tag, "memory.bin")? == memory,
             "layer {layer}: other memory"
         );
         ensure!(
-            shown(&fixture, &tag, "disk0.img")? == disk,
+            fixture.shown(&tag, "disk0.img")? == disk,
             "layer {layer}: another disk"
         );
         fixture.cli.ok(&["stop", "--all"])?;
@@ -166,7 +133,7 @@ fn a_snapshot_that_firecracker_refuses_leaves_the_guest_running() -> anyhow::Res
     let Some(fixture) = Fixture::new(test)? else {
         return Ok(());
     };
-    let Some(program) = program(&fixture, test)? else {
+    let Some(program) = double(&fixture, test, "firecracker", &[])? else {
         return Ok(());
     };
     let double = Double::boot(&fixture, &program, &[("DOUBLE_FAILS", "create")])?;
@@ -188,7 +155,7 @@ fn snapshots_of_another_monitor_are_refused() -> anyhow::Result<()> {
     let Some(fixture) = Fixture::new(test)? else {
         return Ok(());
     };
-    let Some(program) = program(&fixture, test)? else {
+    let Some(program) = double(&fixture, test, "firecracker", &[])? else {
         return Ok(());
     };
     let double = Double::boot(&fixture, &program, &[])?;

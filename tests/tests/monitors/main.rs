@@ -1,11 +1,13 @@
 //! Machines of other monitors: real ones where there are some, and sockets that are none.
 
+mod cloud_hypervisor;
 mod firecracker;
 mod qemu;
 mod sockets;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -17,6 +19,7 @@ use tempfile::TempDir;
 
 /// How long an emulated guest may take to do something, on a host that is busy.
 const PATIENCE: Duration = Duration::from_secs(180);
+const PAGE: usize = 4096;
 
 /// A store, and a runtime directory whose machines are ended in the end.
 struct Fixture {
@@ -69,6 +72,48 @@ impl Drop for Fixture {
             println!("machines are left: {error}");
         }
     }
+}
+
+impl Fixture {
+    /// A file of a snapshot, through a mount.
+    fn shown(&self, tag: &str, file: &str) -> anyhow::Result<Vec<u8>> {
+        let dir = self.path(&format!("{tag}.{file}"));
+        fs::create_dir(&dir)?;
+        let text = dir.display().to_string();
+        self.cli.ok(&["mount", tag, &text])?;
+        let bytes = fs::read(dir.join(file));
+        self.cli.ok(&["umount", &text])?;
+        Ok(bytes?)
+    }
+}
+
+/// Fills a page of an image.
+fn set(image: &mut [u8], page: usize, fill: u8) {
+    image[page * PAGE..(page + 1) * PAGE].fill(fill);
+}
+
+/// The double of a monitor, as a program. `None`, and a line that says so, without Python.
+fn double(
+    fixture: &Fixture,
+    test: &str,
+    name: &str,
+    environment: &[(&str, &str)],
+) -> anyhow::Result<Option<PathBuf>> {
+    if Command::new("python3").arg("--version").output().is_err() {
+        skipped(test, "there is no python3 to be the monitor");
+        return Ok(None);
+    }
+    let doubles = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/monitors/doubles");
+    let path = fixture.path(name);
+    let set: String = environment
+        .iter()
+        .map(|(key, value)| format!("export {key}={value}\n"))
+        .collect();
+    // The process has to be the interpreter itself, whose memory is looked at.
+    let run = format!("exec python3 -B {}/{name}.py \"$@\"\n", doubles.display());
+    fs::write(&path, format!("#!/bin/sh\n{set}{run}"))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(Some(path))
 }
 
 /// A process that ends with this.

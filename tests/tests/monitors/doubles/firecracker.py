@@ -7,10 +7,10 @@ import json
 import mmap
 import os
 import re
-import socket
 import sys
 
-PAGE = 4096
+from rest import PAGE, Refused, check, listen
+
 PARTIAL = {"rate_limiter": dict}
 # Path and method: the fields, with their types; those that are needed have a star.
 REQUESTS = {
@@ -26,34 +26,6 @@ REQUESTS = {
     ("PUT", "/test/write"): {"*page": int, "*fill": int},
 }
 READABLE = ["/", "/version", "/vm/config", "/machine-config"]
-
-
-class Refused(Exception):
-    pass
-
-
-def check(value, wanted, what):
-    if isinstance(wanted, tuple):
-        if value not in wanted:
-            raise Refused(f"{what} is {value!r}, none of {wanted}")
-    elif isinstance(wanted, list):
-        if not isinstance(value, list):
-            raise Refused(f"{what} is no list")
-        for one in value:
-            check(one, wanted[0], what)
-    elif isinstance(wanted, dict):
-        if not isinstance(value, dict):
-            raise Refused(f"{what} is no object")
-        known = {name.lstrip("*"): kind for name, kind in wanted.items()}
-        for name, one in value.items():
-            if name not in known:
-                raise Refused(f"unknown field `{name}` in {what}")
-            check(one, known[name], f"{what}.{name}")
-        for name in wanted:
-            if name.startswith("*") and name[1:] not in value:
-                raise Refused(f"missing field `{name[1:]}` in {what}")
-    elif not isinstance(value, wanted):
-        raise Refused(f"{what} is {value!r}")
 
 
 class Machine:
@@ -163,33 +135,6 @@ class Machine:
         self.state = "Running" if body.get("resume_vm") else "Paused"
 
 
-def serve(machine, client):
-    data = b""
-    while b"\r\n\r\n" not in data:
-        part = client.recv(65536)
-        if not part:
-            return
-        data += part
-    head, body = data.split(b"\r\n\r\n", 1)
-    lines = head.decode().split("\r\n")
-    method, path, version = lines[0].split(" ")
-    headers = {key.lower(): value.strip() for key, value in (line.split(":", 1) for line in lines[1:])}
-    length = int(headers.get("content-length", 0))
-    while len(body) < length:
-        body += client.recv(65536)
-    try:
-        if version != "HTTP/1.1":
-            raise Refused("the version of HTTP")
-        answer = machine.answer(method, path, json.loads(body) if body else None)
-        status = "204 No Content" if answer is None else "200 OK"
-        text = b"" if answer is None else json.dumps(answer).encode()
-    except (Refused, OSError, ValueError) as error:
-        status, text = "400 Bad Request", json.dumps({"fault_message": str(error)}).encode()
-    client.sendall(
-        f"HTTP/1.1 {status}\r\nServer: Firecracker API\r\nConnection: keep-alive\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--version", action="store_true")
@@ -202,14 +147,7 @@ def main():
         return
     if options.id and not re.fullmatch(r"[A-Za-z0-9-]{1,64}", options.id):
         sys.exit("the id is not valid")
-    listener = socket.socket(socket.AF_UNIX)
-    machine = Machine(options)
-    listener.bind(options.api_sock)
-    listener.listen()
-    while True:
-        client, _ = listener.accept()
-        with client:
-            serve(machine, client)
+    listen(Machine(options), options.api_sock)
 
 
 main()

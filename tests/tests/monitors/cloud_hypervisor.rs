@@ -1,0 +1,150 @@
+//! Cloud Hypervisor: against a double of its API that refuses what its description does not
+//! have.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::ensure;
+use serde_json::{Value, json};
+use snapstore_tests::harness::noise;
+
+use crate::{Fixture, PAGE, Process, double, http, set};
+
+const MIB: usize = 1 << 20;
+
+struct Double {
+    _process: Process,
+    socket: String,
+}
+
+fn boot(fixture: &Fixture, program: &Path, environment: &[(&str, &str)]) -> anyhow::Result<Double> {
+    fs::write(fixture.path("root.img"), noise(3, 64 * PAGE))?;
+    let config = json!({
+        "cpus": {"boot_vcpus": 1, "max_vcpus": 1},
+        "memory": {"size": 4 * MIB, "thp": true, "shared": false},
+        "disks": [{"path": "root.img", "readonly": false, "id": "_disk0"}],
+        "net": null,
+        "serial": {"mode": "Tty"},
+        "console": {"mode": "Off"},
+        "payload": {"kernel": "vmlinux"},
+    });
+    let path = fixture.text("config.json");
+    fs::write(&path, config.to_string())?;
+    let socket = fixture.text("api.sock");
+    let mut process = Process::start(
+        Command::new(program)
+            .args(["--api-socket", &socket, "--boot", &path])
+            .envs(environment.iter().copied())
+            .current_dir(fixture.dir.path()),
+    )?;
+    process.wait_for_socket(Path::new(&socket))?;
+    Ok(Double {
+        _process: process,
+        socket,
+    })
+}
+
+fn write(socket: &str, page: usize, fill: u8) -> anyhow::Result<()> {
+    let body = json!({"page": page, "fill": fill});
+    http(socket, "PUT", "/api/v1/test.write", &body).map(drop)
+}
+
+fn is_running(socket: &str) -> anyhow::Result<bool> {
+    Ok(http(socket, "GET", "/api/v1/vm.info", &Value::Null)?.contains("Running"))
+}
+
+fn layers(test: &str, environment: &[(&str, &str)]) -> anyhow::Result<()> {
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let Some(program) = double(&fixture, test, "cloud_hypervisor", environment)? else {
+        return Ok(());
+    };
+    let is_mapped = environment.is_empty();
+    let first = boot(&fixture, &program, &[])?;
+    let (mut memory, mut disk) = (vec![0; 4 * MIB], noise(3, 64 * PAGE));
+    for (page, fill) in [(0, 1), (9, 2), (63, 3)] {
+        write(&first.socket, page, fill)?;
+        set(&mut memory, page, fill);
+        set(&mut disk, page, fill);
+    }
+    let commit = ["commit", "t0", "--cloud-hypervisor", &first.socket];
+    fixture.cli.json(&commit)?;
+    ensure!(is_running(&first.socket)?, "it does not go on");
+    write(&first.socket, 5, 99)?;
+    let exec = program.display().to_string();
+    for layer in 1..=4_usize {
+        let (from, tag) = (format!("t{}", layer - 1), format!("t{layer}"));
+        let with = ["--with", "cloud-hypervisor", "--exec", &exec, "-n", "3"];
+        let machines = fixture
+            .cli
+            .json(&[&["restore", &from], &with[..]].concat())?;
+        assert_eq!(machines["machines"].as_array().map(Vec::len), Some(3));
+        let socket = fixture.of_machine(&format!("{from}.1"), "api.sock");
+        let other = fixture.of_machine(&format!("{from}.2"), "api.sock");
+        write(&other, 50, 200)?;
+        let fill = u8::try_from(layer)?;
+        for page in [20 + layer, 9] {
+            write(&socket, page, fill)?;
+            set(&mut memory, page, fill);
+            set(&mut disk, page, fill);
+        }
+        let answer = fixture
+            .cli
+            .json(&["commit", &tag, "--cloud-hypervisor", &socket])?;
+        assert_eq!(answer["parent_tag"], from.as_str(), "{answer}");
+        let changed = answer["images"].as_array().cloned().unwrap_or_default();
+        for image in changed.iter().filter(|image| image["role"] != "file") {
+            assert_eq!(image["changed_pages"], 2, "{answer}");
+        }
+        if is_mapped {
+            // The clusters of the disk, and two pages of memory.
+            assert!(
+                answer["read_bytes"].as_u64() < Some(MIB as u64 / 2),
+                "{answer}"
+            );
+        }
+        let shown = fixture.shown(&tag, "memory.bin")?;
+        ensure!(shown == memory, "layer {layer}: other memory");
+        let shown = fixture.shown(&tag, "disk0.img")?;
+        ensure!(shown == disk, "layer {layer}: another disk");
+        fixture.cli.ok(&["stop", "--all"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn clones_that_map_the_image_are_committed_by_what_they_changed() -> anyhow::Result<()> {
+    layers(
+        "clones_that_map_the_image_are_committed_by_what_they_changed",
+        &[],
+    )
+}
+
+#[test]
+fn clones_that_copy_the_image_are_committed_whole() -> anyhow::Result<()> {
+    let environment = [("DOUBLE_COPIES", "1")];
+    layers(
+        "clones_that_copy_the_image_are_committed_whole",
+        &environment,
+    )
+}
+
+#[test]
+fn a_snapshot_that_cloud_hypervisor_refuses_leaves_the_guest_running() -> anyhow::Result<()> {
+    let test = "a_snapshot_that_cloud_hypervisor_refuses_leaves_the_guest_running";
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let Some(program) = double(&fixture, test, "cloud_hypervisor", &[])? else {
+        return Ok(());
+    };
+    let first = boot(&fixture, &program, &[("DOUBLE_FAILS", "snapshot")])?;
+    let commit = ["commit", "x", "--cloud-hypervisor", &first.socket];
+    let said = fixture.cli.fails(1, &commit)?;
+    assert!(said.contains("no space left"), "{said}");
+    ensure!(is_running(&first.socket)?, "it stands still");
+    fixture.cli.fails(3, &["show", "x"])?;
+    Ok(())
+}
