@@ -26,7 +26,7 @@ struct Script {
     format: Option<StoreFormat>,
 }
 
-const SCRIPTS: [fn() -> Script; 17] = [
+const SCRIPTS: [fn() -> Script; 18] = [
     leaf_outlives_its_pages,
     dead_delta_beside_a_copy,
     published_while_collected,
@@ -44,6 +44,7 @@ const SCRIPTS: [fn() -> Script; 17] = [
     two_keys_of_a_chunk,
     damaged_while_repaired,
     large_pack_of_a_commit_that_fails,
+    rebased_beside_a_commit,
 ];
 
 impl Plan {
@@ -209,6 +210,29 @@ fn leaf_outlives_its_pages() -> Script {
         Action::Gc(50),
         commit(0, Nothing, &[(0, 0), (3, 0)], &[]),
     ]])
+}
+
+/// A commit finds a dead delta whose base has been moved: the index alone leads there.
+/// Before it is acknowledged an optimisation makes a delta of that base.
+fn rebased_beside_a_commit() -> Script {
+    use Parent::{Nothing, Tag};
+    let script = Script::of([
+        vec![
+            commit(0, Nothing, &[(0, 0)], &[(4, 0), (5, 0), (3, 0)]),
+            commit(1, Tag(0), &[(0, 1)], &[(1, 0)]),
+            commit(2, Nothing, &[(0, 0)], &[(1, 0)]),
+            commit(3, Tag(2), &[(0, 2)], &[]),
+            Action::Remove(1),
+            Action::Remove(0),
+            Action::Gc(50),
+            commit(4, Nothing, &[(0, 1)], &[(2, 0)]),
+        ],
+        vec![Action::Optimize(None)],
+    ]);
+    Script {
+        format: Some(StoreFormat::Two),
+        ..script.overtaken(7, At(Rename, "packs/"), 1, 1)
+    }
 }
 
 /// A delta whose base was collected is in a pack that is kept. Its page is stored
