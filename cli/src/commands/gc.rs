@@ -26,8 +26,10 @@ pub fn run(context: &Context, args: &GcArgs) -> anyhow::Result<ExitCode> {
     if args.optimize {
         be_patient();
     }
-    let report = store.gc(options, &Bar::new(Unit::Items)).map_err(told)?;
+    // First: what a collection merges would be rewritten twice.
     let optimized = optimize(&store, args)?;
+    let mut report = store.gc(options, &Bar::new(Unit::Items)).map_err(told)?;
+    report.freed_bytes += optimized.as_ref().map_or(0, |it| it.freed_bytes);
     let budget = Budget::of(&store, args, &report)?;
     let mut value = serde_json::to_value(&report)?;
     value["budget"] = serde_json::to_value(&budget)?;
