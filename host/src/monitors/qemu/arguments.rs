@@ -443,3 +443,114 @@ pub fn program(about: &Description) -> PathBuf {
         None => PathBuf::from("qemu-system-x86_64"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitors::qemu::description::Disk;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn about(arguments: &str, backend: Option<&str>) -> Description {
+        Description {
+            format: 1,
+            machine: "pc-q35-7.2".to_owned(),
+            program: "/usr/bin/qemu-system-x86_64".into(),
+            arguments: words(arguments),
+            directory: "/home/a".into(),
+            memory_backend: backend.map(str::to_owned),
+            memory_bytes: 1 << 28,
+            cpus: 1,
+            disks: vec![Disk {
+                image: "disk0".to_owned(),
+                device: "virtio0".to_owned(),
+                files: vec!["root.img".to_owned(), "/dev/fdset/100".to_owned()],
+            }],
+            regions: Vec::new(),
+        }
+    }
+
+    fn of(about: &Description, taps: &[String]) -> String {
+        let disks = BTreeMap::from([("disk0".to_owned(), "/dev/fdset/100".to_owned())]);
+        let clone = Clone {
+            dir: Path::new("/run/c"),
+            name: "c",
+            memory: "size=1,mem-path=/m",
+            disks: &disks,
+            added: vec!["-S".to_owned()],
+            taps,
+        };
+        of_clone(about, &clone).unwrap().join(" ")
+    }
+
+    #[test]
+    fn what_is_the_hosts_becomes_the_clones_own() {
+        let about = about(
+            "-nographic -M q35,accel=tcg -m 256 -kernel vmlinuz -drive \
+             file=root.img,format=raw,if=virtio,snapshot=on -serial mon:stdio -pidfile /p \
+             -qmp unix:q,server=on -netdev tap,id=n0,ifname=tap7 -netdev \
+             user,id=n1,hostfwd=tcp::1-:2 -device virtio-net-pci,netdev=n0 -daemonize -no-reboot",
+            None,
+        );
+        let taps = ["tap1".to_owned()];
+        assert_eq!(
+            of(&about, &taps),
+            "-S -m 256 -kernel /home/a/vmlinuz -drive \
+             file=/dev/fdset/100,format=qcow2,if=virtio -serial chardev:snapstore-console1 \
+             -netdev tap,id=n0,ifname=tap1,script=no,downscript=no -netdev user,id=n1 \
+             -device virtio-net-pci,netdev=n0 -no-reboot \
+             -object memory-backend-file,id=snapstore-memory,size=1,mem-path=/m \
+             -chardev socket,id=snapstore-console1,path=/run/c/console.sock,server=on,wait=off,logfile=/run/c/console.log \
+             -machine pc-q35-7.2,accel=tcg,memory-backend=snapstore-memory,suppress-vmdesc=on \
+             -monitor none -display none -name c"
+        );
+        assert!(of(&about, &[]).contains("-netdev user,id=n0,restrict=on"));
+    }
+
+    #[test]
+    fn a_clone_of_a_clone_has_the_same_arguments() {
+        let first = about(
+            "-nographic -machine q35 -m 256 -drive file=root.img,format=raw -device x",
+            None,
+        );
+        let once = of(&first, &[]);
+        let second = about(&once, Some("snapstore-memory"));
+        let twice = of(&second, &[]);
+        let (mut once, mut twice) = (words(&once), words(&twice));
+        once.sort();
+        twice.sort();
+        assert_eq!(once, twice);
+    }
+
+    #[test]
+    fn memory_that_has_a_name_keeps_it() {
+        let about = about(
+            "-machine type=q35,memory-backend=ram -object memory-backend-memfd,id=ram,size=1 \
+             -object rng-random,id=r -m 1",
+            Some("ram"),
+        );
+        let said = of(&about, &[]);
+        assert!(said.contains("-object memory-backend-file,id=ram,size=1,mem-path=/m -object rng"));
+        assert!(said.contains("-machine pc-q35-7.2,memory-backend=ram,suppress-vmdesc=on"));
+    }
+
+    #[test]
+    fn what_cannot_be_given_to_clones_is_told_before_a_commit() {
+        let listed = |file: &str| Listed {
+            device: "d".to_owned(),
+            image: "disk0".to_owned(),
+            layers: vec![super::super::disks::Layer {
+                file: file.to_owned(),
+                format: "raw".to_owned(),
+            }],
+        };
+        let drive = words("-drive file=root.img");
+        assert!(check(&drive, &[listed("root.img")]).is_ok());
+        assert!(check(&drive, &[listed("other.img")]).is_err());
+        assert!(check(&words("-blockdev driver=file,filename=x"), &[]).is_err());
+        assert!(check(&words("root.img -m 1"), &[listed("root.img")]).is_ok());
+        assert!(check(&words("-m"), &[]).is_err());
+    }
+}
