@@ -44,6 +44,8 @@ mod export;
 #[cfg(test)]
 mod hostile;
 mod import;
+mod parts;
 
 pub use export::{ExportRequest, Exported, ExportedSnapshot};
 pub use import::{ImportRequest, Imported, ImportedSnapshot};
+pub use parts::{NodeParts, Parts, PartsWriter, Root, decode_page, snapshot_of_manifest};
