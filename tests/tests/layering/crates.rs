@@ -9,9 +9,10 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 /// What each crate may use of the others, in what is shipped.
-const MAY_USE: [(&str, &[&str]); 9] = [
+const MAY_USE: [(&str, &[&str]); 10] = [
     ("snapstore-store", &[]),
     ("snapstore-overlay", &[]),
+    ("snapstore-remote", &["snapstore-store"]),
     ("snapstore-fuse", &["snapstore-overlay", "snapstore-store"]),
     ("snapstore-agent-protocol", &[]),
     ("snapstore-agent", &["snapstore-agent-protocol"]),
@@ -29,6 +30,7 @@ const MAY_USE: [(&str, &[&str]); 9] = [
         &[
             "snapstore-fuse",
             "snapstore-host",
+            "snapstore-remote",
             "snapstore-store",
             "snapstore-vmm",
         ],

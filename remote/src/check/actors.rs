@@ -1,0 +1,217 @@
+//! What hosts do in a history.
+
+use std::collections::BTreeSet;
+
+use super::world::{SimBucket, World};
+use crate::protocol::{
+    Bucket, Current, Error, HeadSummary, Lease, Listing, Mode, Name, Options, Part, Pushed, RefKey,
+    Reuse, Rule, State, Stored, Work, collect, may_reuse, push, put_surely, remove, view,
+};
+
+/// A push that is offered whatever pack there is.
+pub const ANYTHING: &str = "*";
+
+/// What one host does.
+#[derive(Clone, Debug)]
+pub enum Act {
+    Push {
+        tag: &'static str,
+        replace: bool,
+        contents: u8,
+        like: Option<&'static str>,
+    },
+    Remove(&'static str),
+    View(&'static str),
+    Collect,
+    Repack(&'static str),
+}
+
+/// Adds a host that does these things one after the other.
+pub fn add(world: &mut World, name: &str, acts: Vec<Act>) {
+    world.add(name, |bucket| async move {
+        for act in acts {
+            perform(&bucket, &act).await;
+        }
+    });
+}
+
+async fn perform(bucket: &SimBucket, act: &Act) {
+    match act {
+        Act::Push {
+            tag,
+            replace,
+            contents,
+            like,
+        } => {
+            let mode = if *replace { Mode::Replace } else { Mode::New };
+            let mut offered = Vec::new();
+            if *like == Some(ANYTHING) {
+                // From an index that is older than the push.
+                for listed in bucket.list("packs/").await.unwrap_or_default() {
+                    if let Some(Part::Pack(name)) = Part::parse(&listed.key) {
+                        offered.push(name);
+                    }
+                }
+                bucket.pause().await;
+            }
+            let mut work = Upload {
+                contents: *contents,
+                like: *like,
+                offered,
+            };
+            let pushed = push(bucket, tag, &mode, id(*contents), "", &mut work).await;
+            if let (Ok(Pushed::Now(record)), false) = (pushed, *replace) {
+                bucket.oracle.borrow_mut().was_new(&record);
+            }
+        }
+        Act::Remove(tag) => {
+            let _ = remove(bucket, tag, "").await;
+        }
+        Act::View(tag) => {
+            let Ok(view) = view(bucket, tag, "").await else {
+                return;
+            };
+            let session = view.lease.session();
+            let mine = (session, view.record.head, None);
+            bucket.oracle.borrow_mut().views.push(mine);
+            for _ in 0..4 {
+                bucket.pause().await;
+            }
+            bucket.oracle.borrow_mut().views.retain(|one| *one != mine);
+            let _ = view.lease.end(bucket).await;
+        }
+        Act::Collect => match collect(bucket, Options::default()).await {
+            Err(error @ Error::Missing { .. }) => {
+                bucket.oracle.borrow_mut().damage = Some(error.to_string());
+            }
+            Ok(_) | Err(_) => {}
+        },
+        Act::Repack(tag) => repack(bucket, tag).await,
+    }
+}
+
+fn id(contents: u8) -> [u8; 32] {
+    [contents; 32]
+}
+
+/// A push: what another tag's packs have is reused, the rest is one pack.
+struct Upload {
+    contents: u8,
+    like: Option<&'static str>,
+    offered: Vec<Name>,
+}
+
+impl Work<SimBucket> for Upload {
+    async fn store(&mut self, bucket: &SimBucket, lease: &mut Lease) -> Result<Stored, Error> {
+        let mut left = self.contents;
+        let mut packs = Vec::new();
+        let mut relied = BTreeSet::new();
+        if self.like == Some(ANYTHING) {
+            let listing = Listing::of_tag(bucket, "").await?;
+            for pack in &self.offered {
+                // What an index of hooks says that it holds.
+                let held = bucket.get(&pack.pack_key()).await?;
+                let held = held.map_or(self.contents, |bytes| bytes[0]);
+                let may = may_reuse(bucket, lease, &listing, *pack, None).await?;
+                if held & left != 0 && may == Reuse::Yes {
+                    packs.push(*pack);
+                    left &= !held;
+                }
+            }
+        } else if let Some(tag) = self.like {
+            let listing = Listing::of_tag(bucket, tag).await?;
+            let record = match listing.current(tag, &BTreeSet::new()) {
+                Current::Settled(record) => Some(record),
+                Current::Active(record) if bucket.is_without(Rule::RootIsSettled) => Some(record),
+                _ => None,
+            };
+            if let Some(record) = record {
+                let key = record.head.head_key();
+                let head = bucket.get(&key).await?;
+                let head = head.and_then(|bytes| Some(HeadSummary::decode(&key, &bytes).ok()?.0));
+                for pack in head.iter().flat_map(|head| &head.packs) {
+                    // What a pack holds is known from its head and leaves.
+                    let held = bucket.get(&pack.pack_key()).await?;
+                    let held = held.map_or(self.contents, |bytes| bytes[0]);
+                    if held & left == 0 {
+                        continue;
+                    }
+                    match may_reuse(bucket, lease, &listing, *pack, Some(&record)).await? {
+                        Reuse::No => continue,
+                        Reuse::Yes => {}
+                        Reuse::OnTheWordOf(root) => {
+                            relied.insert(root);
+                        }
+                    }
+                    packs.push(*pack);
+                    left &= !held;
+                }
+            }
+        }
+        let mut own = Vec::new();
+        if left != 0 {
+            let name = lease.next_name();
+            put_surely(bucket, &name.pack_key(), &[left]).await?;
+            own.push(name);
+        }
+        if bucket.is_without(Rule::HeadListsAll) && !own.is_empty() {
+            packs.clear();
+        }
+        packs.extend(own);
+        store_head(bucket, lease, self.contents, packs, relied).await
+    }
+}
+
+async fn store_head(
+    bucket: &SimBucket,
+    lease: &mut Lease,
+    contents: u8,
+    packs: Vec<Name>,
+    relied: BTreeSet<RefKey>,
+) -> Result<Stored, Error> {
+    let head = lease.next_name();
+    let key = head.head_key();
+    let snapshot = id(contents);
+    let summary = HeadSummary {
+        snapshot,
+        packs,
+        moved: Vec::new(),
+    };
+    put_surely(bucket, &key, &summary.encode(&key, &[contents])).await?;
+    Ok(Stored {
+        snapshot,
+        head,
+        relied,
+    })
+}
+
+/// All that a snapshot needs in one new pack.
+struct Rewrite(u8);
+
+impl Work<SimBucket> for Rewrite {
+    async fn store(&mut self, bucket: &SimBucket, lease: &mut Lease) -> Result<Stored, Error> {
+        let name = lease.next_name();
+        put_surely(bucket, &name.pack_key(), &[self.0]).await?;
+        store_head(bucket, lease, self.0, vec![name], BTreeSet::new()).await
+    }
+}
+
+async fn repack(bucket: &SimBucket, tag: &str) {
+    let Ok(listing) = Listing::of_tag(bucket, tag).await else {
+        return;
+    };
+    let Current::Settled(record) = listing.current(tag, &BTreeSet::new()) else {
+        return;
+    };
+    debug_assert_eq!(listing.state(&record), State::Settled);
+    let key = record.head.head_key();
+    let Ok(Some(bytes)) = bucket.get(&key).await else {
+        return;
+    };
+    let Ok((_, [contents])) = HeadSummary::decode(&key, &bytes) else {
+        return;
+    };
+    let contents = *contents;
+    let mode = Mode::Repack(record);
+    let _ = push(bucket, tag, &mode, id(contents), "", &mut Rewrite(contents)).await;
+}

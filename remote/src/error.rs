@@ -1,0 +1,59 @@
+//! What can go wrong between a store and a bucket.
+
+use crate::protocol;
+
+/// The result of an operation on a remote.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why something was not done, or is not known to be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Of the bucket and its protocol.
+    #[error(transparent)]
+    Protocol(#[from] protocol::Error),
+    /// Of the local store.
+    #[error(transparent)]
+    Store(#[from] snapstore_store::Error),
+    /// It is no URL of a bucket.
+    #[error("{url:?} is no URL of a bucket: use file:///DIRECTORY")]
+    BadUrl {
+        /// What was given.
+        url: String,
+    },
+    /// A bucket without a configuration.
+    #[error("there is no remote in {url}")]
+    NoRemote {
+        /// Where.
+        url: String,
+    },
+    /// There is one already.
+    #[error("there is a remote in {url}")]
+    RemoteExists {
+        /// Where.
+        url: String,
+    },
+    /// A store with other pages.
+    #[error("the pages of {url} have {remote_bytes} bytes, and those of the store {store_bytes}")]
+    OtherPageSize {
+        /// Where.
+        url: String,
+        /// Of the remote.
+        remote_bytes: u64,
+        /// Of the store.
+        store_bytes: u64,
+    },
+    /// A probe found that the bucket does not keep what it has to.
+    #[error("{url} is not fit for a remote: {what}")]
+    Unfit {
+        /// Where.
+        url: String,
+        /// What it did.
+        what: &'static str,
+    },
+}
+
+impl From<protocol::Unanswered> for Error {
+    fn from(error: protocol::Unanswered) -> Self {
+        Self::Protocol(error.into())
+    }
+}

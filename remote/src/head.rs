@@ -1,0 +1,355 @@
+//! A head and its packs.
+//!
+//! ```text
+//! head, after what `protocol::HeadSummary` has
+//!   4 length   canonical manifest
+//!   4 count of trees, then each:   2 length   image's name   1 level of the root   32 its id
+//!   4 count of inner nodes, children first, then each:   1 level   4 length   canonical part
+//!   4 count of leaves, then each:  32 id   4 number of its pack in the head's list   4 offset
+//!                                  4 length of its record   2 count   each 4: packs of its pages
+//! pack
+//!      0  8  magic SNAPRPAK      8  4  version, 1      12  20  its own name
+//!     32  -  groups: a leaf's record, then those of its pages that are new, in order
+//!      -  32 BLAKE3 of the pack's key, a zero byte, and all bytes before
+//! record of a leaf
+//!      4 length of the canonical part   canonical part
+//!      2 count of packs, then each 20 name
+//!      for each page in order:  2 number of its pack   4 offset   4 length   1 encoding
+//! ```
+//! Numbers are little-endian. A record's places are not what its id is the hash of: a
+//! page is compared with its own id wherever it was found.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use snapstore_store::NodeParts;
+
+use crate::protocol::sealed::Fields;
+use crate::protocol::{Malformed, Name};
+
+const PACK: [u8; 8] = *b"SNAPRPAK";
+/// What is in front of a pack's first group.
+pub const PACK_HEAD_LEN: usize = 32;
+/// What is behind its last one.
+pub const PACK_CHECK_LEN: usize = 32;
+const PAGE_PLACE_LEN: usize = 11;
+
+/// Where a leaf is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeafPlace {
+    /// The pack with its record.
+    pub pack: Name,
+    /// Where in the pack.
+    pub offset: u32,
+    /// How long the record is.
+    pub len: u32,
+    /// The packs of its pages.
+    pub packs: BTreeSet<Name>,
+}
+
+/// Where a page is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PagePlace {
+    /// The pack with it.
+    pub pack: Name,
+    /// Where in the pack.
+    pub offset: u32,
+    /// How long it is there.
+    pub len: u32,
+    /// How it is encoded.
+    pub encoding: u8,
+}
+
+/// The tree of an image.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tree {
+    /// The image's name.
+    pub image: String,
+    /// The level of the root.
+    pub level: u8,
+    /// Its id.
+    pub id: [u8; 32],
+}
+
+/// What a head holds beside its summary.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Head {
+    /// The canonical manifest.
+    pub manifest: Vec<u8>,
+    /// The trees of images that are not all zeros.
+    pub trees: Vec<Tree>,
+    /// The nodes above leaves, children first.
+    pub nodes: Vec<(u8, Vec<u8>)>,
+    /// The leaves.
+    pub leaves: BTreeMap<[u8; 32], LeafPlace>,
+}
+
+impl Head {
+    /// All packs that the leaves need.
+    #[must_use]
+    pub fn packs(&self) -> Vec<Name> {
+        let mut packs = BTreeSet::new();
+        for leaf in self.leaves.values() {
+            packs.insert(leaf.pack);
+            packs.extend(&leaf.packs);
+        }
+        packs.into_iter().collect()
+    }
+
+    /// Its bytes, with the packs of [`Head::packs`].
+    #[must_use]
+    pub fn encode(&self, packs: &[Name]) -> Vec<u8> {
+        let number = |pack: &Name| {
+            let at = packs.binary_search(pack);
+            u32_of(at.expect("the head lists all packs of its leaves")).to_le_bytes()
+        };
+        let mut out = Vec::new();
+        append(&mut out, &self.manifest);
+        out.extend_from_slice(&u32_of(self.trees.len()).to_le_bytes());
+        for tree in &self.trees {
+            let len = u16::try_from(tree.image.len()).expect("names are short");
+            out.extend_from_slice(&len.to_le_bytes());
+            out.extend_from_slice(tree.image.as_bytes());
+            out.push(tree.level);
+            out.extend_from_slice(&tree.id);
+        }
+        out.extend_from_slice(&u32_of(self.nodes.len()).to_le_bytes());
+        for (level, canonical) in &self.nodes {
+            out.push(*level);
+            append(&mut out, canonical);
+        }
+        out.extend_from_slice(&u32_of(self.leaves.len()).to_le_bytes());
+        for (id, leaf) in &self.leaves {
+            out.extend_from_slice(id);
+            out.extend_from_slice(&number(&leaf.pack));
+            out.extend_from_slice(&leaf.offset.to_le_bytes());
+            out.extend_from_slice(&leaf.len.to_le_bytes());
+            let count = u16::try_from(leaf.packs.len()).expect("at most 512 pages");
+            out.extend_from_slice(&count.to_le_bytes());
+            leaf.packs
+                .iter()
+                .for_each(|pack| out.extend_from_slice(&number(pack)));
+        }
+        out
+    }
+
+    /// # Errors
+    /// If no version wrote it so.
+    pub fn decode(bytes: &[u8], packs: &[Name]) -> Result<Self, Malformed> {
+        let mut fields = Fields(bytes);
+        let wrong = Malformed::Wrong("it names a pack that it does not list");
+        let pack = |number: u32| packs.get(number as usize).copied().ok_or(wrong);
+        let len = fields.count(1)?;
+        let mut head = Self {
+            manifest: fields.take(len)?.to_vec(),
+            ..Self::default()
+        };
+        for _ in 0..fields.count(35)? {
+            let len = usize::from(u16::from_le_bytes(fields.array()?));
+            let image = String::from_utf8(fields.take(len)?.to_vec());
+            head.trees.push(Tree {
+                image: image.map_err(|_| Malformed::Wrong("an image has no name"))?,
+                level: fields.array::<1>()?[0],
+                id: fields.array()?,
+            });
+        }
+        for _ in 0..fields.count(5)? {
+            let level = fields.array::<1>()?[0];
+            let len = fields.count(1)?;
+            head.nodes.push((level, fields.take(len)?.to_vec()));
+        }
+        for _ in 0..fields.count(46)? {
+            let id = fields.array()?;
+            let own = pack(fields.u32()?)?;
+            let (offset, len) = (fields.u32()?, fields.u32()?);
+            let count = u16::from_le_bytes(fields.array()?);
+            let of_pages = (0..count).map(|_| pack(fields.u32()?));
+            let of_pages = of_pages.collect::<Result<_, _>>()?;
+            head.leaves.insert(
+                id,
+                LeafPlace {
+                    pack: own,
+                    offset,
+                    len,
+                    packs: of_pages,
+                },
+            );
+        }
+        fields.end()?;
+        Ok(head)
+    }
+
+    /// The ids of an image's leaves, by their numbers in it.
+    #[must_use]
+    pub fn leaves_of(&self, image: &str) -> BTreeMap<u64, [u8; 32]> {
+        let mut nodes = BTreeMap::new();
+        for (level, canonical) in &self.nodes {
+            if let Some(node) = NodeParts::parse(canonical, *level) {
+                nodes.insert(node.id(), node);
+            }
+        }
+        let mut found = BTreeMap::new();
+        for tree in self.trees.iter().filter(|tree| tree.image == image) {
+            let mut open = vec![(tree.id, tree.level, 0_u64)];
+            while let Some((id, level, first)) = open.pop() {
+                if level == 0 {
+                    found.insert(first, id);
+                    continue;
+                }
+                let leaves = 512_u64.saturating_pow(u32::from(level) - 1);
+                for (slot, child) in nodes.get(&id).map_or(&[][..], |node| &node.children) {
+                    let first = first.saturating_add((*slot as u64).saturating_mul(leaves));
+                    open.push((*child, level - 1, first));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// A pack that is being filled.
+pub struct PackBytes {
+    /// Its name.
+    pub name: Name,
+    bytes: Vec<u8>,
+}
+
+impl PackBytes {
+    /// An empty one.
+    #[must_use]
+    pub fn new(name: Name) -> Self {
+        let mut bytes = PACK.to_vec();
+        bytes.extend_from_slice(&1_u32.to_le_bytes());
+        bytes.extend_from_slice(&name.to_bytes());
+        Self { name, bytes }
+    }
+
+    /// How long it is.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == PACK_HEAD_LEN
+    }
+
+    /// Adds a leaf and those of its pages that are new: encoding and bytes of each, or
+    /// where it is.
+    pub fn add(
+        &mut self,
+        canonical: &[u8],
+        pages: &[Result<PagePlace, (u8, Vec<u8>)>],
+    ) -> (LeafPlace, Vec<PagePlace>) {
+        let mut packs: BTreeSet<Name> = BTreeSet::new();
+        for page in pages {
+            packs.insert(page.as_ref().map_or(self.name, |place| place.pack));
+        }
+        let names: Vec<Name> = packs.iter().copied().collect();
+        let start = self.bytes.len();
+        let len = 4 + canonical.len() + 2 + names.len() * Name::LEN + pages.len() * PAGE_PLACE_LEN;
+        let mut offset = start + len;
+        let mut places = Vec::with_capacity(pages.len());
+        append(&mut self.bytes, canonical);
+        let count = u16::try_from(names.len()).expect("at most 512 pages");
+        self.bytes.extend_from_slice(&count.to_le_bytes());
+        for name in &names {
+            self.bytes.extend_from_slice(&name.to_bytes());
+        }
+        for page in pages {
+            let place = match page {
+                Ok(place) => *place,
+                Err((encoding, bytes)) => {
+                    let place = PagePlace {
+                        pack: self.name,
+                        offset: u32_of(offset),
+                        len: u32_of(bytes.len()),
+                        encoding: *encoding,
+                    };
+                    offset += bytes.len();
+                    place
+                }
+            };
+            let number = names.binary_search(&place.pack).expect("all are there");
+            let number = u16::try_from(number).expect("at most 512 pages");
+            self.bytes.extend_from_slice(&number.to_le_bytes());
+            self.bytes.extend_from_slice(&place.offset.to_le_bytes());
+            self.bytes.extend_from_slice(&place.len.to_le_bytes());
+            self.bytes.push(place.encoding);
+            places.push(place);
+        }
+        for page in pages {
+            if let Err((_, bytes)) = page {
+                self.bytes.extend_from_slice(bytes);
+            }
+        }
+        let leaf = LeafPlace {
+            pack: self.name,
+            offset: u32_of(start),
+            len: u32_of(len),
+            packs,
+        };
+        (leaf, places)
+    }
+
+    /// All its bytes.
+    #[must_use]
+    pub fn finish(mut self) -> Vec<u8> {
+        let check = pack_check(self.name, &self.bytes);
+        self.bytes.extend_from_slice(&check);
+        self.bytes
+    }
+}
+
+/// The last bytes of a pack.
+#[must_use]
+pub fn pack_check(name: Name, bytes: &[u8]) -> [u8; PACK_CHECK_LEN] {
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update(name.pack_key().as_bytes())
+        .update(&[0])
+        .update(bytes);
+    hasher.finalize().into()
+}
+
+/// A leaf and where its pages are, in order.
+///
+/// # Errors
+/// If no version wrote the record so, or it is not the leaf with this id.
+pub fn decode_leaf(id: &[u8; 32], record: &[u8]) -> Result<(NodeParts, Vec<PagePlace>), Malformed> {
+    let mut fields = Fields(record);
+    let len = fields.count(1)?;
+    let node = NodeParts::parse(fields.take(len)?, 0);
+    let node = node.filter(|node| node.id() == *id);
+    let node = node.ok_or(Malformed::Wrong(
+        "it has no leaf with the id that its head names",
+    ))?;
+    let count = u16::from_le_bytes(fields.array()?);
+    let names = (0..count).map(|_| Ok(Name::from_bytes(&fields.array()?)));
+    let names = names.collect::<Result<Vec<_>, Malformed>>()?;
+    let mut places = Vec::with_capacity(node.children.len());
+    for _ in &node.children {
+        let number = usize::from(u16::from_le_bytes(fields.array()?));
+        let pack = names.get(number).copied();
+        places.push(PagePlace {
+            pack: pack.ok_or(Malformed::Wrong(
+                "a leaf names a pack that it does not list",
+            ))?,
+            offset: fields.u32()?,
+            len: fields.u32()?,
+            encoding: fields.array::<1>()?[0],
+        });
+    }
+    fields.end()?;
+    Ok((node, places))
+}
+
+fn append(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&u32_of(bytes.len()).to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+fn u32_of(number: usize) -> u32 {
+    u32::try_from(number).expect("packs and heads are far below 4 GiB")
+}

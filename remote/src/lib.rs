@@ -1,0 +1,42 @@
+//! Snapshots of many hosts in one bucket of an object store.
+//!
+//! [`protocol`] is what hosts do so that none deletes what another one relies on. It
+//! knows no runtime, no clock and no network: what it asks of a bucket is
+//! [`protocol::Bucket`]. `check` runs the same code over a bucket in memory whose
+//! writes come late, get lost and are seen by some and not by others.
+//! [`Remote`] is the protocol over a bucket that is there.
+//!
+//! docs/REMOTE.md has the layout of a bucket and the protocol.
+
+#![forbid(unsafe_code)]
+// Whoever implements it says which thread it runs on.
+#![allow(async_fn_in_trait)]
+
+#[cfg(test)]
+mod check;
+mod dir;
+mod error;
+mod head;
+pub mod protocol;
+mod pull;
+mod remote;
+#[cfg(test)]
+mod tests;
+mod upload;
+mod verify;
+
+pub use error::{Error, Result};
+pub use pull::Pulled;
+pub use remote::{LeaseReport, PushReport, Remote, RemoteTag};
+pub use verify::{Finding, VerifyReport};
+
+/// 128 random bits.
+pub(crate) fn random() -> std::io::Result<u128> {
+    let mut bytes = [0; 16];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled +=
+            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(u128::from_le_bytes(bytes))
+}

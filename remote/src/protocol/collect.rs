@@ -1,0 +1,351 @@
+//! A collection: what no tag and no view needs is condemned, and deleted once nobody can
+//! have begun to rely on it. Any number of collections may run at once, and stop
+//! anywhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::protocol::lease::{LeaseRecord, condemnations, latest_beats};
+use crate::protocol::record::{CondemnRecord, HeadSummary, fence};
+use crate::protocol::{
+    Bucket, Error, LeaseKind, Listed, Listing, Name, Part, RefKey, Result, Rule, Session, State,
+    delete_surely, put_surely,
+};
+
+/// The most that one collection condemns. What is left is for the next one.
+const MOST_CONDEMNED: usize = 100_000;
+/// How often the tags are read until two looks agree.
+const LOOKS: u32 = 8;
+/// How often a session is asked for.
+const WAITS: u32 = 1_000_000;
+
+/// How to collect.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Only say what there is.
+    pub dry_run: bool,
+}
+
+/// What a collection did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Collected {
+    /// What it deleted, or would.
+    pub deleted: Vec<Listed>,
+    /// Records of tags that count no more.
+    pub records: u64,
+    /// The sessions that it gave up.
+    pub fenced: Vec<Session>,
+    /// What is needed, in bytes.
+    pub kept_bytes: u64,
+    /// Why it did not delete all it could.
+    pub not_deleted: Option<NotCollected>,
+}
+
+/// Why nothing was deleted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NotCollected {
+    /// Tags were changed faster than they could be read.
+    TagsChange,
+    /// A push that began before is under way.
+    Waits(Session),
+}
+
+/// What is needed.
+struct Needed {
+    parts: BTreeSet<Part>,
+}
+
+/// The heads that were read. They never change.
+type Heads = BTreeMap<Name, Option<Vec<Name>>>;
+
+/// Collects.
+///
+/// # Errors
+/// [`Error::Missing`]: something is missing that no collection deletes; then nothing is
+/// deleted. If the bucket did not answer: what was deleted until then was not needed.
+pub async fn collect<B: Bucket>(bucket: &B, options: Options) -> Result<Collected> {
+    let mut collected = Collected::default();
+    let mut heads = Heads::new();
+    let mut there = bucket.list("packs/").await?;
+    there.extend(bucket.list("heads/").await?);
+    let listing = Listing::of_all(bucket).await?;
+    let needed = Needed::of(bucket, &listing, &mut heads).await?;
+    if !options.dry_run {
+        collected.records = forget_superseded(bucket, &listing).await?;
+    }
+    let mut condemned = BTreeSet::new();
+    let mut sizes = BTreeMap::new();
+    for listed in there {
+        let Some(part) = Part::parse(&listed.key) else {
+            continue;
+        };
+        if needed.parts.contains(&part) || listing.is_leased(part.session()) {
+            collected.kept_bytes += listed.len_bytes;
+        } else if condemned.len() < MOST_CONDEMNED {
+            condemned.insert(part);
+            sizes.insert(part, listed);
+        }
+    }
+    if options.dry_run {
+        collected.deleted = sizes.into_values().collect();
+        return Ok(collected);
+    }
+    if !condemned.is_empty() {
+        let deleted = delete(bucket, condemned, &mut collected, &mut heads).await?;
+        let deleted = deleted.iter().filter_map(|part| sizes.remove(part));
+        collected.deleted = deleted.collect();
+    } else {
+        // Who is silent is in the way of what its tag is.
+        let _ = wait_for_pushes(bucket, None, &mut collected).await?;
+    }
+    tidy(bucket).await?;
+    Ok(collected)
+}
+
+/// Condemns, waits, looks, and deletes what nobody needs.
+async fn delete<B: Bucket>(
+    bucket: &B,
+    condemned: BTreeSet<Part>,
+    collected: &mut Collected,
+    heads: &mut Heads,
+) -> Result<Vec<Part>> {
+    let own = Name {
+        session: bucket.fresh_session(),
+        number: 0,
+    };
+    let early = bucket.is_without(Rule::CondemnedBeforeLeases);
+    let mut last = None;
+    if early {
+        let _ = wait_for_pushes(bucket, Some(own), collected).await?;
+    }
+    if bucket.is_without(Rule::FenceBeforeLook) {
+        last = Some(Listing::of_all(bucket).await?);
+    }
+    let key = own.condemn_key();
+    let record = CondemnRecord { parts: condemned };
+    put_surely(bucket, &key, &record.encode(&key)).await?;
+    if !early && !bucket.is_without(Rule::WaitsForPushes) {
+        if let Err(waits) = wait_for_pushes(bucket, Some(own), collected).await? {
+            collected.not_deleted = Some(waits);
+            return Ok(Vec::new());
+        }
+    }
+    let listing = match last {
+        Some(listing) => listing,
+        None => match two_that_agree(bucket).await? {
+            Some(listing) => listing,
+            None => {
+                collected.not_deleted = Some(NotCollected::TagsChange);
+                return Ok(Vec::new());
+            }
+        },
+    };
+    let needed = Needed::of(bucket, &listing, heads).await?;
+    let mut parts = record.parts;
+    if bucket.is_without(Rule::OwnCondemnedOnly) {
+        for listed in bucket.list("packs/").await? {
+            parts
+                .extend(Part::parse(&listed.key).filter(|part| !listing.is_leased(part.session())));
+        }
+    }
+    let mut deleted = Vec::new();
+    for part in parts.difference(&needed.parts) {
+        delete_surely(bucket, &part.key()).await?;
+        deleted.push(*part);
+    }
+    Ok(deleted)
+}
+
+/// Waits until each push that may not have seen the record has ended or is fenced. If
+/// there is no record, only those who are silent are given up.
+async fn wait_for_pushes<B: Bucket>(
+    bucket: &B,
+    own: Option<Name>,
+    collected: &mut Collected,
+) -> Result<Result<(), NotCollected>> {
+    let mut done = BTreeSet::new();
+    for _ in 0..WAITS {
+        let mut waits_for = None;
+        let listed = bucket.list("lease/").await?;
+        let fences = bucket.list("fence/").await?;
+        let fences: BTreeSet<Session> = fences
+            .iter()
+            .filter_map(|one| Session::parse_fence(&one.key))
+            .collect();
+        for (session, (_, beat)) in latest_beats(&listed) {
+            if done.contains(&session) {
+                continue;
+            }
+            let Some(bytes) = bucket.get(&beat.key).await? else {
+                // It ended, or wrote another beat: the next listing tells.
+                waits_for = Some(session);
+                continue;
+            };
+            let record = LeaseRecord::decode(&beat.key, &bytes);
+            let record = record.map_err(|error| error.of(&beat.key))?;
+            let is_view = match record.kind {
+                LeaseKind::Push if own.is_some_and(|own| record.seen.contains(&own)) => continue,
+                LeaseKind::Push => false,
+                // A removal relies on nothing.
+                LeaseKind::Removal => false,
+                LeaseKind::View(_) => true,
+            };
+            if fences.contains(&session) && bucket.is_without(Rule::FenceIsWrittenAgain) {
+                done.insert(session);
+                continue;
+            }
+            let fenced = fences.contains(&session);
+            if !fenced && !bucket.is_given_up(session, &beat, is_view).await {
+                if !is_view {
+                    waits_for = Some(session);
+                }
+                continue;
+            }
+            if bucket.is_without(Rule::SilenceNeedsFence) {
+                done.insert(session);
+                continue;
+            }
+            // Also one that somebody else is writing: it may not be there yet.
+            let key = session.fence_key();
+            put_surely(bucket, &key, &fence(&key)).await?;
+            done.insert(session);
+            if !fenced {
+                collected.fenced.push(session);
+            }
+        }
+        let Some(session) = waits_for.filter(|_| own.is_some()) else {
+            return Ok(Ok(()));
+        };
+        if bucket.is_impatient() {
+            return Ok(Err(NotCollected::Waits(session)));
+        }
+    }
+    Ok(Err(NotCollected::TagsChange))
+}
+
+/// The tags, at one instant: two looks after each other that find the same. Names are
+/// never used again, so what both have was there between them, and what neither has was
+/// not, or counted no more.
+async fn two_that_agree<B: Bucket>(bucket: &B) -> Result<Option<Listing>> {
+    let mut before = Listing::of_all(bucket).await?;
+    if bucket.is_without(Rule::TwoLooksAgree) {
+        return Ok(Some(before));
+    }
+    for _ in 0..LOOKS {
+        let now = Listing::of_all(bucket).await?;
+        if now.agrees_with(&before) {
+            return Ok(Some(now));
+        }
+        before = now;
+    }
+    Ok(None)
+}
+
+impl Needed {
+    async fn of<B: Bucket>(bucket: &B, listing: &Listing, heads: &mut Heads) -> Result<Self> {
+        let mut parts = BTreeSet::new();
+        for record in listing.roots() {
+            let settled = listing.state(&record) == State::Settled;
+            let packs = packs_of(bucket, record.head, heads).await?;
+            let Some(packs) = packs else {
+                if settled && still_counts(bucket, &record).await? {
+                    return Err(Error::Missing {
+                        key: record.head.head_key(),
+                        needed_by: record.key(),
+                    });
+                }
+                continue;
+            };
+            parts.insert(Part::Head(record.head));
+            parts.extend(packs.iter().copied().map(Part::Pack));
+        }
+        for (session, (_, beat)) in latest_beats(&listing.beats) {
+            if listing.is_fenced(session) {
+                continue;
+            }
+            let Some(bytes) = bucket.get(&beat.key).await? else {
+                continue;
+            };
+            let lease = LeaseRecord::decode(&beat.key, &bytes);
+            let lease = lease.map_err(|error| error.of(&beat.key))?;
+            if let LeaseKind::View(head) = lease.kind {
+                if let Some(packs) = packs_of(bucket, head, heads).await? {
+                    parts.insert(Part::Head(head));
+                    parts.extend(packs.iter().copied().map(Part::Pack));
+                }
+            }
+        }
+        Ok(Self { parts })
+    }
+}
+
+/// Whether a record counts whose head was not there: it may have been superseded and
+/// collected since it was listed.
+async fn still_counts<B: Bucket>(bucket: &B, record: &RefKey) -> Result<bool> {
+    let listing = Listing::of_tag(bucket, &record.tag).await?;
+    Ok(listing.judge(&record.tag).winner.as_ref() == Some(record))
+}
+
+async fn packs_of<'a, B: Bucket>(
+    bucket: &B,
+    head: Name,
+    heads: &'a mut Heads,
+) -> Result<Option<&'a Vec<Name>>> {
+    if !heads.get(&head).is_some_and(Option::is_some) {
+        let key = head.head_key();
+        let packs = match bucket.get(&key).await? {
+            None => None,
+            Some(bytes) => {
+                let decoded = HeadSummary::decode(&key, &bytes);
+                Some(decoded.map_err(|error| error.of(&key))?.0.packs)
+            }
+        };
+        heads.insert(head, packs);
+    }
+    Ok(heads.get(&head).and_then(Option::as_ref))
+}
+
+/// Deletes records that count no more, oldest first. Those of a tag's last change stay
+/// for ever: they are what a late write of an older one is superseded by.
+async fn forget_superseded<B: Bucket>(bucket: &B, listing: &Listing) -> Result<u64> {
+    let mut forgotten = 0;
+    for tag in listing.tags() {
+        for record in listing.judge(&tag).superseded.iter().rev() {
+            delete_surely(bucket, &record.key()).await?;
+            forgotten += 1;
+        }
+    }
+    Ok(forgotten)
+}
+
+/// Takes away leases that fences have ended, and condemnations of what is gone.
+async fn tidy<B: Bucket>(bucket: &B) -> Result<()> {
+    let fences = bucket.list("fence/").await?;
+    for session in fences
+        .iter()
+        .filter_map(|one| Session::parse_fence(&one.key))
+    {
+        let beats = bucket.list(&session.lease_prefix()).await?;
+        if beats.is_empty() {
+            continue;
+        }
+        // Somebody else may be writing it.
+        let key = session.fence_key();
+        put_surely(bucket, &key, &fence(&key)).await?;
+        for beat in beats {
+            delete_surely(bucket, &beat.key).await?;
+        }
+        if bucket.is_without(Rule::FenceStays) {
+            delete_surely(bucket, &key).await?;
+        }
+    }
+    for (name, record) in condemnations(bucket).await? {
+        let mut gone = true;
+        for part in &record.parts {
+            gone = gone && !bucket.exists(&part.key()).await?;
+        }
+        if gone || bucket.is_without(Rule::CondemnedForLife) {
+            delete_surely(bucket, &name.condemn_key()).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! A pull: what the store has not is read from the bucket, checked, and given to an
+//! import.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::{self, BufWriter};
+use std::path::Path;
+use std::thread;
+
+use serde::Serialize;
+use snapstore_store::{
+    ChunkKind, ImportRequest, Imported, NodeParts, PartsWriter, Progress, Silent, Store,
+    decode_page, snapshot_of_manifest,
+};
+
+use crate::error::Result;
+use crate::head::{Head, PagePlace, decode_leaf};
+use crate::protocol::{self, HeadSummary, Malformed, Name, RefRecord, view};
+use crate::remote::{Remote, block_on, hex, who};
+
+/// Places that are so near each other are read with one request.
+const GAP_BYTES: u32 = 64 << 10;
+const MOST_AT_ONCE_BYTES: u32 = 8 << 20;
+
+/// What a pull did.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Pulled {
+    /// The snapshot's id.
+    pub id: String,
+    /// The tag that names it here.
+    pub tag: String,
+    /// Pages that were read from the bucket.
+    pub pages: u64,
+    /// Bytes that were.
+    pub bytes: u64,
+    /// How many chunks the store did not have.
+    pub added_chunks: u64,
+}
+
+/// What is read and counted.
+struct Fetch<'a> {
+    remote: &'a Remote,
+    store: &'a Store,
+    head_key: String,
+    head: Head,
+    moved: BTreeMap<Name, Name>,
+    progress: &'a (dyn Progress + Sync),
+    pages: u64,
+    bytes: u64,
+}
+
+impl Remote {
+    /// Stores what a tag of the remote names, under a tag of the store. Only what the
+    /// store has not is read.
+    ///
+    /// # Errors
+    /// As [`protocol::view`]; [`protocol::Error::Damaged`] and
+    /// [`protocol::Error::Missing`] name the object that is not what its writer made; as
+    /// [`Store::import`].
+    pub fn pull(
+        &self,
+        store: &Store,
+        tag: &str,
+        as_tag: &str,
+        replace: bool,
+        progress: &(dyn Progress + Sync),
+    ) -> Result<Pulled> {
+        self.check_pages(store)?;
+        store.check_tag_free(as_tag, replace).or_else(|error| {
+            // It may name this snapshot already.
+            store.tag(as_tag)?.map(|_| ()).ok_or(error)
+        })?;
+        let view = block_on(view(self, tag, &who()))?;
+        let pulled = self.read(store, &view.record, as_tag, replace, progress);
+        // A lease that stays is given up by a collection.
+        let _ = block_on(view.lease.end(self));
+        pulled
+    }
+
+    fn read(
+        &self,
+        store: &Store,
+        record: &protocol::RefKey,
+        as_tag: &str,
+        replace: bool,
+        progress: &(dyn Progress + Sync),
+    ) -> Result<Pulled> {
+        let ref_key = record.key();
+        let body = self.needed(&ref_key, "the tag")?;
+        let body = RefRecord::decode(&ref_key, &body).map_err(|error| error.of(&ref_key))?;
+        let key = record.head.head_key();
+        let bytes = self.needed(&key, &ref_key)?;
+        let wrong = |error: Malformed| error.of(&key);
+        let (summary, rest) = HeadSummary::decode(&key, &bytes).map_err(wrong)?;
+        let head = Head::decode(rest, &summary.packs).map_err(wrong)?;
+        if summary.snapshot != body.snapshot
+            || snapshot_of_manifest(&head.manifest) != summary.snapshot
+        {
+            return Err(wrong(Malformed::Wrong("it is of another snapshot than its tag")).into());
+        }
+        let mut fetch = Fetch {
+            remote: self,
+            store,
+            head_key: key,
+            head,
+            moved: summary.moved.into_iter().collect(),
+            progress,
+            pages: 0,
+            bytes: bytes.len() as u64,
+        };
+        let imported = fetch.import(as_tag, replace)?;
+        Ok(Pulled {
+            id: hex(&summary.snapshot),
+            tag: as_tag.to_owned(),
+            pages: fetch.pages,
+            bytes: fetch.bytes,
+            added_chunks: imported.added_chunks,
+        })
+    }
+
+    fn needed(&self, key: &str, needed_by: &str) -> Result<Vec<u8>> {
+        let bytes = self.bucket.get(key, None)?;
+        Ok(bytes.ok_or_else(|| protocol::Error::Missing {
+            key: key.to_owned(),
+            needed_by: needed_by.to_owned(),
+        })?)
+    }
+}
+
+impl Fetch<'_> {
+    fn import(&mut self, tag: &str, replace: bool) -> Result<Imported> {
+        let label = format!("{} of {}", self.head_key, self.remote.url());
+        let request = ImportRequest {
+            replace,
+            label: label.clone().into(),
+            stream_bytes: None,
+        };
+        let (reader, writer) = io::pipe().map_err(no_pipe)?;
+        let store = self.store;
+        thread::scope(|scope| {
+            let import = thread::Builder::new()
+                .name("import".to_owned())
+                .spawn_scoped(scope, || store.import(&request, reader, &Silent))
+                .map_err(no_pipe)?;
+            let sent = self.send(BufWriter::new(writer), Path::new(&label), tag);
+            let imported = import.join().expect("an import does not panic");
+            match (sent, imported) {
+                // Whoever reads no more says why.
+                (
+                    Err(crate::Error::Store(snapstore_store::Error::Io { source, .. })),
+                    Err(error),
+                ) if source.kind() == io::ErrorKind::BrokenPipe => Err(error.into()),
+                (Err(error), _) => Err(error),
+                (Ok(()), imported) => Ok(imported?),
+            }
+        })
+    }
+
+    fn send(&mut self, out: impl io::Write, label: &Path, tag: &str) -> Result<()> {
+        let mut out = PartsWriter::new(out, label, self.store.page_size())?;
+        let leaves = std::mem::take(&mut self.head.leaves);
+        let total: u64 = leaves.values().map(|leaf| u64::from(leaf.len)).sum();
+        self.progress.begin(tag, total);
+        let mut done = 0;
+        let mut written = HashSet::new();
+        for (id, leaf) in &leaves {
+            done += u64::from(leaf.len);
+            self.progress.advance(done);
+            if self.store.has(ChunkKind::Node, id) {
+                continue;
+            }
+            let key = leaf.pack.pack_key();
+            let record = self.range(leaf.pack, leaf.offset, leaf.len)?;
+            let (node, places) = decode_leaf(id, &record).map_err(|error| error.of(&key))?;
+            self.leaf_pages(&node, &places, &mut written, &mut out)?;
+            out.node(&node.canonical)?;
+        }
+        let mut missing = false;
+        for (level, canonical) in &self.head.nodes {
+            let node = NodeParts::parse(canonical, *level).ok_or_else(|| {
+                Malformed::Wrong("it holds a node that none writes").of(&self.head_key)
+            })?;
+            for (_, child) in &node.children {
+                missing |= *level == 1 && !leaves.contains_key(child);
+            }
+            if !self.store.has(ChunkKind::Node, &node.id()) {
+                out.node(canonical)?;
+            }
+        }
+        if missing {
+            let reason = "it refers to a leaf that it does not list";
+            return Err(Malformed::Wrong(reason).of(&self.head_key).into());
+        }
+        Ok(out.finish(tag, &self.head.manifest)?)
+    }
+
+    /// The pages of a leaf that the store has not.
+    fn leaf_pages(
+        &mut self,
+        node: &NodeParts,
+        places: &[PagePlace],
+        written: &mut HashSet<[u8; 32]>,
+        out: &mut PartsWriter<impl io::Write>,
+    ) -> Result<()> {
+        let mut wanted: HashMap<Name, Vec<([u8; 32], PagePlace)>> = HashMap::new();
+        for ((_, id), place) in node.children.iter().zip(places) {
+            if !written.contains(id) && !self.store.has(ChunkKind::Page, id) {
+                written.insert(*id);
+                wanted.entry(place.pack).or_default().push((*id, *place));
+            }
+        }
+        for (pack, mut pages) in wanted {
+            pages.sort_by_key(|(_, place)| place.offset);
+            let mut rest = &pages[..];
+            while let Some(((_, first), _)) = rest.split_first() {
+                let start = first.offset;
+                let mut end = start.saturating_add(first.len);
+                let mut count = 1;
+                for (_, place) in &rest[1..] {
+                    let next = place.offset.saturating_add(place.len);
+                    if place.offset > end.saturating_add(GAP_BYTES)
+                        || next - start > MOST_AT_ONCE_BYTES
+                    {
+                        break;
+                    }
+                    end = end.max(next);
+                    count += 1;
+                }
+                let bytes = self.range(pack, start, end - start)?;
+                for (id, place) in &rest[..count] {
+                    let from = (place.offset - start) as usize;
+                    let stored = bytes.get(from..from + place.len as usize);
+                    let page = stored.and_then(|stored| {
+                        decode_page(id, place.encoding, stored, self.store.page_size())
+                    });
+                    let page = page.ok_or_else(|| {
+                        let reason = "a page in it is not the one that its leaf names";
+                        Malformed::Wrong(reason).of(&self.key(pack))
+                    })?;
+                    out.page(&page)?;
+                    self.pages += 1;
+                }
+                rest = &rest[count..];
+            }
+        }
+        Ok(())
+    }
+
+    fn key(&self, pack: Name) -> String {
+        self.moved.get(&pack).unwrap_or(&pack).pack_key()
+    }
+
+    /// A part of a pack.
+    fn range(&mut self, pack: Name, offset: u32, len: u32) -> Result<Vec<u8>> {
+        let key = self.key(pack);
+        if len > 2 * MOST_AT_ONCE_BYTES {
+            let reason = "it names a place that is longer than any";
+            return Err(Malformed::Wrong(reason).of(&self.head_key).into());
+        }
+        let bytes = self
+            .remote
+            .bucket
+            .get(&key, Some((u64::from(offset), len as usize)))?;
+        let bytes = bytes.ok_or_else(|| protocol::Error::Missing {
+            key: key.clone(),
+            needed_by: self.head_key.clone(),
+        })?;
+        if bytes.len() != len as usize {
+            return Err(Malformed::Wrong("it is too short").of(&key).into());
+        }
+        self.bytes += u64::from(len);
+        Ok(bytes)
+    }
+}
+
+fn no_pipe(error: io::Error) -> crate::Error {
+    crate::Error::Protocol(protocol::Error::Work(error.into()))
+}

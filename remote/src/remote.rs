@@ -1,0 +1,402 @@
+//! A remote: a bucket, and what hosts do with it.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Mutex;
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::Duration;
+
+use serde::Serialize;
+use snapstore_store::{Progress, Store};
+
+use crate::dir::Directory;
+use crate::error::{Error, Result};
+use crate::protocol::{
+    self, Bucket, Collected, Current, LeaseKind, Listed, Listing, Mode, Options, Pushed, RefRecord,
+    Session, Unanswered, seal, unseal,
+};
+use crate::upload::Upload;
+
+const CONFIG_KEY: &str = "config";
+const CONFIG: [u8; 8] = *b"SNAPBUCK";
+/// How long a session may be silent until a collection gives it up.
+const PUSH_SILENCE_SECONDS: u64 = 15 * 60;
+const VIEW_SILENCE_SECONDS: u64 = 24 * 60 * 60;
+/// How long a collection waits until it looks again.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// A bucket with snapshots of many hosts.
+pub struct Remote {
+    url: String,
+    pub(crate) bucket: Directory,
+    silence_seconds: u64,
+    waits: bool,
+}
+
+/// What a tag of a remote names.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct RemoteTag {
+    /// Its name.
+    pub tag: String,
+    /// The snapshot's id.
+    pub id: String,
+    /// Why it cannot be told, if so.
+    pub problem: Option<String>,
+}
+
+/// What a push did.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Default)]
+pub struct PushReport {
+    /// The snapshot's id.
+    pub id: String,
+    /// Whether the tag named it already.
+    pub already: bool,
+    /// Pages that were uploaded.
+    pub pages: u64,
+    /// Pages that were there.
+    pub reused_pages: u64,
+    /// Leaves that were there as they are.
+    pub reused_leaves: u64,
+    /// Bytes that were uploaded.
+    pub bytes: u64,
+}
+
+/// Who works on a remote.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct LeaseReport {
+    /// The session.
+    pub session: String,
+    /// What it does.
+    pub kind: &'static str,
+    /// Host and process.
+    pub who: String,
+    /// Its last sign of life, in seconds since 1970, by the bucket's clock.
+    pub last_seen: u64,
+}
+
+/// Runs what never waits but inside its requests.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(value) = future
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+        {
+            return value;
+        }
+        thread::yield_now();
+    }
+}
+
+impl Bucket for Remote {
+    async fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Unanswered> {
+        self.bucket.put(key, bytes)
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Unanswered> {
+        self.bucket.get(key, None)
+    }
+
+    async fn exists(&self, key: &str) -> Result<bool, Unanswered> {
+        self.bucket.exists(key)
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<Listed>, Unanswered> {
+        self.bucket.list(prefix)
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), Unanswered> {
+        self.bucket.delete(key)
+    }
+
+    fn fresh_session(&self) -> Session {
+        Session(crate::random().expect("the system has random numbers"))
+    }
+
+    async fn is_given_up(&self, _: Session, last: &Listed, view: bool) -> bool {
+        let allowed = match view {
+            true => VIEW_SILENCE_SECONDS.max(self.silence_seconds),
+            false => self.silence_seconds,
+        };
+        let silent = self
+            .now()
+            .is_ok_and(|now| now.saturating_sub(last.modified) > allowed);
+        if !silent && !view && self.waits {
+            thread::sleep(WAIT);
+        }
+        silent
+    }
+
+    fn is_impatient(&self) -> bool {
+        !self.waits
+    }
+}
+
+impl Remote {
+    /// The remote at a URL. Nothing is read.
+    ///
+    /// # Errors
+    /// [`Error::BadUrl`].
+    pub fn at(url: &str) -> Result<Self> {
+        let path = url
+            .strip_prefix("file://")
+            .filter(|path| path.starts_with('/'));
+        let path = path.ok_or_else(|| Error::BadUrl {
+            url: url.to_owned(),
+        })?;
+        Ok(Self {
+            url: url.to_owned(),
+            bucket: Directory::new(Path::new(path)),
+            silence_seconds: PUSH_SILENCE_SECONDS,
+            waits: true,
+        })
+    }
+
+    /// How long a push may be silent until a collection gives it up, and whether it is
+    /// waited for until then.
+    #[must_use]
+    pub fn patience(mut self, silence: Duration, waits: bool) -> Self {
+        self.silence_seconds = silence.as_secs();
+        self.waits = waits;
+        self
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The bucket's clock.
+    fn now(&self) -> Result<u64> {
+        let key = format!("probe/{:032x}", crate::random().map_err(no_random)?);
+        self.bucket.put(&key, b"")?;
+        let found = self.bucket.list("probe/")?;
+        self.bucket.delete(&key)?;
+        let own = found.iter().find(|one| one.key == key);
+        own.map(|one| one.modified).ok_or(Error::Unfit {
+            url: self.url.clone(),
+            what: "it does not list what was just written",
+        })
+    }
+
+    /// Makes a bucket a remote.
+    ///
+    /// # Errors
+    /// [`Error::RemoteExists`]; if the bucket did not answer.
+    pub fn init(&self, page_bytes: u32) -> Result<()> {
+        self.bucket.create()?;
+        if self.bucket.exists(CONFIG_KEY)? {
+            return Err(Error::RemoteExists {
+                url: self.url.clone(),
+            });
+        }
+        let mut payload = page_bytes.to_le_bytes().to_vec();
+        payload.extend_from_slice(&crate::random().map_err(no_random)?.to_le_bytes());
+        Ok(self
+            .bucket
+            .put(CONFIG_KEY, &seal(CONFIG, CONFIG_KEY, &payload))?)
+    }
+
+    /// The size of its pages.
+    ///
+    /// # Errors
+    /// [`Error::NoRemote`]; if its configuration is damaged or newer.
+    pub fn page_bytes(&self) -> Result<u64> {
+        let bytes = self.bucket.get(CONFIG_KEY, None)?;
+        let bytes = bytes.ok_or_else(|| Error::NoRemote {
+            url: self.url.clone(),
+        })?;
+        let payload = unseal(CONFIG, CONFIG_KEY, &bytes).map_err(|error| error.of(CONFIG_KEY))?;
+        match payload.first_chunk::<4>() {
+            Some(bytes) if payload.len() == 20 => Ok(u32::from_le_bytes(*bytes).into()),
+            _ => Err(protocol::Malformed::Wrong("it has another length")
+                .of(CONFIG_KEY)
+                .into()),
+        }
+    }
+
+    pub(crate) fn check_pages(&self, store: &Store) -> Result<()> {
+        let (remote_bytes, store_bytes) = (self.page_bytes()?, store.page_size().bytes());
+        match remote_bytes == store_bytes {
+            true => Ok(()),
+            false => Err(Error::OtherPageSize {
+                url: self.url.clone(),
+                remote_bytes,
+                store_bytes,
+            }),
+        }
+    }
+
+    /// Probes what a bucket has to promise. It can find a fault, not prove that there is
+    /// none.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`]; [`Error::NoRemote`]; if the bucket did not answer.
+    pub fn check(&self) -> Result<()> {
+        self.page_bytes()?;
+        let unfit = |what| Error::Unfit {
+            url: self.url.clone(),
+            what,
+        };
+        for _ in 0..16 {
+            let key = format!("probe/{:032x}", crate::random().map_err(no_random)?);
+            let listed = || -> Result<bool> {
+                let found = self.bucket.list("probe/")?;
+                Ok(found.iter().any(|one| one.key == key))
+            };
+            if self.bucket.get(&key, None)?.is_some() {
+                return Err(unfit("it has what nobody wrote"));
+            }
+            self.bucket.put(&key, key.as_bytes())?;
+            if self.bucket.get(&key, None)?.as_deref() != Some(key.as_bytes()) {
+                return Err(unfit("it does not return what was just written"));
+            }
+            if !listed()? {
+                return Err(unfit("it does not list what was just written"));
+            }
+            self.bucket.delete(&key)?;
+            if self.bucket.exists(&key)? || listed()? {
+                return Err(unfit("it has what was just deleted"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Its tags, sorted.
+    ///
+    /// # Errors
+    /// If the bucket did not answer.
+    pub fn tags(&self) -> Result<Vec<RemoteTag>> {
+        self.page_bytes()?;
+        let listing = block_on(Listing::of_all(self))?;
+        let mut tags = Vec::new();
+        for tag in listing.tags() {
+            let (record, mut problem) = match listing.current(&tag, &BTreeSet::new()) {
+                Current::Absent => continue,
+                Current::Settled(record) => (Some(record), None),
+                Current::Fenced(record) => (Some(record), Some("its push was cut off".to_owned())),
+                Current::Active(record) => (Some(record), Some("its push is under way".to_owned())),
+                Current::Ambiguous => (None, Some("two pushes of it were cut off".to_owned())),
+            };
+            let mut id = String::new();
+            if let Some(record) = record {
+                let key = record.key();
+                match self.bucket.get(&key, None)? {
+                    None => continue,
+                    Some(bytes) => match RefRecord::decode(&key, &bytes) {
+                        Ok(record) => id = hex(&record.snapshot),
+                        Err(error) => problem = Some(error.of(&key).to_string()),
+                    },
+                }
+            }
+            tags.push(RemoteTag { tag, id, problem });
+        }
+        Ok(tags)
+    }
+
+    /// Pushes a local snapshot under a tag.
+    ///
+    /// # Errors
+    /// As [`protocol::push`], and of the store.
+    pub fn push(
+        &self,
+        store: &Store,
+        name: &str,
+        tag: &str,
+        replace: bool,
+        progress: &(dyn Progress + Sync),
+    ) -> Result<PushReport> {
+        self.check_pages(store)?;
+        let parts = store.parts(name)?;
+        let snapshot = *parts.id().as_bytes();
+        let mode = if replace { Mode::Replace } else { Mode::New };
+        let report = Mutex::new(PushReport {
+            id: parts.id().to_string(),
+            ..PushReport::default()
+        });
+        let failed = Cell::new(None);
+        let mut work = Upload::new(store, &parts, tag, progress, &report, &failed);
+        let pushed = block_on(protocol::push(
+            self,
+            tag,
+            &mode,
+            snapshot,
+            &who(),
+            &mut work,
+        ));
+        drop(work);
+        if let Some(error) = failed.take() {
+            return Err(Error::Store(error));
+        }
+        let mut report = report.into_inner().unwrap_or_default();
+        report.already = matches!(pushed?, Pushed::Already(_));
+        Ok(report)
+    }
+
+    /// Removes a tag.
+    ///
+    /// # Errors
+    /// As [`protocol::remove`].
+    pub fn remove(&self, tag: &str) -> Result<()> {
+        self.page_bytes()?;
+        block_on(protocol::remove(self, tag, &who()))?;
+        Ok(())
+    }
+
+    /// Collects what no tag and no view needs.
+    ///
+    /// # Errors
+    /// As [`protocol::collect`].
+    pub fn collect(&self, options: Options) -> Result<Collected> {
+        self.page_bytes()?;
+        Ok(block_on(protocol::collect(self, options))?)
+    }
+
+    /// Who works on it.
+    ///
+    /// # Errors
+    /// If the bucket did not answer, or a lease is damaged.
+    pub fn leases(&self) -> Result<Vec<LeaseReport>> {
+        self.page_bytes()?;
+        let leases = block_on(protocol::leases(self))?;
+        let report =
+            |(session, last, lease): (Session, Listed, protocol::LeaseRecord)| LeaseReport {
+                session: session.to_string(),
+                kind: match lease.kind {
+                    LeaseKind::Push => "push",
+                    LeaseKind::View(_) => "view",
+                    LeaseKind::Removal => "removal",
+                },
+                who: lease.who,
+                last_seen: last.modified,
+            };
+        Ok(leases.into_iter().map(report).collect())
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// This host and process, for people.
+pub(crate) fn who() -> String {
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    format!("{host} process {}", std::process::id())
+}
+
+fn no_random(error: std::io::Error) -> Error {
+    Unanswered {
+        what: "draw a random name for",
+        key: String::new(),
+        reason: error.to_string(),
+    }
+    .into()
+}

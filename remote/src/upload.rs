@@ -1,0 +1,359 @@
+//! What a push uploads: the leaves that the bucket has not, with the pages that it has
+//! not. What it has is known from the head of the nearest ancestor there, else of the
+//! snapshot that the tag named.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Mutex;
+
+use snapstore_store::{Parts, Progress, Root, Store};
+
+use crate::head::{Head, LeafPlace, PackBytes, PagePlace, Tree, decode_leaf};
+use crate::protocol::{
+    Bucket as _, Current, Error, HeadSummary, Lease, Listing, Malformed, Name, RefKey, RefRecord,
+    Result, Reuse, Stored, Work, may_reuse, put_surely,
+};
+use crate::remote::{PushReport, Remote};
+
+/// A pack is finished at this length.
+const PACK_LEN: usize = 64 << 20;
+/// How far back an ancestor is looked for.
+const MOST_ANCESTORS: usize = 1000;
+/// How often a long push gives a sign of life, in uploaded packs or leaves.
+const BEAT_EVERY_SECONDS: u64 = 60;
+
+type Failed = Cell<Option<snapstore_store::Error>>;
+
+/// The work of a push.
+pub struct Upload<'a> {
+    store: &'a Store,
+    parts: &'a Parts<'a>,
+    tag: &'a str,
+    progress: &'a dyn Progress,
+    report: &'a Mutex<PushReport>,
+    failed: &'a Failed,
+}
+
+/// What is in the bucket already.
+#[derive(Default)]
+struct There {
+    root: Option<RefKey>,
+    head: Head,
+    moved: Vec<(Name, Name)>,
+    listing: Option<Listing>,
+    judged: HashMap<Name, bool>,
+    relied: BTreeSet<RefKey>,
+}
+
+/// A push under way.
+struct Run<'a> {
+    remote: &'a Remote,
+    lease: &'a mut Lease,
+    there: There,
+    head: Head,
+    pack: PackBytes,
+    uploaded: HashMap<[u8; 32], PagePlace>,
+    nodes: BTreeSet<[u8; 32]>,
+    done_pages: u64,
+    last_beat: std::time::Instant,
+}
+
+impl<'a> Upload<'a> {
+    pub fn new(
+        store: &'a Store,
+        parts: &'a Parts<'a>,
+        tag: &'a str,
+        progress: &'a dyn Progress,
+        report: &'a Mutex<PushReport>,
+        failed: &'a Failed,
+    ) -> Self {
+        Self {
+            store,
+            parts,
+            tag,
+            progress,
+            report,
+            failed,
+        }
+    }
+
+    /// An error of the local store ends the push.
+    fn local<T>(&self, result: snapstore_store::Result<T>) -> Result<T> {
+        result.map_err(|error| {
+            let text = error.to_string();
+            self.failed.set(Some(error));
+            Error::Work(text.into())
+        })
+    }
+
+    fn count(&self, change: impl FnOnce(&mut PushReport)) {
+        if let Ok(mut report) = self.report.lock() {
+            change(&mut report);
+        }
+    }
+
+    /// Finds the head whose leaves and packs are reused.
+    async fn look(&self, remote: &Remote) -> Result<There> {
+        let listing = Listing::of_all(remote).await?;
+        let mut named = BTreeMap::new();
+        let mut of_tag = None;
+        for tag in listing.tags() {
+            let Current::Settled(record) = listing.current(&tag, &BTreeSet::new()) else {
+                continue;
+            };
+            let key = record.key();
+            let Some(bytes) = remote.get(&key).await? else {
+                continue;
+            };
+            let body = RefRecord::decode(&key, &bytes).map_err(|error| error.of(&key))?;
+            if tag == self.tag {
+                of_tag = Some(record.clone());
+            }
+            named.insert(body.snapshot, record);
+        }
+        let mut chosen = None;
+        let mut next = Some(self.parts.id());
+        for _ in 0..MOST_ANCESTORS {
+            let Some(id) = next else { break };
+            chosen = named.get(id.as_bytes()).cloned();
+            if chosen.is_some() {
+                break;
+            }
+            // An ancestor that is gone here ends the way there.
+            next = self
+                .store
+                .manifest(id)
+                .ok()
+                .and_then(|manifest| manifest.parent);
+        }
+        let mut there = There::default();
+        if let Some(root) = chosen.or(of_tag) {
+            let key = root.head.head_key();
+            if let Some(bytes) = remote.get(&key).await? {
+                let wrong = |error: Malformed| error.of(&key);
+                let (summary, rest) = HeadSummary::decode(&key, &bytes).map_err(wrong)?;
+                there.head = Head::decode(rest, &summary.packs).map_err(wrong)?;
+                there.moved = summary.moved;
+                there.root = Some(root);
+            }
+        }
+        there.listing = Some(listing);
+        Ok(there)
+    }
+
+    async fn node(
+        &self,
+        run: &mut Run<'_>,
+        root: Root,
+        image: &str,
+        old: &BTreeMap<u64, [u8; 32]>,
+        first: u64,
+    ) -> Result<()> {
+        if root.level == 0 {
+            return self.leaf(run, root, old.get(&first)).await;
+        }
+        let node = self.local(self.parts.node(root))?;
+        let leaves = 512_u64.saturating_pow(u32::from(root.level) - 1);
+        for (slot, id) in &node.children {
+            let child = Root {
+                id: *id,
+                level: root.level - 1,
+            };
+            let first = first + *slot as u64 * leaves;
+            Box::pin(self.node(run, child, image, old, first)).await?;
+        }
+        if run.nodes.insert(root.id) {
+            run.head.nodes.push((root.level, node.canonical));
+        }
+        Ok(())
+    }
+
+    async fn leaf(&self, run: &mut Run<'_>, leaf: Root, old: Option<&[u8; 32]>) -> Result<()> {
+        if run.head.leaves.contains_key(&leaf.id) {
+            return Ok(());
+        }
+        run.beat().await?;
+        if let Some(place) = run.there.head.leaves.get(&leaf.id).cloned()
+            && run.may_use_all(&place).await?
+        {
+            run.head.leaves.insert(leaf.id, place);
+            self.count(|report| report.reused_leaves += 1);
+            return Ok(());
+        }
+        let known = run.known(old).await?;
+        let node = self.local(self.parts.node(leaf))?;
+        let mut pages = Vec::with_capacity(node.children.len());
+        let (mut new, mut reused) = (0, 0);
+        for (_, id) in &node.children {
+            let place = known.get(id).or_else(|| run.uploaded.get(id)).copied();
+            let place = match place {
+                Some(place) if run.may_use(place.pack).await? => Some(place),
+                _ => None,
+            };
+            pages.push(match place {
+                Some(place) => {
+                    reused += 1;
+                    Ok(place)
+                }
+                None => {
+                    new += 1;
+                    let mut bytes = Vec::new();
+                    let encoding = self.local(self.parts.encoded_page(id, &mut bytes))?;
+                    Err((encoding, bytes))
+                }
+            });
+        }
+        let (place, places) = run.pack.add(&node.canonical, &pages);
+        for ((_, id), place) in node.children.iter().zip(places) {
+            run.uploaded.insert(*id, place);
+        }
+        run.head.leaves.insert(leaf.id, place);
+        run.done_pages += pages.len() as u64;
+        let page_bytes = self.store.page_size().bytes();
+        self.progress.advance(run.done_pages * page_bytes);
+        self.count(|report| {
+            report.pages += new;
+            report.reused_pages += reused;
+        });
+        if run.pack.len() >= PACK_LEN {
+            let bytes = run.finish_pack().await?;
+            self.count(|report| report.bytes += bytes);
+        }
+        Ok(())
+    }
+}
+
+impl Work<Remote> for Upload<'_> {
+    async fn store(&mut self, remote: &Remote, lease: &mut Lease) -> Result<Stored> {
+        let there = self.look(remote).await?;
+        let pack = PackBytes::new(lease.next_name());
+        let mut run = Run {
+            remote,
+            lease,
+            there,
+            head: Head {
+                manifest: self.parts.canonical_manifest().to_vec(),
+                ..Head::default()
+            },
+            pack,
+            uploaded: HashMap::new(),
+            nodes: BTreeSet::new(),
+            done_pages: 0,
+            last_beat: std::time::Instant::now(),
+        };
+        let images = &self.parts.manifest().images;
+        let pages: u64 = images.iter().map(|image| image.nonzero_pages).sum();
+        self.progress
+            .begin(self.tag, pages * self.store.page_size().bytes());
+        for (image, root) in self.parts.roots() {
+            let old = run.there.head.leaves_of(image);
+            self.node(&mut run, root, image, &old, 0).await?;
+            run.head.trees.push(Tree {
+                image: image.to_owned(),
+                level: root.level,
+                id: root.id,
+            });
+        }
+        if !run.pack.is_empty() {
+            let bytes = run.finish_pack().await?;
+            self.count(|report| report.bytes += bytes);
+        }
+        let snapshot = *self.parts.id().as_bytes();
+        let head = run.lease.next_name();
+        let key = head.head_key();
+        let packs = run.head.packs();
+        let summary = HeadSummary {
+            snapshot,
+            packs: packs.clone(),
+            moved: Vec::new(),
+        };
+        let bytes = summary.encode(&key, &run.head.encode(&packs));
+        put_surely(remote, &key, &bytes).await?;
+        self.count(|report| report.bytes += bytes.len() as u64);
+        Ok(Stored {
+            snapshot,
+            head,
+            relied: run.there.relied,
+        })
+    }
+}
+
+impl Run<'_> {
+    async fn beat(&mut self) -> Result<()> {
+        if self.last_beat.elapsed().as_secs() >= BEAT_EVERY_SECONDS {
+            self.lease.beat(self.remote).await?;
+            self.last_beat = std::time::Instant::now();
+        }
+        Ok(())
+    }
+
+    async fn finish_pack(&mut self) -> Result<u64> {
+        let next = PackBytes::new(self.lease.next_name());
+        let pack = std::mem::replace(&mut self.pack, next);
+        let key = pack.name.pack_key();
+        let bytes = pack.finish();
+        put_surely(self.remote, &key, &bytes).await?;
+        Ok(bytes.len() as u64)
+    }
+
+    /// Whether a pack may be relied on. Its own ones may.
+    async fn may_use(&mut self, pack: Name) -> Result<bool> {
+        if pack.session == self.lease.session() {
+            return Ok(true);
+        }
+        if let Some(known) = self.there.judged.get(&pack) {
+            return Ok(*known);
+        }
+        let Some(listing) = &self.there.listing else {
+            return Ok(false);
+        };
+        let root = self.there.root.as_ref();
+        let may = match may_reuse(self.remote, self.lease, listing, pack, root).await? {
+            Reuse::No => false,
+            Reuse::Yes => true,
+            Reuse::OnTheWordOf(root) => {
+                self.there.relied.insert(root);
+                true
+            }
+        };
+        self.there.judged.insert(pack, may);
+        Ok(may)
+    }
+
+    async fn may_use_all(&mut self, leaf: &LeafPlace) -> Result<bool> {
+        // Its record says where its pages were before packs were copied.
+        if !self.there.moved.is_empty() {
+            return Ok(false);
+        }
+        for pack in leaf.packs.iter().chain([&leaf.pack]) {
+            if !self.may_use(*pack).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The pages of a leaf in the bucket, and where they are.
+    async fn known(&mut self, old: Option<&[u8; 32]>) -> Result<HashMap<[u8; 32], PagePlace>> {
+        let mut known = HashMap::new();
+        let place = old.and_then(|id| Some((id, self.there.head.leaves.get(id)?)));
+        let Some((id, place)) = place else {
+            return Ok(known);
+        };
+        let key = place.pack.pack_key();
+        let range = (u64::from(place.offset), place.len as usize);
+        let Some(record) = self.remote.bucket.get(&key, Some(range))? else {
+            return Ok(known);
+        };
+        let (node, places) = decode_leaf(id, &record).map_err(|error| error.of(&key))?;
+        for ((_, id), mut place) in node.children.iter().zip(places) {
+            for (from, to) in &self.there.moved {
+                if place.pack == *from {
+                    place.pack = *to;
+                }
+            }
+            known.insert(*id, place);
+        }
+        Ok(known)
+    }
+}

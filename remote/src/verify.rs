@@ -1,0 +1,129 @@
+//! Whether a bucket holds what its tags need, and whether it is what was written.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::head::{Head, PACK_CHECK_LEN, PACK_HEAD_LEN, pack_check};
+use crate::protocol::{HeadSummary, Listing, Malformed, Name, RefRecord, State};
+use crate::remote::{Remote, block_on};
+
+/// What is wrong with an object.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Finding {
+    /// The object.
+    pub object: String,
+    /// What is wrong.
+    pub problem: String,
+    /// The tags that need it.
+    pub tags: Vec<String>,
+}
+
+/// What was found.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Default)]
+pub struct VerifyReport {
+    /// The records that were looked at.
+    pub records: u64,
+    /// The packs.
+    pub packs: u64,
+    /// Their bytes that were read.
+    pub read_bytes: u64,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+impl Remote {
+    /// Looks at all that tags need, and with `read_data` at all bytes of their packs.
+    ///
+    /// # Errors
+    /// If the bucket did not answer. Damage is a finding.
+    pub fn verify(&self, read_data: bool) -> Result<VerifyReport> {
+        self.page_bytes()?;
+        let listing = block_on(Listing::of_all(self))?;
+        let mut report = VerifyReport::default();
+        let mut packs: BTreeMap<Name, Vec<String>> = BTreeMap::new();
+        for record in listing.roots() {
+            report.records += 1;
+            let ref_key = record.key();
+            let head_key = record.head.head_key();
+            let tags = vec![record.tag.clone()];
+            let mut found = |object: &str, problem: String| {
+                report.findings.push(Finding {
+                    object: object.to_owned(),
+                    problem,
+                    tags: tags.clone(),
+                });
+            };
+            let Some(body) = self.bucket.get(&ref_key, None)? else {
+                continue;
+            };
+            let body = match RefRecord::decode(&ref_key, &body) {
+                Ok(body) => body,
+                Err(error) => {
+                    found(&ref_key, error.of(&ref_key).to_string());
+                    continue;
+                }
+            };
+            let Some(bytes) = self.bucket.get(&head_key, None)? else {
+                if listing.state(&record) == State::Settled {
+                    found(&head_key, "it is missing".to_owned());
+                }
+                continue;
+            };
+            let decoded = HeadSummary::decode(&head_key, &bytes).and_then(|(summary, rest)| {
+                let head = Head::decode(rest, &summary.packs)?;
+                match (summary.snapshot == body.snapshot, head.packs().len()) {
+                    (true, needed) if needed <= summary.packs.len() => Ok(summary),
+                    _ => Err(Malformed::Wrong("it is of another snapshot than its tag")),
+                }
+            });
+            match decoded {
+                Ok(summary) => {
+                    for pack in summary.packs {
+                        packs.entry(pack).or_default().push(record.tag.clone());
+                    }
+                }
+                Err(error) => found(&head_key, error.of(&head_key).to_string()),
+            }
+        }
+        for (pack, tags) in packs {
+            report.packs += 1;
+            let key = pack.pack_key();
+            let problem = match read_data {
+                false => (!self.bucket.exists(&key)?).then(|| "it is missing".to_owned()),
+                true => match self.bucket.get(&key, None)? {
+                    None => Some("it is missing".to_owned()),
+                    Some(bytes) => {
+                        report.read_bytes += bytes.len() as u64;
+                        wrong_pack(pack, &bytes).map(str::to_owned)
+                    }
+                },
+            };
+            if let Some(problem) = problem {
+                report.findings.push(Finding {
+                    object: key,
+                    problem,
+                    tags,
+                });
+            }
+        }
+        Ok(report)
+    }
+}
+
+/// What is wrong with a pack's bytes. A copy has the check of what it is a copy of.
+fn wrong_pack(name: Name, bytes: &[u8]) -> Option<&'static str> {
+    let body = bytes.len().checked_sub(PACK_CHECK_LEN);
+    let Some(body) = body.filter(|len| *len >= PACK_HEAD_LEN) else {
+        return Some("it is too short");
+    };
+    let (body, check) = bytes.split_at(body);
+    let own = body[12..32].first_chunk().map(Name::from_bytes);
+    let checks = [Some(name), own];
+    let is_whole = checks
+        .iter()
+        .flatten()
+        .any(|name| pack_check(*name, body) == check);
+    (!is_whole).then_some("its bytes do not match their checksum")
+}
