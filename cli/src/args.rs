@@ -2,6 +2,7 @@
 
 mod machines;
 mod mounts;
+mod remote;
 mod shell;
 mod snapshots;
 mod transfer;
@@ -17,6 +18,7 @@ pub use machines::{
     ConsoleArgs, ExecArgs, PsArgs, RestoreArgs, RunArgs, StartArgs, StopArgs, VmArgs,
 };
 pub use mounts::{MountArgs, UmountArgs, WarmArgs};
+pub use remote::{PullArgs, PushArgs, RemoteArgs, RemoteCommand};
 pub use shell::{CompletionsArgs, GenerateArgs, Shell};
 pub use snapshots::{CommitArgs, DiffArgs, ForgetArgs, LogArgs, RmArgs, ShowArgs, TagArgs};
 pub use transfer::{CopyArgs, ExportArgs, ImportArgs};
@@ -53,7 +55,8 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 damaged data found, 5 busy";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 damaged data found, 5 busy,
+6 a remote did not answer: what was asked for may have happened";
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -108,6 +111,12 @@ pub enum Command {
     Import(ImportArgs),
     /// Take snapshots over from another store
     Copy(CopyArgs),
+    /// Keep snapshots of many hosts in one bucket
+    Remote(RemoteArgs),
+    /// Store a snapshot in a remote, under its tag
+    Push(PushArgs),
+    /// Take a snapshot over from a remote
+    Pull(PullArgs),
     /// Free what no tag and no mount needs
     Gc(GcArgs),
     /// Check the store, and name what is damaged

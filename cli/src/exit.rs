@@ -15,6 +15,8 @@ pub const USAGE: u8 = 2;
 pub const NOT_FOUND: u8 = 3;
 pub const DAMAGED: u8 = 4;
 pub const BUSY: u8 = 5;
+/// A remote did not answer: what was asked for may have happened.
+pub const UNANSWERED: u8 = 6;
 /// Of `exec`, as of a shell: there is no such command.
 pub const NO_COMMAND: u8 = 127;
 
@@ -74,11 +76,32 @@ pub fn code(error: &anyhow::Error) -> u8 {
     if error.is::<NoCommand>() {
         return NO_COMMAND;
     }
+    if let Some(error) = error.downcast_ref() {
+        return of_remote(error);
+    }
     match snapstore_host::class(error) {
         ErrorClass::Failed => FAILED,
         ErrorClass::Usage => USAGE,
         ErrorClass::NotFound => NOT_FOUND,
         ErrorClass::Damaged => DAMAGED,
         ErrorClass::Busy => BUSY,
+    }
+}
+
+fn of_remote(error: &snapstore_remote::Error) -> u8 {
+    use snapstore_remote::Error as Remote;
+    use snapstore_remote::protocol::Error as Protocol;
+    match error {
+        Remote::Protocol(Protocol::Unanswered(_)) => UNANSWERED,
+        Remote::Protocol(Protocol::Missing { .. } | Protocol::Damaged { .. }) => DAMAGED,
+        Remote::Protocol(Protocol::NoTag { .. }) | Remote::NoRemote { .. } => NOT_FOUND,
+        Remote::Protocol(
+            Protocol::TagBusy { .. }
+            | Protocol::LeaseLost { .. }
+            | Protocol::Gone { .. }
+            | Protocol::Ambiguous { .. },
+        ) => BUSY,
+        Remote::BadUrl { .. } => USAGE,
+        _ => FAILED,
     }
 }

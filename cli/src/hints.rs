@@ -5,6 +5,9 @@ use snapstore_store::{Damage, Error, Finding};
 
 /// What can be done about the first error of the store among an error's causes.
 pub fn of(error: &anyhow::Error) -> Option<&'static str> {
+    if let Some(error) = error.downcast_ref() {
+        return about_remote(error);
+    }
     error.chain().find_map(|cause| {
         let wrapped = match cause.downcast_ref() {
             Some(snapstore_fuse::Error::Store(error)) => Some(error),
@@ -28,6 +31,36 @@ fn with(message: &impl ToString, hint: Option<&str>) -> String {
     match hint {
         Some(hint) => format!("{}; {hint}", message.to_string()),
         None => message.to_string(),
+    }
+}
+
+fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
+    use snapstore_remote::Error as Remote;
+    use snapstore_remote::protocol::Error as Protocol;
+    match error {
+        Remote::NoRemote { .. } => Some("`snapstore remote init` makes one"),
+        Remote::RemoteExists { .. } => Some("use it as it is"),
+        Remote::Protocol(Protocol::Unanswered(_)) => {
+            Some("it may have happened: run the command again, which finds out")
+        }
+        Remote::Protocol(Protocol::TagExists { .. } | Protocol::Ambiguous { .. }) => {
+            Some("`snapstore push --replace` moves it")
+        }
+        Remote::Protocol(Protocol::NoTag { .. }) => {
+            Some("`snapstore remote tags` lists what there is")
+        }
+        Remote::Protocol(Protocol::TagBusy { .. }) => Some(
+            "`snapstore remote leases` says whose it is; if that has ended, \
+                  `snapstore remote gc` gives it up after 15 minutes",
+        ),
+        Remote::Protocol(Protocol::LeaseLost { .. } | Protocol::Gone { .. }) => {
+            Some("run the command again")
+        }
+        Remote::Protocol(Protocol::Missing { .. } | Protocol::Damaged { .. }) => Some(
+            "`snapstore remote verify --read-data` lists what is damaged; push the snapshot \
+             again with --replace from a store that has it",
+        ),
+        _ => None,
     }
 }
 

@@ -18,6 +18,7 @@ pub mod init;
 pub mod log;
 pub mod mount;
 pub mod ps;
+pub mod remote;
 pub mod repair;
 pub mod restore;
 pub mod restore_with;

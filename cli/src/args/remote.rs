@@ -1,0 +1,116 @@
+//! Snapshots in a bucket that hosts share.
+
+use clap::{Args, Subcommand};
+
+use super::values::snapshot;
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  snapstore remote add site file:///mnt/shared/snaps
+  snapstore remote init site
+  snapstore push base site
+  snapstore remote gc site")]
+pub struct RemoteArgs {
+    #[command(subcommand)]
+    pub command: RemoteCommand,
+}
+
+#[derive(Subcommand)]
+pub enum RemoteCommand {
+    /// Give a bucket a name in this store
+    Add {
+        /// The name
+        name: String,
+        /// Where the bucket is: file:///DIRECTORY
+        url: String,
+    },
+    /// List the remotes of this store
+    List,
+    /// Make a bucket a remote, with pages as this store has them
+    Init {
+        /// A remote of this store
+        name: String,
+    },
+    /// Probe whether a bucket keeps what a remote has to rely on
+    Check {
+        /// A remote of this store
+        name: String,
+    },
+    /// List the tags of a remote
+    Tags {
+        /// A remote of this store
+        name: String,
+    },
+    /// Remove tags of a remote; `remote gc` then frees what only they needed
+    Rm {
+        /// A remote of this store
+        name: String,
+        /// Tags there
+        #[arg(required = true, value_name = "TAG", value_parser = snapshot)]
+        tags: Vec<String>,
+    },
+    /// Free what no tag and no reader of a remote needs
+    Gc {
+        /// A remote of this store
+        name: String,
+        /// Only say what there is to free
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not wait for pushes that are under way: delete nothing then
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Check that a remote has all that its tags need, and name what is damaged
+    Verify {
+        /// A remote of this store
+        name: String,
+        /// Read all bytes of the packs, too
+        #[arg(long)]
+        read_data: bool,
+    },
+    /// List who works on a remote
+    Leases {
+        /// A remote of this store
+        name: String,
+    },
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  snapstore push base site
+  snapstore push base+3 site --replace --json
+
+Only what the remote has not is uploaded. A push that was interrupted is run again. Exit code
+6 says that the remote did not answer: the push may have happened, which pushing again tells.")]
+pub struct PushArgs {
+    /// The tag, which it has there, too
+    #[arg(value_name = "TAG", value_parser = snapshot)]
+    pub tag: String,
+    /// A remote of this store
+    #[arg(value_name = "REMOTE")]
+    pub remote: String,
+    /// Move the tag there if it names another snapshot
+    #[arg(long)]
+    pub replace: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  snapstore pull site/base
+  snapstore pull site/base --as base-of-site
+
+Only what the store has not is read, and each page is compared with its id.")]
+pub struct PullArgs {
+    /// The remote, and the tag there
+    #[arg(value_name = "REMOTE/TAG")]
+    pub from: String,
+    /// The tag here [default: as there]
+    #[arg(long = "as", value_name = "TAG", value_parser = snapshot)]
+    pub as_tag: Option<String>,
+    /// Move the tag here if it names another snapshot
+    #[arg(long)]
+    pub replace: bool,
+}

@@ -1,0 +1,265 @@
+//! `snapstore remote`, `snapstore push` and `snapstore pull`
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde_json::json;
+use snapstore_host::{NotFound, Usage};
+use snapstore_remote::Remote;
+use snapstore_remote::protocol::{NotCollected, Options};
+use snapstore_store::{Store, check_tag};
+
+use crate::args::{PullArgs, PushArgs, RemoteArgs, RemoteCommand};
+use crate::context::Context;
+use crate::exit;
+use crate::format::{count, size, table};
+use crate::logging::say;
+use crate::progress::{Bar, Unit};
+
+/// The remotes of a store, by their names: a JSON object of URLs in this file of it.
+const FILE: &str = "remotes.json";
+/// After so long a silence a push is given up.
+const SILENCE: Duration = Duration::from_secs(15 * 60);
+
+/// Errors of the store stay such, with their hints and exit codes.
+fn told<T>(result: snapstore_remote::Result<T>) -> anyhow::Result<T> {
+    result.map_err(|error| match error {
+        snapstore_remote::Error::Store(error) => error.into(),
+        other => other.into(),
+    })
+}
+
+fn remotes(store: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let path = store.join(FILE);
+    match fs::read(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
+        read => {
+            let read = read.with_context(|| format!("cannot read {}", path.display()))?;
+            serde_json::from_slice(&read)
+                .with_context(|| format!("{} does not list remotes", path.display()))
+        }
+    }
+}
+
+fn remote(store: &Store, name: &str) -> anyhow::Result<Remote> {
+    let url = remotes(store.path())?.remove(name).ok_or_else(|| {
+        NotFound(format!(
+            "there is no remote {name:?}; `snapstore remote add` makes one known"
+        ))
+    })?;
+    told(Remote::at(&url))
+}
+
+fn add(context: &Context, store: &Store, name: &str, url: &str) -> anyhow::Result<ExitCode> {
+    check_tag(name)?;
+    told(Remote::at(url))?;
+    let mut known = remotes(store.path())?;
+    if known.get(name).is_some_and(|known| known != url) {
+        bail!("remote {name:?} is another one; choose another name");
+    }
+    known.insert(name.to_owned(), url.to_owned());
+    let path = store.path().join(FILE);
+    let part = store.path().join(format!("{FILE}.{}", std::process::id()));
+    fs::write(&part, serde_json::to_vec_pretty(&known)?)
+        .and_then(|()| fs::rename(&part, &path))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    context.answer(&json!({"name": name, "url": url}), || {
+        format!("{name} is {url}; `snapstore remote init {name}` makes a new bucket a remote.")
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
+    let store = context.open_or_create_default()?;
+    match &args.command {
+        RemoteCommand::Add { name, url } => return add(context, &store, name, url),
+        RemoteCommand::List => {
+            let known = remotes(store.path())?;
+            context.answer(&json!({"remotes": known}), || {
+                let rows: Vec<_> = known
+                    .iter()
+                    .map(|(name, url)| vec![name.clone(), url.clone()])
+                    .collect();
+                table(&["NAME", "URL"], 2, &rows)
+            })?;
+        }
+        RemoteCommand::Init { name } => {
+            let remote = remote(&store, name)?;
+            let bytes = store.page_size().bytes();
+            told(remote.init(u32::try_from(bytes)?))?;
+            let value = json!({"remote": name, "page_bytes": bytes});
+            context.answer(&value, || format!("{} is a remote now.", remote.url()))?;
+        }
+        RemoteCommand::Check { name } => {
+            let remote = remote(&store, name)?;
+            told(remote.check())?;
+            context.answer(&json!({"remote": name, "fit": true}), || {
+                format!("{} kept all that was asked of it.", remote.url())
+            })?;
+        }
+        RemoteCommand::Tags { name } => return tags(context, &remote(&store, name)?),
+        RemoteCommand::Rm { name, tags } => {
+            let remote = remote(&store, name)?;
+            for tag in tags {
+                told(remote.remove(tag))?;
+            }
+            context.answer(&json!({"removed": tags}), || {
+                format!(
+                    "Removed {}; `snapstore remote gc {name}` frees the space.",
+                    tags.join(", ")
+                )
+            })?;
+        }
+        RemoteCommand::Gc {
+            name,
+            dry_run,
+            no_wait,
+        } => {
+            let remote = remote(&store, name)?.patience(SILENCE, !no_wait);
+            return gc(context, &remote, *dry_run);
+        }
+        RemoteCommand::Verify { name, read_data } => {
+            return verify(context, &remote(&store, name)?, *read_data);
+        }
+        RemoteCommand::Leases { name } => {
+            let leases = told(remote(&store, name)?.leases())?;
+            context.answer(&json!({"leases": leases}), || {
+                let rows: Vec<_> = leases
+                    .iter()
+                    .map(|one| vec![one.session.clone(), one.kind.to_owned(), one.who.clone()])
+                    .collect();
+                table(&["SESSION", "WORK", "WHO"], 3, &rows)
+            })?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tags(context: &Context, remote: &Remote) -> anyhow::Result<ExitCode> {
+    let tags = told(remote.tags())?;
+    context.answer(&json!({"tags": tags}), || {
+        let rows: Vec<_> = tags
+            .iter()
+            .map(|one| {
+                let id = one.id.get(..12).unwrap_or_default().to_owned();
+                vec![one.tag.clone(), id, one.problem.clone().unwrap_or_default()]
+            })
+            .collect();
+        table(&["TAG", "ID", ""], 3, &rows)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn gc(context: &Context, remote: &Remote, dry_run: bool) -> anyhow::Result<ExitCode> {
+    let collected = told(remote.collect(Options { dry_run }))?;
+    let bytes: u64 = collected.deleted.iter().map(|one| one.len_bytes).sum();
+    let keys: Vec<_> = collected.deleted.iter().map(|one| &one.key).collect();
+    let fenced: Vec<_> = collected.fenced.iter().map(ToString::to_string).collect();
+    let waits = match &collected.not_deleted {
+        Some(NotCollected::Waits(session)) => Some(format!("session {session} is under way")),
+        Some(NotCollected::TagsChange) => Some("its tags change all the time".to_owned()),
+        None => None,
+    };
+    let value = json!({
+        "dry_run": dry_run,
+        "deleted": keys,
+        "deleted_bytes": bytes,
+        "kept_bytes": collected.kept_bytes,
+        "given_up": fenced,
+        "not_deleted_because": waits,
+    });
+    context.answer(&value, || {
+        let verb = if dry_run { "Would delete" } else { "Deleted" };
+        let mut out = String::new();
+        for session in &fenced {
+            out += &format!("  given up, since it was silent: session {session}\n");
+        }
+        out + &format!(
+            "{verb} {} objects, {}.",
+            count(keys.len() as u64),
+            size(bytes)
+        )
+    })?;
+    match waits {
+        None => Ok(ExitCode::SUCCESS),
+        Some(waits) => {
+            say!("nothing was deleted: {waits}; run it again later");
+            Ok(ExitCode::from(exit::BUSY))
+        }
+    }
+}
+
+fn verify(context: &Context, remote: &Remote, read_data: bool) -> anyhow::Result<ExitCode> {
+    let report = told(remote.verify(read_data))?;
+    context.answer(&report, || {
+        let mut out = String::new();
+        for one in &report.findings {
+            let tags = one.tags.join(", ");
+            out += &format!("  {}: {} (needed by {tags})\n", one.object, one.problem);
+        }
+        out + &format!(
+            "Checked {} snapshots in {} packs: {} findings.",
+            count(report.records),
+            count(report.packs),
+            count(report.findings.len() as u64)
+        )
+    })?;
+    Ok(match report.findings.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(exit::DAMAGED),
+    })
+}
+
+pub fn push(context: &Context, args: &PushArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.stopped_by_signals()?;
+    let store = context.open()?;
+    let remote = remote(&store, &args.remote)?;
+    let bar = Bar::new(Unit::Bytes);
+    let report = told(remote.push(&store, &args.tag, &args.tag, args.replace, &bar))?;
+    context.answer(&report, || {
+        let id = report.id.get(..12).unwrap_or_default();
+        match report.already {
+            true => format!("{} names {id} there already.", args.tag),
+            false => format!(
+                "Pushed {} {id} to {}: {} pages, {}; {} pages of its changed leaves and {} \
+                 leaves were there.",
+                args.tag,
+                args.remote,
+                count(report.pages),
+                size(report.bytes),
+                count(report.reused_pages),
+                count(report.reused_leaves),
+            ),
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn pull(context: &Context, args: &PullArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.stopped_by_signals()?;
+    let Some((name, tag)) = args.from.split_once('/') else {
+        bail!(Usage(format!("{:?} is not REMOTE/TAG", args.from)));
+    };
+    check_tag(tag)?;
+    let store = context.open_or_create_default()?;
+    let remote = remote(&store, name)?;
+    let as_tag = args.as_tag.as_deref().unwrap_or(tag);
+    let bar = Bar::new(Unit::Bytes);
+    let pulled = told(remote.pull(&store, tag, as_tag, args.replace, &bar))?;
+    context.answer(&pulled, || {
+        format!(
+            "Pulled {} {}: {} pages, {}.",
+            pulled.tag,
+            pulled.id.get(..12).unwrap_or_default(),
+            count(pulled.pages),
+            size(pulled.bytes),
+        )
+    })?;
+    store.tidy_index();
+    Ok(ExitCode::SUCCESS)
+}
