@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use snapstore_fuse::{FrozenForCommit, ViewClient};
 use snapstore_store::{
-    CommitRequest, Committed, Extent, ImageRole, Input, InputData, InputKind, Manifest,
+    CommitRequest, Committed, Extent, Image, ImageRole, Input, InputData, InputKind, Manifest,
     ParentChoice, Progress, SnapshotId, Store, check_image,
 };
 
@@ -125,6 +125,13 @@ fn files(
     let mut own = frozen.files.iter();
     let mut inputs = Vec::new();
     for info in &frozen.view.files {
+        let is_image = |image: &&Image| image.name == info.name && image.role != ImageRole::File;
+        if base.images.iter().any(|image| is_image(&image)) {
+            bail!(
+                "{:?} is the name of an image; rename that file, and commit again",
+                info.name
+            );
+        }
         let data = if info.is_base {
             let image = base.image(&info.name);
             let image = image.with_context(|| format!("the base has no file {}", info.name))?;

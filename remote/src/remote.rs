@@ -329,7 +329,6 @@ impl Remote {
             &who(),
             &mut work,
         ));
-        drop(work);
         if let Some(error) = failed.take() {
             return Err(Error::Store(error));
         }

@@ -128,8 +128,8 @@ pub use snapshots::{Listing, TaggedSnapshot};
 pub use stats::{Reclaimable, SnapshotStats, StoreStats};
 pub use store::Store;
 pub use transfer::{
-    ExportRequest, Exported, ExportedSnapshot, ImportRequest, Imported, ImportedSnapshot, NodeParts,
-    Parts, PartsWriter, Root, decode_page, snapshot_of_manifest,
+    ExportRequest, Exported, ExportedSnapshot, ImportRequest, Imported, ImportedSnapshot,
+    NodeParts, Parts, PartsWriter, Root, decode_page, snapshot_of_manifest,
 };
 pub use upgrade::UpgradeReport;
 pub use verify::{Finding, NotChecked, VerifyReport};

@@ -223,6 +223,12 @@ impl ViewClone {
         images.find(|(_, own)| own.file_name == file_name)
     }
 
+    /// Whether a file of this name would stand for an image in a snapshot of the clone.
+    pub fn is_of_image(&self, name: &str) -> bool {
+        let mut images = self.images.iter();
+        images.any(|(_, own)| own.file_name == name || own.name == name)
+    }
+
     pub fn named(&self, name: &str) -> Option<Named> {
         lock(&self.names).get(name).cloned()
     }

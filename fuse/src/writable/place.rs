@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -238,12 +238,23 @@ fn of_dir(overlays: &Path, dir: &Path) -> Result<Vec<(PathBuf, Shown)>> {
     Ok(found)
 }
 
+/// All that this user has made. In a directory that others can write to they may put
+/// anything under such a name, and what is believed of it would be done with the rights
+/// of whoever believes it.
 fn all(overlays: &Path) -> Result<Vec<PathBuf>> {
     let failed = |error| cannot("list", overlays, error);
+    let user = rustix::process::geteuid().as_raw();
     let mut found = Vec::new();
     for entry in fs::read_dir(overlays).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        // Not what a link leads to.
+        let is_own = entry
+            .metadata()
+            .is_ok_and(|it| it.is_dir() && it.uid() == user && it.mode() & 0o077 == 0);
+        if is_own {
             found.push(entry.path());
         }
     }

@@ -172,8 +172,8 @@ impl WritableServer {
     ) -> Answer<Node> {
         let clone = self.clone_dir(parent)?;
         let name = name_of(name)?;
-        if name == "manifest.json" {
-            // A mount of the snapshot shows what it is made of under this name.
+        // A mount of the snapshot shows what it is made of under that name.
+        if name == "manifest.json" || clone.is_of_image(name) && clone.image(name).is_none() {
             return Err(Errno::EPERM);
         }
         let look = Look {
@@ -511,8 +511,7 @@ impl Filesystem for WritableServer {
                 _ => return Err(Errno::EINVAL),
             };
             let (from, to) = (name_of(name)?, name_of(newname)?);
-            let is_image = |name| clone.image(name).is_some();
-            if is_image(from) || is_image(to) || to == "manifest.json" {
+            if clone.is_of_image(from) || clone.is_of_image(to) || to == "manifest.json" {
                 return Err(Errno::EPERM);
             }
             let renamed = clone.rename(from, to, replaces);

@@ -80,12 +80,11 @@ async fn perform(bucket: &SimBucket, act: &Act) {
             bucket.oracle.borrow_mut().views.retain(|one| *one != mine);
             let _ = view.lease.end(bucket).await;
         }
-        Act::Collect => match collect(bucket, Options::default()).await {
-            Err(error @ Error::Missing { .. }) => {
+        Act::Collect => {
+            if let Err(error @ Error::Missing { .. }) = collect(bucket, Options::default()).await {
                 bucket.oracle.borrow_mut().damage = Some(error.to_string());
             }
-            Ok(_) | Err(_) => {}
-        },
+        }
         Act::Repack(tag) => repack(bucket, tag).await,
     }
 }

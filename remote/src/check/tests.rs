@@ -312,7 +312,8 @@ fn small_scenes_in_every_order() -> Result<(), String> {
 
 #[test]
 fn small_scenes_in_every_order_with_a_fault_anywhere() -> Result<(), String> {
-    explore(200, number("CHECK_ORDERS", 4000), 1, None)
+    // It has not come to the end of any scene yet.
+    explore(200, number("CHECK_ORDERS_WITH_A_FAULT", 300), 1, None)
 }
 
 #[test]
@@ -341,7 +342,7 @@ const NOT_MISSED_YET: [Rule; 7] = [
 /// Takes each rule away: what is lost then is found.
 #[test]
 fn each_rule_that_is_taken_away_is_missed() {
-    let most = number("CHECK_RULES", 30_000);
+    let most = number("CHECK_RULES", 15_000);
     let only = env::var("CHECK_RULE").ok();
     let mut missed = Vec::new();
     for rule in Rule::ALL {

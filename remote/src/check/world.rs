@@ -307,10 +307,9 @@ impl World {
     fn write(&mut self, at: usize, key: &str, bytes: Option<Vec<u8>>, chooser: &mut dyn Chooser) {
         if let (Some(bytes), Some(head)) =
             (&bytes, key.strip_prefix("heads/").and_then(Name::parse))
+            && let Ok((_, [contents])) = HeadSummary::decode(key, bytes)
         {
-            if let Ok((_, [contents])) = HeadSummary::decode(key, bytes) {
-                self.oracle.borrow_mut().heads.insert(head, *contents);
-            }
+            self.oracle.borrow_mut().heads.insert(head, *contents);
         }
         let removal = RefKey::parse(key).filter(|record| record.kind == RefKind::Removed);
         if bytes.is_some() {

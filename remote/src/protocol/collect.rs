@@ -123,11 +123,12 @@ async fn delete<B: Bucket>(
     let key = own.condemn_key();
     let record = CondemnRecord { parts: condemned };
     put_surely(bucket, &key, &record.encode(&key)).await?;
-    if !early && !bucket.is_without(Rule::WaitsForPushes) {
-        if let Err(waits) = wait_for_pushes(bucket, Some(own), collected).await? {
-            collected.not_deleted = Some(waits);
-            return Ok(Vec::new());
-        }
+    if !early
+        && !bucket.is_without(Rule::WaitsForPushes)
+        && let Err(waits) = wait_for_pushes(bucket, Some(own), collected).await?
+    {
+        collected.not_deleted = Some(waits);
+        return Ok(Vec::new());
     }
     let listing = match last {
         Some(listing) => listing,
@@ -267,11 +268,11 @@ impl Needed {
             };
             let lease = LeaseRecord::decode(&beat.key, &bytes);
             let lease = lease.map_err(|error| error.of(&beat.key))?;
-            if let LeaseKind::View(head) = lease.kind {
-                if let Some(packs) = packs_of(bucket, head, heads).await? {
-                    parts.insert(Part::Head(head));
-                    parts.extend(packs.iter().copied().map(Part::Pack));
-                }
+            if let LeaseKind::View(head) = lease.kind
+                && let Some(packs) = packs_of(bucket, head, heads).await?
+            {
+                parts.insert(Part::Head(head));
+                parts.extend(packs.iter().copied().map(Part::Pack));
             }
         }
         Ok(Self { parts })

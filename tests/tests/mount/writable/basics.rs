@@ -296,3 +296,25 @@ fn stores_that_cannot_be_kept_keep_a_commit_away() -> anyhow::Result<()> {
     drop((map, file));
     fixture.umount(&dir)
 }
+
+#[test]
+fn a_file_takes_no_name_of_an_image() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_machine("a_file_takes_no_name_of_an_image")? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    fs::write(dir.join("other"), b"of its own")?;
+    // Images are called so; they are shown as memory.bin and root.img.
+    for name in ["memory", "root"] {
+        let made = fs::write(dir.join(name), b"x").map_err(|error| error.kind());
+        assert_eq!(made, Err(ErrorKind::PermissionDenied), "{name}");
+        let renamed = fs::rename(dir.join("other"), dir.join(name));
+        let renamed = renamed.map_err(|error| error.kind());
+        assert_eq!(renamed, Err(ErrorKind::PermissionDenied), "{name}");
+    }
+    fixture.commit_view("next", &dir)?;
+    let shown = fixture.shown("next")?;
+    let names: Vec<&str> = shown.iter().map(|(name, _)| &name[..]).collect();
+    assert_eq!(names, ["memory.bin", "other", "root.img", "vmstate"]);
+    fixture.umount(&dir)
+}

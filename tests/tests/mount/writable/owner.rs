@@ -56,3 +56,39 @@ fn another_user_has_a_view() -> anyhow::Result<()> {
     assert_eq!(named(&shown, "vmstate"), Some(&b"state\n"[..]));
     fixture.umount(&dir)
 }
+
+/// What another user puts beside root's overlays, with a link to a file of root's in it, is
+/// neither served nor in the way.
+#[test]
+fn a_view_that_another_user_has_made_is_not_looked_at() -> anyhow::Result<()> {
+    let test = "a_view_that_another_user_has_made_is_not_looked_at";
+    if !rustix::process::geteuid().is_root() {
+        skipped(test, "it takes root");
+        return Ok(());
+    }
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let secret = fixture.path("secret");
+    fs::write(&secret, "of root's")?;
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    fs::write(dir.join("note"), "written")?;
+    let shown = dir.display().to_string();
+    fixture.cli.ok(&["umount", "--keep", &shown])?;
+    let overlays = fixture.path("overlays");
+    let entries: Vec<_> = fs::read_dir(&overlays)?.collect::<Result<_, _>>()?;
+    let kept = entries.first().expect("it is kept").path();
+    let planted = overlays.join("snapstore-view-planted");
+    fs::rename(&kept, &planted)?;
+    fs::remove_file(planted.join("0/files/note"))?;
+    std::os::unix::fs::symlink(&secret, planted.join("0/files/note"))?;
+    std::os::unix::fs::chown(&planted, Some(USER), Some(USER))?;
+    let resumed = fixture.resume(&dir);
+    ensure!(resumed.is_err(), "it is served");
+    // A directory of root's that others can write to is none of root's making either.
+    std::os::unix::fs::chown(&planted, Some(0), Some(0))?;
+    fs::set_permissions(&planted, Permissions::from_mode(0o777))?;
+    ensure!(fixture.resume(&dir).is_err(), "it is served");
+    let (again, _) = fixture.mount_rw("view-again", &[])?;
+    fixture.umount(&again)
+}
