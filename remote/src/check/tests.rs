@@ -313,7 +313,7 @@ fn small_scenes_in_every_order() -> Result<(), String> {
 #[test]
 fn small_scenes_in_every_order_with_a_fault_anywhere() -> Result<(), String> {
     // It has not come to the end of any scene yet.
-    explore(200, number("CHECK_ORDERS_WITH_A_FAULT", 300), 1, None)
+    explore(200, number("CHECK_ORDERS_WITH_A_FAULT", 80), 1, None)
 }
 
 #[test]
