@@ -11,7 +11,9 @@
 //!
 //! Numbers are little-endian. `check` is the beginning of the keyed BLAKE3 of what is
 //! before it, and of the entry's number: an entry that was torn, or was never this
-//! segment's, ends the journal. Entries are never changed. Kinds: 1, blocks in slots that
+//! segment's, ends the journal. What ended a process tears no entry but the last; one
+//! before others that are whole is damage. After a power cut it is if a mark after it says
+//! that it was on the disk. Entries are never changed. Kinds: 1, blocks in slots that
 //! follow each other; 2, blocks that are zeros; 3, the data of all entries before number
 //! `block` is on the disk.
 
@@ -297,7 +299,7 @@ impl Replayed {
     /// that is missing, or torn, ends the journal there.
     ///
     /// # Errors
-    /// A segment cannot be read.
+    /// A segment cannot be read, or is damaged ([`io::ErrorKind::InvalidData`]).
     pub fn read(
         path: &SegmentPath,
         first_segment: u64,
@@ -308,6 +310,16 @@ impl Replayed {
         let mut segment = first_segment;
         let mut number = None;
         while let Some(read) = read_segment(&path.of(segment), segment, number)? {
+            if read.is_damaged(survived) {
+                let path = path.of(segment);
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!(
+                        "{} is damaged: what was written after that is lost",
+                        path.display()
+                    ),
+                ));
+            }
             number = Some(read.next);
             entries.extend(read.entries);
             segment += 1;
@@ -356,8 +368,23 @@ fn apply(map: &mut Map, entry: &Entry, blocks: u64) -> io::Result<()> {
 }
 
 struct Segment {
+    /// Up to one that is not whole.
     entries: Vec<Entry>,
     next: u64,
+    /// How many are whole after that, and which of all a mark among them says to be on
+    /// the disk: those before this number.
+    whole_after: usize,
+    synced_after: u64,
+}
+
+impl Segment {
+    /// Whether the entry that ends it was there as a whole.
+    fn is_damaged(&self, survived: Survived) -> bool {
+        match survived {
+            Survived::Everything => self.whole_after > 0,
+            Survived::OnlySynced => self.synced_after > self.next,
+        }
+    }
 }
 
 /// `None` if there is no such segment, or its beginning is torn: then nothing was ever
@@ -378,19 +405,32 @@ fn read_segment(path: &Path, segment: u64, expected: Option<u64>) -> io::Result<
     if !is_whole {
         return Ok(None);
     }
-    let mut entries = Vec::new();
-    for (number, entry) in (first..).zip(bytes[HEADER_BYTES..].chunks_exact(ENTRY_BYTES)) {
-        if check(&key, number, &entry[..CHECKED_BYTES]) != entry[CHECKED_BYTES..] {
-            break;
+    let mut read = Segment {
+        entries: Vec::new(),
+        next: first,
+        whole_after: 0,
+        synced_after: 0,
+    };
+    for (number, bytes) in (first..).zip(bytes[HEADER_BYTES..].chunks_exact(ENTRY_BYTES)) {
+        if check(&key, number, &bytes[..CHECKED_BYTES]) != bytes[CHECKED_BYTES..] {
+            continue;
         }
-        entries.push(Entry {
+        let entry = Entry {
             number,
-            block: u64_at(entry, 0),
-            slot: u32_at(entry, 8),
-            count: u32_at(entry, 12),
-            kind: entry[16],
-        });
+            block: u64_at(bytes, 0),
+            slot: u32_at(bytes, 8),
+            count: u32_at(bytes, 12),
+            kind: bytes[16],
+        };
+        if number == read.next {
+            read.next += 1;
+            read.entries.push(entry);
+            continue;
+        }
+        read.whole_after += 1;
+        if entry.kind == MARK {
+            read.synced_after = read.synced_after.max(entry.block);
+        }
     }
-    let next = first + entries.len() as u64;
-    Ok(Some(Segment { entries, next }))
+    Ok(Some(read))
 }

@@ -281,6 +281,39 @@ proptest! {
     }
 }
 
+/// The first of two entries is changed.
+fn damage(run: &Run) {
+    let segment = run.dir.path().join("image.0000000000000000.journal");
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[48 + 8] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+}
+
+fn replay(run: &Run, survived: Survived) -> std::io::Result<Replayed> {
+    let count = SIZE.div_ceil(BLOCK) as u64;
+    Replayed::read(&path(run.dir.path()), run.first_segment, count, survived)
+}
+
+#[test]
+fn an_entry_that_is_damaged_is_told() {
+    let damaged = Some(std::io::ErrorKind::InvalidData);
+    let told = |run: &Run, survived| replay(run, survived).err().map(|error| error.kind());
+    let mut run = Run::begin();
+    run.act(Op::Write(0, BLOCK, 1));
+    run.act(Op::Write(5 * BLOCK, BLOCK, 2));
+    damage(&run);
+    assert_eq!(told(&run, Survived::Everything), damaged);
+    // After a power cut what was not synced may be missing, in whatever order.
+    assert_eq!(told(&run, Survived::OnlySynced), None);
+    let mut run = Run::begin();
+    run.act(Op::Write(0, BLOCK, 1));
+    run.act(Op::Sync(5 * BLOCK, BLOCK, 2));
+    assert_eq!(told(&run, Survived::OnlySynced), None);
+    damage(&run);
+    assert_eq!(told(&run, Survived::Everything), damaged);
+    assert_eq!(told(&run, Survived::OnlySynced), damaged);
+}
+
 #[test]
 fn a_torn_entry_ends_a_journal() {
     let mut run = Run::begin();

@@ -1,12 +1,13 @@
 //! `snapstore umount`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::json;
 use snapstore_fuse::ViewClient;
 use snapstore_host::look;
+use snapstore_host::mount_server::Writing;
 
 use crate::args::UmountArgs;
 use crate::context::Context;
@@ -31,6 +32,7 @@ pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<ExitCode> {
     let bytes = uncommitted.as_ref().map(|it| it.bytes);
     let kept = uncommitted.as_ref().filter(|_| args.keep);
     let place = kept.map(|it| it.place.display().to_string());
+    let again = kept.map(|it| resume(args, &it.place));
     let value = json!({
         "dir": dir, "unmounted": true, "uncommitted_bytes": bytes, "kept": place,
     });
@@ -42,11 +44,25 @@ pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<ExitCode> {
             size(lost.bytes)
         ),
         (Some(_), Some(place)) => format!(
-            "Unmounted {dir}. What was not committed is kept in {place}; `snapstore mount --rw \
-             --resume {dir}` goes on with it."
+            "Unmounted {dir}. What was not committed is kept in {place}; `{}` goes on with it.",
+            again.unwrap_or_default()
         ),
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The command that goes on with what is kept in `place`.
+fn resume(args: &UmountArgs, place: &Path) -> String {
+    let overlays = place
+        .parent()
+        .filter(|it| *it != Path::new(Writing::OVERLAY_DIR));
+    let overlays = overlays.map(|it| format!(" --overlay-dir {}", it.display()));
+    let dir = std::path::absolute(&args.dir).unwrap_or_else(|_| args.dir.clone());
+    format!(
+        "snapstore mount --rw{} --resume {}",
+        overlays.unwrap_or_default(),
+        dir.display()
+    )
 }
 
 /// How long the server of a view may take to remove what it kept.

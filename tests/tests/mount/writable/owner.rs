@@ -74,8 +74,10 @@ fn a_view_that_another_user_has_made_is_not_looked_at() -> anyhow::Result<()> {
     let (dir, _) = fixture.mount_rw("view", &[])?;
     fs::write(dir.join("note"), "written")?;
     let shown = dir.display().to_string();
-    fixture.cli.ok(&["umount", "--keep", &shown])?;
+    let said = fixture.cli.ok(&["umount", "--keep", &shown])?;
     let overlays = fixture.path("overlays");
+    let again = format!("mount --rw --overlay-dir {} --resume", overlays.display());
+    assert!(said.contains(&again), "{said}");
     let entries: Vec<_> = fs::read_dir(&overlays)?.collect::<Result<_, _>>()?;
     let kept = entries.first().expect("it is kept").path();
     let planted = overlays.join("snapstore-view-planted");
