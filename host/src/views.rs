@@ -13,6 +13,7 @@ use snapstore_store::{
 };
 
 use crate::error::{Busy, Usage};
+use crate::look;
 
 /// The files of an image's input, by their places.
 const OVERLAY: usize = 0;
@@ -38,6 +39,14 @@ pub fn commit(
     progress: &dyn Progress,
 ) -> anyhow::Result<ViewCommit> {
     store.check_tag_free(&request.tag, request.replace)?;
+    // Who waits for a server that is stopped cannot even be killed.
+    if look::state(dir) == look::State::Silent {
+        bail!(Busy(format!(
+            "the server of {} does not answer; if it is stopped, have it go on, or kill it: \
+             `snapstore mount --rw --resume` then goes on with what was written",
+            dir.display()
+        )));
+    }
     let mut view = ViewClient::connect(dir)?;
     let status = view.status()?;
     if fs::canonicalize(&status.store)? != fs::canonicalize(store.path())? {

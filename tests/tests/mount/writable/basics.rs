@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::process::{Pid, Signal, kill_process};
 use snapstore_tests::harness::noise;
 use snapstore_tests::shared_map::SharedMap;
 
@@ -316,5 +317,24 @@ fn a_file_takes_no_name_of_an_image() -> anyhow::Result<()> {
     let shown = fixture.shown("next")?;
     let names: Vec<&str> = shown.iter().map(|(name, _)| &name[..]).collect();
     assert_eq!(names, ["memory.bin", "other", "root.img", "vmstate"]);
+    fixture.umount(&dir)
+}
+
+#[test]
+fn a_commit_says_that_the_server_does_not_answer() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_machine("a_commit_says_that_the_server_does_not_answer")? else {
+        return Ok(());
+    };
+    let (dir, pid) = fixture.mount_rw("view", &[])?;
+    fs::write(dir.join("note"), b"written")?;
+    let server = Pid::from_raw(pid.cast_signed()).expect("it has a number");
+    kill_process(server, Signal::STOP)?;
+    let shown = dir.display().to_string();
+    let output = fixture.cli.run(&["commit", "next", "--mount", &shown])?;
+    kill_process(server, Signal::CONT)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(said.contains("does not answer"), "{said}");
+    fixture.commit_view("next", &dir)?;
     fixture.umount(&dir)
 }
