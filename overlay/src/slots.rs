@@ -10,10 +10,12 @@ use crate::budget::Budget;
 use crate::map::{LAST_SLOT, Slot};
 use crate::step::step;
 
-fn is_nearly_full(file: &File) -> io::Result<bool> {
+/// How many blocks may be written before the filesystem is nearly full.
+fn room(file: &File) -> io::Result<u64> {
     let now = fstatvfs(file)?;
     let reserved = (now.f_blocks.saturating_mul(now.f_frsize) / RESERVED_PART).min(RESERVED_BYTES);
-    Ok(now.f_bavail.saturating_mul(now.f_frsize) < reserved)
+    let free = now.f_bavail.saturating_mul(now.f_frsize);
+    Ok(free.saturating_sub(reserved) / BLOCK_BYTES)
 }
 
 /// Which slots are in use.
@@ -21,11 +23,14 @@ pub(crate) struct Slots {
     /// Slots from here on were never used.
     next: u32,
     free: Vec<Slot>,
+    /// So many are taken before it is looked again how much room there is.
+    unseen: u64,
     budget: Budget,
 }
 
-/// New slots between two looks at the room that the filesystem has: 4 MiB.
-const LOOK_EVERY: u32 = 1024;
+/// Slots that are taken between two looks at the room that the filesystem has, at most:
+/// 4 MiB. A quarter of the room is, where there is less: others take of it, too.
+const LOOK_EVERY: u64 = 1024;
 /// What is left free of the filesystem: a part of it,
 const RESERVED_PART: u64 = 20;
 /// but not more bytes than these. What is written to an overlay must not fill up its host.
@@ -44,6 +49,7 @@ impl Slots {
         Self {
             next: 0,
             free: Vec::new(),
+            unseen: 0,
             budget,
         }
     }
@@ -60,7 +66,12 @@ impl Slots {
             .filter(|slot| used.next_if_eq(slot).is_none())
             .collect();
         free.reverse();
-        Self { next, free, budget }
+        Self {
+            next,
+            free,
+            unseen: 0,
+            budget,
+        }
     }
 
     /// A slot for a block that was not yet written. What is in it is not zeros.
@@ -74,16 +85,23 @@ impl Slots {
     }
 
     fn find(&mut self, file: &File) -> io::Result<Slot> {
+        let full = |why: &'static str| Err(io::Error::new(io::ErrorKind::StorageFull, why));
+        if self.unseen == 0 {
+            let room = room(file)?;
+            if room == 0 {
+                return full("the filesystem of its overlay is nearly full (--overlay-dir)");
+            }
+            self.unseen = (room / 4).clamp(1, LOOK_EVERY);
+        }
+        // One that was used takes room anew: that was given back.
         if let Some(slot) = self.free.pop() {
+            self.unseen -= 1;
             return Ok(slot);
         }
-        let full = |why: &'static str| Err(io::Error::new(io::ErrorKind::StorageFull, why));
         if self.next >= LAST_SLOT {
             return full("its overlay has no more slots");
         }
-        if self.next.is_multiple_of(LOOK_EVERY) && is_nearly_full(file)? {
-            return full("the filesystem of its overlay is nearly full (--overlay-dir)");
-        }
+        self.unseen -= 1;
         let slot = Slot(self.next);
         self.next += 1;
         Ok(slot)

@@ -1,15 +1,16 @@
 //! Views of another user's: a monitor that is not root.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::ensure;
-use snapstore_tests::harness::skipped;
+use snapstore_tests::harness::{noise, skipped};
 
 use super::{base_memory, named, with_machine};
+use crate::PAGE;
 
 const USER: u32 = 65534;
 const OTHER: u32 = 65533;
@@ -93,4 +94,55 @@ fn a_view_that_another_user_has_made_is_not_looked_at() -> anyhow::Result<()> {
     ensure!(fixture.resume(&dir).is_err(), "it is served");
     let (again, _) = fixture.mount_rw("view-again", &[])?;
     fixture.umount(&again)
+}
+
+/// A small filesystem of overlays is full: a commit makes room.
+#[test]
+fn what_fills_the_filesystem_of_overlays_can_be_committed() -> anyhow::Result<()> {
+    let test = "what_fills_the_filesystem_of_overlays_can_be_committed";
+    if !rustix::process::geteuid().is_root() {
+        skipped(test, "it takes root, to mount a small filesystem");
+        return Ok(());
+    }
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    const PAGES_OF_IT: usize = 5120;
+    fixture.commit("large", &noise(3, PAGES_OF_IT * PAGE), &[])?;
+    let overlays = fixture.path("overlays");
+    let tmpfs = ["-t", "tmpfs", "-o", "size=10M", "small"];
+    let mounted = Command::new("mount").args(tmpfs).arg(&overlays).status()?;
+    ensure!(mounted.success(), "a small filesystem cannot be mounted");
+    let filled = fill_twice(&mut fixture, PAGES_OF_IT);
+    let unmounted = Command::new("umount").arg(&overlays).status()?;
+    filled?;
+    ensure!(
+        unmounted.success(),
+        "something is left in {}",
+        overlays.display()
+    );
+    Ok(())
+}
+
+fn fill_twice(fixture: &mut crate::Fixture, pages: usize) -> anyhow::Result<()> {
+    let dir = fixture.mountpoint("large")?;
+    let shown = dir.display().to_string();
+    fixture.writable_on(&["large", &shown])?;
+    // The second time in slots that were used before.
+    for round in 0..2 {
+        let memory = super::open_both(&dir.join("memory.bin"))?;
+        let page = noise(10 + round, PAGE);
+        let mut written = 0;
+        let full = (0..pages).find_map(|number| {
+            let result = memory.write_all_at(&page, (number * PAGE) as u64);
+            written += usize::from(result.is_ok());
+            result.err()
+        });
+        let full = full.and_then(|error| error.raw_os_error());
+        assert_eq!(full, Some(rustix::io::Errno::NOSPC.raw_os_error()));
+        ensure!(written > pages / 4, "{written} pages fit");
+        drop(memory);
+        fixture.commit_view(&format!("round-{round}"), &dir)?;
+    }
+    fixture.umount(&dir)
 }
