@@ -208,10 +208,11 @@ pub fn mount_writable(
     dir: &Path,
     options: &MountOptions,
     writable: &WritableOptions,
-    others: Vec<PathBuf>,
+    mut others: Vec<PathBuf>,
     is_dead: &dyn Fn(&Path) -> bool,
 ) -> Result<Mounted> {
     let path = store.path().to_owned();
+    others.push(writable.overlay_dir.clone());
     let around = Surroundings {
         store: path.clone(),
         others,

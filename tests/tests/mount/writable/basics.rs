@@ -338,3 +338,23 @@ fn a_commit_says_that_the_server_does_not_answer() -> anyhow::Result<()> {
     fixture.commit_view("next", &dir)?;
     fixture.umount(&dir)
 }
+
+#[test]
+fn a_mount_does_not_hide_its_own_overlay() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_machine("a_mount_does_not_hide_its_own_overlay")? else {
+        return Ok(());
+    };
+    let dir = fixture.mountpoint("view")?;
+    let within = dir.join("overlays");
+    fs::create_dir(&within)?;
+    for overlays in [&dir, &within] {
+        let (overlays, shown) = (overlays.display().to_string(), dir.display().to_string());
+        let mount = ["mount", "--rw", "--overlay-dir", &overlays, "base", &shown];
+        let output = fixture.cli.run(&mount)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("hide"), "{said}");
+    }
+    assert_eq!(crate::names(&dir)?, ["overlays"]);
+    Ok(())
+}
