@@ -341,6 +341,18 @@ impl Replayed {
             first_segment,
         })
     }
+
+    /// Whether there is not even the first segment.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        self.next_segment == self.first_segment
+    }
+
+    /// Whether any block is in a slot of the overlay's file.
+    #[must_use]
+    pub fn needs_file(&self) -> bool {
+        self.map.slots().next().is_some()
+    }
 }
 
 fn apply(map: &mut Map, entry: &Entry, blocks: u64) -> io::Result<()> {

@@ -130,10 +130,22 @@ impl WritableImage {
     pub fn find_again(&self, first_segment: u64, survived: Survived) -> io::Result<Option<u64>> {
         let path = self.journal_path();
         let blocks = self.size_bytes.div_ceil(BLOCK_BYTES);
-        if !self.dir.join(format!("{}.data", self.file_name)).exists() {
-            return Ok(None);
-        }
         let replayed = Replayed::read(&path, first_segment, blocks, survived)?;
+        let data = self.dir.join(format!("{}.data", self.file_name));
+        let lost = |what: &str| {
+            let text = format!("{what} of {} is gone", self.file_name);
+            Err(io::Error::new(io::ErrorKind::InvalidData, text))
+        };
+        if !data.exists() {
+            return match replayed.needs_file() {
+                true => lost("the file with what was written"),
+                false => Ok(None),
+            };
+        }
+        // It was made after its journal; a power cut may leave either.
+        if replayed.is_missing() && survived == Survived::Everything {
+            return lost("the journal");
+        }
         let file = self.data_file()?;
         // What the new segment says is on the disk when it is.
         file.sync_data()?;

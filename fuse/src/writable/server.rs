@@ -198,7 +198,11 @@ impl WritableServer {
             Node::File(_, file) => file.read_at(out, offset),
             _ => return Err(Errno::EISDIR),
         };
-        read.map_err(|error| failed("read", &error))
+        // An overlay that is cut short is damage, and no end of the image.
+        read.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => Errno::EIO,
+            _ => failed("read", &error),
+        })
     }
 
     fn write_node(&self, node: &Node, offset: u64, data: &[u8], cached: bool) -> Answer<()> {

@@ -255,3 +255,34 @@ fn what_was_acknowledged_is_found_after_any_step() -> anyhow::Result<()> {
     ensure!(step > LEAST_STEPS, "there are only {step} steps");
     Ok(())
 }
+
+/// What was written is not left out where a file that holds it is gone.
+#[test]
+fn an_overlay_that_lacks_a_file_is_told() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_machine("an_overlay_that_lacks_a_file_is_told")? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    super::open_both(&dir.join("memory.bin"))?.write_all_at(b"written", 0)?;
+    let shown = dir.display().to_string();
+    fixture.cli.ok(&["umount", "--keep", &shown])?;
+    let entries: Vec<_> = fs::read_dir(fixture.path("overlays"))?.collect::<Result<_, _>>()?;
+    let clone = entries.first().expect("it is kept").path().join("0");
+    let away = fixture.path("away");
+    for (file, says) in [
+        (
+            "memory.bin.0000000000000000.journal",
+            "the journal of memory.bin is gone",
+        ),
+        ("memory.bin.data", "of memory.bin is gone"),
+    ] {
+        fs::rename(clone.join(file), &away)?;
+        let resumed = fixture.resume(&dir).map_err(|error| error.to_string());
+        let said = resumed.expect_err("it is served");
+        assert!(said.contains(says), "{said}");
+        fs::rename(&away, clone.join(file))?;
+    }
+    fixture.resume(&dir)?;
+    assert!(fs::read(dir.join("memory.bin"))?.starts_with(b"written"));
+    fixture.umount(&dir)
+}
