@@ -92,6 +92,11 @@ impl Scene {
     }
 }
 
+fn list(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir)?;
+    entries.map(|entry| Ok(entry?.path())).collect()
+}
+
 fn count(dir: &Path) -> usize {
     fs::read_dir(dir).map_or(0, Iterator::count)
 }
@@ -207,7 +212,10 @@ fn hostile_objects_are_refused_and_named() -> Outcome {
         let path = scene.object(kind);
         let whole = fs::read(&path)?;
         remote.push(&store, "u", "u", false, &Silent)?;
-        let swapped_with = fs::read(scene.object(if kind == "refs/t" { "refs/u" } else { kind }))?;
+        let others = if kind == "refs/t" { "refs/u" } else { kind };
+        let other = list(&scene.bucket().join(others))?;
+        let other = other.iter().find(|it| **it != path).ok_or("another")?;
+        let swapped_with = fs::read(other)?;
         let name = path
             .file_name()
             .ok_or("a name")?
@@ -229,9 +237,7 @@ fn hostile_objects_are_refused_and_named() -> Outcome {
             flipped[at] ^= 4;
             hostile.push(flipped);
         }
-        if swapped_with != whole {
-            hostile.push(swapped_with);
-        }
+        hostile.push(swapped_with);
         for (number, bytes) in hostile.into_iter().enumerate() {
             fs::write(&path, bytes)?;
             let other = scene.store(&format!("other{number}"))?;
