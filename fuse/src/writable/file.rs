@@ -180,8 +180,12 @@ impl ExtraFile {
         let mut state = self.lock();
         let file = self.to_write(&mut state, path, Some(size_bytes))?;
         let before = state.look.size_bytes;
-        self.budget.take(size_bytes.saturating_sub(before))?;
-        file.set_len(size_bytes)?;
+        let grows = size_bytes.saturating_sub(before);
+        self.budget.take(grows)?;
+        if let Err(error) = file.set_len(size_bytes) {
+            self.budget.give_back(grows);
+            return Err(error);
+        }
         self.budget.give_back(before.saturating_sub(size_bytes));
         state.look.size_bytes = size_bytes;
         state.touched(&self.freezes);

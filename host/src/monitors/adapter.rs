@@ -7,8 +7,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use anyhow::bail;
 use serde::{Deserialize, Serialize};
 use snapstore_store::{Input, Snapshot, SnapshotId, Store, Unchanging};
+
+use crate::error::Usage;
 
 /// The label that names the monitor of a snapshot.
 pub const MONITOR: &str = "monitor";
@@ -186,4 +189,16 @@ pub struct Launch {
     pub memory_bytes: u64,
     /// How many vCPUs the guest has, if that is known.
     pub cpus: Option<u32>,
+}
+
+/// Whether a machine runs, of which its monitor says that it is in this state.
+pub(super) fn runs(state: Option<&str>) -> anyhow::Result<bool> {
+    match state {
+        Some("Running") => Ok(true),
+        Some("Paused") => Ok(false),
+        other => bail!(Usage(format!(
+            "the machine is in the state {:?}, in which it cannot be committed",
+            other.unwrap_or_default()
+        ))),
+    }
 }

@@ -12,21 +12,22 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use snapstore_store::{ImageRole, Input, InputData, InputKind, Snapshot, Store};
 
 use super::adapter::{
-    Budget, DESCRIPTION, Kind, Launch, Monitor, Restorer, STATE, SharedMemory, Started, Taken,
+    Budget, DESCRIPTION, Kind, Launch, Monitor, Restorer, STATE, SharedMemory, Started, Taken, runs,
 };
+use super::described::description;
 use super::disks::{self, OpenLayer};
 use super::http::Http;
 use super::memory::{kept, whole};
 use super::peer::Peer;
 use super::qcow2;
-use crate::error::{NotFound, Usage};
+use crate::error::NotFound;
 use crate::monitor::memory_of_paused;
 use crate::runtime::Runtime;
 
@@ -206,14 +207,7 @@ impl Monitor for CloudHypervisor {
 
     fn is_running(&mut self) -> anyhow::Result<bool> {
         let said = self.http.get("/vm.info")?;
-        match said["state"].as_str() {
-            Some("Running") => Ok(true),
-            Some("Paused") => Ok(false),
-            other => bail!(Usage(format!(
-                "the machine is in the state {:?}, in which it cannot be committed",
-                other.unwrap_or_default()
-            ))),
-        }
+        runs(said["state"].as_str())
     }
 
     fn pause(&mut self) -> anyhow::Result<()> {
@@ -326,7 +320,7 @@ impl Restorer for CloudHypervisorRestorer {
     }
 
     fn launch(&self, started: &Started<'_>) -> anyhow::Result<Launch> {
-        let about = described(started.mount)?;
+        let about: Description = description(started.mount)?;
         let mut config = about.config.clone();
         let mut fds: Vec<OwnedFd> = Vec::new();
         let disks = config["disks"].as_array_mut().into_iter().flatten();
@@ -405,18 +399,4 @@ impl Restorer for CloudHypervisorRestorer {
         }
         Ok(())
     }
-}
-
-fn described(dir: &Path) -> anyhow::Result<Description> {
-    let path = dir.join(DESCRIPTION);
-    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let about: Description = serde_json::from_slice(&bytes)
-        .with_context(|| format!("{} is no description of a machine", path.display()))?;
-    ensure!(
-        about.format == 1,
-        "the snapshot's description of its machine is of the format {}, which this version does \
-         not know; use a newer one",
-        about.format
-    );
-    Ok(about)
 }

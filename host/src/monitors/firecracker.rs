@@ -11,15 +11,16 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use snapstore_store::{ImageRole, Input, InputData, InputKind, Snapshot, Store};
 
 use super::adapter::{
-    Budget, DESCRIPTION, Kind, Launch, Monitor, Restorer, STATE, SharedMemory, Started, Taken,
+    Budget, DESCRIPTION, Kind, Launch, Monitor, Restorer, STATE, SharedMemory, Started, Taken, runs,
 };
+use super::described::description;
 use super::http::Http;
 use super::memory::{self, kept, whole};
 use super::peer::Peer;
@@ -165,14 +166,7 @@ impl Monitor for Firecracker {
 
     fn is_running(&mut self) -> anyhow::Result<bool> {
         let said = self.http.get("/")?;
-        match said["state"].as_str() {
-            Some("Running") => Ok(true),
-            Some("Paused") => Ok(false),
-            other => bail!(Usage(format!(
-                "the machine is in the state {:?}, in which it cannot be committed",
-                other.unwrap_or_default()
-            ))),
-        }
+        runs(said["state"].as_str())
     }
 
     fn pause(&mut self) -> anyhow::Result<()> {
@@ -318,7 +312,7 @@ impl Restorer for FirecrackerRestorer {
     }
 
     fn launch(&self, started: &Started<'_>) -> anyhow::Result<Launch> {
-        let about = described(started.mount)?;
+        let about: Description = description(started.mount)?;
         ensure!(
             started.taps.len() <= about.interfaces.len(),
             Usage(format!(
@@ -367,7 +361,7 @@ impl Restorer for FirecrackerRestorer {
     }
 
     fn load(&self, started: &Started<'_>, launch: &Launch, _pid: u32) -> anyhow::Result<()> {
-        let about = described(started.mount)?;
+        let about: Description = description(started.mount)?;
         let http = Http::new(&launch.api, NAME, "");
         let file = |name: &str| started.mount.join(name).display().to_string();
         let mut load = json!({
@@ -470,18 +464,4 @@ fn own_disk(started: &Started<'_>, disk: &Disk) -> anyhow::Result<File> {
         }
     }
     Ok(into)
-}
-
-fn described(dir: &Path) -> anyhow::Result<Description> {
-    let path = dir.join(DESCRIPTION);
-    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let about: Description = serde_json::from_slice(&bytes)
-        .with_context(|| format!("{} is no description of a machine", path.display()))?;
-    ensure!(
-        about.format == 1,
-        "the snapshot's description of its machine is of the format {}, which this version does \
-         not know; use a newer one",
-        about.format
-    );
-    Ok(about)
 }

@@ -9,6 +9,7 @@ mod adapter;
 mod cloud_hypervisor;
 mod commit;
 mod cpu;
+mod described;
 mod disks;
 mod firecracker;
 mod http;

@@ -17,7 +17,8 @@ use snapstore_store::{ImageRole, Region, Snapshot};
 use super::arguments::{self, Clone};
 use super::description::{Description, REGIONS};
 use super::regions;
-use crate::monitors::adapter::{DESCRIPTION, Kind, Launch, Restorer, STATE, SharedMemory, Started};
+use crate::monitors::adapter::{Kind, Launch, Restorer, STATE, SharedMemory, Started};
+use crate::monitors::described::description;
 use crate::monitors::peer::Peer;
 use crate::monitors::qcow2;
 use crate::monitors::qmp::{Qmp, Version};
@@ -26,8 +27,6 @@ use crate::monitors::qmp::{Qmp, Version};
 const LOADING: Duration = Duration::from_secs(60);
 /// How often it is asked whether it has.
 const RETRY: Duration = Duration::from_millis(2);
-/// The longest description that is read.
-const LONGEST_DESCRIPTION_BYTES: u64 = 1 << 20;
 /// The number of the first set of descriptors of disks.
 const FIRST_SET: usize = 100;
 /// The socket by which it is told what to do.
@@ -64,7 +63,7 @@ impl Restorer for QemuRestorer {
     }
 
     fn launch(&self, started: &Started<'_>) -> anyhow::Result<Launch> {
-        let about = description(started.mount)?;
+        let about: Description = description(started.mount)?;
         let mut fds: Vec<OwnedFd> = Vec::new();
         let mut disks = BTreeMap::new();
         let api = started.dir.join(API);
@@ -131,7 +130,7 @@ impl Restorer for QemuRestorer {
     }
 
     fn load(&self, started: &Started<'_>, launch: &Launch, pid: u32) -> anyhow::Result<()> {
-        let about = description(started.mount)?;
+        let about: Description = description(started.mount)?;
         let mut qmp = Qmp::connect(&launch.api)?;
         let peer = Peer::of(pid)?;
         let state = fs::read(started.mount.join(STATE)).context("cannot read the state")?;
@@ -185,28 +184,6 @@ impl Restorer for QemuRestorer {
 /// A comma in a value is written twice.
 fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
-}
-
-/// What the snapshot says of the machine.
-fn description(dir: &Path) -> anyhow::Result<Description> {
-    let path = dir.join(DESCRIPTION);
-    let length = fs::metadata(&path)
-        .with_context(|| format!("cannot read {}", path.display()))?
-        .len();
-    ensure!(
-        length <= LONGEST_DESCRIPTION_BYTES,
-        "{} is too long for a description of a machine",
-        path.display()
-    );
-    let about: Description = serde_json::from_slice(&fs::read(&path)?)
-        .with_context(|| format!("{} is no description of a machine of QEMU", path.display()))?;
-    ensure!(
-        about.format == 1,
-        "the snapshot's description of its machine is of the format {}, which this version does \
-         not know; use a newer one",
-        about.format
-    );
-    Ok(about)
 }
 
 /// A copy of the memory in use, which all machines share: before 8.2, QEMU opens the file of
