@@ -17,7 +17,7 @@ use crate::pack::codec::{self, Base, Encoding};
 use crate::pack::reader::{BaseRef, PackReader, Stamp, delta_head, payload_limit};
 use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack, StoredChunk};
 use crate::pack::{EntryNumber, Location, PackNumber};
-use crate::placement::{self, LargePack, entered_at_once};
+use crate::placement::{self, LargePack, PREPARED_AT_MOST, entered_at_once};
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
 use crate::store::Store;
@@ -47,9 +47,6 @@ pub(crate) struct ChunkWriter<'a> {
     pub added_bytes: u64,
 }
 
-/// How often the entries of a large pack are worked out before they are entered a few at
-/// a time.
-const PREPARED_AT_MOST: u32 = 2;
 /// How many things that cannot be read are told.
 const MAX_NOTES: usize = 16;
 

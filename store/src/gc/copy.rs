@@ -18,7 +18,7 @@ use crate::index::IndexReader;
 use crate::pack::reader::PackReader;
 use crate::pack::writer::{PackWriter, SealedPack};
 use crate::pack::{Location, PackNumber};
-use crate::placement::{self, Copies, ManyCopies, Moved};
+use crate::placement::{self, Copies, ManyCopies, Moved, PREPARED_AT_MOST};
 use crate::rewrite::rewrite;
 use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
@@ -26,10 +26,6 @@ use crate::store::Store;
 
 /// Stored bytes that a repack hands to its writer at a time.
 const COPY_RUN_BYTES: usize = 4 << 20;
-
-/// How often the entries of a pack of copies are worked out before they are entered a few
-/// at a time.
-const PREPARED_AT_MOST: usize = 3;
 
 /// Copies on their way into one new pack.
 struct Copying<'a> {
@@ -154,8 +150,7 @@ impl Store {
         let Some(writer) = copying.writer.take() else {
             return Ok(0);
         };
-        let (moved, going) = (&mut copying.moved, &mut copying.going);
-        let copies = Copies::new(std::mem::take(moved), std::mem::take(going));
+        let copies = Copies::new(std::mem::take(&mut copying.moved), &copying.going);
         if sim::on(Fault::CopiesEnteredBeforeSealed) {
             let _publish = self.publish_lock()?;
             let index = self.index_writer()?;
@@ -165,13 +160,12 @@ impl Store {
         let sealed = writer.seal()?;
         self.chunks.packs().look_again();
         self.enter_copies(&sealed, &copies)?;
-        copying.going = copies.into_going();
         Ok(sealed.file_len)
     }
 
     /// Points the index at the copies in a pack: at all at once if they are very many,
     /// else a batch at a time.
-    fn enter_copies(&self, sealed: &SealedPack, copies: &Copies) -> Result<()> {
+    fn enter_copies(&self, sealed: &SealedPack, copies: &Copies<'_>) -> Result<()> {
         if copies.moved().len() > at_once() {
             for _ in 0..PREPARED_AT_MOST {
                 let many = ManyCopies::prepare(&self.chunks, sealed.number, copies)?;

@@ -53,7 +53,7 @@ use crate::pack::{Location, PackNumber};
 use crate::sim::{self, Fault};
 pub(crate) use large::LargePack;
 pub(crate) use rearranged::enter_rearranged;
-pub(crate) use worked_out::{ManyCopies, ManyGone};
+pub(crate) use worked_out::{ManyCopies, ManyGone, PREPARED_AT_MOST};
 
 /// Entries of the index that are changed under one hold of the publish lock.
 pub(crate) const INDEX_BATCH: usize = 4096;
@@ -69,15 +69,15 @@ pub(crate) struct Moved {
 }
 
 /// What the collector has copied, by key, each once.
-pub(crate) struct Copies {
+pub(crate) struct Copies<'a> {
     moved: Vec<Moved>,
     /// The packs that the collection deletes next.
-    going: BTreeSet<PackNumber>,
+    going: &'a BTreeSet<PackNumber>,
 }
 
-impl Copies {
+impl<'a> Copies<'a> {
     /// Of two copies of a chunk a standalone one counts.
-    pub fn new(mut moved: Vec<Moved>, going: BTreeSet<PackNumber>) -> Self {
+    pub fn new(mut moved: Vec<Moved>, going: &'a BTreeSet<PackNumber>) -> Self {
         moved.sort_by_key(|chunk| (chunk.key, !chunk.standalone));
         moved.dedup_by_key(|chunk| chunk.key);
         Self { moved, going }
@@ -87,18 +87,9 @@ impl Copies {
         &self.moved
     }
 
-    fn going(&self) -> &BTreeSet<PackNumber> {
-        &self.going
-    }
-
     fn of(&self, key: ChunkKey) -> Option<&Moved> {
         let at = self.moved.binary_search_by_key(&key, |chunk| chunk.key);
         at.ok().map(|at| &self.moved[at])
-    }
-
-    /// What is left for a later pack to be copied to.
-    pub fn into_going(self) -> BTreeSet<PackNumber> {
-        self.going
     }
 }
 
@@ -176,12 +167,12 @@ fn leads_to_any(chunks: &Chunks, entries: &[(ChunkKey, Location)]) -> Result<boo
 pub(crate) fn enter_copies(
     chunks: &Chunks,
     index: &IndexWriter,
-    copies: &Copies,
+    copies: &Copies<'_>,
     some: &[Moved],
 ) -> Result<()> {
     let mut entries = Vec::new();
     for chunk in some {
-        if copy_replaces(chunks, chunk, copies.going(), index.get(chunk.key)?)? {
+        if copy_replaces(chunks, chunk, copies.going, index.get(chunk.key)?)? {
             entries.push((chunk.key, chunk.to));
         }
     }
@@ -199,7 +190,8 @@ fn copy_replaces(
     Ok(match now {
         None => true,
         Some(now) if now == chunk.from => true,
-        // Another copy, which nothing was found to need: it goes with its pack.
+        // Another copy, which nothing was found to need: it goes with its pack. An entry
+        // that stayed would lead nowhere then, which is worse than to a delta that is needed.
         Some(now) if going.contains(&now.pack) && !sim::on(Fault::CopyOfGoingPackKept) => true,
         // A delta of an older version may need this very copy of a node. To all
         // others any standalone copy is as good.

@@ -19,6 +19,9 @@ use crate::pack::{Location, PackNumber};
 
 /// Keys that are looked up at a time.
 pub(super) const LOOKED_UP: usize = 4096;
+/// How often changes are worked out before they are made a few at a time: somebody else
+/// changes the index all the time.
+pub(crate) const PREPARED_AT_MOST: u32 = 2;
 
 /// A change of an entry: where it is to lead; `None` removes it.
 type Change = Option<Location>;
@@ -93,20 +96,20 @@ impl WorkedOut {
 /// The copies of a whole pack.
 pub(crate) struct ManyCopies<'a> {
     chunks: &'a Chunks,
-    copies: &'a Copies,
+    copies: &'a Copies<'a>,
     worked_out: WorkedOut,
 }
 
 impl<'a> ManyCopies<'a> {
     /// Works out what [`super::enter_copies`] would do with the copies in pack `to`, whose
     /// file the caller holds locked. The caller collects, and has no lock beside that.
-    pub fn prepare(chunks: &'a Chunks, to: PackNumber, copies: &'a Copies) -> Result<Self> {
+    pub fn prepare(chunks: &'a Chunks, to: PackNumber, copies: &'a Copies<'a>) -> Result<Self> {
         let view = chunks.refresh_index()?;
         let mut changes = Vec::new();
         for part in copies.moved().chunks(LOOKED_UP) {
             let keys: Vec<ChunkKey> = part.iter().map(|chunk| chunk.key).collect();
             for (chunk, now) in part.iter().zip(view.get_many(&keys)?) {
-                if copy_replaces(chunks, chunk, copies.going(), now)? {
+                if copy_replaces(chunks, chunk, copies.going, now)? {
                     changes.push((chunk.key, Some(chunk.to)));
                 }
             }
@@ -132,7 +135,7 @@ impl<'a> ManyCopies<'a> {
             let Some(chunk) = copies.of(key) else {
                 return Ok(None);
             };
-            let replaces = copy_replaces(chunks, chunk, copies.going(), now)?;
+            let replaces = copy_replaces(chunks, chunk, copies.going, now)?;
             Ok(replaces.then_some(Some(chunk.to)))
         })?;
         over.map_or(Ok(false), |over| self.worked_out.make(index, over))
@@ -260,7 +263,8 @@ mod tests {
             moved(&store, 9, elsewhere, true),
         ];
         let stays = at(3);
-        let copies = Copies::new(all.clone(), BTreeSet::from([from.number]));
+        let going = BTreeSet::from([from.number]);
+        let copies = Copies::new(all.clone(), &going);
         let many = ManyCopies::prepare(&store.chunks, TO, &copies).unwrap();
         assert!(enter(&store, many));
         for fill in [1, 2, 9] {
@@ -269,7 +273,8 @@ mod tests {
         }
         assert_eq!(leads_to(&store, 3), Some(stays));
         // That pack goes, too.
-        let copies = Copies::new(all, BTreeSet::from([from.number, other.number]));
+        let going = BTreeSet::from([from.number, other.number]);
+        let copies = Copies::new(all, &going);
         let many = ManyCopies::prepare(&store.chunks, TO, &copies).unwrap();
         assert!(enter(&store, many));
         assert_eq!(leads_to(&store, 3).unwrap().pack, TO);
@@ -286,7 +291,8 @@ mod tests {
             entry: EntryNumber(0),
         };
         let all = vec![moved(&store, 1, at(1), true), moved(&store, 5, gone, true)];
-        let copies = Copies::new(all, BTreeSet::from([from.number]));
+        let going = BTreeSet::from([from.number]);
+        let copies = Copies::new(all, &going);
         let many = ManyCopies::prepare(&store.chunks, TO, &copies).unwrap();
         let since = entered(&store, &[5]);
         assert!(!enter(&store, many), "the commit's own copy is there");
