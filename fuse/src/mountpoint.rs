@@ -31,6 +31,8 @@ pub struct Mountpoint {
     pub store: PathBuf,
     /// The user whose server it is.
     pub user: u32,
+    /// Whether it can be written to (`mount --rw`).
+    pub is_writable: bool,
 }
 
 impl Mountpoint {
@@ -52,7 +54,20 @@ impl Mountpoint {
             dir: entry.dir.clone(),
             store: OsStr::from_bytes(store.strip_prefix(SOURCE_PREFIX.as_bytes())?).into(),
             user: entry.option("user_id")?.to_str()?.parse().ok()?,
+            is_writable: entry.options.iter().any(|option| option == "rw"),
         })
+    }
+
+    /// The snapstore mount of which `dir` is the root; `None` if it is none. Its server is
+    /// not asked.
+    ///
+    /// # Errors
+    /// If the kernel's table cannot be read.
+    pub fn at(dir: &Path) -> Result<Option<Self>> {
+        let Ok(seen) = Seen::at(dir) else {
+            return Ok(None);
+        };
+        Ok(seen.mounted_here()?.as_ref().and_then(Self::of))
     }
 }
 

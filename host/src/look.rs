@@ -23,6 +23,8 @@ use crate::spec::FAILED;
 pub const COMMAND: &str = "look-at-mount";
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a process that was killed may take to end, and how often that is asked.
+const END: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(5));
 
 const DEAD: &str = "dead\n";
 const ALIVE: &str = "alive\n";
@@ -108,9 +110,12 @@ impl Look {
             let _ = self.child.wait();
             return Some(answer);
         }
-        // One that cannot be killed is left to itself.
+        // While it is there, its mount is in use. One that cannot be killed is left to itself.
         let _ = self.child.kill();
-        let _ = self.child.try_wait();
+        let killed = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && killed.elapsed() < END.0 {
+            std::thread::sleep(END.1);
+        }
         None
     }
 

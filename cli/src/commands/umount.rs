@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::json;
-use snapstore_fuse::ViewClient;
+use snapstore_fuse::{Mountpoint, ViewClient};
 use snapstore_host::look;
 use snapstore_host::mount_server::Writing;
 
@@ -14,9 +14,10 @@ use crate::context::Context;
 use crate::format::size;
 
 pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<ExitCode> {
-    let (view, uncommitted) = match prepare(args)? {
-        Some((view, uncommitted)) => (Some(view), uncommitted),
-        None => (None, None),
+    let (view, uncommitted, silent) = match prepare(args)? {
+        Server::Told(view, uncommitted) => (Some(view), uncommitted, false),
+        Server::Silent => (None, None, true),
+        Server::Indifferent => (None, None, false),
     };
     let undone = snapstore_fuse::unmount(&args.dir, args.lazy, &look::is_dead);
     match (view, &undone) {
@@ -32,11 +33,16 @@ pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<ExitCode> {
     let bytes = uncommitted.as_ref().map(|it| it.bytes);
     let kept = uncommitted.as_ref().filter(|_| args.keep);
     let place = kept.map(|it| it.place.display().to_string());
-    let again = kept.map(|it| resume(args, &it.place));
+    let again = kept.map(|it| resume(args, Some(&it.place)));
     let value = json!({
         "dir": dir, "unmounted": true, "uncommitted_bytes": bytes, "kept": place,
     });
     context.answer(&value, || match (&uncommitted, &place) {
+        (None, _) if silent => format!(
+            "Unmounted {dir}. Its server did not answer: what was written and not committed, \
+             if there is anything, is kept, and `{}` goes on with it when the server has ended.",
+            resume(args, None)
+        ),
         (None, _) => format!("Unmounted {dir}."),
         (Some(lost), None) => format!(
             "Unmounted {dir}. What was written and not committed is given up: {} of images, \
@@ -51,10 +57,10 @@ pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The command that goes on with what is kept in `place`.
-fn resume(args: &UmountArgs, place: &Path) -> String {
+/// The command that goes on with what is kept, in `place` if that is known.
+fn resume(args: &UmountArgs, place: Option<&Path>) -> String {
     let overlays = place
-        .parent()
+        .and_then(Path::parent)
         .filter(|it| *it != Path::new(Writing::OVERLAY_DIR));
     let overlays = overlays.map(|it| format!(" --overlay-dir {}", it.display()));
     let dir = std::path::absolute(&args.dir).unwrap_or_else(|_| args.dir.clone());
@@ -74,14 +80,29 @@ struct Uncommitted {
     place: PathBuf,
 }
 
-/// Tells the server of a writable mount what becomes of what is in no commit; `None` if
-/// there is no such thing.
-fn prepare(args: &UmountArgs) -> anyhow::Result<Option<(ViewClient, Option<Uncommitted>)>> {
-    if look::state(&args.dir) != look::State::Serves {
-        return Ok(None);
+/// What the server of a mount has been told of what is in no commit.
+enum Server {
+    /// Nothing: it has no such thing.
+    Indifferent,
+    /// Nothing: it does not answer, so it keeps all there is.
+    Silent,
+    /// What becomes of this.
+    Told(ViewClient, Option<Uncommitted>),
+}
+
+/// Tells the server of a writable mount what becomes of what is in no commit.
+fn prepare(args: &UmountArgs) -> anyhow::Result<Server> {
+    // Nobody looks at any other mount: one who waits for its server keeps it in use.
+    if !Mountpoint::at(&args.dir)?.is_some_and(|it| it.is_writable) {
+        return Ok(Server::Indifferent);
+    }
+    match look::state(&args.dir) {
+        look::State::Serves => {}
+        look::State::Dead => return Ok(Server::Indifferent),
+        look::State::Silent => return Ok(Server::Silent),
     }
     let Ok(mut view) = ViewClient::connect(&args.dir) else {
-        return Ok(None);
+        return Ok(Server::Indifferent);
     };
     let status = view.status()?;
     view.at_end(args.keep)?;
@@ -91,5 +112,5 @@ fn prepare(args: &UmountArgs) -> anyhow::Result<Option<(ViewClient, Option<Uncom
         bytes: bytes.sum(),
         place: status.overlays,
     });
-    Ok(Some((view, uncommitted)))
+    Ok(Server::Told(view, uncommitted))
 }

@@ -340,6 +340,29 @@ fn a_commit_says_that_the_server_does_not_answer() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_view_whose_server_does_not_answer_is_unmounted_and_kept() -> anyhow::Result<()> {
+    let test = "a_view_whose_server_does_not_answer_is_unmounted_and_kept";
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let (dir, pid) = fixture.mount_rw("view", &[])?;
+    fs::write(dir.join("note"), b"written")?;
+    let server = Pid::from_raw(pid.cast_signed()).expect("it has a number");
+    kill_process(server, Signal::STOP)?;
+    let shown = dir.display().to_string();
+    let output = fixture.cli.run(&["umount", &shown])?;
+    kill_process(server, Signal::CONT)?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("did not answer"), "{said}");
+    assert!(said.contains("--resume"), "{said}");
+    crate::lifecycle::wait_for_end(pid)?;
+    fixture.resume(&dir)?;
+    assert_eq!(fs::read(dir.join("note"))?, b"written");
+    fixture.umount(&dir)
+}
+
+#[test]
 fn a_mount_does_not_hide_its_own_overlay() -> anyhow::Result<()> {
     let Some(mut fixture) = with_machine("a_mount_does_not_hide_its_own_overlay")? else {
         return Ok(());
