@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::server::Server;
 use crate::view::{MountTarget, View};
 use crate::warm::Warm;
-use crate::writable::{self, Control, Views, WritableOptions, WritableServer};
+use crate::writable::{self, Control, Operations, Views, WritableOptions, WritableServer};
 
 /// How to serve a mount.
 #[derive(Clone, Debug)]
@@ -247,7 +247,9 @@ fn begin(
     };
     let control = Control::start(views.clone())?;
     let server = WritableServer {
-        views: views.clone(),
+        operations: Operations {
+            views: views.clone(),
+        },
         read_ahead_bytes: options.read_ahead_bytes,
     };
     let owner = (

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::control::short_path;
-use super::server::PLACE_ATTRIBUTE;
+use super::operations::PLACE_ATTRIBUTE;
 use super::wire::{Answer, FrozenView, Request, Status, receive, receive_fd, send};
 use crate::error::{Error, Result, cannot};
 use crate::mountpoint::{Mountpoint, Seen};

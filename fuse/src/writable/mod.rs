@@ -2,8 +2,8 @@
 //!
 //! What nobody writes is the store's, and the same page cache for all clones. What is
 //! written goes to an overlay (`snapstore_overlay`), page by page, and is known so; `clone`
-//! puts images and other files together, `views` has all clones of a mount, `server` adapts
-//! them to the kernel, `control` and `client` are the two ends of a commit, `place` is where
+//! puts images and other files together, `views` has all clones of a mount, `operations` is
+//! what can be done to them, `server` adapts that to the kernel, `control` and `client` are the two ends of a commit, `place` is where
 //! all of it is found again after the server has ended.
 
 mod client;
@@ -11,6 +11,7 @@ mod clone;
 mod control;
 mod file;
 mod image;
+mod operations;
 mod path;
 mod place;
 mod server;
@@ -24,6 +25,7 @@ use snapstore_store::Store;
 
 pub use client::{FrozenForCommit, ViewClient};
 pub(crate) use control::Control;
+pub(crate) use operations::Operations;
 use place::{Place, Shown};
 pub(crate) use server::WritableServer;
 pub(crate) use views::Views;
