@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -158,7 +159,7 @@ pub fn unmount(dir: &Path, lazy: bool, is_dead: &dyn Fn(&Path) -> bool) -> Resul
     let in_use = || Error::InUse {
         path: dir.to_owned(),
     };
-    let undone = match rustix::mount::unmount(&path, UnmountFlags::NOFOLLOW) {
+    let undone = match unmount_patiently(&path) {
         Ok(()) => Ok(()),
         Err(Errno::BUSY) => Err(in_use()),
         Err(Errno::PERM) => helper::unmount(&path, false),
@@ -171,6 +172,20 @@ pub fn unmount(dir: &Path, lazy: bool, is_dead: &dyn Fn(&Path) -> bool) -> Resul
         },
         Err(Error::InUse { .. }) => Err(in_use()),
         other => other,
+    }
+}
+
+/// Waits for users that are gone in a moment: a process that looks whether the server is
+/// alive, or one that was just forked off and has not begun its own program.
+fn unmount_patiently(path: &Path) -> std::result::Result<(), Errno> {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    const RETRY: Duration = Duration::from_millis(10);
+    let started = Instant::now();
+    loop {
+        match rustix::mount::unmount(path, UnmountFlags::NOFOLLOW) {
+            Err(Errno::BUSY) if started.elapsed() < PATIENCE => std::thread::sleep(RETRY),
+            done => return done,
+        }
     }
 }
 
