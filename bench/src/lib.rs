@@ -1,6 +1,7 @@
 //! The benchmarks: each compares the product with something else in the same
 //! run, in turns, so that a machine's moods fall on both.
 
+pub mod before;
 pub mod bytes;
 pub mod codec;
 pub mod commit;
@@ -80,7 +81,7 @@ impl Needs {
 }
 
 /// Every benchmark: its name, what it needs, and what it does.
-pub const ALL: [(&str, Needs, Run); 24] = [
+pub const ALL: [(&str, Needs, Run); 25] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
     ("commit-diff-depth", Needs::Images, commit::diff_depth),
@@ -92,6 +93,7 @@ pub const ALL: [(&str, Needs, Run); 24] = [
     ("mount-time", Needs::Images, fault::mount_time),
     ("bytes-five", Needs::Images, bytes::five),
     ("bytes-steps", Needs::Images, bytes::steps),
+    ("before", Needs::Images, before::before),
     ("codec", Needs::Images, codec::codec),
     ("scale-chunks", Needs::Nothing, scale::chunks),
     ("scale-tags", Needs::Nothing, scale::tags),

@@ -31,8 +31,9 @@ const REPEATS: usize = 7;
 /// # Errors
 /// If a store cannot be made or an operation fails.
 pub fn chunks(bench: &mut Bench) -> anyhow::Result<()> {
-    let small = Subject::make(&bench.path("small"), 10_000)?;
     for (name, count) in [("10^6", 1_000_000), ("10^7", scale::largest())] {
+        // Another one for each: it is collected, too.
+        let small = Subject::make(&bench.path(&format!("beside-{name}")), 10_000)?;
         let large = Subject::make(&bench.path(name), count)?;
         compare(bench, &small, &large, &format!("{name} chunks"), "10^4")?;
         let cost = |subject: &Subject| subject.collect_and_verify();

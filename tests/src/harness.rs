@@ -26,6 +26,7 @@ pub fn program() -> anyhow::Result<PathBuf> {
 #[derive(Clone, Debug)]
 pub struct Cli {
     store: PathBuf,
+    program: Option<PathBuf>,
     environment: Vec<(String, String)>,
 }
 
@@ -35,6 +36,7 @@ impl Cli {
     pub fn new(path: &Path) -> Self {
         Self {
             store: path.to_owned(),
+            program: None,
             environment: Vec::new(),
         }
     }
@@ -52,12 +54,20 @@ impl Cli {
         self
     }
 
+    /// The same store through another program than the built one.
+    #[must_use]
+    pub fn with_program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
+        self
+    }
+
     /// The program with these arguments, not started yet.
     ///
     /// # Errors
     /// If the program has not been built.
     pub fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
-        let mut command = Command::new(program()?);
+        let program = self.program.clone().map_or_else(program, Ok)?;
+        let mut command = Command::new(program);
         command
             .arg("--store")
             .arg(&self.store)

@@ -80,7 +80,10 @@ pub fn commit(store: &Store, tag: &str, bytes: Vec<u8>) -> anyhow::Result<Snapsh
         }],
         ..CommitRequest::default()
     };
-    Ok(store.commit(&request, &Silent)?.id)
+    let id = store.commit(&request, &Silent)?.id;
+    // As the program does.
+    store.tidy_index();
+    Ok(id)
 }
 
 /// Fills an empty store with so many distinct pages: 512 tagged `base`, a hundredth

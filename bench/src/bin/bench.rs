@@ -54,15 +54,18 @@ fn main() -> anyhow::Result<()> {
     let mut bench = Bench::new(images, args.rounds.into())?;
     for (name, needs, run) in chosen {
         bench.report.begin(name);
+        let mut failed = Ok(());
         match vm_rig::missing().filter(|_| needs.machines()) {
             Some(reason) => bench.report.skip(name, &reason),
-            None => run(&mut bench).with_context(|| format!("benchmark {name}"))?,
+            None => failed = run(&mut bench).with_context(|| format!("benchmark {name}")),
         }
+        // Of one that failed, what was measured before it did.
         println!("{}", bench.report.last_as_text());
         if let Some(path) = &args.markdown {
             // After each, so that an interruption leaves what is known.
             fs::write(path, bench.report.as_markdown())?;
         }
+        failed?;
     }
     Ok(())
 }
