@@ -182,7 +182,7 @@ impl Store {
     /// Takes half a minute at most, holds no lock that commits need, and changes nothing
     /// that is found.
     pub fn tidy_index(&self) {
-        if let Err(error) = index::tidy(&self.layout.index(), index::MANY_FILES) {
+        if let Err(error) = index::tidy(&self.layout.index(), index::MANY_RUNS) {
             tracing::debug!(%error, "the index stays as it is");
         }
     }

@@ -363,7 +363,7 @@ impl Store {
                 let _publish = self.publish_lock()?;
                 many.remove(&self.index_writer()?, is_gone)
             }) {
-                Ok(true) => return index::tidy(&self.layout.index(), index::FEW_FILES),
+                Ok(true) => return index::tidy(&self.layout.index(), index::FEW_RUNS),
                 // Something has changed: what is to go is looked at a few at a time.
                 Ok(false) => {}
                 // There is no room for less.
@@ -386,7 +386,7 @@ impl Store {
                 other => other?,
             }
         }
-        index::tidy(&self.layout.index(), index::FEW_FILES)
+        index::tidy(&self.layout.index(), index::FEW_RUNS)
     }
 
     /// The publish lock, and the index to change these entries of it. They are looked up

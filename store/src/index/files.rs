@@ -425,11 +425,11 @@ fn sort_in(path: &Path, view: &IndexReader, pending: &Changes) -> Result<()> {
     take_away(path)
 }
 
-/// Merges sorted files if there are more than `leave`, for a bounded time. Changes
+/// Merges sorted runs if there are more than `leave` beside the oldest, for a bounded time. Changes
 /// nothing that a look-up finds, and waits for nobody: what somebody else merges or
 /// writes at the moment is left to him.
 pub(crate) fn tidy(path: &Path, leave: u64) -> Result<()> {
-    if Sorted::open(path)?.unmerged_files()? <= leave {
+    if Sorted::open(path)?.unmerged_runs()? <= leave {
         return Ok(());
     }
     match rocks::merge(path, LONGEST_MERGE) {

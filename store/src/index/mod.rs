@@ -31,10 +31,10 @@ pub(crate) use double::{
 #[cfg(not(feature = "sim"))]
 pub(crate) use files::{IndexReader, IndexWriter, Prepared, sweep, tidy};
 
-/// Sorted files that a collection leaves unmerged.
-pub(crate) const FEW_FILES: u64 = 3;
-/// Sorted files that a commit leaves unmerged where nobody collects.
-pub(crate) const MANY_FILES: u64 = 24;
+/// Sorted runs beside the oldest that a collection leaves.
+pub(crate) const FEW_RUNS: u64 = 2;
+/// Those that a commit leaves where nobody collects.
+pub(crate) const MANY_RUNS: u64 = 6;
 
 /// Where a chunk with this key is, as a reader or a writer of the index sees it.
 pub(crate) trait Lookup {

@@ -16,9 +16,9 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType,
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompactionStyle, DBCompressionType,
     IngestExternalFileOptions, IteratorMode, LogLevel, Options, ReadOptions, SstFileWriter,
-    WaitForCompactOptions,
+    UniversalCompactOptions, WaitForCompactOptions,
 };
 
 use super::damaged;
@@ -37,8 +37,10 @@ const OPEN_BYTES: usize = 48 << 20;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 /// Files of ten million entries: few, since each is opened with the index.
 const FILE_BYTES: u64 = 256 << 20;
-/// Unmerged files from which on a merge takes them.
-const MERGE_FROM_FILES: i32 = 4;
+/// Sorted runs from which on a merge takes them.
+const MERGE_FROM_RUNS: i32 = 4;
+/// RocksDB's own number of levels.
+const LEVELS: u64 = 7;
 
 /// The sorted files as they were when they were opened.
 pub(super) struct Sorted {
@@ -127,13 +129,21 @@ impl Sorted {
         })
     }
 
-    /// Files of entries that come one after the other, not merged with the others.
-    pub fn unmerged_files(&self) -> Result<u64> {
-        let counted = self
-            .db
-            .property_int_value("rocksdb.num-files-at-level0")
-            .map_err(|error| failed(&self.path, &error))?;
-        Ok(counted.unwrap_or(0))
+    /// Sorted runs beside the oldest one: a look-up asks each, and each has files that are
+    /// opened with the index.
+    pub fn unmerged_runs(&self) -> Result<u64> {
+        let at_level = |level: u64| {
+            let name = format!("rocksdb.num-files-at-level{level}");
+            let counted = self.db.property_int_value(name.as_str());
+            counted.map(Option::unwrap_or_default)
+        };
+        let mut runs = 0;
+        // A level is one run, but for the newest, where each file is one.
+        for level in 0..LEVELS {
+            let files = at_level(level).map_err(|error| failed(&self.path, &error))?;
+            runs += if level == 0 { files } else { files.min(1) };
+        }
+        Ok(runs.saturating_sub(1))
     }
 
     fn location(&self, value: &[u8]) -> Result<Location> {
@@ -274,7 +284,8 @@ fn options() -> Options {
     table.set_format_version(5);
     table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
     table.set_partition_filters(true);
-    table.set_metadata_block_size(4096);
+    // The index of these blocks is read when a file is opened.
+    table.set_metadata_block_size(16 << 10);
     table.set_cache_index_and_filter_blocks(true);
     table.set_cache_index_and_filter_blocks_with_high_priority(true);
     table.set_pin_top_level_index_and_filter(true);
@@ -285,7 +296,13 @@ fn options() -> Options {
     options.set_max_open_files(-1);
     options.set_target_file_size_base(FILE_BYTES);
     options.set_max_bytes_for_level_base(FILE_BYTES);
-    options.set_level_zero_file_num_compaction_trigger(MERGE_FROM_FILES);
+    options.set_level_zero_file_num_compaction_trigger(MERGE_FROM_RUNS);
+    // Files of like sizes are merged: an entry is rewritten as often as the index has
+    // doubled, not with each few new files. Keys are hashes, so any file overlaps any other.
+    options.set_compaction_style(DBCompactionStyle::Universal);
+    let mut like_sizes = UniversalCompactOptions::default();
+    like_sizes.set_size_ratio(50);
+    options.set_universal_compaction_options(&like_sizes);
     options.set_skip_stats_update_on_db_open(true);
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);

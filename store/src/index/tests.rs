@@ -213,7 +213,7 @@ fn merging_changes_nothing_and_leaves_an_open_view_whole() {
     let told = all(path);
     assert_eq!(told.len(), 34_000);
     // The first one lies below all others.
-    let unmerged = || rocks::Sorted::open(path).unwrap().unmerged_files().unwrap();
+    let unmerged = || rocks::Sorted::open(path).unwrap().unmerged_runs().unwrap();
     assert_eq!(unmerged(), 5);
     tidy(path, 5).unwrap();
     assert_eq!(unmerged(), 5);

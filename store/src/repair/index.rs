@@ -148,7 +148,7 @@ impl Store {
         drop(index);
         self.store_bases(baseless, fresh, report)?;
         self.copy_out_of(&bad, fresh)?;
-        index::tidy(&fresh.index(), index::FEW_FILES)?;
+        index::tidy(&fresh.index(), index::FEW_RUNS)?;
         Ok(bad)
     }
 
