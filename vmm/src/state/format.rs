@@ -21,9 +21,14 @@
 //! version, the list of payloads, each payload, then every size and count in it.
 
 mod kinds;
+mod parts;
 mod payload;
 mod version1;
+mod virtio;
 mod wire;
+
+#[cfg(test)]
+pub(crate) use virtio::through_its_bytes;
 
 use super::{MachineState, StateError};
 use crate::Result;

@@ -37,6 +37,8 @@ pub use cpu::{VcpuState, announce_stop};
 pub use cpuid::guest_cpuid;
 pub use error::StateError;
 pub use format::MAX_STATE_BYTES;
+#[cfg(test)]
+pub(crate) use format::through_its_bytes;
 pub use host::HostFacts;
 pub use machine::{
     DeviceState, MAX_CPUID_ENTRIES, MAX_CPUS, MAX_MSRS, MAX_PENDING_INPUT_BYTES,

@@ -81,3 +81,50 @@ impl VirtioDevice for Entropy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::hostile::{hostile, survive};
+    use super::super::testing::Driver;
+    use super::super::testing::Part::{Readable, Writable};
+    use super::*;
+
+    fn entropy() -> Box<dyn VirtioDevice> {
+        Box::new(Entropy::new())
+    }
+
+    #[test]
+    fn entropy_is_not_what_was_there() {
+        let mut driver = Driver::running(entropy());
+        let (length, bytes) = driver.request(&[Writable(300)]);
+        assert_eq!((length, bytes.len()), (300, 300));
+        assert!(bytes.iter().any(|byte| *byte != 0xee));
+        let (length, _) = driver.request(&[Writable(40_000), Writable(40_000)]);
+        assert_eq!(length, 64 << 10);
+        assert_eq!(driver.request(&[Readable(b"nothing to fill")]).0, 0);
+    }
+
+    #[test]
+    fn restored_entropy_answers() {
+        let mut driver = Driver::running(entropy());
+        driver.request(&[Writable(8)]);
+        driver.transport.quiesce();
+        let saved = driver.transport.save();
+        let mut driver = driver.restored(entropy(), &saved);
+        // One that was lost may have been waited for.
+        assert_eq!(driver.interrupts(), 1);
+        driver.transport.resume();
+        assert_eq!(driver.request(&[Writable(8)]).0, 8);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn a_hostile_driver_gets_nowhere(actions in hostile()) {
+            survive(&entropy, actions);
+        }
+    }
+}

@@ -14,7 +14,7 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::{Interrupt, Transport, VirtioDevice};
 use crate::confine::testing::as_vcpu;
-use crate::state::VirtioState;
+use crate::state::{VirtioState, through_its_bytes};
 
 pub(super) const MEMORY_BYTES: usize = 4 << 20;
 const GUARD_BYTES: usize = 64 << 10;
@@ -103,8 +103,10 @@ impl Driver {
         }
     }
 
-    /// The same driver with its device restored into another transport.
+    /// The same driver with its device restored into another transport, from the bytes of
+    /// its state.
     pub fn restored(self, device: Box<dyn VirtioDevice>, state: &VirtioState) -> Self {
+        let state = &through_its_bytes(state);
         let restored = Self::over(self.memory, device, |device, memory, interrupt| {
             Transport::restore(device, memory, interrupt, state).unwrap()
         });

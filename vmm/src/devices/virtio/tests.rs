@@ -52,14 +52,9 @@ fn the_registers_are_those_of_a_modern_device() {
 }
 
 #[test]
-fn entropy_is_not_what_was_there() {
+fn an_interrupt_is_told_until_it_is_acknowledged() {
     let mut driver = Driver::running(entropy());
-    let (length, bytes) = driver.request(&[Writable(300)]);
-    assert_eq!((length, bytes.len()), (300, 300));
-    assert!(bytes.iter().any(|byte| *byte != 0xee));
-    let (length, _) = driver.request(&[Writable(40_000), Writable(40_000)]);
-    assert_eq!(length, 64 << 10);
-    assert_eq!(driver.request(&[Readable(b"nothing to fill")]).0, 0);
+    driver.request(&[Writable(8)]);
     assert_eq!(driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 1);
     driver.write(VIRTIO_MMIO_INTERRUPT_ACK, 1);
     assert_eq!(driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);

@@ -8,7 +8,7 @@
 //! 24          4  flags: bit 0: whoever does not know the kind and version cannot
 //!                make the machine
 //! 28          4  L, the length of the rest in bytes
-//! 32          L  what the kind and version say (`kinds.rs`)
+//! 32          L  what the kind and version say (`kinds.rs`, `virtio.rs`)
 //! ```
 //!
 //! Payloads are in strictly ascending order of kind and number, at most
@@ -18,7 +18,8 @@ use std::borrow::Cow;
 
 use crate::state::StateError;
 
-const KIND_BYTES: usize = 16;
+/// The longest name of a kind.
+pub(super) const KIND_BYTES: usize = 16;
 const HEADER_BYTES: usize = 32;
 /// The most payloads of a state: vCPUs, devices and some more.
 pub(super) const MAX_PAYLOADS: usize = 512;

@@ -46,7 +46,7 @@ fn chip(chip_id: u32) -> kvm_irqchip {
 }
 
 /// A virtio device in use.
-fn virtio(device: VirtioDeviceState) -> VirtioState {
+pub(super) fn virtio(device: VirtioDeviceState) -> VirtioState {
     VirtioState {
         device,
         status: 0xf,

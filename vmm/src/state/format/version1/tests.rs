@@ -45,6 +45,9 @@ impl From<&VirtioState> for Virtio {
                 VirtioDeviceState::Entropy => Device::Entropy,
                 VirtioDeviceState::Vsock { guest_cid } => Device::Vsock { guest_cid },
                 VirtioDeviceState::Net { mac } => Device::Net { mac },
+                // Devices of later come with version 2.
+                #[allow(unreachable_patterns)]
+                ref other => unreachable!("no state of version 1 has {other:?}"),
             },
             status: state.status,
             driver_features: state.driver_features,
