@@ -11,7 +11,7 @@ use crate::format::node;
 use crate::id::{ChunkId, ChunkKind};
 use crate::manifest::Manifest;
 use crate::pack::Location;
-use crate::pack::codec::{self, Encoding};
+use crate::pack::codec::{self, Encoding, Needs};
 use crate::pack::reader::{base_in, payload_limit};
 use crate::page::PageSize;
 use crate::scratch::Scratch;
@@ -157,13 +157,11 @@ impl Chunks {
             }
             Err(place.pack.damaged(entry, "its bytes do not match its id"))
         };
-        match entry.encoding {
-            Encoding::Raw | Encoding::Zstd => return decode(&[], out),
-            Encoding::Unknown(encoding) => {
-                return Err(place.pack.newer(place.slot.entry, encoding));
-            }
-            Encoding::Absent => return Err(undecodable()),
-            Encoding::Delta | Encoding::IdDelta => {}
+        match entry.encoding.needs() {
+            Needs::Nothing => return decode(&[], out),
+            Needs::Newer(encoding) => return Err(place.pack.newer(entry, encoding)),
+            Needs::Absent => return Err(undecodable()),
+            Needs::Base => {}
         }
         let base = base_in(entry, stored).ok_or_else(undecodable)?;
         let mut failure = Failure::default();

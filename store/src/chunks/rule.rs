@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{Damage, Error, Result};
 use crate::id::{ChunkId, ChunkKind};
 use crate::pack::Location;
-use crate::pack::codec::Encoding;
+use crate::pack::codec::{Encoding, Needs};
 use crate::pack::reader::{BaseRef, PackReader, Slot};
 
 /// One place where a chunk is stored.
@@ -77,11 +77,11 @@ where
 {
     let mut failure = Failure::default();
     for place in places {
-        let found = place.and_then(|place| match place.slot.entry.encoding {
-            Encoding::Raw | Encoding::Zstd => Ok(Readable { place, base: None }),
-            Encoding::Unknown(encoding) => Err(place.pack.newer(place.slot.entry, encoding)),
-            Encoding::Absent => Err(missing(id)),
-            Encoding::Delta | Encoding::IdDelta => {
+        let found = place.and_then(|place| match place.slot.entry.encoding.needs() {
+            Needs::Nothing => Ok(Readable { place, base: None }),
+            Needs::Newer(encoding) => Err(place.pack.newer(place.slot.entry, encoding)),
+            Needs::Absent => Err(missing(id)),
+            Needs::Base => {
                 let base = place.pack.base(&place.slot)?;
                 let base = base.ok_or_else(|| {
                     place

@@ -59,7 +59,23 @@ pub(crate) enum Encoding {
 /// What stands for [`Encoding::Absent`].
 const ABSENT: u8 = 15;
 
+/// What it takes to read a chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Needs {
+    /// Its stored bytes. Only such a chunk may be the base of a delta.
+    Nothing,
+    /// The base that they name, too.
+    Base,
+    /// Nothing is stored.
+    Absent,
+    /// A newer version, which knows this encoding.
+    Newer(u8),
+}
+
 impl Encoding {
+    /// Those that a chunk can be decoded from.
+    pub const KNOWN: [Self; 4] = [Self::Raw, Self::Zstd, Self::Delta, Self::IdDelta];
+
     pub fn from_byte(byte: u8) -> Self {
         match byte {
             0 => Self::Raw,
@@ -82,15 +98,25 @@ impl Encoding {
         }
     }
 
+    /// What a chunk stored so takes to be read. Who reads asks this and nothing else.
+    pub fn needs(self) -> Needs {
+        match self {
+            Self::Raw | Self::Zstd => Needs::Nothing,
+            Self::Delta | Self::IdDelta => Needs::Base,
+            Self::Absent => Needs::Absent,
+            Self::Unknown(byte) => Needs::Newer(byte),
+        }
+    }
+
     /// Whether a chunk stored so decodes without another chunk. Only such a
     /// chunk may be the base of a delta.
     pub fn is_standalone(self) -> bool {
-        matches!(self, Self::Raw | Self::Zstd)
+        self.needs() == Needs::Nothing
     }
 
     /// Whether a chunk stored so needs its base.
     pub fn is_delta(self) -> bool {
-        matches!(self, Self::Delta | Self::IdDelta)
+        self.needs() == Needs::Base
     }
 }
 
@@ -210,6 +236,19 @@ pub(crate) fn decode(
     }
 }
 
+/// How long the chunk is that `bytes` begin with, where these themselves tell; a raw one is
+/// taken for a page.
+pub(crate) fn stored_len(bytes: &[u8], encoding: Encoding, page_len: usize) -> Option<usize> {
+    match encoding {
+        Encoding::Raw => Some(page_len),
+        Encoding::Zstd => frame_len(bytes),
+        Encoding::Delta | Encoding::IdDelta => {
+            Some(frame_len(bytes.get(DELTA_HEAD_LEN..)?)? + DELTA_HEAD_LEN)
+        }
+        Encoding::Absent | Encoding::Unknown(_) => None,
+    }
+}
+
 /// The length of the zstd frame that `bytes` begin with.
 pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
     zstd::zstd_safe::find_frame_compressed_size(bytes).ok()
@@ -234,6 +273,16 @@ mod tests {
             payload,
             encoding: Encoding::Delta,
             max_percent: PAGE_DELTA_MAX_PERCENT,
+        }
+    }
+
+    #[test]
+    fn each_number_is_of_one_encoding_and_all_that_decode_are_known() {
+        for byte in 0..16 {
+            let encoding = Encoding::from_byte(byte);
+            assert_eq!(encoding.to_byte(), byte);
+            let decodes = matches!(encoding.needs(), Needs::Nothing | Needs::Base);
+            assert_eq!(Encoding::KNOWN.contains(&encoding), decodes, "{encoding:?}");
         }
     }
 

@@ -17,7 +17,7 @@ use crate::error::{Damage, Error, Result};
 use crate::format::entry::{self, ENTRY_LEN, Entry};
 use crate::format::pack_v1::HEADER_LEN;
 use crate::id::ChunkKind;
-use crate::pack::codec::{self, DELTA_HEAD_LEN, Encoding};
+use crate::pack::codec::{self, Encoding};
 use crate::pack::reader::{PackReader, Slot};
 use crate::pack::{EntryNumber, PackVersion};
 use crate::scratch::Scratch;
@@ -240,28 +240,14 @@ fn own_len(pack: &PackReader, slot: &Slot) -> Result<Option<u64>> {
         Err(Error::Damaged(_)) => return Ok(None),
         other => other?,
     }
-    let frame = |skip: usize| {
-        let len = codec::frame_len(bytes.get(skip..)?)?;
-        Some((len + skip) as u64)
-    };
-    Ok(match slot.entry.encoding {
-        Encoding::Zstd => frame(0),
-        Encoding::Delta | Encoding::IdDelta => frame(DELTA_HEAD_LEN),
-        Encoding::Raw => Some(pack.page_len() as u64),
-        Encoding::Absent | Encoding::Unknown(_) => None,
-    })
+    let len = codec::stored_len(&bytes, slot.entry.encoding, pack.page_len());
+    Ok(len.map(|len| len as u64))
 }
 
 /// The place with its true entry: `None` if nothing that is stored there decodes
 /// to a chunk.
 fn identify(chunks: &Chunks, place: Place) -> Result<Option<Place>> {
     const KINDS: [ChunkKind; 3] = [ChunkKind::Page, ChunkKind::Node, ChunkKind::Manifest];
-    const ENCODINGS: [Encoding; 4] = [
-        Encoding::Raw,
-        Encoding::Zstd,
-        Encoding::Delta,
-        Encoding::IdDelta,
-    ];
     let said = place.slot.entry;
     match chunks.check_at(&place) {
         Ok(_) => return Ok(Some(place)),
@@ -276,7 +262,7 @@ fn identify(chunks: &Chunks, place: Place) -> Result<Option<Place>> {
     let stored_is_right = entry::stored_check(&stored) == said.check;
     let others = KINDS
         .into_iter()
-        .flat_map(|kind| ENCODINGS.map(|encoding| (kind, encoding)));
+        .flat_map(|kind| Encoding::KNOWN.map(|encoding| (kind, encoding)));
     let own = (said.key.kind, said.encoding);
     for (kind, encoding) in std::iter::once(own).chain(others) {
         let mut tried = place.clone();
