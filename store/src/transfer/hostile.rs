@@ -251,7 +251,7 @@ fn a_field_that_is_not_known_is_not_lost() {
     let good = Good::new();
     let bytes = manifest(1, good.leaf_id, |manifest| {
         manifest.other_fields.push(Field {
-            number: 77,
+            number: 20_077,
             bytes: b"what it says".to_vec(),
         });
     });
@@ -259,7 +259,7 @@ fn a_field_that_is_not_known_is_not_lost() {
     records[2] = snapshot(&["a"], &bytes);
     let (_dir, two) = store();
     let id = import(&two, &stream_of(&records)).unwrap().snapshots[0].id;
-    assert_eq!(two.manifest(id).unwrap().other_fields[0].number, 77);
+    assert_eq!(two.manifest(id).unwrap().other_fields[0].number, 20_077);
     let dir = tempfile::tempdir().unwrap();
     let one = dir.path().join("one");
     let one = Store::create_in_format(&one, PageSize::KIB_4, StoreFormat::One).unwrap();

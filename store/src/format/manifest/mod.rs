@@ -196,22 +196,22 @@ mod tests {
         let mut manifest = example();
         manifest.other_fields = vec![
             Field {
-                number: 3,
+                number: 20_003,
                 bytes: vec![1, 2],
             },
             Field {
-                number: 9,
+                number: 20_009,
                 bytes: Vec::new(),
             },
         ];
         let bytes = manifest.encode(StoreFormat::Two);
         assert_eq!(decode(&bytes), Ok(manifest.clone()));
-        manifest.other_fields[1].number = 3;
+        manifest.other_fields[1].number = 20_003;
         let twice = manifest.encode(StoreFormat::Two);
         assert!(matches!(decode(&twice), Err(Malformed::Wrong(_))));
-        manifest.other_fields[1].number = 9 | 1 << 15;
+        manifest.other_fields[1].number = 20_009 | 1 << 15;
         let must = manifest.encode(StoreFormat::Two);
-        assert_eq!(decode(&must), Err(Malformed::NewerField { number: 9 }));
+        assert_eq!(decode(&must), Err(Malformed::NewerField { number: 20_009 }));
     }
 
     #[test]
