@@ -19,6 +19,7 @@ mod error;
 mod head;
 pub mod protocol;
 mod pull;
+mod push;
 mod remote;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,8 @@ mod verify;
 
 pub use error::{Error, Result};
 pub use pull::Pulled;
-pub use remote::{LeaseReport, PushReport, Remote, RemoteTag};
+pub use remote::{LeaseReport, Remote, RemoteTag};
+pub use upload::PushReport;
 pub use verify::{Finding, VerifyReport};
 
 /// 128 random bits.

@@ -1,25 +1,22 @@
 //! A remote: a bucket, and what hosts do with it.
 
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
-use snapstore_store::{Progress, Store};
+use snapstore_store::Store;
 
 use crate::dir::Directory;
 use crate::error::{Error, Result};
 use crate::protocol::{
-    self, Bucket, Collected, Current, LeaseKind, Listed, Listing, Mode, Options, Pushed, RefRecord,
-    Session, Unanswered, seal, unseal,
+    self, Bucket, Collected, Current, LeaseKind, Listed, Listing, Options, RefRecord, Session,
+    Unanswered, seal, unseal,
 };
-use crate::upload::Upload;
 
 const CONFIG_KEY: &str = "config";
 const CONFIG: [u8; 8] = *b"SNAPBUCK";
@@ -46,23 +43,6 @@ pub struct RemoteTag {
     pub id: String,
     /// Why it cannot be told, if so.
     pub problem: Option<String>,
-}
-
-/// What a push did.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Default)]
-pub struct PushReport {
-    /// The snapshot's id.
-    pub id: String,
-    /// Whether the tag named it already.
-    pub already: bool,
-    /// Pages that were uploaded.
-    pub pages: u64,
-    /// Pages that were there.
-    pub reused_pages: u64,
-    /// Leaves that were there as they are.
-    pub reused_leaves: u64,
-    /// Bytes that were uploaded.
-    pub bytes: u64,
 }
 
 /// Who works on a remote.
@@ -297,44 +277,6 @@ impl Remote {
             tags.push(RemoteTag { tag, id, problem });
         }
         Ok(tags)
-    }
-
-    /// Pushes a local snapshot under a tag.
-    ///
-    /// # Errors
-    /// As [`protocol::push`], and of the store.
-    pub fn push(
-        &self,
-        store: &Store,
-        name: &str,
-        tag: &str,
-        replace: bool,
-        progress: &(dyn Progress + Sync),
-    ) -> Result<PushReport> {
-        self.check_pages(store)?;
-        let parts = store.parts(name)?;
-        let snapshot = *parts.id().as_bytes();
-        let mode = if replace { Mode::Replace } else { Mode::New };
-        let report = Mutex::new(PushReport {
-            id: parts.id().to_string(),
-            ..PushReport::default()
-        });
-        let failed = Cell::new(None);
-        let mut work = Upload::new(store, &parts, tag, progress, &report, &failed);
-        let pushed = block_on(protocol::push(
-            self,
-            tag,
-            &mode,
-            snapshot,
-            &who(),
-            &mut work,
-        ));
-        if let Some(error) = failed.take() {
-            return Err(Error::Store(error));
-        }
-        let mut report = report.into_inner().unwrap_or_default();
-        report.already = matches!(pushed?, Pushed::Already(_));
-        Ok(report)
     }
 
     /// Removes a tag.

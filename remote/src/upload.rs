@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
 
+use serde::Serialize;
 use snapstore_store::{Parts, Progress, Root, Store};
 
 use crate::head::{Head, LeafPlace, PackBytes, PagePlace, Tree, decode_leaf};
@@ -13,7 +14,7 @@ use crate::protocol::{
     Bucket as _, Current, Error, HeadSummary, Lease, Listing, Malformed, Name, RefKey, RefRecord,
     Result, Reuse, Stored, Work, may_reuse, put_surely,
 };
-use crate::remote::{PushReport, Remote};
+use crate::remote::Remote;
 
 /// A pack is finished at this length.
 const PACK_LEN: usize = 64 << 20;
@@ -23,6 +24,23 @@ const MOST_ANCESTORS: usize = 1000;
 const BEAT_EVERY_SECONDS: u64 = 60;
 
 type Failed = Cell<Option<snapstore_store::Error>>;
+
+/// What a push did.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Default)]
+pub struct PushReport {
+    /// The snapshot's id.
+    pub id: String,
+    /// Whether the tag named it already.
+    pub already: bool,
+    /// Pages that were uploaded.
+    pub pages: u64,
+    /// Pages that were there.
+    pub reused_pages: u64,
+    /// Leaves that were there as they are.
+    pub reused_leaves: u64,
+    /// Bytes that were uploaded.
+    pub bytes: u64,
+}
 
 /// The work of a push.
 pub struct Upload<'a> {

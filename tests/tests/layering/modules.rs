@@ -13,9 +13,10 @@ use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemUse, Meta, UseTree, Visibility};
 
 /// The crates that are shipped, each with its first file.
-const CRATES: [&str; 10] = [
+const CRATES: [&str; 11] = [
     "store/src/lib.rs",
     "overlay/src/lib.rs",
+    "remote/src/lib.rs",
     "fuse/src/lib.rs",
     "vmm/src/lib.rs",
     "vmm/agent-protocol/src/lib.rs",
