@@ -5,6 +5,7 @@
 mod args;
 mod bounded_log;
 mod commands;
+mod committed;
 mod completions;
 mod context;
 mod exit;

@@ -9,16 +9,11 @@ use anyhow::bail;
 use serde_json::json;
 use snapstore_host::{Usage, monitor, views};
 use snapstore_store::retention::EXPIRES;
-use snapstore_store::{
-    CommitRequest, CommitTimings, Committed, Damage, Error, ImageRole, Input, InputData, InputKind,
-    ParentChoice, Store,
-};
+use snapstore_store::{CommitRequest, Error, ImageRole, Input, InputData, InputKind, ParentChoice};
 
 use crate::args::CommitArgs;
+use crate::committed::{Told, timings};
 use crate::context::Context;
-use crate::format::{count, size};
-use crate::hints;
-use crate::logging::say;
 use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
@@ -50,28 +45,15 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
             (done.committed, done.notes)
         }
     };
-    warn(&committed);
-    for note in &notes {
-        say!("warning: {note}");
-    }
-    let warnings = [warnings(&committed), notes].concat();
-    let parent = parent_name(&store, &committed, args.parent.as_deref());
-    let value = json!({
-        "tag": args.tag,
-        "id": committed.id,
-        "parent": committed.manifest.parent,
-        "parent_tag": parent,
-        "images": committed.manifest.images,
-        "inherited": committed.inherited,
-        "left_out": left_out(&committed),
-        "added_chunks": committed.manifest.added_chunks,
-        "added_bytes": committed.manifest.added_bytes,
-        "warnings": warnings,
-        "timings": timings(&committed.timings),
-    });
-    context.answer(&value, || {
-        describe(&args.tag, &committed, parent.as_deref())
-    })?;
+    let told = Told {
+        tag: &args.tag,
+        parent: args.parent.as_deref(),
+        remarks: &notes,
+        timings: timings(&committed.timings),
+        more: json!({}),
+        more_text: String::new(),
+    };
+    told.answer(context, &store, &committed)?;
     store.tidy_index();
     Ok(ExitCode::SUCCESS)
 }
@@ -146,16 +128,6 @@ fn check_diffs(args: &CommitArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub fn timings(timings: &CommitTimings) -> serde_json::Value {
-    json!({
-        "prepare_seconds": timings.prepare.as_secs_f64(),
-        "pages_seconds": timings.pages.as_secs_f64(),
-        "seal_seconds": timings.seal.as_secs_f64(),
-        "publish_seconds": timings.publish.as_secs_f64(),
-        "total_seconds": timings.total().as_secs_f64(),
-    })
-}
-
 /// The labels of the request.
 pub fn labels(args: &CommitArgs) -> anyhow::Result<BTreeMap<String, String>> {
     let mut labels = BTreeMap::new();
@@ -180,83 +152,4 @@ pub fn labels(args: &CommitArgs) -> anyhow::Result<BTreeMap<String, String>> {
         )));
     }
     Ok(labels)
-}
-
-/// A tag of the parent, or the beginning of its id. Only looks at the tags that it
-/// is likely to have: a store may have very many.
-pub fn parent_name(store: &Store, committed: &Committed, named: Option<&str>) -> Option<String> {
-    let parent = committed.manifest.parent?;
-    let has_tag = |tag: &str| store.tag(tag).is_ok_and(|id| id == Some(parent));
-    if let Some(named) = named.filter(|named| has_tag(named)) {
-        return Some(named.to_owned());
-    }
-    let first = store.manifest(parent).ok().map(|old| old.first_tag);
-    let first = first.filter(|tag| has_tag(tag));
-    Some(first.unwrap_or_else(|| parent.short()))
-}
-
-pub fn describe(tag: &str, committed: &Committed, parent: Option<&str>) -> String {
-    let manifest = &committed.manifest;
-    let mut out = format!(
-        "{tag} {}{}\n",
-        committed.id.short(),
-        parent.map_or_else(String::new, |parent| format!(", made from {parent}"))
-    );
-    for image in &manifest.images {
-        out += &format!(
-            "  {:<12} {:>9}, {} pages in use, {} changed\n",
-            image.file_name(),
-            size(image.size_bytes),
-            count(image.nonzero_pages),
-            count(image.changed_pages),
-        );
-    }
-    let from = parent.unwrap_or("its parent");
-    for name in &committed.inherited {
-        let disk = manifest.image(name).map(|image| image.role) == Some(ImageRole::Disk);
-        let what = if disk { "disk " } else { "" };
-        out += &format!("  {what}{name} is inherited from {from}, unchanged\n");
-    }
-    if !committed.left_out.is_empty() {
-        let names = left_out(committed).join(", ");
-        // Attached files describe their own snapshot and are never carried over.
-        let mut images = committed.left_out.iter();
-        let how = match images.any(|image| image.role != ImageRole::File) {
-            true => "; --inherit with --parent does that",
-            false => "",
-        };
-        out += &format!("  not carried over from {from}: {names}{how}\n");
-    }
-    out + &format!(
-        "  stored {} new chunks in {}\n",
-        count(manifest.added_chunks),
-        size(manifest.added_bytes)
-    )
-}
-
-/// Says what could not be read and was not needed.
-pub fn warn(committed: &Committed) {
-    for warning in warnings(committed) {
-        say!("warning: {warning}");
-    }
-}
-
-/// The same for programs.
-pub fn warnings(committed: &Committed) -> Vec<String> {
-    let warnings = committed.warnings.iter().map(|error| {
-        let what = match error {
-            Error::Damaged(Damage::Pack { .. } | Damage::Footer { .. }) => {
-                "what the snapshot could share with a pack was stored anew"
-            }
-            _ => "the parent cannot be read whole, which this snapshot does not need",
-        };
-        format!("{what}: {}", hints::told(error))
-    });
-    warnings.collect()
-}
-
-/// The names of the parent's images that the snapshot does not have.
-pub fn left_out(committed: &Committed) -> Vec<&str> {
-    let images = committed.left_out.iter();
-    images.map(|image| image.name.as_str()).collect()
 }

@@ -8,10 +8,10 @@ use snapstore_host::monitors::{Kind, MonitorCommit, MonitorCommitted, commit};
 use snapstore_store::Store;
 
 use crate::args::CommitArgs;
-use crate::commands::commit::{describe, labels, left_out, parent_name, timings, warn, warnings};
+use crate::commands::commit::labels;
+use crate::committed::{Told, timings};
 use crate::context::Context;
 use crate::format::{millis, size};
-use crate::logging::say;
 use crate::progress::{Bar, Unit};
 
 /// The monitor that the arguments name, and its socket.
@@ -53,39 +53,26 @@ fn answer(
     done: &MonitorCommitted,
 ) -> anyhow::Result<()> {
     let committed = &done.committed;
-    let parent = parent_name(store, committed, None);
-    warn(committed);
-    for remark in &done.remarks {
-        say!("warning: {remark}");
-    }
     let pause = done.pause.length;
-    let told = [warnings(committed), done.remarks.clone()].concat();
-    let value = json!({
-        "tag": tag,
-        "monitor": done.monitor,
-        "id": committed.id,
-        "parent": committed.manifest.parent,
-        "parent_tag": parent,
-        "images": committed.manifest.images,
-        "inherited": committed.inherited,
-        "left_out": left_out(committed),
-        "added_chunks": committed.manifest.added_chunks,
-        "added_bytes": committed.manifest.added_bytes,
-        "read_bytes": done.read_bytes,
-        "pause_seconds": pause.map(|pause| pause.as_secs_f64()),
-        "warnings": told,
-        "timings": timings(&committed.timings),
-    });
-    context.answer(&value, || {
-        let stood = match pause {
-            Some(pause) => format!("stood still for {}", millis(pause.as_secs_f64())),
-            None => "was paused before, and still is".to_owned(),
-        };
-        describe(tag, committed, parent.as_deref())
-            + &format!(
-                "  the guest of {} {stood}; {} of it were read\n",
-                done.monitor,
-                size(done.read_bytes)
-            )
-    })
+    let stood = match pause {
+        Some(pause) => format!("stood still for {}", millis(pause.as_secs_f64())),
+        None => "was paused before, and still is".to_owned(),
+    };
+    let told = Told {
+        tag,
+        parent: None,
+        remarks: &done.remarks,
+        timings: timings(&committed.timings),
+        more: json!({
+            "monitor": done.monitor,
+            "read_bytes": done.read_bytes,
+            "pause_seconds": pause.map(|pause| pause.as_secs_f64()),
+        }),
+        more_text: format!(
+            "  the guest of {} {stood}; {} of it were read\n",
+            done.monitor,
+            size(done.read_bytes)
+        ),
+    };
+    told.answer(context, store, committed)
 }

@@ -8,7 +8,8 @@ use snapstore_host::runtime::Runtime;
 use snapstore_store::Store;
 
 use crate::args::CommitArgs;
-use crate::commands::commit::{describe, labels, left_out, parent_name, warn, warnings};
+use crate::commands::commit::labels;
+use crate::committed::Told;
 use crate::context::Context;
 use crate::format::millis;
 use crate::progress::{Bar, Unit};
@@ -40,30 +41,18 @@ fn answer(
         timings,
         read_bytes,
     } = done;
-    let parent = parent_name(store, committed, None);
-    warn(committed);
-    let value = json!({
-        "tag": tag,
-        "vm": name,
-        "id": committed.id,
-        "parent": committed.manifest.parent,
-        "parent_tag": parent,
-        "images": committed.manifest.images,
-        "inherited": committed.inherited,
-        "left_out": left_out(committed),
-        "added_chunks": committed.manifest.added_chunks,
-        "added_bytes": committed.manifest.added_bytes,
-        "read_bytes": read_bytes,
-        "warnings": warnings(committed),
-        "timings": timings,
-    });
-    context.answer(&value, || {
-        let stage = |name: &str| millis(timings.get(name).copied().unwrap_or(0.0));
-        describe(tag, committed, parent.as_deref())
-            + &format!(
-                "  {name} stood still for {}, of {} in all\n",
-                stage("pause"),
-                stage("total")
-            )
-    })
+    let stage = |name: &str| millis(timings.get(name).copied().unwrap_or(0.0));
+    let told = Told {
+        tag,
+        parent: None,
+        remarks: &[],
+        timings: json!(timings),
+        more: json!({ "vm": name, "read_bytes": read_bytes }),
+        more_text: format!(
+            "  {name} stood still for {}, of {} in all\n",
+            stage("pause"),
+            stage("total")
+        ),
+    };
+    told.answer(context, store, committed)
 }
