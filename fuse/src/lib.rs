@@ -6,12 +6,13 @@
 //! is written to and committed: `writable`.
 //!
 //! `view` and `table` hold the tree of files and are tested without FUSE; `server`
-//! adapts it to the kernel; `chores` does what may wait; `warm` records which pages
-//! are touched first and pushes them in the next mount; `mounted` joins all; `claim` finds out whether a directory can be mounted on, `attach` mounts,
-//! `helper` does so for users other than root, `mountpoint` looks at and undoes mounts. The server reads
-//! through the store's library and nothing else. It is meant to be a process of
-//! its own: one that faults on a mount it serves itself can deadlock (Linux,
-//! Documentation/filesystems/fuse.rst).
+//! adapts it to the kernel, `requests` is what it and the server of a writable mount do
+//! alike; `chores` does what may wait; `warm` records which pages are touched first and
+//! pushes them in the next mount; `mounted` joins all; `claim` finds out whether a
+//! directory can be mounted on, `attach` mounts, `helper` does so for users other than
+//! root, `mountpoint` looks at and undoes mounts. The server reads through the store's
+//! library and nothing else. It is meant to be a process of its own: one that faults on a
+//! mount it serves itself can deadlock (Linux, Documentation/filesystems/fuse.rst).
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ mod error;
 mod helper;
 mod mounted;
 mod mountpoint;
+mod requests;
 mod server;
 mod table;
 mod view;

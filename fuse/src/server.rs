@@ -1,6 +1,5 @@
 //! The adapter between the kernel's requests and the view.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
@@ -9,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
     ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
 };
@@ -17,6 +16,7 @@ use snapstore_store::Region;
 
 use crate::chores::Chores;
 use crate::error::{Result, errno};
+use crate::requests::{answer_read, connect};
 use crate::table::{Content, File, Node, Numbered, ROOT};
 use crate::view::{Entry, Found, View};
 use crate::warm::{Session, Subject, Warm};
@@ -30,10 +30,6 @@ const NAME_MAX: u32 = 255;
 
 /// open(2): who opens a file with it looks at it without using it.
 const O_NOATIME: i32 = rustix::fs::OFlags::NOATIME.bits().cast_signed();
-
-thread_local! {
-    static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// Answers the kernel.
 pub(crate) struct Server {
@@ -195,18 +191,7 @@ fn report(what: &'static str, error: &snapstore_store::Error) -> Errno {
 
 impl Filesystem for Server {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Absent on old kernels: then things are slower, not wrong.
-        let wanted = [
-            InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_MAX_PAGES,
-        ];
-        for flag in wanted {
-            let _ = config.add_capabilities(flag);
-        }
-        if let Err(limit) = config.set_max_readahead(self.read_ahead_bytes) {
-            let _ = config.set_max_readahead(limit);
-        }
+        connect(config, &[], self.read_ahead_bytes);
         Ok(())
     }
 
@@ -294,15 +279,9 @@ impl Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Ok(size) = usize::try_from(size) else {
-            return reply.error(Errno::EINVAL);
-        };
-        REPLY.with_borrow_mut(|buffer| {
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            let read = self.with_file(ino, |file| {
-                let read = file.read_at(&mut buffer[..size], offset);
+        answer_read(size, reply, |buffer| {
+            self.with_file(ino, |file| {
+                let read = file.read_at(buffer, offset);
                 let read = read.map_err(|error| report("read", &error))?;
                 if let Some(Some(session)) = file.session.get() {
                     // Before the answer: what follows it may be the next request.
@@ -310,11 +289,7 @@ impl Filesystem for Server {
                     session.asked(offset..offset + read as u64, counts);
                 }
                 Ok(read)
-            });
-            match read {
-                Ok(len) => reply.data(&buffer[..len]),
-                Err(errno) => reply.error(errno),
-            }
+            })
         });
     }
 

@@ -4,7 +4,6 @@
 //! a shared mapping the kernel keeps until fsync(2), msync(2), or its own time; then it
 //! comes here as a write.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::time::{Duration, SystemTime};
@@ -19,13 +18,10 @@ use snapstore_store::Region;
 
 use super::operations::{Answer, BLOCK_BYTES, Operations};
 use super::views::Node;
+use crate::requests::{answer_read, connect};
 
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 const NAME_MAX: u32 = 255;
-
-thread_local! {
-    static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 pub(crate) struct WritableServer {
     pub operations: Operations,
@@ -60,20 +56,10 @@ fn empty(done: Answer<()>, reply: ReplyEmpty) {
 
 impl Filesystem for WritableServer {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = [
-            InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_MAX_PAGES,
-            // No file has bits that a write would have to clear: without this the kernel
-            // asks for capabilities with each write.
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        ];
-        for flag in wanted {
-            let _ = config.add_capabilities(flag);
-        }
-        if let Err(limit) = config.set_max_readahead(self.read_ahead_bytes) {
-            let _ = config.set_max_readahead(limit);
-        }
+        // No file has bits that a write would have to clear: without this the kernel
+        // asks for capabilities with each write.
+        let wanted = [InitFlags::FUSE_HANDLE_KILLPRIV_V2];
+        connect(config, &wanted, self.read_ahead_bytes);
         Ok(())
     }
 
@@ -213,20 +199,9 @@ impl Filesystem for WritableServer {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Ok(size) = usize::try_from(size) else {
-            return reply.error(Errno::EINVAL);
-        };
-        REPLY.with_borrow_mut(|buffer| {
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            let node = self.operations.node(ino);
-            let read =
-                node.and_then(|node| self.operations.read(&node, &mut buffer[..size], offset));
-            match read {
-                Ok(len) => reply.data(&buffer[..len]),
-                Err(errno) => reply.error(errno),
-            }
+        answer_read(size, reply, |buffer| {
+            let node = self.operations.node(ino)?;
+            self.operations.read(&node, buffer, offset)
         });
     }
 

@@ -1,0 +1,45 @@
+//! What both servers do alike with the kernel's requests.
+
+use std::cell::RefCell;
+
+use fuser::{Errno, InitFlags, KernelConfig, ReplyData};
+
+thread_local! {
+    static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Takes what the kernel offers that makes things faster, and what else is `wanted`. Absent
+/// on old kernels: then things are slower, not wrong.
+pub(crate) fn connect(config: &mut KernelConfig, wanted: &[InitFlags], read_ahead_bytes: u32) {
+    let faster = [
+        InitFlags::FUSE_ASYNC_READ,
+        InitFlags::FUSE_PARALLEL_DIROPS,
+        InitFlags::FUSE_MAX_PAGES,
+    ];
+    for flag in faster.iter().chain(wanted) {
+        let _ = config.add_capabilities(*flag);
+    }
+    if let Err(limit) = config.set_max_readahead(read_ahead_bytes) {
+        let _ = config.set_max_readahead(limit);
+    }
+}
+
+/// Answers a read with what `read` puts into a buffer of this size, which the thread keeps.
+pub(crate) fn answer_read(
+    size: u32,
+    reply: ReplyData,
+    read: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
+) {
+    let Ok(size) = usize::try_from(size) else {
+        return reply.error(Errno::EINVAL);
+    };
+    REPLY.with_borrow_mut(|buffer| {
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        match read(&mut buffer[..size]) {
+            Ok(len) => reply.data(&buffer[..len]),
+            Err(errno) => reply.error(errno),
+        }
+    });
+}
