@@ -11,7 +11,6 @@ use zstd::bulk::Compressor;
 
 use crate::deep::commit_file;
 use crate::guest::{Guest, NAMES, PAGE};
-use crate::report::{Comparison, Unit};
 use crate::stats::{Random, Samples};
 use crate::tools::{bytes_under, figure, find, settle, timed};
 use crate::{Bench, utf8};
@@ -22,22 +21,6 @@ const AIM: f64 = 0.43;
 const AIM_OPTIMIZED: f64 = 0.35;
 /// What a small step may take once it was optimised.
 const STEP_BYTES: f64 = 1e6;
-
-fn compare(
-    bench: &mut Bench,
-    (what, product): (&str, &Samples),
-    (against, baseline): (&str, &Samples),
-    aim: Option<f64>,
-) {
-    bench.report.add(&Comparison {
-        what: what.to_owned(),
-        unit: Unit::Bytes,
-        product: product.clone(),
-        against: against.to_owned(),
-        baseline: baseline.clone(),
-        aim,
-    });
-}
 
 /// The five images in one store.
 ///
@@ -78,36 +61,31 @@ pub fn five(bench: &mut Bench) -> anyhow::Result<()> {
         ("of these, packs without use", "unreferenced_bytes"),
         ("of these, index", "index_bytes"),
     ];
-    compare(bench, (all.0, &all.1), (distinct.0, &distinct.1), Some(AIM));
+    bench.compare_bytes((all.0, &all.1), (distinct.0, &distinct.1), Some(AIM));
     for (what, name) in parts {
-        compare(bench, (what, &one(count(name)?)), (all.0, &all.1), None);
+        bench.compare_bytes((what, &one(count(name)?)), (all.0, &all.1), None);
     }
     cli.ok(&["gc", "--optimize"])?;
     let stats = cli.json(&["stats"])?;
     let optimized = stats["total_bytes"]
         .as_u64()
         .context("stats lack a total")?;
-    compare(
-        bench,
+    bench.compare_bytes(
         ("the same after `gc --optimize`", &one(optimized)),
         (distinct.0, &distinct.1),
         Some(AIM_OPTIMIZED),
     );
     let zstd = zstd_bytes(bench)?;
     match zstd {
-        Some(bytes) => compare(
-            bench,
-            (all.0, &all.1),
-            ("zstd -1 of each file", &one(bytes)),
-            None,
-        ),
+        Some(bytes) => {
+            bench.compare_bytes((all.0, &all.1), ("zstd -1 of each file", &one(bytes)), None)
+        }
         None => bench
             .report
             .skip("bytes-five against zstd", "zstd is not installed"),
     }
     match borg_bytes(bench)? {
-        Some(bytes) => compare(
-            bench,
+        Some(bytes) => bench.compare_bytes(
             (all.0, &all.1),
             ("borg, 4 KiB chunks, zstd,1", &one(bytes)),
             None,
@@ -200,14 +178,12 @@ pub fn steps(bench: &mut Bench) -> anyhow::Result<()> {
     )?;
     let what = format!("stored per step of {EDITS} edits and {FRESH} new pages");
     let stored = Samples::new(stored);
-    compare(
-        bench,
+    bench.compare_bytes(
         (&what, &stored),
         ("changed pages", &Samples::new(raw.clone())),
         None,
     );
-    compare(
-        bench,
+    bench.compare_bytes(
         (&what, &stored),
         ("zstd -1 of each page", &Samples::new(plain)),
         None,
@@ -215,7 +191,7 @@ pub fn steps(bench: &mut Bench) -> anyhow::Result<()> {
     let grown = Samples::one(figure(grown));
     let total = Samples::one(raw.iter().sum());
     let what = format!("growth of all files in {STEPS} steps");
-    compare(bench, (&what, &grown), ("changed pages", &total), None);
+    bench.compare_bytes((&what, &grown), ("changed pages", &total), None);
     // What the base alone takes is measured in a store of its own.
     let alone = bench.new_store("steps-base")?;
     commit_file(
@@ -236,8 +212,7 @@ pub fn steps(bench: &mut Bench) -> anyhow::Result<()> {
         &bench.path("steps-end"),
     )?;
     let grown = Samples::one(figure(grown) / STEPS as f64);
-    compare(
-        bench,
+    bench.compare_bytes(
         ("a step's share once they are optimised", &grown),
         ("1 MB", &Samples::one(STEP_BYTES)),
         Some(1.0),

@@ -186,9 +186,29 @@ impl Bench {
         baseline: &Samples,
         aim: Option<f64>,
     ) {
+        self.add(Unit::Seconds, (what, product), (against, baseline), aim);
+    }
+
+    /// Adds a comparison of bytes to the report.
+    pub fn compare_bytes(
+        &mut self,
+        product: (&str, &Samples),
+        baseline: (&str, &Samples),
+        aim: Option<f64>,
+    ) {
+        self.add(Unit::Bytes, product, baseline, aim);
+    }
+
+    fn add(
+        &mut self,
+        unit: Unit,
+        (what, product): (&str, &Samples),
+        (against, baseline): (&str, &Samples),
+        aim: Option<f64>,
+    ) {
         self.report.add(&Comparison {
             what: what.to_owned(),
-            unit: Unit::Seconds,
+            unit,
             product: product.clone(),
             against: against.to_owned(),
             baseline: baseline.clone(),

@@ -26,13 +26,8 @@ pub fn depth(bench: &mut Bench) -> anyhow::Result<()> {
     let deep = bench.deep()?;
     let used = deep.guest_at_end.used();
     let end = format!("d{DEPTH}");
-    let read = |store: &Path, tag: &str, round: usize| -> anyhow::Result<Vec<f64>> {
-        settle(&[store])?;
-        let pages = bench.random_pages(used, round);
-        Ok(vec![
-            read_in_order(store, tag)?,
-            read_pages(store, tag, &pages)?,
-        ])
+    let read = |store: &Path, tag: &str, round: usize| {
+        read_both(store, tag, &bench.random_pages(used, round))
     };
     let done = alternate(
         bench.rounds,
@@ -41,16 +36,27 @@ pub fn depth(bench: &mut Bench) -> anyhow::Result<()> {
             Box::new(|round| read(deep.flat.store(), "head", round)),
         ],
     )?;
-    let whats = [
-        "open, read the image in order",
-        "open, read 4096 random pages",
-    ];
-    for (number, what) in whats.into_iter().enumerate() {
+    for (number, what) in WHATS.into_iter().enumerate() {
         let what = format!("{what}, depth {DEPTH}");
         let (long, flat) = (&done[0][number], &done[1][number]);
         bench.compare(&what, long, "same bytes, depth 0", flat, Some(1.02));
     }
     Ok(())
+}
+
+/// What [`read_both`] measures.
+const WHATS: [&str; 2] = [
+    "open, read the image in order",
+    "open, read 4096 random pages",
+];
+
+/// The seconds of reading the image in order, and of reading these pages.
+fn read_both(store: &Path, tag: &str, pages: &[u64]) -> anyhow::Result<Vec<f64>> {
+    settle(&[store])?;
+    Ok(vec![
+        read_in_order(store, tag)?,
+        read_pages(store, tag, pages)?,
+    ])
 }
 
 fn read_in_order(store: &Path, tag: &str) -> anyhow::Result<f64> {
@@ -96,13 +102,8 @@ pub fn depth_optimized(bench: &mut Bench) -> anyhow::Result<()> {
     };
     let long = optimized("long-optimized", &deep.long)?;
     let flat = optimized("flat-optimized", &deep.flat)?;
-    let read = |store: &Path, tag: &str, round: usize| -> anyhow::Result<Vec<f64>> {
-        settle(&[store])?;
-        let pages = bench.random_pages(used, round);
-        Ok(vec![
-            read_in_order(store, tag)?,
-            read_pages(store, tag, &pages)?,
-        ])
+    let read = |store: &Path, tag: &str, round: usize| {
+        read_both(store, tag, &bench.random_pages(used, round))
     };
     let done = alternate(
         bench.rounds,
@@ -112,11 +113,7 @@ pub fn depth_optimized(bench: &mut Bench) -> anyhow::Result<()> {
             Box::new(|round| read(deep.flat.store(), "head", round)),
         ],
     )?;
-    let whats = [
-        "open, read the image in order",
-        "open, read 4096 random pages",
-    ];
-    for (number, what) in whats.into_iter().enumerate() {
+    for (number, what) in WHATS.into_iter().enumerate() {
         let what = format!("{what}, depth {DEPTH}, optimised");
         let [long, flat, committed] = [0, 1, 2].map(|subject| &done[subject][number]);
         bench.compare(&what, long, "depth 0, optimised", flat, Some(1.02));

@@ -19,7 +19,7 @@ use crate::Bench;
 use crate::mounts::Mount;
 use crate::stats::Samples;
 use crate::vm_frozen::Helper;
-use crate::vm_rig::{FIRST, MIB_PAGES, Talk, lab, mount, snapshot};
+use crate::vm_rig::{FIRST, MIB_PAGES, Talk, Touch, lab, mount, snapshot};
 use snapstore_tests::vm::Lab;
 
 const PRIVATE_MIB: [u32; 2] = [64, 256];

@@ -8,7 +8,7 @@ use crate::Bench;
 use crate::guest::PAGE;
 use crate::stats::alternate;
 use crate::tools::settle;
-use crate::vm_rig::{FIRST, MIB_PAGES, Talk, lab, mount, snapshot, stage};
+use crate::vm_rig::{FIRST, MIB_PAGES, Talk, Touch, lab, mount, snapshot, stage};
 use snapstore_tests::vm::Lab;
 
 const MEMORY_BYTES: u64 = 512 << 20;

@@ -10,7 +10,6 @@ use anyhow::Context as _;
 use snapstore_guests::HALT;
 
 use crate::Bench;
-use crate::report::{Comparison, Unit};
 use crate::stats::{Samples, alternate};
 use crate::tools::figure;
 use crate::vm_frozen::Helper;
@@ -56,40 +55,16 @@ pub fn many(bench: &mut Bench) -> anyhow::Result<()> {
             "MemAvailable" => "each machine's part of all memory taken".to_owned(),
             other => format!("each machine's {other}"),
         };
-        add(bench, &what, ours, "bare KVM", bare, None);
+        bench.compare_bytes((&what, ours), ("bare KVM", bare), None);
         if ["PSS", "MemAvailable"].contains(&name) {
             let limit = Samples::constant(BEYOND_BARE_BYTES, bench.rounds);
             let what = format!("{what}, beyond bare KVM");
-            add(
-                bench,
-                &what,
-                &ours.minus(bare),
-                "0.12 MiB",
-                &limit,
-                Some(1.0),
-            );
+            let beyond = ours.minus(bare);
+            bench.compare_bytes((&what, &beyond), ("0.12 MiB", &limit), Some(1.0));
         }
     }
     image.unmount()?;
     Ok(())
-}
-
-fn add(
-    bench: &mut Bench,
-    what: &str,
-    product: &Samples,
-    against: &str,
-    baseline: &Samples,
-    aim: Option<f64>,
-) {
-    bench.report.add(&Comparison {
-        what: what.to_owned(),
-        unit: Unit::Bytes,
-        product: product.clone(),
-        against: against.to_owned(),
-        baseline: baseline.clone(),
-        aim,
-    });
 }
 
 /// The seconds, then bytes per machine: PSS, private memory, each of [`KERNEL`].

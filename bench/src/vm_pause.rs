@@ -4,7 +4,7 @@ use crate::Bench;
 use crate::mounts::Mount;
 use crate::stats::{Samples, alternate};
 use crate::vm_frozen::Helper;
-use crate::vm_rig::{FIRST, MIB_PAGES, MemoryFile, Talk, lab, mount, snapshot, stage, warm};
+use crate::vm_rig::{FIRST, MIB_PAGES, MemoryFile, Talk, Touch, lab, mount, snapshot, stage, warm};
 use snapstore_tests::vm::Lab;
 
 /// What the guests have written since they were restored, in MiB.

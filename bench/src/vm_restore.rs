@@ -10,7 +10,7 @@ use crate::Bench;
 use crate::mounts::Mount;
 use crate::stats::{Run, Samples, take_turns};
 use crate::vm_frozen::Helper;
-use crate::vm_rig::{FIRST, MIB_PAGES, boot, lab, mount, snapshot};
+use crate::vm_rig::{FIRST, MIB_PAGES, Touch as _, boot, lab, mount, snapshot};
 use snapstore_tests::vm::{Lab, eventually};
 
 /// The longest chain, in commits after the first.

@@ -83,6 +83,51 @@ pub fn warm(mount: &Mount) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A `touch` guest that does as it is told; each command tells the seconds that it took.
+pub trait Touch {
+    /// Gives the guest a command; returns the seconds until the answer.
+    ///
+    /// # Errors
+    /// If the line breaks or the answer is not `answer`.
+    fn obey(&mut self, command: TouchCommand, answer: &str) -> anyhow::Result<f64>;
+
+    /// Lets the guest write a word to each of these pages.
+    ///
+    /// # Errors
+    /// As [`Touch::obey`].
+    fn write(&mut self, first: u32, count: u32, value: u32) -> anyhow::Result<f64> {
+        let command = TouchCommand::Write {
+            count,
+            first,
+            value,
+        };
+        self.obey(command, &format!("w{count}"))
+    }
+
+    /// Lets the guest read a word of each of these pages, which hold what a
+    /// write with this value stored.
+    ///
+    /// # Errors
+    /// As [`Touch::obey`].
+    fn read(&mut self, first: u32, count: u32, value: u32) -> anyhow::Result<f64> {
+        let sum = page_sum(count, first, value);
+        self.obey(TouchCommand::Read { count, first }, &format!("r{sum:08x}"))
+    }
+
+    /// Lets the guest fill these pages whole.
+    ///
+    /// # Errors
+    /// As [`Touch::obey`].
+    fn fill(&mut self, first: u32, count: u32, rounds: u32) -> anyhow::Result<f64> {
+        let command = TouchCommand::Fill {
+            count,
+            first,
+            rounds,
+        };
+        self.obey(command, "b")
+    }
+}
+
 /// The serial line of a `touch` guest.
 pub struct Talk(Control);
 
@@ -105,54 +150,16 @@ impl Talk {
     pub fn send(&mut self, command: TouchCommand) -> anyhow::Result<()> {
         self.0.send(&command.encode())
     }
+}
 
-    /// Gives the guest a command; returns the seconds until the answer.
-    ///
-    /// # Errors
-    /// If the line breaks or the answer is not `answer`.
-    pub fn obey(&mut self, command: TouchCommand, answer: &str) -> anyhow::Result<f64> {
+impl Touch for Talk {
+    fn obey(&mut self, command: TouchCommand, answer: &str) -> anyhow::Result<f64> {
         let start = Instant::now();
         self.send(command)?;
         let mut line = String::new();
         self.0.0.read_line(&mut line)?;
         ensure!(line.trim_end() == answer, "the guest answered {line:?}");
         Ok(start.elapsed().as_secs_f64())
-    }
-
-    /// Lets the guest write a word to each of these pages.
-    ///
-    /// # Errors
-    /// As [`Talk::obey`].
-    pub fn write(&mut self, first: u32, count: u32, value: u32) -> anyhow::Result<f64> {
-        let command = TouchCommand::Write {
-            count,
-            first,
-            value,
-        };
-        self.obey(command, &format!("w{count}"))
-    }
-
-    /// Lets the guest read a word of each of these pages, which hold what a
-    /// write with this value stored.
-    ///
-    /// # Errors
-    /// As [`Talk::obey`].
-    pub fn read(&mut self, first: u32, count: u32, value: u32) -> anyhow::Result<f64> {
-        let sum = page_sum(count, first, value);
-        self.obey(TouchCommand::Read { count, first }, &format!("r{sum:08x}"))
-    }
-
-    /// Lets the guest fill these pages whole.
-    ///
-    /// # Errors
-    /// As [`Talk::obey`].
-    pub fn fill(&mut self, first: u32, count: u32, rounds: u32) -> anyhow::Result<f64> {
-        let command = TouchCommand::Fill {
-            count,
-            first,
-            rounds,
-        };
-        self.obey(command, "b")
     }
 }
 
@@ -174,54 +181,6 @@ impl BareTouch {
         Ok(Self(helper))
     }
 
-    /// As [`Talk::write`].
-    ///
-    /// # Errors
-    /// If it has ended.
-    pub fn write(&mut self, first: u32, count: u32, value: u32) -> anyhow::Result<f64> {
-        let command = TouchCommand::Write {
-            count,
-            first,
-            value,
-        };
-        self.obey(command, &format!("w{count}"))
-    }
-
-    /// As [`Talk::read`].
-    ///
-    /// # Errors
-    /// If it has ended.
-    pub fn read(&mut self, first: u32, count: u32, value: u32) -> anyhow::Result<f64> {
-        let sum = page_sum(count, first, value);
-        self.obey(TouchCommand::Read { count, first }, &format!("r{sum:08x}"))
-    }
-
-    /// As [`Talk::fill`].
-    ///
-    /// # Errors
-    /// If it has ended.
-    pub fn fill(&mut self, first: u32, count: u32, rounds: u32) -> anyhow::Result<f64> {
-        let command = TouchCommand::Fill {
-            count,
-            first,
-            rounds,
-        };
-        self.obey(command, "b")
-    }
-
-    fn obey(&mut self, command: TouchCommand, wanted: &str) -> anyhow::Result<f64> {
-        let hex: String = command
-            .encode()
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
-        let start = Instant::now();
-        self.0.send(&format!("type {hex}"))?;
-        let answer = self.0.line()?;
-        ensure!(answer == wanted, "the guest answered {answer:?}");
-        Ok(start.elapsed().as_secs_f64())
-    }
-
     /// The seconds of a fork(2) of its process, and one more whose child is ended.
     ///
     /// # Errors
@@ -231,6 +190,21 @@ impl BareTouch {
         self.0.send("thaw")?;
         self.0.line()?;
         Ok(seconds)
+    }
+}
+
+impl Touch for BareTouch {
+    fn obey(&mut self, command: TouchCommand, answer: &str) -> anyhow::Result<f64> {
+        let hex: String = command
+            .encode()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        let start = Instant::now();
+        self.0.send(&format!("type {hex}"))?;
+        let line = self.0.line()?;
+        ensure!(line == answer, "the guest answered {line:?}");
+        Ok(start.elapsed().as_secs_f64())
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::Bench;
 use crate::mounts::Mount;
 use crate::stats::alternate;
-use crate::vm_rig::{BareTouch, FIRST, MIB_PAGES, Talk, lab, mount, snapshot, warm};
+use crate::vm_rig::{BareTouch, FIRST, MIB_PAGES, Talk, Touch, lab, mount, snapshot, warm};
 use snapstore_tests::vm::Lab;
 
 const MEMORY_BYTES: u64 = 512 << 20;

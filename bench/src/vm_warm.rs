@@ -19,7 +19,7 @@ use crate::guest::{PAGE, distinct_pages};
 use crate::mounts::Mount;
 use crate::stats::{Run, alternate};
 use crate::touch::{Other, others_between};
-use crate::vm_rig::{Talk, boot, lab, mount};
+use crate::vm_rig::{Talk, Touch, boot, lab, mount};
 use snapstore_tests::vm::{Lab, eventually};
 
 /// Where the sets lie, in pages: 512 MiB, behind the guest itself.
