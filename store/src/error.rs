@@ -626,6 +626,15 @@ pub(crate) fn cannot_read(
     }
 }
 
+/// `None` for what is damaged, was made by a newer version, or may not be read.
+pub(crate) fn readable<T>(found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.is_of_what_is_stored() => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
 /// Attaches a path to an I/O result.
 pub(crate) trait IoContext<T> {
     fn context(self, action: &'static str, path: &Path) -> Result<T>;

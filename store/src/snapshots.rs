@@ -6,8 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::commit::parent::readable;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, readable};
 use crate::id::SnapshotId;
 use crate::lease;
 use crate::manifest::Manifest;

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::durable;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, readable};
 use crate::id::SnapshotId;
 use crate::lease::{self, LeaseTerms};
 use crate::manifest::{Image, ImageRole, MAX_CREATED_UNIX_SECONDS, Manifest};
@@ -330,8 +330,8 @@ impl Store {
             ParentChoice::Named(name) => Ok(Some((self.resolve_parent(name)?, name.clone()))),
             ParentChoice::Pinned(id) => Ok(Some((*id, request.tag.clone()))),
             ParentChoice::Automatic => {
-                if let Some(id) = parent::readable(tags::get(&self.layout, &request.tag))?.flatten()
-                    && parent::readable(self.manifest(id))?.is_some()
+                if let Some(id) = readable(tags::get(&self.layout, &request.tag))?.flatten()
+                    && readable(self.manifest(id))?.is_some()
                 {
                     return Ok(Some((id, request.tag.clone())));
                 }

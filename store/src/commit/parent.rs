@@ -2,7 +2,7 @@
 //! is most like, if it is like any.
 
 use crate::commit::source::Source;
-use crate::error::Result;
+use crate::error::{Result, readable};
 use crate::id::{ChunkKind, SnapshotId};
 use crate::manifest::Image;
 use crate::page::is_zero;
@@ -67,15 +67,6 @@ fn in_place(store: &Store, image: &Image, samples: &[(u64, [u8; 32])]) -> Result
         in_place += usize::from(stored.is_some_and(|child| child.hash == *hash));
     }
     Ok(in_place)
-}
-
-/// `None` for what is damaged, was made by a newer version, or may not be read.
-pub(crate) fn readable<T>(found: Result<T>) -> Result<Option<T>> {
-    match found {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if error.is_of_what_is_stored() => Ok(None),
-        Err(other) => Err(other),
-    }
 }
 
 /// Numbers and hashes of sampled pages that are not zero.

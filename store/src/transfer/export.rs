@@ -8,8 +8,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::chunks::Chunks;
-use crate::commit::parent::readable;
-use crate::error::Result;
+use crate::error::{Result, readable};
 use crate::format::manifest::canonical;
 use crate::format::node::{Child, Node};
 use crate::format::stream::{BLOCK_LEN, EncodedBlock, Record, StreamWriter, append_page_head};
