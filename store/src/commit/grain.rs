@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, OFlags};
 
-use crate::commit::source::seek_data;
+use crate::commit::holes::seek_data;
 use crate::error::{Error, Result};
 
 /// What a diff has to tell apart: the smallest page of any store.

@@ -6,6 +6,7 @@
 
 pub(crate) mod chunk_writer;
 mod grain;
+mod holes;
 pub(crate) mod input;
 pub(crate) mod pages;
 pub(crate) mod parent;
@@ -15,7 +16,6 @@ mod request;
 pub(crate) mod source;
 pub(crate) mod unchanging;
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::durable;
@@ -34,54 +34,13 @@ use chunk_writer::ChunkWriter;
 use input::{Input, InputKind};
 use pages::{Before, commit_image};
 pub use precopy::Precopy;
+pub use request::{CommitRequest, ParentChoice};
 use source::Source;
 use unchanging::Unchanging;
 
 /// How often a commit is made anew when a repair or a collection took away what
 /// it relied on.
 const ATTEMPTS: u32 = 3;
-
-/// Which snapshot a new one is made from.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum ParentChoice {
-    /// The tag's present snapshot if there is one, else the recent snapshot
-    /// that the memory is most like, if it is like any.
-    #[default]
-    Automatic,
-    /// This tag, or the id of a tagged snapshot.
-    Named(String),
-    /// This snapshot, which the caller (or anybody else) keeps whole with a
-    /// [`Pin`] until the commit has begun to read its inputs, or which is tagged.
-    Pinned(SnapshotId),
-    /// None: the snapshot begins a chain.
-    Nothing,
-}
-
-/// What to commit.
-#[derive(Clone, Debug, Default)]
-pub struct CommitRequest {
-    /// The tag that will name the snapshot.
-    pub tag: String,
-    /// Whether an existing tag may be moved.
-    pub replace: bool,
-    /// What it is made from.
-    pub parent: ParentChoice,
-    /// Its images.
-    pub inputs: Vec<Input>,
-    /// Whether the parent's memory and disks that are not among the inputs are
-    /// carried over. They always are if one of the inputs is a diff. Attached files
-    /// never are: they describe the parent.
-    pub inherit: bool,
-    /// Files that must not change until the snapshot is set, such as one that a
-    /// machine's disk lies over. Files that are inputs are watched anyway.
-    pub unchanging: Vec<Unchanging>,
-    /// Labels for people and programs.
-    pub labels: BTreeMap<String, String>,
-    /// Whether the new snapshot is pinned before its tag can be seen, so that
-    /// nobody can remove the tag and collect the snapshot before the caller has
-    /// pinned it.
-    pub keep: bool,
-}
 
 /// How long the stages of a commit took, one after the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

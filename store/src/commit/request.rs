@@ -1,13 +1,57 @@
 //! What a commit is asked for as a whole: what may go together in a snapshot, and
 //! what of the parent goes along.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::commit::CommitRequest;
+use crate::commit::input::Input;
+use crate::commit::unchanging::Unchanging;
 use crate::error::{Error, Result};
 use crate::format::config::StoreFormat;
+use crate::id::SnapshotId;
 use crate::manifest::{Image, ImageRole, MAX_IMAGES, MAX_LABELS, MAX_LEN, Manifest, SHOWN_AS};
 use crate::name;
+
+/// Which snapshot a new one is made from.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum ParentChoice {
+    /// The tag's present snapshot if there is one, else the recent snapshot
+    /// that the memory is most like, if it is like any.
+    #[default]
+    Automatic,
+    /// This tag, or the id of a tagged snapshot.
+    Named(String),
+    /// This snapshot, which the caller (or anybody else) keeps whole with a
+    /// [`Pin`](crate::Pin) until the commit has begun to read its inputs, or which is tagged.
+    Pinned(SnapshotId),
+    /// None: the snapshot begins a chain.
+    Nothing,
+}
+
+/// What to commit.
+#[derive(Clone, Debug, Default)]
+pub struct CommitRequest {
+    /// The tag that will name the snapshot.
+    pub tag: String,
+    /// Whether an existing tag may be moved.
+    pub replace: bool,
+    /// What it is made from.
+    pub parent: ParentChoice,
+    /// Its images.
+    pub inputs: Vec<Input>,
+    /// Whether the parent's memory and disks that are not among the inputs are
+    /// carried over. They always are if one of the inputs is a diff. Attached files
+    /// never are: they describe the parent.
+    pub inherit: bool,
+    /// Files that must not change until the snapshot is set, such as one that a
+    /// machine's disk lies over. Files that are inputs are watched anyway.
+    pub unchanging: Vec<Unchanging>,
+    /// Labels for people and programs.
+    pub labels: BTreeMap<String, String>,
+    /// Whether the new snapshot is pinned before its tag can be seen, so that
+    /// nobody can remove the tag and collect the snapshot before the caller has
+    /// pinned it.
+    pub keep: bool,
+}
 
 impl CommitRequest {
     /// Refuses what can be seen to be wrong before anything is read. Every commit

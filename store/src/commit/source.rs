@@ -7,10 +7,8 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
-
 use crate::commit::grain;
+use crate::commit::holes::seek_data;
 use crate::commit::input::{Extent, Input, InputData, InputKind, check_extents};
 use crate::commit::read_at::ReadAt;
 use crate::commit::unchanging::Unchanging;
@@ -272,17 +270,6 @@ fn check_size(path: &Path, size_bytes: u64, role: ImageRole, page_size: PageSize
         });
     }
     Ok(())
-}
-
-/// The first data of a file at or after `from`.
-pub(super) fn seek_data(file: &File, path: &Path, from: u64) -> Result<Option<Range<u64>>> {
-    let start = match rustix::fs::seek(file, SeekFrom::Data(from)) {
-        Ok(start) => start,
-        Err(Errno::NXIO) => return Ok(None),
-        Err(errno) => return Err(errno).context("find data in", path),
-    };
-    let end = rustix::fs::seek(file, SeekFrom::Hole(start)).context("find a hole in", path)?;
-    Ok(Some(start..end))
 }
 
 /// The number of the first extent that ends after `offset`.
