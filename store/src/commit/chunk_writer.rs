@@ -322,7 +322,35 @@ impl<'a> ChunkWriter<'a> {
         Ok(())
     }
 
-    /// The first half of [`Sink::publish_pack`].
+    /// Relies on these packs: what is to be acknowledged is in them. Those that were
+    /// condemned before the lease was taken are revived; from then on the lease keeps them
+    /// as it keeps all others. Returns whether there were any: whatever was found out by
+    /// means of them may have changed until then, and has to be found out anew.
+    pub fn keep(&mut self, packs: impl Iterator<Item = PackNumber>) -> Result<bool> {
+        let mut revived = Vec::new();
+        for number in packs {
+            let pack = self.chunks().packs().get(number)?;
+            let pack = pack.ok_or_else(|| Error::Overtaken {
+                path: self.store.layout.pack(number),
+            })?;
+            self.rely_on(&pack);
+            let condemned = self.condemned.get(&number);
+            if condemned.is_some_and(|it| it.is(pack.identity())) {
+                revived.push(number);
+            }
+        }
+        if revived.is_empty() {
+            return Ok(false);
+        }
+        let _publish = self.store.publish_lock()?;
+        self.publish_pack(None)?;
+        for number in revived {
+            self.condemned.remove(&number);
+        }
+        Ok(true)
+    }
+
+    /// The first half of [`ChunkWriter::publish_pack`].
     fn look_again(&self, enters: bool) -> Result<CollectorState> {
         let mut state = CollectorState::read(&self.store.layout)?;
         let relied = self.relied.read().unwrap_or_else(PoisonError::into_inner);

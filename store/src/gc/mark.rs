@@ -45,6 +45,11 @@ impl Marks {
     pub fn has_any(&self, pack: PackNumber) -> bool {
         self.packs.contains_key(&pack)
     }
+
+    /// The packs with a marked entry, in no order.
+    pub fn packs(&self) -> impl Iterator<Item = PackNumber> + '_ {
+        self.packs.keys().copied()
+    }
 }
 
 /// Finds the one place of a chunk that counts for the collector: where the index

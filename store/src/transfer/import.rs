@@ -44,6 +44,9 @@ const MAX_LEVEL: u8 = 3;
 /// can be stored as deltas against it.
 const PACK_WORTH_FINISHING_BYTES: u64 = 1 << 20;
 const PAGES_PER_TASK: usize = 32;
+/// How often the snapshots are looked at. Each time but the last one revives a condemned
+/// pack, and who shares the store with collections that keep on condemning begins anew.
+const WALKS_AT_MOST: u32 = 8;
 
 /// How to import.
 #[derive(Clone, Debug, Default)]
@@ -92,7 +95,9 @@ impl Store {
     /// # Errors
     /// [`crate::Damage::Stream`] if the stream is not what was exported, in whatever way;
     /// [`Error::NotAStream`]; [`Error::OtherPageSize`]; [`Error::NotImportable`];
-    /// [`Error::TagExists`], without [`ImportRequest::replace`]; otherwise as [`Store::commit`].
+    /// [`Error::TagExists`], without [`ImportRequest::replace`]; [`Error::Overtaken`] if
+    /// meanwhile a repair or a collection took away what the stream refers to, and then it has
+    /// to be given anew; otherwise as [`Store::commit`].
     pub fn import(
         &self,
         request: &ImportRequest,
@@ -464,17 +469,34 @@ impl Import<'_> {
         self.recent.insert(id, at);
     }
 
+    /// Makes sure that the snapshots are whole and stay so until they have their tags.
+    ///
+    /// They are looked at as a reader would: a stream can tie chunks together that are there,
+    /// and make no tree, and it can refer to a leaf whose pages it does not hold. Such a page
+    /// may be in a pack that was condemned before this took its lease, which nothing keeps: it
+    /// is revived. Until then an optimisation could lead the index away from a base in it, so
+    /// all is looked at once more afterwards. Were it done the other way round, what the walk
+    /// found could be gone when the tag is set.
+    fn look_at_snapshots(&mut self) -> Result<()> {
+        for _ in 0..WALKS_AT_MOST {
+            let mut reach = Reachability::new(&self.store.chunks)?;
+            for snapshot in &self.snapshots {
+                self.sink.check_cancelled()?;
+                reach.add_snapshot(snapshot.id)?;
+            }
+            if !self.sink.keep(reach.into_marks().packs())? {
+                return Ok(());
+            }
+        }
+        Err(Error::Overtaken {
+            path: self.store.layout.packs(),
+        })
+    }
+
     /// Makes sure that all is there, and sets the tags.
     fn finish(mut self) -> Result<Imported> {
         self.sink.finish_pack()?;
-        // As a reader would find them: a stream can tie chunks together that are there,
-        // and make no tree. What was found stays as long as this holds its lease.
-        let mut reach = Reachability::new(&self.store.chunks)?;
-        for snapshot in &self.snapshots {
-            self.sink.check_cancelled()?;
-            reach.add_snapshot(snapshot.id)?;
-        }
-        drop(reach);
+        self.look_at_snapshots()?;
         self.sink.check_cancelled()?;
         let _publish = self.store.publish_lock()?;
         // Again, under the lock: others may have taken names.

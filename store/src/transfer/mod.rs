@@ -39,6 +39,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(test)]
+mod condemned;
 mod copy;
 mod export;
 #[cfg(test)]
