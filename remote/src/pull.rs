@@ -8,18 +8,20 @@ use std::thread;
 
 use serde::Serialize;
 use snapstore_store::{
-    ChunkKind, ImportRequest, Imported, NodeParts, PartsWriter, Progress, Silent, Store,
-    decode_page, snapshot_of_manifest,
+    Error as StoreError, ImportRequest, Imported, NodeParts, PartsWriter, Progress, Receiving,
+    Silent, Store, decode_page, snapshot_of_manifest,
 };
 
 use crate::error::Result;
-use crate::head::{Head, PagePlace, decode_leaf};
+use crate::head::{Head, LeafPlace, PagePlace, decode_leaf};
 use crate::protocol::{self, HeadSummary, Malformed, Name, RefRecord, view};
 use crate::remote::{Remote, block_on, hex, who};
 
 /// Places that are so near each other are read with one request.
 const GAP_BYTES: u32 = 64 << 10;
 const MOST_AT_ONCE_BYTES: u32 = 8 << 20;
+/// How often all is looked at when a repair or a collection took away what was there.
+const ATTEMPTS: u32 = 3;
 
 /// What a pull did.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -128,6 +130,17 @@ impl Remote {
 
 impl Fetch<'_> {
     fn import(&mut self, tag: &str, replace: bool) -> Result<Imported> {
+        let mut attempts = ATTEMPTS;
+        loop {
+            attempts -= 1;
+            match self.try_import(tag, replace) {
+                Err(crate::Error::Store(StoreError::Overtaken { .. })) if attempts > 0 => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn try_import(&mut self, tag: &str, replace: bool) -> Result<Imported> {
         let label = format!("{} of {}", self.head_key, self.remote.url());
         let request = ImportRequest {
             replace,
@@ -135,13 +148,13 @@ impl Fetch<'_> {
             stream_bytes: None,
         };
         let (reader, writer) = io::pipe().map_err(no_pipe)?;
-        let store = self.store;
+        let receiving = &self.store.receive()?;
         thread::scope(|scope| {
             let import = thread::Builder::new()
                 .name("import".to_owned())
-                .spawn_scoped(scope, || store.import(&request, reader, &Silent))
+                .spawn_scoped(scope, || receiving.import(&request, reader, &Silent))
                 .map_err(no_pipe)?;
-            let sent = self.send(BufWriter::new(writer), Path::new(&label), tag);
+            let sent = self.send(receiving, BufWriter::new(writer), Path::new(&label), tag);
             let imported = import.join().expect("an import does not panic");
             match (sent, imported) {
                 // Whoever reads no more says why.
@@ -155,23 +168,41 @@ impl Fetch<'_> {
         })
     }
 
-    fn send(&mut self, out: impl io::Write, label: &Path, tag: &str) -> Result<()> {
-        let mut out = PartsWriter::new(out, label, self.store.page_size())?;
+    fn send(
+        &mut self,
+        receiving: &Receiving<'_>,
+        out: impl io::Write,
+        label: &Path,
+        tag: &str,
+    ) -> Result<()> {
+        let out = PartsWriter::new(out, label, self.store.page_size())?;
         let leaves = std::mem::take(&mut self.head.leaves);
+        let sent = self.send_parts(receiving, &leaves, out, tag);
+        self.head.leaves = leaves;
+        sent
+    }
+
+    fn send_parts(
+        &mut self,
+        receiving: &Receiving<'_>,
+        leaves: &BTreeMap<[u8; 32], LeafPlace>,
+        mut out: PartsWriter<impl io::Write>,
+        tag: &str,
+    ) -> Result<()> {
         let total: u64 = leaves.values().map(|leaf| u64::from(leaf.len)).sum();
         self.progress.begin(tag, total);
         let mut done = 0;
         let mut written = HashSet::new();
-        for (id, leaf) in &leaves {
+        for (id, leaf) in leaves {
             done += u64::from(leaf.len);
             self.progress.advance(done);
-            if self.store.has(ChunkKind::Node, id) {
+            if receiving.has_leaf(id)? {
                 continue;
             }
             let key = leaf.pack.pack_key();
             let record = self.range(leaf.pack, leaf.offset, leaf.len)?;
             let (node, places) = decode_leaf(id, &record).map_err(|error| error.of(&key))?;
-            self.leaf_pages(&node, &places, &mut written, &mut out)?;
+            self.leaf_pages(receiving, (&node, &places), &mut written, &mut out)?;
             out.node(&node.canonical)?;
         }
         let mut missing = false;
@@ -182,7 +213,7 @@ impl Fetch<'_> {
             for (_, child) in &node.children {
                 missing |= *level == 1 && !leaves.contains_key(child);
             }
-            if !self.store.has(ChunkKind::Node, &node.id()) {
+            if !receiving.has_node(&node.id())? {
                 out.node(canonical)?;
             }
         }
@@ -196,14 +227,14 @@ impl Fetch<'_> {
     /// The pages of a leaf that the store has not.
     fn leaf_pages(
         &mut self,
-        node: &NodeParts,
-        places: &[PagePlace],
+        receiving: &Receiving<'_>,
+        (node, places): (&NodeParts, &[PagePlace]),
         written: &mut HashSet<[u8; 32]>,
         out: &mut PartsWriter<impl io::Write>,
     ) -> Result<()> {
         let mut wanted: HashMap<Name, Vec<([u8; 32], PagePlace)>> = HashMap::new();
         for ((_, id), place) in node.children.iter().zip(places) {
-            if !written.contains(id) && !self.store.has(ChunkKind::Page, id) {
+            if !written.contains(id) && !receiving.has_page(id)? {
                 written.insert(*id);
                 wanted.entry(place.pack).or_default().push((*id, *place));
             }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use snapstore_store::{
-    CommitRequest, ImageRole, Input, InputData, InputKind, PageSize, ParentChoice, Silent, Store,
+    CommitRequest, GcOptions, ImageRole, Input, InputData, InputKind, PageSize, ParentChoice,
+    Silent, Store,
 };
 
 use crate::protocol::{self, Options};
@@ -196,6 +197,59 @@ fn a_tag_that_exists_is_not_moved_without_being_told() -> Outcome {
     let other = scene.store("other")?;
     remote.pull(&other, "t", "t", false, &Silent)?;
     assert_eq!(read(&other, "t")?, image(&[2; 10]));
+    Ok(())
+}
+
+/// A snapshot that was removed here: a leaf of it is in a pack that is kept, and the leaf's
+/// first page is gone with another one.
+#[test]
+fn what_was_removed_and_collected_is_pulled_again() -> Outcome {
+    let scene = Scene::new()?;
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    let pages = |first: &[u8], others: u8| {
+        let mut pages = vec![0; 512];
+        pages[..first.len()].copy_from_slice(first);
+        pages.extend_from_slice(&[others; 6]);
+        image(&pages)
+    };
+    let removed = pages(&[1, 3], 5);
+    commit(&store, "first", &image(&[1, 2]), None)?;
+    commit(&store, "removed", &removed, None)?;
+    remote.push(&store, "removed", "removed", false, &Silent)?;
+    store.remove_tags(&["first".to_owned()])?;
+    commit(&store, "last", &pages(&[9], 5), None)?;
+    store.remove_tags(&["removed".to_owned()])?;
+    store.gc(GcOptions::default(), &Silent)?;
+    let pulled = remote.pull(&store, "removed", "removed", false, &Silent)?;
+    assert_eq!(
+        pulled.pages, 1,
+        "one page was collected, and the rest is there"
+    );
+    assert_eq!(read(&store, "removed")?, removed);
+    assert_eq!(store.verify(true, &Silent)?.findings, []);
+    Ok(())
+}
+
+/// The tag is there, and a pack is not.
+#[test]
+fn a_pull_brings_back_what_the_disk_has_lost() -> Outcome {
+    let scene = Scene::new()?;
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    commit(&store, "first", &image(&[1; 6]), None)?;
+    let first = list(&scene.dir.path().join("store/packs"))?;
+    let bytes = image(&[1, 1, 3, 4]);
+    commit(&store, "second", &bytes, None)?;
+    remote.push(&store, "second", "second", false, &Silent)?;
+    first.iter().try_for_each(fs::remove_file)?;
+    let store = Store::open(&scene.dir.path().join("store"))?;
+    assert!(!store.verify(true, &Silent)?.findings.is_empty());
+    store.remove_tags(&["first".to_owned()])?;
+    let pulled = remote.pull(&store, "second", "second", false, &Silent)?;
+    assert_eq!(pulled.pages, 2);
+    assert_eq!(read(&store, "second")?, bytes);
+    assert_eq!(store.verify(true, &Silent)?.findings, []);
     Ok(())
 }
 

@@ -129,7 +129,7 @@ pub use stats::{Reclaimable, SnapshotStats, StoreStats};
 pub use store::Store;
 pub use transfer::{
     ExportRequest, Exported, ExportedSnapshot, ImportRequest, Imported, ImportedSnapshot,
-    NodeParts, Parts, PartsWriter, Root, decode_page, snapshot_of_manifest,
+    NodeParts, Parts, PartsWriter, Receiving, Root, decode_page, snapshot_of_manifest,
 };
 pub use upgrade::UpgradeReport;
 pub use verify::{Finding, NotChecked, VerifyReport};

@@ -96,6 +96,30 @@ impl<'a> ChunkWriter<'a> {
         })
     }
 
+    /// Another one that may use what this one may. Its lease has to be taken while this one
+    /// lives: then what that keeps is kept without a gap.
+    pub fn beside(&self) -> Result<Self> {
+        let claim = LeaseTerms {
+            pins: Vec::new(),
+            ..self.claim.clone()
+        };
+        let lease = Lease::take(&self.store.layout, &claim)?;
+        self.store.check_format()?;
+        Ok(Self {
+            lease,
+            claim,
+            condemned: self.condemned.clone(),
+            index: self.store.chunks.refresh_index()?,
+            store: self.store,
+            writer: None,
+            claimed: HashMap::new(),
+            relied: RwLock::default(),
+            notes: RwLock::default(),
+            added_chunks: 0,
+            added_bytes: 0,
+        })
+    }
+
     /// Makes a snapshot a root while this commit lives, if it is one already.
     pub fn pin_if(
         &mut self,
@@ -177,6 +201,29 @@ impl<'a> ChunkWriter<'a> {
         };
         let in_place = sim::on(Fault::StaleLeafTrusted) || self.pages_in_place(&leaf)?;
         Ok(in_place.then_some(child))
+    }
+
+    /// Whether this leaf and all its pages may be used, wherever they are.
+    pub fn has_leaf(&self, id: ChunkId) -> Result<bool> {
+        let Some(at) = self.known(&[id])?[0] else {
+            return Ok(false);
+        };
+        let child = Child {
+            hash: *id.as_bytes(),
+            hint: Some(at),
+        };
+        let leaf = match self.chunks().node(child, 0) {
+            Err(error) if error.is_lost() => return Ok(false),
+            other => other?,
+        };
+        let mut elsewhere = Vec::new();
+        for (_, page) in leaf.present() {
+            let id = leaf.child_id(page);
+            if !self.in_place(id, page.hint)? {
+                elsewhere.push(id);
+            }
+        }
+        Ok(self.known(&elsewhere)?.iter().all(Option::is_some))
     }
 
     /// Whether the pages of a leaf are where its hints say. A leaf can outlive

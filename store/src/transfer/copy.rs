@@ -9,6 +9,9 @@ use crate::progress::{Progress, Silent};
 use crate::store::Store;
 use crate::transfer::{ExportRequest, Exported, ImportRequest, Imported};
 
+/// How often all is sent when a repair or a collection took away what was there.
+const ATTEMPTS: u32 = 3;
+
 impl Store {
     /// Imports what `from` exports. An error of the export comes before those that
     /// the import has for its sake.
@@ -16,6 +19,25 @@ impl Store {
     /// # Errors
     /// As [`Store::export`] of `from`, and [`Store::import`].
     pub fn copy_from(
+        &self,
+        from: &Self,
+        export: &ExportRequest,
+        import: &ImportRequest,
+        progress: &dyn Progress,
+    ) -> Result<(Exported, Imported)> {
+        let mut attempts = ATTEMPTS;
+        loop {
+            attempts -= 1;
+            match self.try_copy_from(from, export, import, progress) {
+                Err(error @ Error::Overtaken { .. }) if attempts > 0 => {
+                    tracing::debug!(%error, "copies again");
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn try_copy_from(
         &self,
         from: &Self,
         export: &ExportRequest,

@@ -104,6 +104,17 @@ impl Store {
         from: impl Read,
         progress: &dyn Progress,
     ) -> Result<Imported> {
+        self.import_by(request, from, progress, || ChunkWriter::new(self))
+    }
+
+    /// The same with a writer that knows already what it may use.
+    pub(crate) fn import_by<'a>(
+        &'a self,
+        request: &'a ImportRequest,
+        from: impl Read,
+        progress: &dyn Progress,
+        sink: impl FnOnce() -> Result<ChunkWriter<'a>>,
+    ) -> Result<Imported> {
         let span = tracing::debug_span!("import", label = ?request.label);
         let _entered = span.enter();
         let mut stream = StreamReader::new(from, &request.label)?;
@@ -118,7 +129,7 @@ impl Store {
         let mut import = Import {
             store: self,
             request,
-            sink: ChunkWriter::new(self)?,
+            sink: sink()?,
             recent: HashMap::new(),
             snapshots: Vec::new(),
             positions: HashMap::new(),

@@ -50,4 +50,6 @@ mod parts;
 
 pub use export::{ExportRequest, Exported, ExportedSnapshot};
 pub use import::{ImportRequest, Imported, ImportedSnapshot};
-pub use parts::{NodeParts, Parts, PartsWriter, Root, decode_page, snapshot_of_manifest};
+pub use parts::{
+    NodeParts, Parts, PartsWriter, Receiving, Root, decode_page, snapshot_of_manifest,
+};

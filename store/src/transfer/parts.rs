@@ -4,9 +4,10 @@
 //! Bytes come out of [`Parts`] checked, and what is put together again is written as a
 //! stream ([`PartsWriter`]), which an import trusts as little as any other.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 
+use crate::commit::chunk_writer::ChunkWriter;
 use crate::error::Result;
 use crate::format::manifest::canonical;
 use crate::format::node::{Child, Node};
@@ -16,7 +17,9 @@ use crate::manifest::{MAX_LEN, Manifest};
 use crate::pack::codec::{self, Encoding};
 use crate::page::PageSize;
 use crate::pin::Pin;
+use crate::progress::Progress;
 use crate::store::Store;
+use crate::transfer::{ImportRequest, Imported};
 
 /// A block of a stream is begun anew at this length.
 const BLOCK_LEN: usize = 1 << 20;
@@ -90,12 +93,70 @@ impl Store {
         })
     }
 
-    /// Whether the store has a chunk, as far as can be told without reading its bytes.
-    /// A collection may delete what no snapshot needs.
-    #[must_use]
-    pub fn has(&self, kind: ChunkKind, id: &[u8; 32]) -> bool {
-        let id = ChunkId::from_hash(kind, *id);
-        self.chunks.readable(id, None).is_ok()
+    /// Begins to take parts of snapshots.
+    ///
+    /// # Errors
+    /// As [`Store::commit`] before it reads its inputs.
+    pub fn receive(&self) -> Result<Receiving<'_>> {
+        Ok(Receiving {
+            store: self,
+            sink: ChunkWriter::new(self)?,
+        })
+    }
+}
+
+/// A store that takes parts of snapshots: what it tells that it has may be left out of the
+/// stream that it is given. That stays as long as this lives, whatever is collected
+/// meanwhile; a repair may take it away, and then the import says so.
+pub struct Receiving<'a> {
+    store: &'a Store,
+    sink: ChunkWriter<'a>,
+}
+
+impl Receiving<'_> {
+    /// Whether a page is there, as far as can be told without reading its bytes.
+    ///
+    /// # Errors
+    /// If it cannot be told.
+    pub fn has_page(&self, id: &[u8; 32]) -> Result<bool> {
+        self.has(ChunkKind::Page, id)
+    }
+
+    /// Whether a leaf is there with all its pages. It can outlive them: when no snapshot
+    /// needs it, or when a repair has set a damaged pack aside.
+    ///
+    /// # Errors
+    /// If it cannot be told.
+    pub fn has_leaf(&self, id: &[u8; 32]) -> Result<bool> {
+        let id = ChunkId::from_hash(ChunkKind::Node, *id);
+        self.sink.has_leaf(id)
+    }
+
+    /// Whether a node above the leaves is there. Nothing is said of what is below it.
+    ///
+    /// # Errors
+    /// If it cannot be told.
+    pub fn has_node(&self, id: &[u8; 32]) -> Result<bool> {
+        self.has(ChunkKind::Node, id)
+    }
+
+    fn has(&self, kind: ChunkKind, id: &[u8; 32]) -> Result<bool> {
+        let known = self.sink.known(&[ChunkId::from_hash(kind, *id)])?;
+        Ok(known[0].is_some())
+    }
+
+    /// Imports a stream that may leave out what is there.
+    ///
+    /// # Errors
+    /// As [`Store::import`].
+    pub fn import(
+        &self,
+        request: &ImportRequest,
+        from: impl Read,
+        progress: &dyn Progress,
+    ) -> Result<Imported> {
+        let sink = || self.sink.beside();
+        self.store.import_by(request, from, progress, sink)
     }
 }
 
