@@ -6,10 +6,30 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use snapstore_store::{Opened, open_regular};
+
 use crate::protocol::{Listed, Unanswered};
 
 /// Where files are until they are whole.
 const UNFINISHED: &str = "unfinished";
+
+/// Directories in each other that keys lead through.
+const MOST_LEVELS: u32 = 8;
+/// Objects of one listing: with their keys they take half a GiB.
+const MOST_LISTED: usize = 1 << 22;
+
+/// The longest object of its kind that any host writes: whoever can write to the directory
+/// can put anything there, such as a file of 1 TiB that takes no room.
+fn longest_bytes(key: &str) -> u64 {
+    match key.split_once('/').map_or(key, |(kind, _)| kind) {
+        "packs" => 256 << 20,
+        // An image of 16 TiB has 8 million leaves.
+        "heads" => 1 << 30,
+        // These name what collections condemn.
+        "lease" | "condemn" => 64 << 20,
+        _ => 64 << 10,
+    }
+}
 
 /// A directory of objects.
 #[derive(Clone, Debug)]
@@ -92,23 +112,33 @@ impl Directory {
         range: Option<(u64, usize)>,
     ) -> Result<Option<Vec<u8>>, Unanswered> {
         self.check("read", key)?;
-        let read = || {
-            let mut file = File::open(self.path(key))?;
-            let mut bytes = Vec::new();
-            match range {
-                None => file.read_to_end(&mut bytes)?,
-                Some((from, len)) => {
-                    file.seek(SeekFrom::Start(from))?;
-                    file.take(len as u64).read_to_end(&mut bytes)?
-                }
-            };
-            Ok(bytes)
+        let file = match open_regular(&self.path(key)) {
+            Ok(Opened::File(file)) => file,
+            Ok(Opened::Absent) => return Ok(None),
+            Ok(Opened::Odd(why)) => return Err(wrong("read", key, why)),
+            Err(error) => return Err(no("read", key, &error)),
         };
-        match read() {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(no("read", key, &error)),
+        let read = || Self::read(file, longest_bytes(key), range);
+        let bytes = read().map_err(|error| no("read", key, &error))?;
+        let long = "it is longer than any object of its kind";
+        bytes.map(Some).ok_or_else(|| wrong("read", key, long))
+    }
+
+    /// A file's bytes, or a part of them; none if it is longer than this.
+    fn read(
+        mut file: File,
+        longest_bytes: u64,
+        range: Option<(u64, usize)>,
+    ) -> io::Result<Option<Vec<u8>>> {
+        if file.metadata()?.len() > longest_bytes {
+            return Ok(None);
         }
+        let (from, len) = range.map_or((0, longest_bytes + 1), |(from, len)| (from, len as u64));
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(from))?;
+        file.take(len).read_to_end(&mut bytes)?;
+        // It may have grown meanwhile.
+        Ok((bytes.len() as u64 <= longest_bytes).then_some(bytes))
     }
 
     /// Whether there is an object.
@@ -117,7 +147,7 @@ impl Directory {
     /// As of the filesystem.
     pub fn exists(&self, key: &str) -> Result<bool, Unanswered> {
         self.check("look for", key)?;
-        match fs::metadata(self.path(key)) {
+        match fs::symlink_metadata(self.path(key)) {
             Ok(found) => Ok(found.is_file()),
             Err(error) if is_absent(&error) => Ok(false),
             Err(error) => Err(no("look for", key, &error)),
@@ -131,19 +161,27 @@ impl Directory {
     pub fn list(&self, prefix: &str) -> Result<Vec<Listed>, Unanswered> {
         self.check("list", prefix)?;
         let mut found = Vec::new();
-        self.walk(prefix.trim_end_matches('/'), &mut found)
+        self.walk(prefix.trim_end_matches('/'), MOST_LEVELS, &mut found)
             .map_err(|error| no("list", prefix, &error))?;
+        if found.len() > MOST_LISTED {
+            let reason = "there are more objects than a listing may have (4194304)";
+            return Err(wrong("list", prefix, reason));
+        }
         found.sort_by(|one, other| one.key.cmp(&other.key));
         Ok(found)
     }
 
-    fn walk(&self, key: &str, found: &mut Vec<Listed>) -> io::Result<()> {
+    /// Stops when there are too many. What is deeper than any key is nobody's object.
+    fn walk(&self, key: &str, levels: u32, found: &mut Vec<Listed>) -> io::Result<()> {
         let entries = match fs::read_dir(self.path(key)) {
             Err(error) if is_absent(&error) => return Ok(()),
             entries => entries?,
         };
         for entry in entries {
             let entry = entry?;
+            if found.len() > MOST_LISTED {
+                return Ok(());
+            }
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
                 continue;
             };
@@ -153,7 +191,9 @@ impl Directory {
                 metadata => metadata?,
             };
             if metadata.is_dir() {
-                self.walk(&key, found)?;
+                if levels > 1 {
+                    self.walk(&key, levels - 1, found)?;
+                }
             } else if metadata.is_file() {
                 let modified = metadata.modified()?.duration_since(UNIX_EPOCH);
                 found.push(Listed {
@@ -212,5 +252,16 @@ fn no(what: &'static str, key: &str, error: &io::Error) -> Unanswered {
         what,
         key: key.to_owned(),
         reason: error.to_string(),
+        wrong: None,
+    }
+}
+
+/// What stands there is no object.
+fn wrong(what: &'static str, key: &str, why: &'static str) -> Unanswered {
+    Unanswered {
+        what,
+        key: key.to_owned(),
+        reason: why.to_owned(),
+        wrong: Some(why),
     }
 }

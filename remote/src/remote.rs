@@ -266,9 +266,10 @@ impl Remote {
             let mut id = String::new();
             if let Some(record) = record {
                 let key = record.key();
-                match self.bucket.get(&key, None)? {
-                    None => continue,
-                    Some(bytes) => match RefRecord::decode(&key, &bytes) {
+                match self.object(&key)? {
+                    Err(error) => problem = Some(error.to_string()),
+                    Ok(None) => continue,
+                    Ok(Some(bytes)) => match RefRecord::decode(&key, &bytes) {
                         Ok(record) => id = hex(&record.snapshot),
                         Err(error) => problem = Some(error.of(&key).to_string()),
                     },
@@ -338,6 +339,7 @@ fn no_random(error: std::io::Error) -> Error {
         what: "draw a random name for",
         key: String::new(),
         reason: error.to_string(),
+        wrong: None,
     }
     .into()
 }

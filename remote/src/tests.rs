@@ -317,6 +317,53 @@ fn hostile_objects_are_refused_and_named() -> Outcome {
     Ok(())
 }
 
+/// A file without an end, and one that waits for a writer: told as what it is, and verify
+/// goes on with the others.
+#[test]
+fn what_is_no_object_is_neither_waited_for_nor_read() -> Outcome {
+    let replace: [(&str, fn(&Path) -> std::io::Result<()>); 3] = [
+        ("a named pipe", |path| {
+            let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+            Ok(rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0)?)
+        }),
+        ("a symbolic link", |path| {
+            std::os::unix::fs::symlink("/dev/zero", path)
+        }),
+        ("longer than any", |path| {
+            fs::File::create(path)?.set_len(1 << 40)
+        }),
+    ];
+    for kind in ["packs", "heads", "config"] {
+        for (says, replace) in replace {
+            let scene = Scene::new()?;
+            let remote = scene.remote()?;
+            let store = scene.store("store")?;
+            commit(&store, "t", &image(&[1; 6]), None)?;
+            remote.push(&store, "t", "t", false, &Silent)?;
+            let path = match kind {
+                "config" => scene.bucket().join(kind),
+                kind => scene.object(kind),
+            };
+            fs::remove_file(&path)?;
+            replace(&path)?;
+            let other = scene.store("other")?;
+            let error = match remote.pull(&other, "t", "t", false, &Silent) {
+                Ok(pulled) => return Err(format!("{kind}, {says}: {pulled:?}").into()),
+                Err(error) => error,
+            };
+            assert!(error.to_string().contains(says), "{kind}: {error}");
+            let is_damage = matches!(&error, Error::Protocol(protocol::Error::Damaged { .. }));
+            assert!(is_damage, "{kind}: {error:?}");
+            if kind != "config" {
+                let findings = remote.verify(true)?.findings;
+                assert_eq!(findings.len(), 1, "{findings:?}");
+                assert!(findings[0].problem.contains(says), "{findings:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_bucket_that_is_not_there_does_not_answer() -> Outcome {
     let scene = Scene::new()?;

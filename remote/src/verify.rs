@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::head::{Head, PACK_CHECK_LEN, PACK_HEAD_LEN, pack_check};
-use crate::protocol::{HeadSummary, Listing, Malformed, Name, RefRecord, State};
+use crate::protocol::{self, HeadSummary, Listing, Malformed, Name, RefRecord, State};
 use crate::remote::{Remote, block_on};
 
 /// What is wrong with an object.
@@ -57,8 +57,13 @@ impl Remote {
                     tags: tags.clone(),
                 });
             };
-            let Some(body) = self.bucket.get(&ref_key, None)? else {
-                continue;
+            let body = match self.object(&ref_key)? {
+                Ok(Some(body)) => body,
+                Ok(None) => continue,
+                Err(error) => {
+                    found(&ref_key, error.to_string());
+                    continue;
+                }
             };
             let body = match RefRecord::decode(&ref_key, &body) {
                 Ok(body) => body,
@@ -67,11 +72,18 @@ impl Remote {
                     continue;
                 }
             };
-            let Some(bytes) = self.bucket.get(&head_key, None)? else {
-                if listing.state(&record) == State::Settled {
-                    found(&head_key, "it is missing".to_owned());
+            let bytes = match self.object(&head_key)? {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => {
+                    if listing.state(&record) == State::Settled {
+                        found(&head_key, "it is missing".to_owned());
+                    }
+                    continue;
                 }
-                continue;
+                Err(error) => {
+                    found(&head_key, error.to_string());
+                    continue;
+                }
             };
             let decoded = HeadSummary::decode(&head_key, &bytes).and_then(|(summary, rest)| {
                 let head = Head::decode(rest, &summary.packs)?;
@@ -97,9 +109,10 @@ impl Remote {
             let key = pack.pack_key();
             let problem = match read_data {
                 false => (!self.bucket.exists(&key)?).then(|| "it is missing".to_owned()),
-                true => match self.bucket.get(&key, None)? {
-                    None => Some("it is missing".to_owned()),
-                    Some(bytes) => {
+                true => match self.object(&key)? {
+                    Err(error) => Some(error.to_string()),
+                    Ok(None) => Some("it is missing".to_owned()),
+                    Ok(Some(bytes)) => {
                         report.read_bytes += bytes.len() as u64;
                         wrong_pack(pack, &origins, &bytes).map(str::to_owned)
                     }
@@ -114,6 +127,14 @@ impl Remote {
             }
         }
         Ok(report)
+    }
+
+    /// An object, or what is wrong with what stands in its place.
+    pub(crate) fn object(&self, key: &str) -> Result<Result<Option<Vec<u8>>, protocol::Error>> {
+        match self.bucket.get(key, None) {
+            Err(error) if error.wrong.is_some() => Ok(Err(error.into())),
+            other => Ok(Ok(other?)),
+        }
     }
 }
 

@@ -122,6 +122,7 @@ pub use name::{check_image, check_label, check_snapshot, check_tag};
 pub use page::{PageSize, is_zero};
 pub use pin::{NotPinned, Pin};
 pub use progress::{Progress, Silent};
+pub use regular::{Opened, open as open_regular};
 pub use repair::{RepairOptions, RepairReport};
 pub use snapshot::Snapshot;
 pub use snapshots::{Listing, TaggedSnapshot};

@@ -14,17 +14,21 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 /// What stands under a name.
-pub(crate) enum Opened {
+#[derive(Debug)]
+pub enum Opened {
     /// A regular file.
     File(File),
     /// Nothing.
     Absent,
-    /// Something else, in the words of [`why_odd`]. It was not opened.
+    /// Something else, such as "it is a named pipe, not a file". It was not opened.
     Odd(&'static str),
 }
 
 /// Opens a regular file to read it.
-pub(crate) fn open(path: &Path) -> io::Result<Opened> {
+///
+/// # Errors
+/// If the system refuses it.
+pub fn open(path: &Path) -> io::Result<Opened> {
     open_with(path, OpenOptions::new().read(true))
 }
 

@@ -442,6 +442,7 @@ impl SimBucket {
                 what,
                 key: key.to_owned(),
                 reason: "no answer".to_owned(),
+                wrong: None,
             }),
         }
     }

@@ -13,6 +13,9 @@ pub struct Unanswered {
     pub key: String,
     /// What the other end, or the network, said.
     pub reason: String,
+    /// Why what stands there is nothing that a host has written, if that is so: it will
+    /// answer the same another time.
+    pub wrong: Option<&'static str>,
 }
 
 /// An object in a listing.

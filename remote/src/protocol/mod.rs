@@ -37,7 +37,7 @@ pub use view::{View, view};
 pub enum Error {
     /// The bucket did not answer. What was asked for may have happened.
     #[error(transparent)]
-    Unanswered(#[from] Unanswered),
+    Unanswered(Unanswered),
     /// Others declared this session ended, since it was silent for too long.
     #[error(
         "the lease of session {session} was lost: it was silent for too long, and a collection gave it up"
@@ -105,6 +105,15 @@ pub enum Error {
     /// What the caller does between the steps of a push failed.
     #[error(transparent)]
     Work(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<Unanswered> for Error {
+    fn from(error: Unanswered) -> Self {
+        match error.wrong {
+            Some(reason) => Malformed::Wrong(reason).of(&error.key),
+            None => Self::Unanswered(error),
+        }
+    }
 }
 
 /// The result of a step.
