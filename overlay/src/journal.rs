@@ -24,6 +24,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::disk::sync_file;
 use crate::map::{LAST_SLOT, Map, Place, Slot};
 use crate::step::step;
 
@@ -115,15 +116,18 @@ impl Journal {
         Self::begin(path, 0, 0, 0)
     }
 
-    /// Goes on where a journal ended, in a segment that says all that is known and is on
-    /// the disk when this returns. The segments before it are needed until
-    /// [`Journal::begins_here`].
+    /// Goes on where a journal ended, in a segment that says all that is known, of an
+    /// overlay in the file `data`; both are on the disk when this returns. The segments
+    /// before it are needed until [`Journal::begins_here`].
     ///
     /// # Errors
     /// The operating system's.
-    pub fn go_on(path: SegmentPath, after: &Replayed) -> io::Result<Self> {
+    pub fn go_on(path: SegmentPath, after: &Replayed, data: &File) -> io::Result<Self> {
+        sync_file(data)?;
         let (segment, first) = (after.next_segment, after.first_segment);
-        let mut journal = Self::begin(path, segment, after.entries, first)?;
+        // One number is left out: who reads on from the segments before this one, because
+        // nobody was told of it yet, must not take what it says to be on the disk for theirs.
+        let mut journal = Self::begin(path, segment, after.entries + 1, first)?;
         let mut run: Vec<(u64, Slot)> = Vec::new();
         for (block, place) in after.map.iter() {
             match place {
@@ -132,7 +136,10 @@ impl Journal {
             }
         }
         journal.append_slots(&run)?;
-        journal.file.sync_data()?;
+        sync_file(&journal.file)?;
+        // Those that hold the marks of the segments before are removed.
+        journal.append_mark(journal.entries)?;
+        sync_file(&journal.file)?;
         Ok(journal)
     }
 

@@ -27,6 +27,7 @@ use std::sync::{Arc, Weak};
 
 use crate::base::{BLOCK_BYTES, Under};
 use crate::budget::Budget;
+use crate::disk::sync_file;
 use crate::frozen::Frozen;
 use crate::journal::{Journal, Replayed};
 use crate::map::{Map, Place, Slot, TABLE_BLOCKS};
@@ -83,7 +84,7 @@ impl SyncPoint {
     /// # Errors
     /// The operating system's.
     pub fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
+        sync_file(&self.file)
     }
 
     /// Has the journal written, after [`Overlay::mark`].
@@ -91,7 +92,7 @@ impl SyncPoint {
     /// # Errors
     /// The operating system's.
     pub fn sync_journal(&self) -> io::Result<()> {
-        self.journals.iter().try_for_each(|file| file.sync_data())
+        self.journals.iter().try_for_each(|file| sync_file(file))
     }
 }
 

@@ -13,6 +13,7 @@
 
 mod base;
 mod budget;
+mod disk;
 mod frozen;
 mod journal;
 mod layers;

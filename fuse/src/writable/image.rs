@@ -147,9 +147,7 @@ impl WritableImage {
             return lost("the journal");
         }
         let file = self.data_file()?;
-        // What the new segment says is on the disk when it is.
-        file.sync_data()?;
-        let journal = Journal::go_on(path, &replayed)?;
+        let journal = Journal::go_on(path, &replayed, &file)?;
         let segment = journal.segment();
         let budget = self.budget.clone();
         let overlay = Overlay::found_again(file, self.size_bytes, budget, replayed, journal);

@@ -1,0 +1,23 @@
+//! The one place where an overlay asks the kernel to have something on the disk, so that
+//! tests know what a power cut leaves.
+
+use std::fs::File;
+use std::io;
+#[cfg(test)]
+use std::path::Path;
+
+/// Has the data of a file on the disk, and its length.
+pub(crate) fn sync_file(file: &File) -> io::Result<()> {
+    file.sync_data()?;
+    #[cfg(test)]
+    crate::tests::power::synced(file);
+    Ok(())
+}
+
+/// Has the names of a directory on the disk.
+#[cfg(test)]
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()?;
+    crate::tests::power::synced_dir(dir);
+    Ok(())
+}
