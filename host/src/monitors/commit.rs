@@ -80,9 +80,16 @@ pub fn commit(
         unchanging: taken.unchanging,
         ..CommitRequest::default()
     };
+    let mut remarks = taken.remarks;
     let (committed, pause) = if taken.is_held {
         let committed = store.commit(&request, progress)?;
-        (committed, paused.resume()?)
+        // The snapshot is there, whatever becomes of the guest.
+        let so_far = paused.so_far();
+        let pause = paused.resume().unwrap_or_else(|error| {
+            remarks.push(crate::error::message(&error));
+            so_far
+        });
+        (committed, pause)
     } else {
         let pause = paused.resume()?;
         (store.commit(&request, progress)?, pause)
@@ -92,6 +99,6 @@ pub fn commit(
         monitor: format!("{} {version}", wanted.kind),
         pause,
         read_bytes: taken.read_bytes,
-        remarks: taken.remarks,
+        remarks,
     })
 }

@@ -1,8 +1,8 @@
 //! A monitor that this command has paused goes on, however the command ends.
 //!
 //! The guard resumes it when it is dropped. A second process waits for the command's end,
-//! and resumes the monitor if the command was killed before it could: the two share a pipe,
-//! which the kernel closes.
+//! and resumes the monitor if the command was killed before it could, or was not answered: the
+//! two share a pipe, which the kernel closes.
 
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
@@ -18,6 +18,10 @@ use crate::background;
 /// The hidden command of the process that waits.
 pub const COMMAND: &str = "monitor-resumer";
 
+/// How often it tries, and how long it waits in between.
+const TRIES: u32 = 10;
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+
 /// What is written to it when there is nothing left to resume.
 const DONE: u8 = b'd';
 /// What it writes when it waits.
@@ -32,7 +36,7 @@ pub struct Paused<'a> {
     since: Instant,
 }
 
-/// What is known of a pause that is over.
+/// What is known of a pause.
 pub struct Pause {
     /// How long the guest stood still for this command; none if it stood still before.
     pub length: Option<Duration>,
@@ -64,23 +68,34 @@ impl<'a> Paused<'a> {
         self.monitor
     }
 
+    /// What is known of the pause so far.
+    pub fn so_far(&self) -> Pause {
+        Pause {
+            length: self.is_ours.then(|| self.since.elapsed()),
+        }
+    }
+
     /// Lets the guest go on, if it ran before.
     pub fn resume(mut self) -> anyhow::Result<Pause> {
-        let length = self.is_ours.then(|| self.since.elapsed());
+        let pause = self.so_far();
         self.end()?;
-        Ok(Pause { length })
+        Ok(pause)
     }
 
     fn end(&mut self) -> anyhow::Result<()> {
-        if std::mem::take(&mut self.is_ours) {
-            self.monitor.resume().with_context(|| {
-                format!(
-                    "the guest may stand still: {} at {} was paused for the commit and could not \
-                     be told to go on; tell it to, or end it",
-                    self.monitor.kind(),
-                    self.monitor.socket().display()
-                )
-            })?;
+        if std::mem::take(&mut self.is_ours)
+            && let Err(error) = self.monitor.resume()
+        {
+            // Its pipe closes, and it tries what was in vain here. It is not waited for: a
+            // monitor may serve one connection at a time, and this one is open still.
+            drop(self.resumer.take());
+            return Err(error.context(format!(
+                "the guest may stand still: {} at {} was paused for the commit and could not be \
+                 told to go on; that is tried again for a while; should it be in vain, tell it \
+                 to, or end it",
+                self.monitor.kind(),
+                self.monitor.socket().display()
+            )));
         }
         if let Some(mut resumer) = self.resumer.take() {
             if let Some(mut pipe) = resumer.stdin.take() {
@@ -135,9 +150,20 @@ pub fn wait_and_resume(arguments: &[String]) -> anyhow::Result<u8> {
     if said.contains(&DONE) {
         return Ok(0);
     }
-    let mut monitor = known::connect(kind, Path::new(socket))?;
-    if !monitor.is_running()? {
-        monitor.resume()?;
+    let mut tries = TRIES;
+    loop {
+        tries -= 1;
+        match resume(kind, Path::new(socket)) {
+            Err(_) if tries > 0 => std::thread::sleep(BETWEEN_TRIES),
+            other => return other.map(|()| 0),
+        }
     }
-    Ok(0)
+}
+
+fn resume(kind: Kind, socket: &Path) -> anyhow::Result<()> {
+    let mut monitor = known::connect(kind, socket)?;
+    match monitor.is_running()? {
+        true => Ok(()),
+        false => monitor.resume(),
+    }
 }

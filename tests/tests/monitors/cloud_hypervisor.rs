@@ -148,3 +148,29 @@ fn a_snapshot_that_cloud_hypervisor_refuses_leaves_the_guest_running() -> anyhow
     fixture.cli.fails(3, &["show", "x"])?;
     Ok(())
 }
+
+/// The snapshot is there or not, as the answer says; the guest goes on at the second try.
+#[test]
+fn a_guest_that_is_not_resumed_at_once_goes_on_later() -> anyhow::Result<()> {
+    let test = "a_guest_that_is_not_resumed_at_once_goes_on_later";
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let Some(program) = double(&fixture, test, "cloud_hypervisor", &[])? else {
+        return Ok(());
+    };
+    let first = boot(&fixture, &program, &[("DOUBLE_FAILS", "resume")])?;
+    let commit = ["commit", "x", "--cloud-hypervisor", &first.socket];
+    let done = fixture.cli.run(&commit)?;
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(said.contains("may stand still"), "{said}");
+    // A disk that was cloned is committed after the guest was to go on.
+    let is_there = fixture.cli.run(&["show", "x"])?.status.success();
+    assert_eq!(is_there, done.status.success(), "{said}");
+    let began = std::time::Instant::now();
+    while !is_running(&first.socket)? {
+        ensure!(began.elapsed().as_secs() < 60, "nobody has tried again");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    Ok(())
+}

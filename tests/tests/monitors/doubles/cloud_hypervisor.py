@@ -27,6 +27,7 @@ class Machine:
         self.config = None
         self.memory = None
         self.disks = []
+        self.refuses = os.environ.get("DOUBLE_FAILS") == "resume"
         if boot:
             self.config = json.load(open(boot))
             self.memory = mmap.mmap(-1, self.config["memory"]["size"], mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -60,6 +61,9 @@ class Machine:
             self.state = "Paused"
         elif path == "vm.resume":
             self.needs("Paused")
+            if self.refuses:
+                self.refuses = False
+                raise Refused("not now")
             self.state = "Running"
         elif path == "vm.snapshot":
             self.needs("Paused")
