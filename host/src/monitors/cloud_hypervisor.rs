@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use snapstore_store::{ImageRole, Input, InputData, InputKind, Snapshot, Store};
@@ -22,7 +21,7 @@ use super::adapter::{
     Budget, DESCRIPTION, Kind, Launch, Monitor, Restorer, STATE, SharedMemory, Started, Taken, runs,
 };
 use super::described::description;
-use super::disks::{self, OpenLayer};
+use super::disks::{self, OpenLayer, own_copy};
 use super::http::Http;
 use super::memory::{kept, whole};
 use super::peer::Peer;
@@ -221,7 +220,16 @@ impl Monitor for CloudHypervisor {
     fn check(&mut self, _store: &Store) -> anyhow::Result<()> {
         let config = self.config()?;
         for disk in writable(&config) {
-            self.layers(disk)?;
+            let layers = self.layers(disk)?;
+            let is_qcow2 = layers.first().is_some_and(|top| top.is_qcow2);
+            ensure!(
+                !is_qcow2 || !pauses_without_flushing(&self.version),
+                "the disk {} is a qcow2 image that the guest writes to, and {NAME} {} keeps parts of \
+                 its tables in memory while the guest is paused: what is read of the file could be \
+                 older than the memory; use a raw disk, or a version after 53.0",
+                disk["path"],
+                self.version
+            );
         }
         for name in ["fs", "pmem", "devices", "user_devices", "vdpa"] {
             ensure!(
@@ -293,6 +301,15 @@ impl Monitor for CloudHypervisor {
     }
 }
 
+/// Whether this version may pause a guest and not write what it has in memory of the tables
+/// of a qcow2 image. Up to 53.0 a pause waits for requests that are under way, and tables are
+/// written when the guest flushes. A version that is none is one of these.
+fn pauses_without_flushing(version: &str) -> bool {
+    let mut numbers = version.split(|it: char| !it.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|it| it.parse::<u32>().ok());
+    next().is_none_or(|major| (major, next().unwrap_or(0)) <= (53, 0))
+}
+
 fn writable(config: &Value) -> impl Iterator<Item = &Value> {
     let disks = config["disks"].as_array().into_iter().flatten();
     disks.filter(|disk| disk["readonly"] != true)
@@ -330,23 +347,11 @@ impl Restorer for CloudHypervisorRestorer {
                 disk["path"] = json!(about.directory.join(path));
                 continue;
             };
-            let base = started.mount.join(format!("{image}.img"));
-            let length = fs::metadata(&base)
-                .with_context(|| format!("the snapshot has no disk {image}"))?
-                .len();
-            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-            let file = rustix::fs::open(started.overlay_dir, flags, Mode::RUSR | Mode::WUSR);
-            let file = File::from(file.with_context(|| {
-                format!(
-                    "cannot make a file for a disk in {}; name another directory with \
-                     --overlay-dir",
-                    started.overlay_dir.display()
-                )
-            })?);
-            qcow2::write_empty(&file, length, &base)?;
+            // Not an overlay on the mounted image: see `pauses_without_flushing`.
+            let file = own_copy(started, image)?;
             disk["path"] = json!(format!("/proc/self/fd/{}", file.as_raw_fd()));
-            disk["image_type"] = json!("Qcow2");
-            disk["backing_files"] = json!(true);
+            disk["image_type"] = json!("Raw");
+            disk["backing_files"] = json!(false);
             fds.push(file.into());
         }
         // The image is mapped for each clone alone, page by page.
@@ -398,5 +403,20 @@ impl Restorer for CloudHypervisorRestorer {
             http.put("/vm.resume", None)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_that_flush_when_they_pause_are_those_after_53() {
+        for version in ["53.0", "53.0-7-gabc", "52.1", "9", "", "unknown"] {
+            assert!(pauses_without_flushing(version), "{version}");
+        }
+        for version in ["53.1", "54.0", "54.0-dirty", "60", "100.0"] {
+            assert!(!pauses_without_flushing(version), "{version}");
+        }
     }
 }

@@ -1,21 +1,24 @@
 //! Disks of machines of other monitors: what a commit reads of their files.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use rustix::fs::{major, minor};
+use rustix::fs::{Mode, OFlags, major, minor};
 use snapstore_store::{
     Extent, ImageRole, Input, InputData, InputKind, SnapshotId, Store, Unchanging,
 };
 
-use super::adapter::{Budget, Taken};
+use super::adapter::{Budget, Started, Taken};
 use super::memory::{copied, data, reflinked};
 use super::qcow2::{self, Content};
+use crate::commit::data_ranges;
 use crate::monitor::{MountedFile, snapshot_of};
 
+/// How much of a disk is copied at once.
+const CHUNK_BYTES: u64 = 1 << 20;
 /// The store's extents begin and end at multiples of this.
 const GRAIN: u64 = 4096;
 
@@ -208,6 +211,35 @@ fn filled(above: Vec<Extent>, below: &[Extent], size_bytes: u64) -> Vec<Extent> 
     }
     out.sort_by_key(|extent| extent.image_offset);
     out
+}
+
+/// A file without a name, with what the snapshot has of the disk.
+pub fn own_copy(started: &Started<'_>, image: &str) -> anyhow::Result<File> {
+    let path = started.mount.join(format!("{image}.img"));
+    let from = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let into = rustix::fs::open(started.overlay_dir, flags, Mode::RUSR | Mode::WUSR);
+    let into = File::from(into.with_context(|| {
+        format!(
+            "cannot make a file for a disk in {}; name another directory with --overlay-dir",
+            started.overlay_dir.display()
+        )
+    })?);
+    let length = from.metadata()?.len();
+    into.set_len(length)?;
+    let mut buffer = vec![0; usize::try_from(CHUNK_BYTES)?];
+    for range in data_ranges(&from, length)? {
+        let mut at = range.start;
+        while at < range.end {
+            let part = usize::try_from((range.end - at).min(CHUNK_BYTES))?;
+            let part = &mut buffer[..part];
+            from.read_exact_at(part, at)?;
+            into.write_all_at(part, at)
+                .context("cannot copy a disk for the clone")?;
+            at += part.len() as u64;
+        }
+    }
+    Ok(into)
 }
 
 #[cfg(test)]

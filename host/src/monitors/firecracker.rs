@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use snapstore_store::{ImageRole, Input, InputData, InputKind, Snapshot, Store};
@@ -21,10 +21,10 @@ use super::adapter::{
     Budget, DESCRIPTION, Kind, Launch, Monitor, Restorer, STATE, SharedMemory, Started, Taken, runs,
 };
 use super::described::description;
+use super::disks::own_copy;
 use super::http::Http;
 use super::memory::{self, kept, whole};
 use super::peer::Peer;
-use crate::commit::data_ranges;
 use crate::error::{NotFound, Usage};
 use crate::monitor::memory_of_paused;
 
@@ -32,8 +32,6 @@ use crate::monitor::memory_of_paused;
 const NAME: &str = "Firecracker";
 /// The socket of a clone.
 const API: &str = "api.sock";
-/// How much of a disk is copied at once.
-const CHUNK_BYTES: u64 = 1 << 20;
 
 /// What a snapshot says of its machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -322,7 +320,7 @@ impl Restorer for FirecrackerRestorer {
         );
         let mut fds: Vec<OwnedFd> = Vec::new();
         for disk in &about.disks {
-            let file = own_disk(started, disk)?;
+            let file = own_copy(started, &disk.image)?;
             let link = format!("/proc/self/fd/{}", file.as_raw_fd());
             let place = place(started.dir, disk);
             if let Some(parent) = place.parent() {
@@ -435,33 +433,4 @@ fn place(dir: &Path, disk: &Disk) -> PathBuf {
         true => dir.join(path),
         false => dir.join(format!("{}.img", disk.image)),
     }
-}
-
-/// A file without a name, with what the snapshot has of the disk.
-fn own_disk(started: &Started<'_>, disk: &Disk) -> anyhow::Result<File> {
-    let path = started.mount.join(format!("{}.img", disk.image));
-    let from = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let into = rustix::fs::open(started.overlay_dir, flags, Mode::RUSR | Mode::WUSR);
-    let into = File::from(into.with_context(|| {
-        format!(
-            "cannot make a file for a disk in {}; name another directory with --overlay-dir",
-            started.overlay_dir.display()
-        )
-    })?);
-    let length = from.metadata()?.len();
-    into.set_len(length)?;
-    let mut buffer = vec![0; usize::try_from(CHUNK_BYTES)?];
-    for range in data_ranges(&from, length)? {
-        let mut at = range.start;
-        while at < range.end {
-            let part = usize::try_from((range.end - at).min(CHUNK_BYTES))?;
-            let part = &mut buffer[..part];
-            std::os::unix::fs::FileExt::read_exact_at(&from, part, at)?;
-            std::os::unix::fs::FileExt::write_all_at(&into, part, at)
-                .context("cannot copy a disk for the clone")?;
-            at += part.len() as u64;
-        }
-    }
-    Ok(into)
 }

@@ -20,10 +20,38 @@ struct Double {
 
 fn boot(fixture: &Fixture, program: &Path, environment: &[(&str, &str)]) -> anyhow::Result<Double> {
     fs::write(fixture.path("root.img"), noise(3, 64 * PAGE))?;
+    boot_with(fixture, program, environment, "root.img")
+}
+
+/// A qcow2 image of version 2 that has nothing of its own.
+fn empty_qcow2(backing: &str, size_bytes: u64) -> Vec<u8> {
+    const CLUSTER: usize = 1 << 16;
+    let mut image = Vec::new();
+    image.extend(0x5146_49fb_u32.to_be_bytes());
+    image.extend(2_u32.to_be_bytes());
+    image.extend(72_u64.to_be_bytes());
+    image.extend((backing.len() as u32).to_be_bytes());
+    image.extend(16_u32.to_be_bytes());
+    image.extend(size_bytes.to_be_bytes());
+    image.extend(0_u32.to_be_bytes());
+    image.extend(1_u32.to_be_bytes());
+    image.extend((CLUSTER as u64).to_be_bytes()); // the first table
+    image.resize(72, 0);
+    image.extend(backing.as_bytes());
+    image.resize(2 * CLUSTER, 0);
+    image
+}
+
+fn boot_with(
+    fixture: &Fixture,
+    program: &Path,
+    environment: &[(&str, &str)],
+    disk: &str,
+) -> anyhow::Result<Double> {
     let config = json!({
         "cpus": {"boot_vcpus": 1, "max_vcpus": 1},
         "memory": {"size": 4 * MIB, "thp": true, "shared": false},
-        "disks": [{"path": "root.img", "readonly": false, "id": "_disk0"}],
+        "disks": [{"path": disk, "readonly": false, "id": "_disk0"}],
         "net": null,
         "serial": {"mode": "Tty"},
         "console": {"mode": "Off"},
@@ -146,6 +174,48 @@ fn a_snapshot_that_cloud_hypervisor_refuses_leaves_the_guest_running() -> anyhow
     assert!(said.contains("no space left"), "{said}");
     ensure!(is_running(&first.socket)?, "it stands still");
     fixture.cli.fails(3, &["show", "x"])?;
+    Ok(())
+}
+
+/// What it says of a qcow2 image when it is paused is older than the guest's memory.
+#[test]
+fn a_qcow2_disk_is_committed_only_where_a_pause_writes_its_tables() -> anyhow::Result<()> {
+    let test = "a_qcow2_disk_is_committed_only_where_a_pause_writes_its_tables";
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    for (version, is_taken) in [("53.0", false), ("54.0", true)] {
+        let environment = [("DOUBLE_VERSION", version)];
+        let Some(program) = double(&fixture, test, "cloud_hypervisor", &environment)? else {
+            return Ok(());
+        };
+        let base = noise(3, 64 * PAGE);
+        fs::write(fixture.path("base.img"), &base)?;
+        fs::write(
+            fixture.path("top.qcow2"),
+            empty_qcow2(&fixture.text("base.img"), base.len() as u64),
+        )?;
+        let first = boot_with(&fixture, &program, &environment, "top.qcow2")?;
+        write(&first.socket, 9, 2)?;
+        let tag = format!("t{is_taken}");
+        let commit = ["commit", &tag, "--cloud-hypervisor", &first.socket];
+        if is_taken {
+            fixture.cli.json(&commit)?;
+            let mut disk = base;
+            set(&mut disk, 9, 2);
+            ensure!(fixture.shown(&tag, "disk0.img")? == disk, "another disk");
+        } else {
+            let said = fixture.cli.fails(1, &commit)?;
+            assert!(
+                said.contains("qcow2") && said.contains("raw disk"),
+                "{said}"
+            );
+            fixture.cli.fails(3, &["show", &tag])?;
+        }
+        ensure!(is_running(&first.socket)?, "it stands still");
+        drop(first);
+        fs::remove_file(fixture.path("api.sock"))?;
+    }
     Ok(())
 }
 

@@ -11,6 +11,7 @@ import os
 from rest import PAGE, Refused, check, listen
 
 MODES = ("Copy", "OnDemand") if os.environ.get("DOUBLE_COPIES") else ("Copy", "OnDemand", "CopyOnWrite")
+VERSION = os.environ.get("DOUBLE_VERSION", "53.0")
 # Path: the fields of the body; none if there is no body.
 REQUESTS = {
     "vm.pause": None,
@@ -27,6 +28,8 @@ class Machine:
         self.config = None
         self.memory = None
         self.disks = []
+        # Where it has clusters of qcow2 images of which its file says nothing until the guest flushes.
+        self.unwritten = []
         self.refuses = os.environ.get("DOUBLE_FAILS") == "resume"
         if boot:
             self.config = json.load(open(boot))
@@ -46,7 +49,7 @@ class Machine:
             raise Refused(f"no such path: {path}")
         path = path[len("/api/v1/"):]
         if method == "GET" and path == "vmm.ping":
-            return {"build_version": "v53.0-double", "version": "53.0", "pid": os.getpid(), "features": ["kvm"]}
+            return {"build_version": f"v{VERSION}-double", "version": VERSION, "pid": os.getpid(), "features": ["kvm"]}
         if method == "GET" and path == "vm.info":
             self.needs("Running", "Paused")
             return {"config": self.config, "state": self.state, "memory_actual_size": len(self.memory)}
@@ -59,6 +62,8 @@ class Machine:
         if path == "vm.pause":
             self.needs("Running")
             self.state = "Paused"
+            if VERSION != "53.0":
+                self.flush()
         elif path == "vm.resume":
             self.needs("Paused")
             if self.refuses:
@@ -110,8 +115,17 @@ class Machine:
                 self.memory[:] = file.read()
         self.open_disks()
 
-    @staticmethod
-    def write_disk(disk, at, data):
+    def table(self, disk, at, data):
+        """An entry of a table of a qcow2 image stays in memory until the guest flushes, or with
+        versions after 53.0 until it is paused."""
+        self.unwritten.append((disk, at, data))
+
+    def flush(self):
+        for disk, at, data in self.unwritten:
+            os.pwrite(disk.fileno(), data, at)
+        self.unwritten = []
+
+    def write_disk(self, disk, at, data):
         """Into a raw image, or a new cluster of a qcow2 image whose first table is not there."""
         head = os.pread(disk.fileno(), 104, 0)
         if head[:4] != b"QFI\xfb":
@@ -123,12 +137,14 @@ class Machine:
         mask = 0x00fffffffffffe00
 
         def entry(at):
-            return int.from_bytes(os.pread(disk.fileno(), 8, at), "big") & mask
+            held = [data for one, place, data in self.unwritten if (one, place) == (disk, at)]
+            data = held[-1] if held else os.pread(disk.fileno(), 8, at)
+            return int.from_bytes(data, "big") & mask
 
         def new(at):
             end = os.fstat(disk.fileno()).st_size
             os.ftruncate(disk.fileno(), end + cluster)
-            os.pwrite(disk.fileno(), (end | 1 << 63).to_bytes(8, "big"), at)
+            self.table(disk, at, (end | 1 << 63).to_bytes(8, "big"))
             return end
         l2 = entry(l1) or new(l1)
         place = l2 + at // cluster * 8
@@ -149,7 +165,7 @@ def main():
     parser.add_argument("--boot")
     options = parser.parse_args()
     if options.version:
-        print("cloud-hypervisor v53.0")
+        print(f"cloud-hypervisor v{VERSION}")
         return
     listen(Machine(options.boot), options.api_socket)
 
