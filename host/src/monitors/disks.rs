@@ -44,6 +44,8 @@ pub fn add(
     let mut files: Vec<Arc<File>> = vec![Arc::new(File::open("/dev/zero")?)];
     let mut extents: Vec<Extent> = Vec::new();
     let mut size_bytes = 0;
+    // Beyond its end a layer shows zeros, whatever is below it there.
+    let mut shortest_bytes = u64::MAX;
     let mut kind = InputKind::Full;
     for (number, layer) in layers.into_iter().enumerate() {
         let OpenLayer {
@@ -58,6 +60,8 @@ pub fn add(
         };
         // All below it is the parent's, as it is there.
         if base.is_some_and(|id| Some(id) == taken.parent)
+            && shortest_bytes == size_bytes
+            && file.metadata()?.len() == size_bytes
             && path.file_name() == Some(format!("{image}.img").as_ref())
         {
             kind = InputKind::Diff;
@@ -93,7 +97,8 @@ pub fn add(
         for extent in &mut found {
             extent.file = if extent.file == ZEROS { 0 } else { place };
         }
-        extents = filled(extents, &found, size_bytes);
+        shortest_bytes = shortest_bytes.min(length);
+        extents = filled(extents, &found, shortest_bytes);
     }
     taken.inputs.push(Input {
         name: image.to_owned(),
@@ -181,13 +186,13 @@ fn qcow2_extents(image: &qcow2::Layer) -> anyhow::Result<Vec<Extent>> {
     extents.collect()
 }
 
-/// What is above, and what is below where nothing is above: both in order, inside a disk of
-/// this length.
-fn filled(above: Vec<Extent>, below: &[Extent], size_bytes: u64) -> Vec<Extent> {
+/// What is above, and what is below where nothing is above: both in order. Of what is below,
+/// so many bytes are seen.
+fn filled(above: Vec<Extent>, below: &[Extent], seen_bytes: u64) -> Vec<Extent> {
     let mut out = above.clone();
     for extent in below {
         let (start, mut at) = (extent.image_offset, extent.image_offset);
-        let end = (extent.image_offset + extent.length).min(size_bytes);
+        let end = (extent.image_offset + extent.length).min(seen_bytes);
         let mut over = above
             .iter()
             .filter(|it| it.image_offset + it.length > start && it.image_offset < end);
@@ -244,7 +249,55 @@ pub fn own_copy(started: &Started<'_>, image: &str) -> anyhow::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use snapstore_store::{PageSize, ParentChoice};
+
     use super::*;
+
+    /// The middle one of three files is the shortest: a monitor reads zeros beyond its end.
+    #[test]
+    fn a_layer_shows_nothing_of_what_is_below_beyond_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(&dir.path().join("store"), PageSize::default()).unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let base = [7; 8 * 4096];
+        std::fs::write(path("base"), base).unwrap();
+        for (name, pages, under) in [("middle", 2, "base"), ("top", 8, "middle")] {
+            let file = File::create_new(path(name)).unwrap();
+            qcow2::write_empty(&file, pages * 4096, &path(under)).unwrap();
+        }
+        let layer = |name: &str, is_qcow2| OpenLayer {
+            file: File::open(path(name)).unwrap(),
+            path: path(name),
+            is_qcow2,
+        };
+        let layers = vec![
+            layer("top", true),
+            layer("middle", true),
+            layer("base", false),
+        ];
+        let mut taken = Taken {
+            parent: None,
+            inputs: Vec::new(),
+            unchanging: Vec::new(),
+            read_bytes: 0,
+            is_held: false,
+            remarks: Vec::new(),
+        };
+        add(&store, "disk0", layers, &mut taken, &mut Budget::of_host()).unwrap();
+        let request = snapstore_store::CommitRequest {
+            tag: "t".to_owned(),
+            parent: ParentChoice::Nothing,
+            inputs: taken.inputs,
+            ..Default::default()
+        };
+        store.commit(&request, &snapstore_store::Silent).unwrap();
+        let snapshot = store.snapshot("t").unwrap();
+        let mut read = vec![1; 8 * 4096];
+        let disk = snapshot.image("disk0").unwrap();
+        disk.read_at(&mut read, 0).unwrap();
+        assert!(read[..2 * 4096].iter().all(|byte| *byte == 7));
+        assert!(read[2 * 4096..].iter().all(|byte| *byte == 0));
+    }
 
     #[test]
     fn what_is_below_shows_through_gaps() {
