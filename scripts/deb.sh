@@ -55,7 +55,7 @@ cat >"$stage/DEBIAN/prerm" <<'SCRIPT'
 #!/bin/sh
 set -e
 if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
-    systemctl disable --now snapstore-gc.timer snapstore-verify.timer || true
+    systemctl disable --now snapstore-gc.timer snapstore-verify.timer snapstore-metrics.timer || true
 fi
 SCRIPT
 cat >"$stage/DEBIAN/postrm" <<'SCRIPT'

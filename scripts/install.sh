@@ -41,6 +41,6 @@ put 644 packaging/snapstore.tmpfiles "$lib/tmpfiles.d/snapstore.conf"
 for file in README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT docs/*.md; do
     put 644 "$file" "$share/doc/snapstore/$file"
 done
-for example in packaging/examples/* packaging/snapstore.default; do
+for example in packaging/examples/* packaging/grafana/* packaging/snapstore.default; do
     put 644 "$example" "$share/doc/snapstore/examples/${example##*/}"
 done

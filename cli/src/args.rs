@@ -22,7 +22,7 @@ pub use remote::{PullArgs, PushArgs, RemoteArgs, RemoteCommand};
 pub use shell::{CompletionsArgs, GenerateArgs, Shell};
 pub use snapshots::{CommitArgs, DiffArgs, ForgetArgs, LogArgs, RmArgs, ShowArgs, TagArgs};
 pub use transfer::{CopyArgs, ExportArgs, ImportArgs};
-pub use upkeep::{DoctorArgs, GcArgs, InitArgs, UpgradeArgs, VerifyArgs};
+pub use upkeep::{DoctorArgs, GcArgs, InitArgs, MetricsArgs, UpgradeArgs, VerifyArgs};
 pub use values::GroupBy;
 use values::seconds;
 
@@ -129,6 +129,8 @@ pub enum Command {
     /// Count what is stored, and what each snapshot adds
     #[command(after_help = "Example:\n  snapstore stats --json")]
     Stats,
+    /// Print numbers of the store, its mounts and the machines, as Prometheus reads them
+    Metrics(MetricsArgs),
     /// Check this host, the store and what ended processes left
     Doctor(DoctorArgs),
     /// Print the script with which a shell completes commands, tags and machines

@@ -13,6 +13,7 @@ mod format;
 mod hints;
 mod interrupt;
 mod logging;
+mod metrics;
 mod progress;
 mod stoppable;
 mod terminal;
@@ -105,6 +106,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Stats => commands::stats::run(&context),
         Command::Completions(args) => commands::completions::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
+        Command::Metrics(args) => commands::metrics::run(&context, &args),
         Command::Doctor(args) => commands::doctor::run(&context, &args),
     }
 }

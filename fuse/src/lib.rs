@@ -8,7 +8,8 @@
 //! `view` and `table` hold the tree of files and are tested without FUSE; `server`
 //! adapts it to the kernel, `requests` is what it and the server of a writable mount do
 //! alike; `chores` does what may wait; `warm` records which pages are touched first and
-//! pushes them in the next mount; `mounted` joins all; `claim` finds out whether a
+//! pushes them in the next mount; `counters` is what the server tells of itself;
+//! `mounted` joins all; `claim` finds out whether a
 //! directory can be mounted on, `attach` mounts, `helper` does so for users other than
 //! root, `mountpoint` looks at and undoes mounts. The server reads through the store's
 //! library and nothing else. It is meant to be a process of its own: one that faults on a
@@ -19,6 +20,7 @@
 mod attach;
 mod chores;
 mod claim;
+mod counters;
 mod error;
 mod helper;
 mod mounted;
@@ -31,6 +33,7 @@ mod warm;
 mod writable;
 
 pub use claim::{Surroundings, prepare};
+pub use counters::MountCounters;
 pub use error::{Error, Result};
 pub use mounted::{Ended, MountOptions, Mounted, Undo, mount, mount_writable};
 pub use mountpoint::{Mountpoint, is_dead, unmount};

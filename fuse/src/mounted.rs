@@ -12,6 +12,7 @@ use snapstore_store::{NotPinned, Store};
 use crate::attach::{Access, Attached, attach};
 use crate::chores::{Chores, keep_house};
 use crate::claim::{Claim, Surroundings};
+use crate::counters::Counters;
 use crate::error::{Error, Result};
 use crate::server::Server;
 use crate::view::{MountTarget, View};
@@ -138,8 +139,10 @@ pub fn mount(
     find_threads(options.threads + MORE_THREADS).map_err(failed)?;
     let not_pinned = view.not_pinned();
     let chores = Chores::start(view.clone()).map_err(failed)?;
+    let counters = Arc::new(Counters::new());
     let warm = Warm::start(
         view.store().clone(),
+        counters.clone(),
         options.prefetch,
         not_pinned.is_none(),
         options.read_ahead_bytes,
@@ -150,6 +153,7 @@ pub fn mount(
         view.clone(),
         chores.clone(),
         warm.clone(),
+        counters,
         options.read_ahead_bytes,
     );
     let serve = |connection| {
@@ -249,6 +253,7 @@ fn begin(
     let server = WritableServer {
         operations: Operations {
             views: views.clone(),
+            counters: Counters::new(),
         },
         read_ahead_bytes: options.read_ahead_bytes,
     };

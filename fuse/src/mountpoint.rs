@@ -34,6 +34,8 @@ pub struct Mountpoint {
     pub user: u32,
     /// Whether it can be written to (`mount --rw`).
     pub is_writable: bool,
+    /// The device number of the filesystem: the same wherever else it is shown.
+    pub device: (u32, u32),
 }
 
 impl Mountpoint {
@@ -56,6 +58,7 @@ impl Mountpoint {
             store: OsStr::from_bytes(store.strip_prefix(SOURCE_PREFIX.as_bytes())?).into(),
             user: entry.option("user_id")?.to_str()?.parse().ok()?,
             is_writable: entry.options.iter().any(|option| option == "rw"),
+            device: entry.device,
         })
     }
 

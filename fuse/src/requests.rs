@@ -1,8 +1,11 @@
 //! What both servers do alike with the kernel's requests.
 
 use std::cell::RefCell;
+use std::time::Instant;
 
 use fuser::{Errno, InitFlags, KernelConfig, ReplyData};
+
+use crate::counters::Counters;
 
 thread_local! {
     static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -24,8 +27,10 @@ pub(crate) fn connect(config: &mut KernelConfig, wanted: &[InitFlags], read_ahea
     }
 }
 
-/// Answers a read with what `read` puts into a buffer of this size, which the thread keeps.
+/// Answers a read with what `read` puts into a buffer of this size, which the thread keeps,
+/// and counts it.
 pub(crate) fn answer_read(
+    counters: &Counters,
     size: u32,
     reply: ReplyData,
     read: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
@@ -33,13 +38,16 @@ pub(crate) fn answer_read(
     let Ok(size) = usize::try_from(size) else {
         return reply.error(Errno::EINVAL);
     };
+    let began = Instant::now();
     REPLY.with_borrow_mut(|buffer| {
         if buffer.len() < size {
             buffer.resize(size, 0);
         }
-        match read(&mut buffer[..size]) {
+        let read = read(&mut buffer[..size]);
+        match read {
             Ok(len) => reply.data(&buffer[..len]),
             Err(errno) => reply.error(errno),
         }
+        counters.read(began.elapsed(), read.ok());
     });
 }

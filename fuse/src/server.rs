@@ -10,11 +10,12 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, Request,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use snapstore_store::Region;
 
 use crate::chores::Chores;
+use crate::counters::{self, Counters};
 use crate::error::{Result, errno};
 use crate::requests::{answer_read, connect};
 use crate::table::{Content, File, Node, Numbered, ROOT};
@@ -36,6 +37,7 @@ pub(crate) struct Server {
     view: Arc<View>,
     chores: Chores,
     warm: Arc<Warm>,
+    counters: Arc<Counters>,
     /// What directories that are open hold, as they were when their reading began.
     lists: Mutex<HashMap<u64, Arc<Vec<Entry>>>>,
     next_list: AtomicU64,
@@ -98,11 +100,18 @@ impl Look {
 }
 
 impl Server {
-    pub fn new(view: Arc<View>, chores: Chores, warm: Arc<Warm>, read_ahead_bytes: u32) -> Self {
+    pub fn new(
+        view: Arc<View>,
+        chores: Chores,
+        warm: Arc<Warm>,
+        counters: Arc<Counters>,
+        read_ahead_bytes: u32,
+    ) -> Self {
         Self {
             view,
             chores,
             warm,
+            counters,
             lists: Mutex::default(),
             next_list: AtomicU64::new(1),
             read_ahead_bytes,
@@ -279,10 +288,13 @@ impl Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        answer_read(size, reply, |buffer| {
+        answer_read(&self.counters, size, reply, |buffer| {
             self.with_file(ino, |file| {
                 let read = file.read_at(buffer, offset);
-                let read = read.map_err(|error| report("read", &error))?;
+                let read = read.map_err(|error| {
+                    self.counters.read_failed(&error);
+                    report("read", &error)
+                })?;
                 if let Some(Some(session)) = file.session.get() {
                     // Before the answer: what follows it may be the next request.
                     let counts = flags.0 & O_NOATIME == 0;
@@ -361,6 +373,13 @@ impl Filesystem for Server {
     ) {
         self.lists().remove(&fh.0);
         reply.ok();
+    }
+
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match ino.0 == ROOT && name == counters::ATTRIBUTE {
+            true => self.counters.tell(req, size, reply),
+            false => reply.error(Errno::ENODATA),
+        }
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use snapstore_fuse::MountCounters;
 
 use crate::background;
 use crate::error::Usage;
@@ -23,6 +24,9 @@ use crate::spec::FAILED;
 pub const COMMAND: &str = "look-at-mount";
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same of counters: who asks for them time and again is not to miss them because the
+/// host is busy.
+const COUNTERS_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a process that was killed may take to end, and how often that is asked.
 const END: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(5));
 
@@ -52,6 +56,21 @@ pub fn state(dir: &Path) -> State {
             State::Silent
         }
     }
+}
+
+/// What the servers of these mounts have counted; `None` of one that does not tell in time,
+/// does not tell this user, or is gone. All are asked side by side.
+pub fn counters(dirs: &[PathBuf]) -> Vec<Option<MountCounters>> {
+    let start = |dir: &PathBuf| {
+        let look = Look::start([OsString::from("counters"), dir.into()]);
+        let look = look.inspect_err(|error| tracing::warn!(%error, "a mount cannot be looked at"));
+        look.ok().map(|look| look.with_patience(COUNTERS_PATIENCE))
+    };
+    let looks: Vec<_> = dirs.iter().map(start).collect();
+    looks
+        .into_iter()
+        .map(|look| serde_json::from_str(&look?.answer()?).ok())
+        .collect()
 }
 
 /// Whether the server of the mount at `dir` is gone.
@@ -102,6 +121,12 @@ impl Look {
         })
     }
 
+    /// Waits so long for the answer, counted from now.
+    fn with_patience(mut self, patience: Duration) -> Self {
+        self.deadline = Instant::now() + patience;
+        self
+    }
+
     /// Its answer; `None` if there is none in time.
     fn answer(mut self) -> Option<String> {
         let mut answer = String::new();
@@ -144,6 +169,10 @@ pub fn run(arguments: &[OsString]) -> anyhow::Result<u8> {
             let id = id.to_string_lossy();
             let shown = dirs.iter().position(|dir| shows(dir.as_ref(), &id));
             shown.map_or_else(String::new, |number| number.to_string())
+        }
+        [what, dir] if what == "counters" => {
+            let counters = MountCounters::of(dir.as_ref())?;
+            serde_json::to_string(&counters)?
         }
         _ => {
             let message = format!("{COMMAND} is for this program's own use");

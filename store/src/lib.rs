@@ -99,6 +99,7 @@ mod threads;
 mod transfer;
 mod tree;
 mod upgrade;
+mod usage;
 mod users;
 mod verify;
 mod working_set;
@@ -133,6 +134,7 @@ pub use transfer::{
     NodeParts, Parts, PartsWriter, Receiving, Root, decode_page, snapshot_of_manifest,
 };
 pub use upgrade::UpgradeReport;
+pub use usage::StoreUsage;
 pub use verify::{Finding, NotChecked, VerifyReport};
 pub use working_set::set::{Pushed, Seen, WorkingSet};
 

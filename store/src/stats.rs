@@ -181,11 +181,15 @@ impl Store {
         bytes_under(self.layout.root())
     }
 
+    pub(crate) fn index_bytes(&self) -> Result<u64> {
+        bytes_under(&self.layout.index())
+    }
+
     fn count_files(&self, totals: &mut StoreStats) -> Result<()> {
         let layout = &self.layout;
         totals.packs = self.chunks.packs().sealed()?.len() as u64;
         totals.pack_bytes = bytes_under(&layout.packs())?;
-        totals.index_bytes = bytes_under(&layout.index())?;
+        totals.index_bytes = self.index_bytes()?;
         totals.total_bytes = bytes_under(layout.root())?;
         totals.unreferenced_bytes = totals.pack_bytes.saturating_sub(totals.needed_bytes());
         Ok(())
@@ -311,7 +315,12 @@ fn bytes_under(path: &Path) -> Result<u64> {
         return Ok(metadata.len());
     }
     let mut total = 0;
-    for entry in fs::read_dir(path).context("list", path)? {
+    let entries = match fs::read_dir(path) {
+        // Gone by now.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        other => other.context("list", path)?,
+    };
+    for entry in entries {
         total += bytes_under(&entry.context("list", path)?.path())?;
     }
     Ok(total)

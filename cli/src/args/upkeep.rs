@@ -1,5 +1,7 @@
 //! The store as a whole, and its host.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 #[derive(Args)]
@@ -77,4 +79,22 @@ pub struct DoctorArgs {
     /// First clear away machines that ended badly, and mounts whose servers are gone
     #[arg(long)]
     pub fix: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+It tells of the mounts and machines of the user who calls it. A server or machine that does not
+answer within seconds is told as `..._up 0`. docs/METRICS.md lists every name, and how to have
+them collected.
+
+Examples:
+  snapstore metrics
+  snapstore metrics --output /var/lib/prometheus/node-exporter/snapstore.prom")]
+pub struct MetricsArgs {
+    /// Also count what no tag needs, which takes time in proportion to what is stored
+    #[arg(long)]
+    pub full: bool,
+    /// Replace this file with the numbers, at once, instead of printing them
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }

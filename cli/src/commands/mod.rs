@@ -16,6 +16,7 @@ pub mod generate;
 pub mod import;
 pub mod init;
 pub mod log;
+pub mod metrics;
 pub mod mount;
 pub mod ps;
 pub mod remote;

@@ -26,6 +26,7 @@ use std::time::SystemTime;
 use fuser::Notifier;
 use snapstore_store::{ErrorClass, ImageReader, Store, WorkingSet};
 
+use crate::counters::Counters;
 use push::push;
 use session::Plan;
 pub(crate) use session::{Session, Subject};
@@ -42,6 +43,7 @@ enum Chore {
 /// What a mount does with working sets.
 pub(crate) struct Warm {
     store: Store,
+    counters: Arc<Counters>,
     /// Whether anything is given to the kernel, or read, before it is asked for.
     prefetch: bool,
     /// Whether what is recorded can be kept.
@@ -57,6 +59,7 @@ impl Warm {
     /// The thread ends after [`Warm::end`].
     pub fn start(
         store: Store,
+        counters: Arc<Counters>,
         prefetch: bool,
         keeps: bool,
         read_ahead_bytes: u32,
@@ -64,6 +67,7 @@ impl Warm {
         let (queue, chores) = channel();
         let warm = Arc::new(Self {
             store,
+            counters,
             prefetch,
             keeps,
             read_ahead_bytes: read_ahead_bytes.into(),
@@ -86,7 +90,7 @@ impl Warm {
 
     /// The session of an image, which has the inode number `ino`.
     pub fn session(&self, subject: Subject, ino: u64) -> Option<Arc<Session>> {
-        let session = Session::new(subject, ino, self.read_ahead_bytes)?;
+        let session = Session::new(subject, ino, self.read_ahead_bytes, self.counters.clone())?;
         let session = Arc::new(session);
         lock(&self.sessions).push(session.clone());
         Some(session)

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use snapstore_store::{ImageReader, Pushed, Seen, SnapshotId, WorkingSet};
 
+use crate::counters::Counters;
 use crate::warm::bits::Bits;
 use crate::warm::touch::touched;
 
@@ -34,6 +35,7 @@ pub(crate) struct Subject {
 
 pub(crate) struct Session {
     pub subject: Subject,
+    counters: Arc<Counters>,
     pub ino: u64,
     pages: u64,
     /// Pages that the kernel reads around a fault.
@@ -129,11 +131,17 @@ fn is_left_out(page: u32, number: u64) -> bool {
 
 impl Session {
     /// `None` for an image that is too long.
-    pub fn new(subject: Subject, ino: u64, read_ahead_bytes: u64) -> Option<Self> {
+    pub fn new(
+        subject: Subject,
+        ino: u64,
+        read_ahead_bytes: u64,
+        counters: Arc<Counters>,
+    ) -> Option<Self> {
         let pages = subject.reader.size_bytes().div_ceil(subject.page_bytes);
         (pages <= MAX_IMAGE_PAGES).then(|| Self {
             ahead: read_ahead_bytes / subject.page_bytes,
             subject,
+            counters,
             ino,
             pages,
             handles: AtomicU32::new(0),
@@ -170,6 +178,7 @@ impl Session {
     }
 
     pub fn set_plan(&self, plan: Plan) {
+        self.counters.sampled_pages(plan.left_out_count);
         // The same thread does all of this.
         let _ = self.plan.set(plan);
     }
@@ -200,7 +209,7 @@ impl Session {
         for page in pages {
             // One that the kernel had let go of was recorded when it had it first.
             if !self.given.has(page) {
-                recorder.touch(page, self.pages, self.plan.get());
+                recorder.touch(page, self.pages, self.plan.get(), &self.counters);
             }
         }
     }
@@ -248,6 +257,7 @@ impl Session {
     pub fn push(&self, page: u64) {
         if self.given.set(page) {
             self.pushed.set(page);
+            self.counters.pushed_page();
         }
     }
 
@@ -288,7 +298,7 @@ impl Session {
 }
 
 impl Recorder {
-    fn touch(&mut self, page: u64, pages: u64, plan: Option<&Plan>) {
+    fn touch(&mut self, page: u64, pages: u64, plan: Option<&Plan>, counters: &Counters) {
         let bits = self.is_touched.get_or_insert_with(|| Bits::new(pages));
         let Some(number) = u32::try_from(page).ok().filter(|_| bits.set(page)) else {
             return;
@@ -297,9 +307,15 @@ impl Recorder {
             self.touched.push(number);
         }
         match plan {
-            Some(plan) if plan.left_out.has(page) => self.left_out_touched += 1,
+            Some(plan) if plan.left_out.has(page) => {
+                self.left_out_touched += 1;
+                counters.sampled_hit_page();
+            }
             Some(plan) if plan.in_set.has(page) => self.late += 1,
-            _ => self.outside += 1,
+            _ => {
+                self.outside += 1;
+                counters.missed_page();
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use snapstore_store::{ReadAt as _, Region};
 use super::clone::ViewClone;
 use super::file::{ExtraFile, Look};
 use super::views::{Node, Views};
+use crate::counters::Counters;
 use crate::table::ROOT;
 
 pub(super) const BLOCK_BYTES: u32 = 4096;
@@ -25,6 +26,7 @@ pub(super) const PLACE_ATTRIBUTE: &str = "user.snapstore.view";
 /// The nodes, and what can be done to them.
 pub(crate) struct Operations {
     pub views: Arc<Views>,
+    pub counters: Counters,
 }
 
 pub(super) type Answer<T> = Result<T, Errno>;
@@ -169,7 +171,11 @@ impl Operations {
         // An overlay that is cut short is damage, and no end of the image.
         read.map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => Errno::EIO,
-            _ => failed("read", &error),
+            _ => {
+                let store = error.get_ref().and_then(|it| it.downcast_ref());
+                store.inspect(|error| self.counters.read_failed(error));
+                failed("read", &error)
+            }
         })
     }
 

@@ -18,7 +18,9 @@ use snapstore_store::Region;
 
 use super::operations::{Answer, BLOCK_BYTES, Operations};
 use super::views::Node;
+use crate::counters;
 use crate::requests::{answer_read, connect};
+use crate::table::ROOT;
 
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 const NAME_MAX: u32 = 255;
@@ -199,7 +201,7 @@ impl Filesystem for WritableServer {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        answer_read(size, reply, |buffer| {
+        answer_read(&self.operations.counters, size, reply, |buffer| {
             let node = self.operations.node(ino)?;
             self.operations.read(&node, buffer, offset)
         });
@@ -222,6 +224,8 @@ impl Filesystem for WritableServer {
             .operations
             .node(ino)
             .and_then(|node| self.operations.write(&node, offset, data, cached));
+        let done = written.is_ok().then_some(data.len());
+        self.operations.counters.write(done);
         match (written, u32::try_from(data.len())) {
             (Ok(()), Ok(len)) => reply.written(len),
             (Ok(()), Err(_)) => reply.error(Errno::EINVAL),
@@ -338,7 +342,10 @@ impl Filesystem for WritableServer {
         reply.ok();
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if ino.0 == ROOT && name == counters::ATTRIBUTE {
+            return self.operations.counters.tell(req, size, reply);
+        }
         match self.operations.extended(ino, name) {
             Err(errno) => reply.error(errno),
             Ok(value) => match u32::try_from(value.len()) {

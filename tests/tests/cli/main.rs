@@ -8,6 +8,7 @@ mod exhausted;
 mod foreign_pack_files;
 mod inputs;
 mod lost_places;
+mod metrics;
 mod odd_places;
 mod overlay;
 mod retention;

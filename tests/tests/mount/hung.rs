@@ -15,15 +15,15 @@ use crate::lifecycle::{process, shows_base, wait_for_end, with_base};
 const ENDLESS_SECONDS: &str = "60";
 
 /// A server that stands still, and goes on in the end.
-struct Standing(u32);
+pub struct Standing(u32);
 
 impl Standing {
-    fn new(pid: u32) -> anyhow::Result<Self> {
+    pub fn new(pid: u32) -> anyhow::Result<Self> {
         kill_process(process(pid)?, Signal::STOP)?;
         Ok(Self(pid))
     }
 
-    fn go_on(&self) -> anyhow::Result<()> {
+    pub fn go_on(&self) -> anyhow::Result<()> {
         Ok(kill_process(process(self.0)?, Signal::CONT)?)
     }
 }

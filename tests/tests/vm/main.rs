@@ -18,6 +18,7 @@ mod hanging;
 mod killed;
 mod logs;
 mod many;
+mod metrics;
 mod mounts;
 mod names;
 mod panicking;

@@ -18,6 +18,8 @@ mod wire;
 pub use client::{Client, Committer, FrozenMachine};
 pub use error_kind::ErrorKind;
 pub use frozen_wire::{FrozenDisk, LiveMemory};
-pub use protocol::{CommitReport, DiskInfo, Origin, Reply, Request, RunState, Seconds, Status};
+pub use protocol::{
+    CommitReport, DiskInfo, Origin, Reply, Request, RunState, Seconds, Status, Totals,
+};
 pub use vm::{Identity, Vm};
 pub use wire::read_requests;

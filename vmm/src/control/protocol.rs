@@ -144,8 +144,25 @@ pub struct Status {
     /// How its process is confined; none if it is not.
     #[serde(default)]
     pub confinement: Option<Confinement>,
+    /// What has been done with it since it began.
+    #[serde(default)]
+    pub totals: Totals,
     /// The last commit, if there was one.
     pub last_commit: Option<CommitReport>,
+}
+
+/// What has been done with a machine since its process began with it.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// Pauses that clients have asked for.
+    pub pauses: u64,
+    /// Commits that are durable.
+    pub commits: u64,
+    /// Instants that were frozen, whether a commit came of it or not.
+    pub freezes: u64,
+    /// How long the guest stood still for all of those.
+    pub freeze_pause_seconds: f64,
 }
 
 /// A disk of a frozen machine.

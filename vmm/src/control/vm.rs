@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::confine::Confinement;
-use crate::control::protocol::{CommitReport, Origin, RunState, Seconds, Status, seconds};
+use crate::control::protocol::{CommitReport, Origin, RunState, Seconds, Status, Totals, seconds};
 use crate::devices::Console;
 use crate::machine::{Ending, Machine};
 
@@ -46,6 +46,7 @@ pub struct Vm {
 pub(super) struct Record {
     pub origin: Origin,
     pub last_commit: Option<CommitReport>,
+    pub totals: Totals,
     /// What keeps the last committed snapshot from being collected.
     pub pin: Option<OwnedFd>,
     /// The process that commits at the moment.
@@ -64,6 +65,7 @@ impl Vm {
         let record = Record {
             origin: identity.origin.clone(),
             last_commit: None,
+            totals: Totals::default(),
             pin: None,
             committer: None,
         };
@@ -138,6 +140,7 @@ impl Vm {
             console_bytes: self.console.written(),
             start,
             confinement: self.identity.confinement.clone(),
+            totals: record.totals,
             last_commit: record.last_commit.clone(),
         }
     }

@@ -91,6 +91,11 @@ impl Session<'_> {
 
     fn frozen(&mut self, options: FreezeOptions) -> Result<(Reply, Vec<OwnedFd>)> {
         let freeze = self.vm.machine.freeze_with(options)?;
+        {
+            let totals = &mut self.vm.record().totals;
+            totals.freezes += 1;
+            totals.freeze_pause_seconds += freeze.timings.pause.as_secs_f64();
+        }
         let record = frozen_record(&freeze, self.vm.record().origin.clone());
         let sent = record
             .and_then(FrozenRecord::encode)
@@ -114,6 +119,7 @@ impl Session<'_> {
                 tag: Some(report.tag.clone()),
             };
             record.last_commit = Some(report);
+            record.totals.commits += 1;
             record.pin = fd;
         }
         // Before the copy goes, so that whoever sees that it is gone can commit: at

@@ -93,7 +93,10 @@ impl<'a> Session<'a> {
     fn answer(&mut self, request: Request) -> (Reply, Vec<OwnedFd>) {
         let answer = match request {
             Request::Status => Ok(Reply::Status(Box::new(self.vm.status()))),
-            Request::Pause => self.vm.machine.pause().map(|()| Reply::Done),
+            Request::Pause => self.vm.machine.pause().map(|()| {
+                self.vm.record().totals.pauses += 1;
+                Reply::Done
+            }),
             Request::Resume => self.vm.machine.resume().map(|()| Reply::Done),
             Request::Stop => {
                 self.vm.machine.stop();
