@@ -26,6 +26,8 @@ pub use upkeep::{DoctorArgs, GcArgs, InitArgs, MetricsArgs, UpgradeArgs, VerifyA
 pub use values::GroupBy;
 use values::seconds;
 
+use crate::log_format::LogFormat;
+
 /// Snapshots of virtual machines: each distinct page stored once, any snapshot
 /// readable at once as a flat file.
 #[derive(Parser)]
@@ -47,6 +49,15 @@ pub struct Cli {
     /// Say more about what happens; twice for details
     #[arg(short, long, global = true, help_heading = "Global options", action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// What is said on standard error, and logged by what is started in the background: text
+    /// for people, or one JSON object a line [default: $SNAPSTORE_LOG_FORMAT, else text]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        value_name = "FORMAT"
+    )]
+    pub log_format: Option<LogFormat>,
     /// How long to wait for another process that changes the store, in seconds
     #[arg(long, global = true, help_heading = "Global options", value_name = "SECONDS", value_parser = seconds)]
     pub lock_timeout: Option<Duration>,

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
+use crate::log_format::LogFormat;
+
 /// A file of more bytes is renamed before the next line.
 const FILE_BYTES: u64 = 1 << 20;
 const LINES_A_MINUTE: u32 = 100;
@@ -64,7 +66,16 @@ impl BoundedLog {
 
     /// Logs a line, or leaves it out.
     pub fn line(&self, line: &[u8]) {
-        let line = line[..line.len().min(LINE_BYTES)].to_vec();
+        let line = match LogFormat::chosen() {
+            // Half an object would be none.
+            LogFormat::Json if line.len() > LINE_BYTES => {
+                let begun = String::from_utf8_lossy(&line[..LINE_BYTES / 4]);
+                LogFormat::Json
+                    .line(&format!("a line that is too long begins: {begun}"))
+                    .into()
+            }
+            _ => line[..line.len().min(LINE_BYTES)].to_vec(),
+        };
         let _ = self.messages.try_send(Message::Line(line));
     }
 
@@ -91,7 +102,8 @@ fn write_lines(sink: &Sink, waiting: &Receiver<Message>) {
             continue;
         };
         if left_out > 0 {
-            let told = format!("{left_out} messages before this one were left out\n");
+            let told = format!("{left_out} messages before this one were left out");
+            let told = LogFormat::chosen().line(&told);
             line.splice(0..0, told.into_bytes());
         }
         let _ = match sink {
@@ -154,7 +166,8 @@ impl Limit {
             self.said.retain(|_, said| now - *said < MINUTE);
         }
         // All but the time, which a line begins with.
-        let text = line.splitn(2, |byte| *byte == b' ').nth(1).unwrap_or(line);
+        let end = if line.starts_with(b"{") { b',' } else { b' ' };
+        let text = line.splitn(2, |byte| *byte == end).nth(1).unwrap_or(line);
         let text = self.hasher.hash_one(text);
         let is_new = self
             .said
@@ -213,7 +226,10 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(limit.admit(b"2 damaged", began), None);
         }
-        assert_eq!(limit.admit(b"2 other", began), Some(3));
+        let json = |second| format!("{{\"timestamp\":\"{second}\",\"level\":\"WARN\"}}");
+        assert_eq!(limit.admit(json(1).as_bytes(), began), Some(3));
+        assert_eq!(limit.admit(json(2).as_bytes(), began), None);
+        assert_eq!(limit.admit(b"2 other", began), Some(1));
         assert_eq!(limit.admit(b"3 damaged", began + MINUTE), Some(0));
     }
 

@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::bounded_log::{BoundedLog, Sink};
+use crate::log_format::LogFormat;
 
 /// The bounded log of this process, if it has one.
 static BOUNDED: OnceLock<BoundedLog> = OnceLock::new();
@@ -22,7 +23,8 @@ pub(crate) use say;
 /// What [`say!`] calls.
 pub fn line(text: Arguments<'_>) {
     // One write: lines of several threads and processes stay whole.
-    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
+    let line = LogFormat::chosen().line(&text.to_string());
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// Logs to standard error. Whoever is slow to read that holds this process up.
@@ -73,16 +75,18 @@ where
         .with_ansi(colours)
         .with_target(false)
         // It would tell of lines that cannot be written with `eprintln!`.
-        .log_internal_errors(false)
-        .compact();
+        .log_internal_errors(false);
     // It is set up once.
-    let _ = log.try_init();
+    let _ = match LogFormat::chosen() {
+        LogFormat::Text => log.compact().try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
 }
 
 /// Only on a terminal, and not if the user wants none (no-color.org).
 fn wants_colours() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    io::stderr().is_terminal() && !refused
+    io::stderr().is_terminal() && !refused && LogFormat::chosen() == LogFormat::Text
 }
 
 /// A writer that has always written.

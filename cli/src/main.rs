@@ -12,6 +12,7 @@ mod exit;
 mod format;
 mod hints;
 mod interrupt;
+mod log_format;
 mod logging;
 mod metrics;
 mod progress;
@@ -24,7 +25,8 @@ use clap::Parser as _;
 
 use args::{Cli, Command};
 use bounded_log::Sink;
-use context::Context;
+use context::{Context, variable};
+use log_format::LogFormat;
 
 fn main() -> ExitCode {
     if let Err(error) = snapstore_host::tidy() {
@@ -32,7 +34,14 @@ fn main() -> ExitCode {
     }
     // Parsing leaves a heap in pieces, and every machine's process would fill
     // those anew.
-    if let Some(done) = snapstore_host::run_if_hidden(|| logging::to_file_at_stderr(0)) {
+    let log_format = told_format();
+    let prepare = || {
+        if let Some(format) = log_format {
+            format.choose();
+        }
+        logging::to_file_at_stderr(0);
+    };
+    if let Some(done) = snapstore_host::run_if_hidden(prepare) {
         return done.map_or_else(|error| exit::report(&error), ExitCode::from);
     }
     completions::answer_shell();
@@ -40,10 +49,19 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(answer) => return exit::usage(&answer),
     };
+    if let Some(format) = cli.log_format.or(log_format) {
+        format.choose();
+        snapstore_host::set_log_format(format.name());
+    }
     let code = start_logging(&cli).and_then(|()| run(cli));
     let code = code.unwrap_or_else(|error| exit::report(&error));
     logging::finish();
     code
+}
+
+/// The format of the log that the environment asks for.
+fn told_format() -> Option<LogFormat> {
+    LogFormat::named(variable(snapstore_host::LOG_FORMAT)?.to_str()?)
 }
 
 /// A server of a mount lives long: its log is bounded, and nobody waits for it.

@@ -10,6 +10,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::Context as _;
 use rustix::fs::Mode;
@@ -27,6 +28,7 @@ const KEPT: &[&str] = &[
     "XDG_RUNTIME_DIR",
     RUNTIME_DIR,
     "RUST_LOG",
+    LOG_FORMAT,
     "RUST_BACKTRACE",
     "SNAPSTORE_TRUST_LOCKS",
     "SNAPSTORE_PRETEND_FILESYSTEM",
@@ -37,6 +39,18 @@ const KEPT: &[&str] = &[
     "SNAPSTORE_STOP_AT_STEP",
     "SNAPSTORE_PANIC_IN",
 ];
+
+/// The environment's variable that tells how a program of ours logs: what a command is
+/// told by an option, those that it starts in the background are told by this.
+pub const LOG_FORMAT: &str = "SNAPSTORE_LOG_FORMAT";
+
+/// How the programs log that this one starts.
+static FORMAT: OnceLock<String> = OnceLock::new();
+
+/// Has the programs that are started from now on log in this format.
+pub fn set_log_format(name: &str) {
+    let _ = FORMAT.set(name.to_owned());
+}
 
 /// Files that this program makes in the background are their owner's to write.
 const UMASK: Mode = Mode::from_raw_mode(0o022);
@@ -57,6 +71,9 @@ pub fn command() -> anyhow::Result<Command> {
         .iter()
         .filter_map(|name| Some((name, std::env::var_os(name)?)));
     command.env_clear().envs(kept).current_dir("/");
+    if let Some(format) = FORMAT.get() {
+        command.env(LOG_FORMAT, format);
+    }
     Ok(command)
 }
 

@@ -19,8 +19,10 @@ pub(super) fn last_words(log: &str) -> String {
     words.collect::<Vec<_>>().join("\n")
 }
 
-/// Whether a line begins with a time such as 2026-01-31T09:26:53.589793Z.
+/// Whether a line begins with a time such as 2026-01-31T09:26:53.589793Z, or is an object
+/// that does.
 fn is_logged(line: &str) -> bool {
+    let line = line.strip_prefix("{\"timestamp\":\"").unwrap_or(line);
     // Colours, if there are some.
     let line = line.strip_prefix("\x1b[2m").unwrap_or(line).as_bytes();
     let pattern = b"dddd-dd-ddTdd:dd:dd";

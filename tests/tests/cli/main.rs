@@ -7,6 +7,7 @@ mod creating;
 mod exhausted;
 mod foreign_pack_files;
 mod inputs;
+mod log_format;
 mod lost_places;
 mod metrics;
 mod odd_places;

@@ -6,6 +6,7 @@ mod examined;
 mod foreign;
 mod hung;
 mod lifecycle;
+mod logged;
 mod metrics;
 mod odd_stores;
 mod other_user;

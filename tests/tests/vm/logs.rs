@@ -3,10 +3,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use snapstore_tests::harness::Cli;
-use snapstore_tests::vm::{Lab, eventually};
+use snapstore_tests::vm::{Lab, eventually, kill};
 use snapstore_vmm::virtio::virtio_address;
 
 /// The most that a log holds (docs/SECURITY-MODEL.md), in bytes.
@@ -107,5 +107,42 @@ fn a_log_that_is_full_is_begun_anew() -> Result<()> {
     }
     ensure!(lab.ps("web")?["state"] == "running");
     lab.stop("web")?;
+    lab.assert_nothing_left()
+}
+
+/// A log of JSON has an object a line, and is not taken for what its process said at its end.
+#[test]
+fn a_machines_log_can_be_json() -> Result<()> {
+    let Some(mut lab) = Lab::new("a_machines_log_can_be_json")? else {
+        return Ok(());
+    };
+    lab.cli = lab.cli.clone().with_env("RUST_LOG", "debug");
+    lab.run("web", &breaker(), &["--log-format", "json"])?;
+    let path = lab.vm_dir("web").join("log");
+    let log = eventually("its driver broke its device", || {
+        let log = fs::read_to_string(&path)?;
+        let is_there = log.contains("a driver broke its device") && log.ends_with('\n');
+        Ok(is_there.then_some(log))
+    })?;
+    for line in log.lines() {
+        let event: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+        ensure!(
+            event["timestamp"].is_string() && event["fields"].is_object(),
+            "{line}"
+        );
+    }
+    kill(lab.pid("web")?)?;
+    let listed = eventually("it has ended", || {
+        let listed = lab.cli.json(&["ps"])?;
+        Ok(listed["machines"][0]["ending"]
+            .is_string()
+            .then_some(listed))
+    })?;
+    let ending = listed["machines"][0]["ending"].as_str().unwrap_or_default();
+    ensure!(
+        !ending.contains('{') && ending.contains("killed"),
+        "{ending}"
+    );
+    lab.cli.ok(&["stop", "web"])?;
     lab.assert_nothing_left()
 }
