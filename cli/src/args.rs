@@ -22,7 +22,7 @@ pub use remote::{PullArgs, PushArgs, RemoteArgs, RemoteCommand};
 pub use shell::{CompletionsArgs, GenerateArgs, Shell};
 pub use snapshots::{CommitArgs, DiffArgs, ForgetArgs, LogArgs, RmArgs, ShowArgs, TagArgs};
 pub use transfer::{CopyArgs, ExportArgs, ImportArgs};
-pub use upkeep::{DoctorArgs, GcArgs, InitArgs, MetricsArgs, UpgradeArgs, VerifyArgs};
+pub use upkeep::{DoctorArgs, GcArgs, InitArgs, MetricsArgs, TopArgs, UpgradeArgs, VerifyArgs};
 pub use values::GroupBy;
 use values::seconds;
 
@@ -142,6 +142,8 @@ pub enum Command {
     Stats,
     /// Print numbers of the store, its mounts and the machines, as Prometheus reads them
     Metrics(MetricsArgs),
+    /// Watch what mounts and machines do
+    Top(TopArgs),
     /// Check this host, the store and what ended processes left
     Doctor(DoctorArgs),
     /// Print the script with which a shell completes commands, tags and machines

@@ -125,6 +125,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Completions(args) => commands::completions::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Metrics(args) => commands::metrics::run(&context, &args),
+        Command::Top(args) => commands::top::run(&context, &args),
         Command::Doctor(args) => commands::doctor::run(&context, &args),
     }
 }

@@ -1,8 +1,11 @@
 //! The store as a whole, and its host.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
+
+use super::values::interval;
 
 #[derive(Args)]
 #[command(after_help = "Example:\n  snapstore --store /srv/snaps init --page-size 16K")]
@@ -97,4 +100,22 @@ pub struct MetricsArgs {
     /// Replace this file with the numbers, at once, instead of printing them
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Faults are read requests of the kernel; HITS is the share of a working set that is asked for.
+PRIVATE is memory that a machine shares with nobody: what its guest has written, above all.
+The numbers are those of `metrics`.
+
+Examples:
+  snapstore top                  Ctrl-C ends it
+  snapstore top --once --json")]
+pub struct TopArgs {
+    /// Look twice, print what happened between, and end; as without a terminal
+    #[arg(long)]
+    pub once: bool,
+    /// Seconds between two looks
+    #[arg(short, long, default_value = "1", value_name = "SECONDS", value_parser = interval)]
+    pub interval: Duration,
 }

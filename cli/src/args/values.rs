@@ -100,6 +100,14 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Some time between two looks: no less than what is to be measured.
+pub fn interval(text: &str) -> Result<Duration, String> {
+    match seconds(text)? {
+        time if time >= Duration::from_millis(100) => Ok(time),
+        _ => Err("it is at least 0.1 seconds".to_owned()),
+    }
+}
+
 /// `UID:GID`, in numbers.
 pub fn owner(text: &str) -> Result<(u32, u32), String> {
     let ids = text.split_once(':');

@@ -28,6 +28,7 @@ pub mod show;
 pub mod start;
 pub mod stats;
 pub mod tag;
+pub mod top;
 pub mod umount;
 pub mod upgrade;
 pub mod verify;

@@ -125,6 +125,11 @@ const STATES: [(RunState, &str); 7] = [
     (RunState::Ended, "ended"),
 ];
 
+pub fn state_name(state: RunState) -> &'static str {
+    let named = STATES.iter().find(|(one, _)| *one == state);
+    named.map_or("unknown", |(_, name)| name)
+}
+
 pub fn add_machines(page: &mut Page, machines: &[Machine]) {
     for machine in machines {
         let name: &[&str] = &[&machine.name];

@@ -300,3 +300,48 @@ fn another_user_is_told_nothing() -> anyhow::Result<()> {
     ensure!(read.stdout.len() == PAGES * PAGE, "{read:?}");
     Ok(())
 }
+
+#[test]
+fn top_tells_what_happens_between_two_looks() -> anyhow::Result<()> {
+    let test = "top_tells_what_happens_between_two_looks";
+    let Some(mut fixture) = with_image(test)? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount(Some("base"), "mnt")?;
+    let file = File::open(dir.join("memory.bin"))?;
+    fadvise(&file, 0, None, Advice::Random)?;
+    let top = |options: &[&str]| -> anyhow::Result<String> {
+        let arguments = [&["top", "--once", "--interval", "0.5"], options].concat();
+        let mut command = fixture.cli.command(&arguments)?;
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn()?;
+        let mut page = vec![0; PAGE];
+        let mut number = 0;
+        // Somebody reads all the time, what the kernel does not have.
+        while child.try_wait()?.is_none() {
+            number = (number + 1) % PAGES;
+            file.read_exact_at(&mut page, (number * PAGE) as u64)?;
+            fadvise(&file, 0, None, Advice::DontNeed)?;
+        }
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let value: Value = serde_json::from_str(&top(&["--json"])?)?;
+    let mount = &value["mounts"][0];
+    ensure!(mount["mount"] == dir.display().to_string() && mount["up"] == true);
+    let number = |name: &str| mount[name].as_f64().context("a number");
+    let faults = number("faults_per_second")?;
+    ensure!(faults > 0.0, "{value}");
+    let bytes = number("read_bytes_per_second")?;
+    ensure!((bytes / faults - PAGE as f64).abs() < 1.0, "{value}");
+    ensure!(number("mean_latency_seconds")? > 0.0);
+    ensure!(mount["written_bytes_per_second"] == 0.0 && mount["damaged_reads"] == 0);
+    // The same for people, without a terminal once.
+    let text = top(&[])?;
+    ensure!(
+        text.contains("FAULTS/S") && text.contains("No machine runs."),
+        "{text}"
+    );
+    ensure!(!text.contains('\x1b'), "{text}");
+    Ok(())
+}
