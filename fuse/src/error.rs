@@ -104,6 +104,16 @@ pub enum Error {
         /// Where it is kept.
         place: PathBuf,
     },
+    /// Another user could put something else in the place of what is written.
+    #[error(
+        "{} is no place for overlays: other users can rename or remove what is in {}; use a directory that only you and root can change, by --overlay-dir", overlays.display(), path.display()
+    )]
+    OverlaysOfOthers {
+        /// The directory for overlays.
+        overlays: PathBuf,
+        /// It, or one above it.
+        path: PathBuf,
+    },
     /// A later version made it.
     #[error("the view in {} was made by a newer snapstore; go on with it there", place.display())]
     NewerView {

@@ -37,7 +37,9 @@ pub(crate) struct ViewClone {
     names: Mutex<BTreeMap<String, Named>>,
     dir: PathBuf,
     budget: Budget,
+    /// How many freezes there were. Each file that lives has it, too.
     freezes: Arc<AtomicU64>,
+    most_files: usize,
     base: Mutex<CloneBase>,
 }
 
@@ -81,6 +83,8 @@ pub(crate) struct CloneOf<'a> {
     pub owner: (u32, u32),
     pub mode: u32,
     pub limit_bytes: Option<u64>,
+    /// How many files there may be that are no images: each is open while it lives.
+    pub most_files: usize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -115,6 +119,7 @@ impl ViewClone {
             gate: RwLock::default(),
             budget,
             freezes: Arc::default(),
+            most_files: of.most_files,
             base: Mutex::new(CloneBase {
                 id: of.id,
                 manifest: of.manifest,
@@ -256,6 +261,10 @@ impl ViewClone {
         let mut names = lock(&self.names);
         if self.image(name).is_some() || names.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        // With those that have no name any more and are still open.
+        if Arc::strong_count(&self.freezes) > self.most_files {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         let named = if socket {
             let path = self.dir.join(format!("socket-{ino}"));

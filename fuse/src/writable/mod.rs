@@ -15,6 +15,7 @@ mod operations;
 mod path;
 mod place;
 mod server;
+mod trust;
 mod views;
 mod wire;
 

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use snapstore_overlay::step;
 
+use super::trust::changeable_by_others;
 use crate::error::{Error, Result, cannot};
 
 const PREFIX: &str = "snapstore-view-";
@@ -76,6 +77,7 @@ impl Place {
     /// A new one in a directory for overlays. What an earlier view of the same directory
     /// left is in its way, unless nobody ever wrote anything there.
     pub fn create(overlays: &Path, shown: &Shown) -> Result<Self> {
+        stays(overlays)?;
         for (place, _) in of_dir(overlays, &shown.dir)? {
             let left = Self::locked(place)?;
             if left.has_something()? {
@@ -105,6 +107,7 @@ impl Place {
 
     /// The one that shows something at `dir`, and whose server has ended.
     pub fn find(overlays: &Path, dir: &Path) -> Result<(Self, Shown)> {
+        stays(overlays)?;
         let mut found = of_dir(overlays, dir)?;
         let none = || Error::NoView {
             dir: dir.to_owned(),
@@ -236,6 +239,19 @@ fn of_dir(overlays: &Path, dir: &Path) -> Result<Vec<(PathBuf, Shown)>> {
         }
     }
     Ok(found)
+}
+
+/// That nobody else can put something in the place of what is in a directory for overlays:
+/// its files are opened by their names.
+fn stays(overlays: &Path) -> Result<()> {
+    let changeable = changeable_by_others(overlays);
+    let changeable = changeable.map_err(|error| cannot("inspect", overlays, error))?;
+    changeable.map_or(Ok(()), |path| {
+        Err(Error::OverlaysOfOthers {
+            overlays: overlays.to_owned(),
+            path,
+        })
+    })
 }
 
 /// All that this user has made. In a directory that others can write to they may put

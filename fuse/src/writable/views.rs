@@ -92,6 +92,7 @@ impl Views {
                 owner: shown.owner,
                 mode: shown.mode,
                 limit_bytes: shown.limit_bytes,
+                most_files: most_files(shown.count),
             };
             let known = Mutex::new(&mut shared);
             let share = |image: &snapstore_store::Image, manifest: &snapstore_store::Manifest| {
@@ -262,4 +263,16 @@ impl Views {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How many files that are no images each of the clones may have: a share of the process's
+/// descriptors, so that no clone takes those of another.
+fn most_files(count: Option<u32>) -> usize {
+    const MOST: u64 = 1024;
+    const LEAST: u64 = 16;
+    /// For the store, the kernel's connection, and images.
+    const OTHERS: u64 = 256;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let share = limit.unwrap_or(u64::MAX).saturating_sub(OTHERS) / u64::from(count.unwrap_or(1));
+    usize::try_from(share.clamp(LEAST, MOST)).unwrap_or(usize::MAX)
 }

@@ -96,6 +96,38 @@ fn a_view_that_another_user_has_made_is_not_looked_at() -> anyhow::Result<()> {
     fixture.umount(&again)
 }
 
+/// Whose directory it is could put another one in the place of the overlay, and have the
+/// server write with its own rights wherever a link leads.
+#[test]
+fn overlays_are_not_kept_where_another_user_can_change_them() -> anyhow::Result<()> {
+    let test = "overlays_are_not_kept_where_another_user_can_change_them";
+    if !rustix::process::geteuid().is_root() {
+        skipped(test, "it takes root");
+        return Ok(());
+    }
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let overlays = fixture.path("overlays");
+    let refused = |fixture: &mut crate::Fixture| -> anyhow::Result<()> {
+        let error = fixture.mount_rw("view", &[]).expect_err("it is refused");
+        ensure!(error.to_string().contains("other users"), "{error}");
+        ensure!(
+            fs::read_dir(&overlays)?.next().is_none(),
+            "something is left"
+        );
+        Ok(())
+    };
+    std::os::unix::fs::chown(&overlays, Some(USER), Some(USER))?;
+    refused(&mut fixture)?;
+    std::os::unix::fs::chown(&overlays, Some(0), Some(0))?;
+    fs::set_permissions(&overlays, Permissions::from_mode(0o777))?;
+    refused(&mut fixture)?;
+    fs::set_permissions(&overlays, Permissions::from_mode(0o1777))?;
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    fixture.umount(&dir)
+}
+
 /// A small filesystem of overlays is full: a commit makes room.
 #[test]
 fn what_fills_the_filesystem_of_overlays_can_be_committed() -> anyhow::Result<()> {
