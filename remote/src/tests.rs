@@ -321,7 +321,8 @@ fn hostile_objects_are_refused_and_named() -> Outcome {
 /// goes on with the others.
 #[test]
 fn what_is_no_object_is_neither_waited_for_nor_read() -> Outcome {
-    let replace: [(&str, fn(&Path) -> std::io::Result<()>); 3] = [
+    type Replace = fn(&Path) -> std::io::Result<()>;
+    let replace: [(&str, Replace); 3] = [
         ("a named pipe", |path| {
             let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
             Ok(rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0)?)

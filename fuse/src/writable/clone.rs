@@ -40,6 +40,8 @@ pub(crate) struct ViewClone {
     /// How many freezes there were. Each file that lives has it, too.
     freezes: Arc<AtomicU64>,
     most_files: usize,
+    /// The freeze that will be the first to know of the last change of a name.
+    names_changed: AtomicU64,
     base: Mutex<CloneBase>,
 }
 
@@ -120,6 +122,7 @@ impl ViewClone {
             budget,
             freezes: Arc::default(),
             most_files: of.most_files,
+            names_changed: AtomicU64::new(0),
             base: Mutex::new(CloneBase {
                 id: of.id,
                 manifest: of.manifest,
@@ -290,6 +293,7 @@ impl ViewClone {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => file.moved(None),
             }
+            self.note_change_of_names();
         }
         names.remove(name);
         Ok(())
@@ -313,11 +317,13 @@ impl ViewClone {
                 step("rename a file");
                 fs::rename(self.file_path(from), &path)?;
                 file.moved(Some(path));
+                self.note_change_of_names();
             }
             Named::Socket(_) => {
                 if names.contains_key(to) {
                     self.hide_base(to)?;
                     let _ = fs::remove_file(self.file_path(to));
+                    self.note_change_of_names();
                 }
             }
         }
@@ -363,13 +369,35 @@ impl ViewClone {
     pub fn uncommitted(&self) -> (u64, bool) {
         let images = self.images.iter();
         let bytes = images.map(|(_, image)| image.uncommitted_bytes()).sum();
-        let number = lock(&self.base).number;
-        let fresh = self.names().iter().any(|(_, named)| match named {
-            Named::File(file) => file.is_fresh(number),
+        let changed = self.images.iter().any(|(_, image)| image.is_changed());
+        (bytes, changed || self.files_differ())
+    }
+
+    /// Whether a file was written, made, renamed or removed that the base has otherwise, or
+    /// not at all: a commit leaves some out.
+    fn files_differ(&self) -> bool {
+        let base = lock(&self.base);
+        if self.names_changed.load(Ordering::Relaxed) > base.number {
+            return true;
+        }
+        let names = lock(&self.names);
+        let of_base = |name: &str| {
+            let image = base.manifest.image(name);
+            image.is_some_and(|image| image.role == ImageRole::File)
+        };
+        let differs = names.iter().any(|(name, named)| match named {
+            Named::File(file) => file.is_fresh(base.number) || !of_base(name),
             Named::Socket(_) => false,
         });
-        let changed = self.images.iter().any(|(_, image)| image.is_changed());
-        (bytes, changed || fresh)
+        let is_there = |name: &str| matches!(names.get(name), Some(Named::File(_)));
+        let mut files = base.manifest.images.iter();
+        differs || files.any(|it| it.role == ImageRole::File && !is_there(&it.name))
+    }
+
+    /// To be called under [`ViewClone::writing`]: no freeze comes between.
+    fn note_change_of_names(&self) {
+        let next = self.freezes.load(Ordering::Relaxed) + 1;
+        self.names_changed.store(next, Ordering::Relaxed);
     }
 
     /// All of it as it is now, for as long as the result lives.

@@ -188,6 +188,45 @@ fn what_is_uncommitted_is_told_and_given_up_or_kept() -> anyhow::Result<()> {
 }
 
 #[test]
+fn names_that_changed_and_files_that_no_commit_takes_are_kept() -> anyhow::Result<()> {
+    let test = "names_that_changed_and_files_that_no_commit_takes_are_kept";
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    let shown = dir.display().to_string();
+    let keep = |fixture: &crate::Fixture, what: &str| -> anyhow::Result<()> {
+        let kept = fixture.cli.json(&["umount", "--keep", &shown])?;
+        assert!(kept["kept"].is_string(), "{what}: {kept}");
+        fixture.resume(&dir)?;
+        Ok(())
+    };
+    fs::remove_file(dir.join("vmstate"))?;
+    keep(&fixture, "a removal")?;
+    assert!(!dir.join("vmstate").exists());
+    fs::write(dir.join("one"), "1")?;
+    fs::write(dir.join("two"), "2")?;
+    fixture.commit_view("named", &dir)?;
+    for (from, to) in [("one", "three"), ("two", "one"), ("three", "two")] {
+        fs::rename(dir.join(from), dir.join(to))?;
+    }
+    keep(&fixture, "names that were exchanged")?;
+    assert_eq!(fs::read(dir.join("one"))?, b"2");
+    fixture.commit_view("exchanged", &dir)?;
+    let clean = fixture.cli.ok(&["umount", &shown])?;
+    assert!(!clean.contains("given up"), "{clean}");
+    // No snapshot has a file of such a name.
+    fixture.writable_on(&["exchanged", &shown])?;
+    fs::write(dir.join("my notes.txt"), "noted")?;
+    fixture.commit_view("without-notes", &dir)?;
+    keep(&fixture, "a file that is in no commit")?;
+    assert_eq!(fs::read(dir.join("my notes.txt"))?, b"noted");
+    let told = fixture.cli.ok(&["umount", &shown])?;
+    assert!(told.contains("given up"), "{told}");
+    Ok(())
+}
+
+#[test]
 fn clones_share_what_they_do_not_write() -> anyhow::Result<()> {
     let Some(mut fixture) = with_machine("clones_share_what_they_do_not_write")? else {
         return Ok(());

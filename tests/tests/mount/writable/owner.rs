@@ -109,8 +109,8 @@ fn overlays_are_not_kept_where_another_user_can_change_them() -> anyhow::Result<
         return Ok(());
     };
     let overlays = fixture.path("overlays");
-    let refused = |fixture: &mut crate::Fixture| -> anyhow::Result<()> {
-        let error = fixture.mount_rw("view", &[]).expect_err("it is refused");
+    let refused = |fixture: &mut crate::Fixture, name: &str| -> anyhow::Result<()> {
+        let error = fixture.mount_rw(name, &[]).expect_err("it is refused");
         ensure!(error.to_string().contains("other users"), "{error}");
         ensure!(
             fs::read_dir(&overlays)?.next().is_none(),
@@ -119,10 +119,10 @@ fn overlays_are_not_kept_where_another_user_can_change_them() -> anyhow::Result<
         Ok(())
     };
     std::os::unix::fs::chown(&overlays, Some(USER), Some(USER))?;
-    refused(&mut fixture)?;
+    refused(&mut fixture, "of-another")?;
     std::os::unix::fs::chown(&overlays, Some(0), Some(0))?;
     fs::set_permissions(&overlays, Permissions::from_mode(0o777))?;
-    refused(&mut fixture)?;
+    refused(&mut fixture, "of-all")?;
     fs::set_permissions(&overlays, Permissions::from_mode(0o1777))?;
     let (dir, _) = fixture.mount_rw("view", &[])?;
     fixture.umount(&dir)
