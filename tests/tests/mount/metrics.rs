@@ -16,7 +16,8 @@ use snapstore_tests::harness::{noise, program, skipped};
 use crate::hung::Standing;
 use crate::{Fixture, PAGE};
 
-const PAGES: usize = 256;
+/// So many that some of a working set are left out, whichever these are: one in 64 is.
+const PAGES: usize = 1024;
 
 /// A store of one snapshot, without machines of anybody else.
 fn with_image(test: &str) -> anyhow::Result<Option<Fixture>> {
