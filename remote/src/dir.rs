@@ -4,14 +4,18 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
-use snapstore_store::{Opened, open_regular};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::protocol::{Listed, Unanswered};
 
 /// Where files are until they are whole.
 const UNFINISHED: &str = "unfinished";
+
+const LINKED_DIRECTORY: &str = "it is a symbolic link, and links in a bucket are not followed: \
+    remove the link, and put the directory itself there";
 
 /// Directories in each other that keys lead through.
 const MOST_LEVELS: u32 = 8;
@@ -21,7 +25,7 @@ const MOST_LISTED: usize = 1 << 22;
 /// The longest object of its kind that any host writes: whoever can write to the directory
 /// can put anything there, such as a file of 1 TiB that takes no room.
 fn longest_bytes(key: &str) -> u64 {
-    match key.split_once('/').map_or(key, |(kind, _)| kind) {
+    match kind_of(key) {
         "packs" => 256 << 20,
         // An image of 16 TiB has 8 million leaves.
         "heads" => 1 << 30,
@@ -54,22 +58,60 @@ impl Directory {
         fs::create_dir_all(&self.root).map_err(|error| no("create", "", &error))
     }
 
-    fn path(&self, key: &str) -> PathBuf {
-        self.root.join(key)
+    /// The bucket's own directory. A filesystem that is not mounted is no bucket without
+    /// objects. Links on the way to it are the user's own.
+    fn root(&self, what: &'static str, key: &str) -> Result<OwnedFd, Unanswered> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(&self.root, flags, Mode::empty())
+            .map_err(|error| no(what, key, &error.into()))
     }
 
-    /// That there is a directory at all: a filesystem that is not mounted is no bucket
-    /// without objects.
-    fn check(&self, what: &'static str, key: &str) -> Result<(), Unanswered> {
-        let found = fs::metadata(&self.root).map_err(|error| no(what, key, &error))?;
-        match found.is_dir() {
-            true => Ok(()),
-            false => Err(no(
-                what,
-                key,
-                &io::Error::from(io::ErrorKind::NotADirectory),
-            )),
+    /// A directory below the root. Each step is taken from the open directory above, and no
+    /// step follows a link: who can write to the bucket must not lead others out of it.
+    fn dir(
+        &self,
+        what: &'static str,
+        key: &str,
+        create: bool,
+    ) -> Result<Option<OwnedFd>, Unanswered> {
+        let mut dir = self.root(what, key)?;
+        let mut so_far = String::new();
+        for name in key.split('/').filter(|name| !name.is_empty()) {
+            if !so_far.is_empty() {
+                so_far.push('/');
+            }
+            so_far.push_str(name);
+            let made = || -> io::Result<OwnedFd> {
+                match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o777)) {
+                    Err(Errno::EXIST) => {}
+                    other => other?,
+                }
+                rustix::fs::fsync(&dir)?;
+                Ok(open_dir(&dir, name)?)
+            };
+            let opened = match open_dir(&dir, name) {
+                Err(Errno::NOENT) if create => made(),
+                Err(Errno::NOENT) => return Ok(None),
+                other => other.map_err(io::Error::from),
+            };
+            dir = match opened {
+                Ok(below) => below,
+                Err(error) => {
+                    let found = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW);
+                    return Err(match found.map(|it| FileType::from_raw_mode(it.st_mode)) {
+                        Ok(FileType::Symlink) => wrong(what, &so_far, LINKED_DIRECTORY),
+                        Ok(FileType::Directory) | Err(_) => no(what, &so_far, &error),
+                        Ok(_) => wrong(what, &so_far, "it has to be a directory"),
+                    });
+                }
+            };
         }
+        Ok(Some(dir))
+    }
+
+    /// The directory of an object.
+    fn dir_of(&self, what: &'static str, key: &str) -> Result<Option<OwnedFd>, Unanswered> {
+        self.dir(what, split(key).0, false)
     }
 
     /// Writes an object.
@@ -77,29 +119,11 @@ impl Directory {
     /// # Errors
     /// As of the filesystem.
     pub fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Unanswered> {
-        self.check("write", key)?;
-        self.write(key, bytes)
-            .map_err(|error| no("write", key, &error))
-    }
-
-    fn write(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
-        let path = self.path(key);
-        let dir = path.parent().unwrap_or(&self.root);
-        make_dirs(&self.root, dir)?;
-        let unfinished = self.root.join(UNFINISHED);
-        make_dirs(&self.root, &unfinished)?;
-        let part = unfinished.join(format!("{:032x}", crate::random()?));
-        let written = (|| {
-            let mut file = File::create_new(&part)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&part, &path)?;
-            File::open(dir)?.sync_all()
-        })();
-        if written.is_err() {
-            let _ = fs::remove_file(&part);
-        }
-        written
+        let absent = || no("write", key, &io::ErrorKind::NotFound.into());
+        let (above, name) = split(key);
+        let dir = self.dir("write", above, true)?.ok_or_else(absent)?;
+        let parts = self.dir("write", UNFINISHED, true)?.ok_or_else(absent)?;
+        write(&dir, name, &parts, bytes).map_err(|error| no("write", key, &error))
     }
 
     /// Reads an object, or a part of it.
@@ -111,13 +135,28 @@ impl Directory {
         key: &str,
         range: Option<(u64, usize)>,
     ) -> Result<Option<Vec<u8>>, Unanswered> {
-        self.check("read", key)?;
-        let file = match open_regular(&self.path(key)) {
-            Ok(Opened::File(file)) => file,
-            Ok(Opened::Absent) => return Ok(None),
-            Ok(Opened::Odd(why)) => return Err(wrong("read", key, why)),
-            Err(error) => return Err(no("read", key, &error)),
+        let Some(dir) = self.dir_of("read", key)? else {
+            return Ok(None);
         };
+        let name = split(key).1;
+        let Some(kind) = kind(&dir, name).map_err(|error| no("read", key, &error))? else {
+            return Ok(None);
+        };
+        if let Some(why) = odd(kind) {
+            return Err(wrong("read", key, why));
+        }
+        // It may be another one by now: no link is followed, and no writer waited for.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&dir, name, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(no("read", key, &error.into())),
+            Ok(file) => File::from(file),
+        };
+        match file.metadata() {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => return Err(wrong("read", key, "it is no file")),
+            Err(error) => return Err(no("read", key, &error)),
+        }
         let read = || Self::read(file, longest_bytes(key), range);
         let bytes = read().map_err(|error| no("read", key, &error))?;
         let long = "it is longer than any object of its kind";
@@ -146,10 +185,11 @@ impl Directory {
     /// # Errors
     /// As of the filesystem.
     pub fn exists(&self, key: &str) -> Result<bool, Unanswered> {
-        self.check("look for", key)?;
-        match fs::symlink_metadata(self.path(key)) {
-            Ok(found) => Ok(found.is_file()),
-            Err(error) if is_absent(&error) => Ok(false),
+        let Some(dir) = self.dir_of("look for", key)? else {
+            return Ok(false);
+        };
+        match kind(&dir, split(key).1) {
+            Ok(found) => Ok(found == Some(FileType::RegularFile)),
             Err(error) => Err(no("look for", key, &error)),
         }
     }
@@ -159,10 +199,11 @@ impl Directory {
     /// # Errors
     /// As of the filesystem.
     pub fn list(&self, prefix: &str) -> Result<Vec<Listed>, Unanswered> {
-        self.check("list", prefix)?;
         let mut found = Vec::new();
-        self.walk(prefix.trim_end_matches('/'), MOST_LEVELS, &mut found)
-            .map_err(|error| no("list", prefix, &error))?;
+        let key = prefix.trim_end_matches('/');
+        if let Some(dir) = self.dir("list", key, false)? {
+            walk(&dir, key, MOST_LEVELS, &mut found)?;
+        }
         if found.len() > MOST_LISTED {
             let reason = "there are more objects than a listing may have (4194304)";
             return Err(wrong("list", prefix, reason));
@@ -171,80 +212,123 @@ impl Directory {
         Ok(found)
     }
 
-    /// Stops when there are too many. What is deeper than any key is nobody's object.
-    fn walk(&self, key: &str, levels: u32, found: &mut Vec<Listed>) -> io::Result<()> {
-        let entries = match fs::read_dir(self.path(key)) {
-            Err(error) if is_absent(&error) => return Ok(()),
-            entries => entries?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            if found.len() > MOST_LISTED {
-                return Ok(());
-            }
-            let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
-                continue;
-            };
-            let key = format!("{key}/{name}");
-            let metadata = match entry.metadata() {
-                Err(error) if is_absent(&error) => continue,
-                metadata => metadata?,
-            };
-            if metadata.is_dir() {
-                if levels > 1 {
-                    self.walk(&key, levels - 1, found)?;
-                }
-            } else if metadata.is_file() {
-                let modified = metadata.modified()?.duration_since(UNIX_EPOCH);
-                found.push(Listed {
-                    key,
-                    len_bytes: metadata.len(),
-                    modified: modified.unwrap_or_default().as_secs(),
-                });
-            }
-        }
-        Ok(())
-    }
-
     /// Deletes an object.
     ///
     /// # Errors
     /// As of the filesystem.
     pub fn delete(&self, key: &str) -> Result<(), Unanswered> {
-        self.check("delete", key)?;
-        let path = self.path(key);
-        let deleted = fs::remove_file(&path).and_then(|()| {
-            let dir = path.parent().unwrap_or(&self.root);
-            File::open(dir)?.sync_all()?;
-            if key.starts_with("lease/") {
-                // A session's directory goes with its last beat, if that is empty.
-                let _ = fs::remove_dir(dir);
-            }
-            Ok(())
-        });
+        let Some(dir) = self.dir_of("delete", key)? else {
+            return Ok(());
+        };
+        let deleted = rustix::fs::unlinkat(&dir, split(key).1, AtFlags::empty())
+            .and_then(|()| rustix::fs::fsync(&dir));
         match deleted {
-            Err(error) if !is_absent(&error) => Err(no("delete", key, &error)),
-            _ => Ok(()),
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(no("delete", key, &error.into())),
+            Ok(()) => {}
+        }
+        if let (Some(session), "lease") = (split(key).0.strip_prefix("lease/"), kind_of(key))
+            && let Some(leases) = self.dir("delete", "lease", false)?
+        {
+            // A session's directory goes with its last beat, if that is empty.
+            let _ = rustix::fs::unlinkat(&leases, session, AtFlags::REMOVEDIR);
+        }
+        Ok(())
+    }
+}
+
+/// What a key begins with.
+fn kind_of(key: &str) -> &str {
+    key.split_once('/').map_or(key, |(kind, _)| kind)
+}
+
+/// A key's directory, and its name there.
+fn split(key: &str) -> (&str, &str) {
+    key.rsplit_once('/').unwrap_or(("", key))
+}
+
+fn open_dir(above: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(above, name, flags, Mode::empty())
+}
+
+/// What stands there, if anything does.
+fn kind(dir: &OwnedFd, name: &str) -> io::Result<Option<FileType>> {
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => Ok(None),
+        found => Ok(Some(FileType::from_raw_mode(found?.st_mode))),
+    }
+}
+
+/// Why it is no object.
+fn odd(kind: FileType) -> Option<&'static str> {
+    match kind {
+        FileType::RegularFile => None,
+        FileType::Symlink => Some("it is a symbolic link, and no object is one: remove it"),
+        FileType::Directory => Some("it is a directory, and no object is one"),
+        FileType::Fifo => Some("it is a named pipe, and no object is one"),
+        _ => Some("it is a device or a socket, and no object is one"),
+    }
+}
+
+fn write(dir: &OwnedFd, name: &str, parts: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
+    let part = format!("{:032x}", crate::random()?);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o666);
+    let mut file = File::from(rustix::fs::openat(parts, &part, flags, mode)?);
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| Ok(rustix::fs::renameat(parts, &part, dir, name)?))
+        .and_then(|()| Ok(rustix::fs::fsync(dir)?));
+    if written.is_err() {
+        let _ = rustix::fs::unlinkat(parts, &part, AtFlags::empty());
+    }
+    written
+}
+
+/// Stops when there are too many. What is deeper than any key is nobody's object. What is
+/// neither a file nor a directory may stand in an object's place: it is told, not left out.
+fn walk(dir: &OwnedFd, key: &str, levels: u32, found: &mut Vec<Listed>) -> Result<(), Unanswered> {
+    let failed = |error: Errno| no("list", key, &error.into());
+    for entry in Dir::read_from(dir.as_fd()).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if found.len() > MOST_LISTED {
+            return Ok(());
+        }
+        let Ok(name) = entry.file_name().to_str() else {
+            continue;
+        };
+        if name == "." || name == ".." {
+            continue;
+        }
+        let key = format!("{key}/{name}");
+        let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => continue,
+            stat => stat.map_err(failed)?,
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        // A tag's records are right below it.
+        let is_record = key.starts_with("refs/") && key.matches('/').count() == 2;
+        match (kind, odd(kind)) {
+            (FileType::Directory, _) if !is_record => {
+                let below = match open_dir(dir, name) {
+                    Err(Errno::NOENT) => continue,
+                    below => below.map_err(failed)?,
+                };
+                if levels > 1 {
+                    walk(&below, &key, levels - 1, found)?;
+                }
+            }
+            (_, Some(why)) => return Err(wrong("list", &key, why)),
+            (_, None) => found.push(Listed {
+                key,
+                len_bytes: u64::try_from(stat.st_size).unwrap_or_default(),
+                modified: u64::try_from(stat.st_mtime).unwrap_or_default(),
+            }),
         }
     }
-}
-
-/// Makes directories that stay after a power cut.
-fn make_dirs(root: &Path, dir: &Path) -> io::Result<()> {
-    if dir == root || dir.is_dir() {
-        return Ok(());
-    }
-    let above = dir.parent().unwrap_or(root);
-    make_dirs(root, above)?;
-    match fs::create_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        other => other?,
-    }
-    File::open(above)?.sync_all()
-}
-
-fn is_absent(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
+    Ok(())
 }
 
 fn no(what: &'static str, key: &str, error: &io::Error) -> Unanswered {

@@ -382,3 +382,76 @@ fn a_bucket_that_is_not_there_does_not_answer() -> Outcome {
     assert!(remote.tags().is_err_and(gone));
     Ok(())
 }
+
+/// Another bucket's directory behind a link is neither read nor written nor emptied.
+#[test]
+fn a_link_does_not_lead_out_of_the_bucket() -> Outcome {
+    for kind in [
+        "packs",
+        "heads",
+        "refs",
+        "lease",
+        "condemn",
+        "unfinished",
+        "probe",
+    ] {
+        let scene = Scene::new()?;
+        let remote = scene.remote()?;
+        let store = scene.store("store")?;
+        commit(&store, "t", &image(&[1; 6]), None)?;
+        remote.push(&store, "t", "t", false, &Silent)?;
+        let other = scene.dir.path().join("other");
+        fs::create_dir(&other)?;
+        for name in ["0", "1"] {
+            let name = format!("00000000000000000000000000000abc-0000000{name}");
+            fs::write(other.join(name), b"another's")?;
+        }
+        let before = list(&other)?;
+        let linked = scene.bucket().join(kind);
+        if linked.exists() {
+            fs::remove_dir_all(&linked)?;
+        }
+        std::os::unix::fs::symlink(&other, &linked)?;
+        let told = |error: Error| {
+            let error = error.to_string();
+            error.contains(kind) && error.contains("symbolic link")
+        };
+        commit(&store, "u", &image(&[2; 6]), None)?;
+        let collected = remote.collect(Options::default());
+        let pushed = remote.push(&store, "u", "u", false, &Silent);
+        // Only probes go there.
+        if kind != "probe" {
+            assert!(pushed.is_err_and(told), "{kind}");
+            // A collection that finds nothing writes nothing.
+            assert!(kind == "unfinished" || collected.is_err_and(told), "{kind}");
+        }
+        assert!(remote.check().is_err() || !["probe", "unfinished"].contains(&kind));
+        assert_eq!(list(&other)?, before, "{kind}");
+    }
+    Ok(())
+}
+
+/// It may be what protects packs, so nothing is collected.
+#[test]
+fn what_stands_in_place_of_a_record_is_told() -> Outcome {
+    let replace: [fn(&Path) -> std::io::Result<()>; 2] = [
+        |path| std::os::unix::fs::symlink("/dev/null", path),
+        |path| fs::create_dir(path),
+    ];
+    for replace in replace {
+        let scene = Scene::new()?;
+        let remote = scene.remote()?;
+        let store = scene.store("store")?;
+        commit(&store, "t", &image(&[1; 6]), None)?;
+        remote.push(&store, "t", "t", false, &Silent)?;
+        let path = scene.object("refs/t");
+        fs::remove_file(&path)?;
+        replace(&path)?;
+        let damaged =
+            |error: Error| matches!(error, Error::Protocol(protocol::Error::Damaged { .. }));
+        assert!(remote.collect(Options::default()).is_err_and(damaged));
+        assert_eq!(count(&scene.bucket().join("packs")), 1);
+        assert_eq!(remote.verify(false)?.findings.len(), 1);
+    }
+    Ok(())
+}

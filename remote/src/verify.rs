@@ -40,8 +40,18 @@ impl Remote {
     /// If the bucket did not answer. Damage is a finding.
     pub fn verify(&self, read_data: bool) -> Result<VerifyReport> {
         self.page_bytes()?;
-        let listing = block_on(Listing::of_all(self))?;
         let mut report = VerifyReport::default();
+        let listing = match block_on(Listing::of_all(self)) {
+            Err(protocol::Error::Damaged { key, reason }) => {
+                report.findings.push(Finding {
+                    object: key,
+                    problem: format!("{reason}; nothing else was looked at"),
+                    tags: Vec::new(),
+                });
+                return Ok(report);
+            }
+            listing => listing?,
+        };
         let mut packs: BTreeMap<Name, Vec<String>> = BTreeMap::new();
         // Of which pack a copy is one.
         let mut origins: BTreeMap<Name, BTreeSet<Name>> = BTreeMap::new();
