@@ -132,13 +132,21 @@ fn what_was_logged_is_no_cause_of_an_end() {
     let (_dir, runtime) = runtime();
     let vm = runtime.vm("a").unwrap();
     let claim = vm.claim().unwrap();
-    // As tracing-subscriber writes them, with colours and without.
+    // As tracing-subscriber writes them, with colours and without, and as JSON.
     let plain = "2026-01-31T09:26:53.589793Z  WARN the guest's tap is gone error=x\n";
     let coloured = "\x1b[2m2026-01-31T09:26:53.589793Z\x1b[0m \x1b[33m WARN\x1b[0m gone\n";
-    fs::write(vm.log(), [plain, coloured].concat()).unwrap();
+    let json = "{\"timestamp\":\"2026-01-31T09:26:53.589793Z\",\"level\":\"WARN\",\"fields\":{}}\n";
+    fs::write(vm.log(), [plain, coloured, json].concat()).unwrap();
     drop(claim);
     assert_eq!(vm.ending().as_deref(), Some(KILLED));
-    let said = [plain, "error: memory\n", coloured, "2026 was a year\n"].concat();
+    let said = [
+        plain,
+        "error: memory\n",
+        json,
+        coloured,
+        "2026 was a year\n",
+    ]
+    .concat();
     fs::write(vm.log(), said).unwrap();
     assert_eq!(vm.ending().as_deref(), Some("memory\n2026 was a year"));
 }
