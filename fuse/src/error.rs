@@ -104,6 +104,12 @@ pub enum Error {
         /// Where it is kept.
         place: PathBuf,
     },
+    /// Its server has ended, and a commit of it has not.
+    #[error("a commit still reads what was written to the view in {}; try again when it has ended", place.display())]
+    ViewCommitted {
+        /// Where it is kept.
+        place: PathBuf,
+    },
     /// Another user could put something else in the place of what is written.
     #[error(
         "{} is no place for overlays: other users can rename or remove what is in {}; use a directory that only you and root can change, by --overlay-dir", overlays.display(), path.display()

@@ -111,6 +111,7 @@ pub fn class(error: &anyhow::Error) -> ErrorClass {
         ) => ErrorClass::NotFound,
         Some(
             snapstore_fuse::Error::ViewServed { .. }
+            | snapstore_fuse::Error::ViewCommitted { .. }
             | snapstore_fuse::Error::ViewRefused { busy: true, .. },
         ) => ErrorClass::Busy,
         Some(

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::control::short_path;
 use super::operations::PLACE_ATTRIBUTE;
+use super::place::lock_for_commit;
 use super::wire::{Answer, FrozenView, Request, Status, receive, receive_fd, send};
 use crate::error::{Error, Result, cannot};
 use crate::mountpoint::{Mountpoint, Seen};
@@ -20,6 +21,8 @@ pub struct ViewClient {
     /// Which clone the directory is.
     clone: Option<u32>,
     stream: UnixStream,
+    /// Where what is written is kept.
+    place: PathBuf,
 }
 
 /// A clone at one instant, as long as the connection lives.
@@ -30,6 +33,8 @@ pub struct FrozenForCommit {
     pub overlays: Vec<File>,
     /// The files that are not the base's, in order.
     pub files: Vec<File>,
+    /// Without it the view could be gone on with, and written to, once its server has ended.
+    _lock: Option<File>,
 }
 
 impl ViewClient {
@@ -74,6 +79,7 @@ impl ViewClient {
             dir: seen.path,
             clone,
             stream: UnixStream::connect(path).map_err(failed)?,
+            place,
         })
     }
 
@@ -139,6 +145,7 @@ impl ViewClient {
                 .iter()
                 .try_for_each(|name| self.flush(name))?;
         }
+        let lock = lock_for_commit(&self.place)?;
         let Answer::Frozen(view) = self.ask(&Request::Freeze { clone: number })? else {
             return Err(self.odd());
         };
@@ -151,6 +158,7 @@ impl ViewClient {
             view,
             overlays,
             files,
+            _lock: lock,
         })
     }
 

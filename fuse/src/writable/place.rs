@@ -4,6 +4,7 @@
 //! OVERLAYS/snapstore-view-XXXXXX/
 //!   view.json     what is shown, and where; never changed
 //!   lock          its server keeps it locked (flock(2))
+//!   commits       who reads what was frozen keeps it locked, shared
 //!   control.sock  the server's socket
 //!   N/            one for each clone
 //!     state.json  what its base is, and where the journals begin; replaced as a whole
@@ -127,24 +128,17 @@ impl Place {
     }
 
     fn locked(dir: PathBuf) -> Result<Self> {
-        let path = dir.join("lock");
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| cannot("open", &path, error))?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { dir, _lock: lock }),
-                // A server that has unmounted may not be quite at its end.
-                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(PAUSE),
-                Err(Errno::WOULDBLOCK) => return Err(Error::ViewServed { place: dir }),
-                Err(errno) => return Err(cannot("lock", &path, errno.into())),
-            }
+        let exclusive = FlockOperation::NonBlockingLockExclusive;
+        // A server that has unmounted may not be quite at its end.
+        let Some(lock) = lock(&dir.join("lock"), exclusive)? else {
+            return Err(Error::ViewServed { place: dir });
+        };
+        // What a commit reads would be written to again. No other one begins: there is
+        // no server.
+        if lock_of_commits(&dir, exclusive)?.is_none() {
+            return Err(Error::ViewCommitted { place: dir });
         }
+        Ok(Self { dir, _lock: lock })
     }
 
     /// Whether anybody wrote something there.
@@ -239,6 +233,39 @@ fn of_dir(overlays: &Path, dir: &Path) -> Result<Vec<(PathBuf, Shown)>> {
         }
     }
     Ok(found)
+}
+
+/// Keeps the view in `dir` from being gone on with as long as a commit reads it. `None`: its
+/// server is older and knows no such lock.
+pub(super) fn lock_for_commit(dir: &Path) -> Result<Option<File>> {
+    match dir.join("commits").exists() {
+        true => lock_of_commits(dir, FlockOperation::NonBlockingLockShared),
+        false => Ok(None),
+    }
+}
+
+fn lock_of_commits(dir: &Path, how: FlockOperation) -> Result<Option<File>> {
+    lock(&dir.join("commits"), how)
+}
+
+/// The file, locked; `None` if somebody else has it locked for longer than a moment.
+fn lock(path: &Path, how: FlockOperation) -> Result<Option<File>> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| cannot("open", path, error))?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match flock(&file, how) {
+            Ok(()) => return Ok(Some(file)),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(errno) => return Err(cannot("lock", path, errno.into())),
+        }
+    }
 }
 
 /// That nobody else can put something in the place of what is in a directory for overlays:

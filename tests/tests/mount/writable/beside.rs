@@ -10,8 +10,10 @@ use anyhow::{Context as _, ensure};
 use snapstore_store::{Manifest, Store};
 use snapstore_tests::harness::noise;
 use snapstore_tests::shared_map::SharedMap;
+use snapstore_tests::stopping::Running;
 
 use super::{open_both, with_machine};
+use crate::lifecycle::kill;
 use crate::{Fixture, PAGE};
 
 const COMMITS: usize = 12;
@@ -178,4 +180,42 @@ impl Drop for Ends<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
+}
+
+/// Whoever goes on with a view writes to what a commit of it still reads.
+#[test]
+fn a_view_is_not_gone_on_with_before_a_commit_of_it_has_ended() -> anyhow::Result<()> {
+    let test = "a_view_is_not_gone_on_with_before_a_commit_of_it_has_ended";
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let (dir, server) = fixture.mount_rw("view", &[])?;
+    let shown = dir.display().to_string();
+    let write = |round: u64| -> anyhow::Result<()> {
+        let memory = open_both(&dir.join("memory.bin"))?;
+        Ok(memory.write_all_at(&page(round), 0)?)
+    };
+    write(1)?;
+    // It has the overlay open, and has read nothing.
+    let commit = ["commit", "first", "--mount", &shown];
+    let commit = Running::start(&fixture.cli, &commit, 1)?;
+    ensure!(commit.is_stopped()?, "the commit takes no step");
+    kill(server)?;
+    let error = fixture.resume(&dir).expect_err("it is read");
+    ensure!(
+        error.to_string().contains("a commit still reads"),
+        "{error}"
+    );
+    commit.succeed()?;
+    fixture.resume(&dir)?;
+    write(2)?;
+    let store = Store::open(fixture.cli.store())?;
+    let manifest = store.manifest(store.resolve("first")?)?;
+    ensure!(
+        image(&store, &manifest, "memory")?[..PAGE] == page(1),
+        "another page"
+    );
+    let told = fixture.cli.ok(&["umount", &shown])?;
+    ensure!(told.contains("given up"), "{told}");
+    Ok(())
 }
