@@ -455,3 +455,30 @@ fn what_stands_in_place_of_a_record_is_told() -> Outcome {
     }
     Ok(())
 }
+
+/// The last record of a tag stays for ever: without any, packs are not garbage.
+#[test]
+fn a_bucket_that_lost_all_records_is_not_emptied() -> Outcome {
+    let scene = Scene::new()?;
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    commit(&store, "t", &image(&[1; 6]), None)?;
+    remote.push(&store, "t", "t", false, &Silent)?;
+    let (refs, aside) = (scene.bucket().join("refs"), scene.dir.path().join("aside"));
+    fs::rename(&refs, &aside)?;
+    let damaged = |error: Error| matches!(error, Error::Protocol(protocol::Error::Damaged { .. }));
+    for dry_run in [true, false] {
+        assert!(remote.collect(Options { dry_run }).is_err_and(damaged));
+    }
+    let findings = remote.verify(false)?.findings;
+    assert!(
+        findings.iter().any(|one| one.object == "refs/"),
+        "{findings:?}"
+    );
+    fs::rename(&aside, &refs)?;
+    assert!(remote.verify(true)?.findings.is_empty());
+    // A removal is a record, too.
+    remote.remove("t")?;
+    assert_eq!(remote.collect(Options::default())?.deleted.len(), 2);
+    Ok(())
+}

@@ -41,7 +41,16 @@ impl Remote {
     pub fn verify(&self, read_data: bool) -> Result<VerifyReport> {
         self.page_bytes()?;
         let mut report = VerifyReport::default();
-        let listing = match block_on(Listing::of_all(self)) {
+        let listed = block_on(async {
+            let listing = Listing::of_all(self).await?;
+            if listing.tags().is_empty() {
+                let mut there = self.bucket.list("packs/")?;
+                there.extend(self.bucket.list("heads/")?);
+                protocol::records_are_there(self, &listing, &there).await?;
+            }
+            Ok::<_, protocol::Error>(listing)
+        });
+        let listing = match listed {
             Err(protocol::Error::Damaged { key, reason }) => {
                 report.findings.push(Finding {
                     object: key,

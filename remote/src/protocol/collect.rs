@@ -68,6 +68,7 @@ pub async fn collect<B: Bucket>(bucket: &B, options: Options) -> Result<Collecte
     let mut there = bucket.list("packs/").await?;
     there.extend(bucket.list("heads/").await?);
     let listing = Listing::of_all(bucket).await?;
+    records_are_there(bucket, &listing, &there).await?;
     let needed = Needed::of(bucket, &listing, &mut heads).await?;
     if !options.dry_run {
         collected.records = forget_superseded(bucket, &listing).await?;
@@ -99,6 +100,36 @@ pub async fn collect<B: Bucket>(bucket: &B, options: Options) -> Result<Collecte
     }
     tidy(bucket).await?;
     Ok(collected)
+}
+
+/// That records were not lost altogether. A session without a lease and without a fence
+/// ended well, so it wrote a record, and the last record of a tag stays for ever: packs or
+/// heads of such a session in a bucket without any record mean that `refs/` was lost, or is
+/// not there at the moment.
+///
+/// # Errors
+/// [`Error::Damaged`]; if the bucket did not answer.
+pub async fn records_are_there<B: Bucket>(
+    bucket: &B,
+    listing: &Listing,
+    there: &[Listed],
+) -> Result<()> {
+    if !listing.tags().is_empty() || there.is_empty() {
+        return Ok(());
+    }
+    // A push may have ended between the look at the records and that at the leases.
+    let listing = Listing::of_all(bucket).await?;
+    let mut parts = there.iter().filter_map(|one| Part::parse(&one.key));
+    let ended_well =
+        |part: Part| !listing.is_leased(part.session()) && !listing.is_fenced(part.session());
+    match listing.tags().is_empty() && parts.any(ended_well) {
+        false => Ok(()),
+        true => Err(Error::Damaged {
+            key: "refs/".to_owned(),
+            reason: "all records of tags are missing, though pushes that ended well left packs \
+                or heads. Nothing is deleted: put refs/ back, from a copy of the bucket",
+        }),
+    }
 }
 
 /// Condemns, waits, looks, and deletes what nobody needs.

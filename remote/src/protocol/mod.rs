@@ -21,7 +21,7 @@ pub(crate) mod sealed;
 mod view;
 
 pub use bucket::{Bucket, Listed, Unanswered, delete_surely, put_surely};
-pub use collect::{Collected, NotCollected, Options, collect};
+pub use collect::{Collected, NotCollected, Options, collect, records_are_there};
 pub use current::{Current, Judged, Listing, State};
 pub use lease::{Lease, LeaseKind, LeaseRecord, leases};
 pub use names::{Name, Part, RefKey, RefKind, Session};
