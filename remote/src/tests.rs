@@ -482,3 +482,38 @@ fn a_bucket_that_lost_all_records_is_not_emptied() -> Outcome {
     assert_eq!(remote.collect(Options::default())?.deleted.len(), 2);
     Ok(())
 }
+
+/// It is a finding, by name, and what pushes and collections say is the way out.
+#[test]
+fn a_condemnation_that_is_damaged_is_named_with_the_way_out() -> Outcome {
+    let scene = Scene::new()?;
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    commit(&store, "t", &image(&[1; 6]), None)?;
+    remote.push(&store, "t", "t", false, &Silent)?;
+    let name = "condemn/00000000000000000000000000000abc-00000001";
+    let path = scene.bucket().join(name);
+    fs::create_dir_all(scene.bucket().join("condemn"))?;
+    fs::write(&path, b"")?;
+    let told = |error: Error| {
+        let error = error.to_string();
+        error.contains(name) && error.contains("delete this object")
+    };
+    commit(&store, "u", &image(&[2; 6]), None)?;
+    assert!(
+        remote
+            .push(&store, "u", "u", false, &Silent)
+            .is_err_and(told)
+    );
+    assert!(remote.collect(Options::default()).is_err_and(told));
+    let findings = remote.verify(false)?.findings;
+    assert!(
+        findings.iter().any(|one| one.object == name),
+        "{findings:?}"
+    );
+    fs::remove_file(&path)?;
+    remote.push(&store, "u", "u", false, &Silent)?;
+    remote.collect(Options::default())?;
+    assert!(remote.verify(true)?.findings.is_empty());
+    Ok(())
+}

@@ -61,6 +61,14 @@ impl Remote {
             }
             listing => listing?,
         };
+        match block_on(protocol::condemnations(self)) {
+            Err(protocol::Error::Damaged { key, reason }) => report.findings.push(Finding {
+                object: key,
+                problem: reason.to_owned(),
+                tags: Vec::new(),
+            }),
+            other => drop(other?),
+        }
         let mut packs: BTreeMap<Name, Vec<String>> = BTreeMap::new();
         // Of which pack a copy is one.
         let mut origins: BTreeMap<Name, BTreeSet<Name>> = BTreeMap::new();

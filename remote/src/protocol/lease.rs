@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::protocol::Error;
 use crate::protocol::record::{CondemnRecord, fence};
 use crate::protocol::sealed::Fields;
 use crate::protocol::{
@@ -219,6 +220,10 @@ impl Lease {
     }
 }
 
+const DAMAGED_CONDEMNATION: &str = "it does not tell what a collection condemned, so nothing can \
+    be pushed or collected. Once no `remote gc` of this bucket is running on any host, delete \
+    this object from the bucket, and run the command again";
+
 /// What collections are about to delete.
 pub(crate) async fn condemnations<B: Bucket>(bucket: &B) -> Result<Vec<(Name, CondemnRecord)>> {
     let mut found = Vec::new();
@@ -228,7 +233,15 @@ pub(crate) async fn condemnations<B: Bucket>(bucket: &B) -> Result<Vec<(Name, Co
         // One that went away meanwhile condemns nothing that exists.
         if let Some(bytes) = bucket.get(&listed.key).await? {
             let record = CondemnRecord::decode(&listed.key, &bytes);
-            found.push((name, record.map_err(|error| error.of(&listed.key))?));
+            let record = record.map_err(|error| match error.of(&listed.key) {
+                // What it condemned is not known, so nothing may be reused meanwhile.
+                Error::Damaged { key, .. } => Error::Damaged {
+                    key,
+                    reason: DAMAGED_CONDEMNATION,
+                },
+                other => other,
+            });
+            found.push((name, record?));
         }
     }
     Ok(found)

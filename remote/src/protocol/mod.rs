@@ -23,6 +23,7 @@ mod view;
 pub use bucket::{Bucket, Listed, Unanswered, delete_surely, put_surely};
 pub use collect::{Collected, NotCollected, Options, collect, records_are_there};
 pub use current::{Current, Judged, Listing, State};
+pub(crate) use lease::condemnations;
 pub use lease::{Lease, LeaseKind, LeaseRecord, leases};
 pub use names::{Name, Part, RefKey, RefKind, Session};
 pub use push::{Mode, Pushed, Reuse, Stored, Work, confirm, may_reuse, push};
