@@ -58,6 +58,12 @@ impl Directory {
         fs::create_dir_all(&self.root).map_err(|error| no("create", "", &error))
     }
 
+    /// Whether there is no such directory.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        matches!(fs::metadata(&self.root), Err(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+
     /// The bucket's own directory. A filesystem that is not mounted is no bucket without
     /// objects. Links on the way to it are the user's own.
     fn root(&self, what: &'static str, key: &str) -> Result<OwnedFd, Unanswered> {

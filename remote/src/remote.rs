@@ -187,6 +187,12 @@ impl Remote {
     /// # Errors
     /// [`Error::NoRemote`]; if its configuration is damaged or newer.
     pub fn page_bytes(&self) -> Result<u64> {
+        // All commands begin here, so nothing has been asked for yet.
+        if self.bucket.is_absent() {
+            return Err(Error::NoRemote {
+                url: self.url.clone(),
+            });
+        }
         let bytes = self.bucket.get(CONFIG_KEY, None)?;
         let bytes = bytes.ok_or_else(|| Error::NoRemote {
             url: self.url.clone(),

@@ -366,13 +366,13 @@ fn what_is_no_object_is_neither_waited_for_nor_read() -> Outcome {
 }
 
 #[test]
-fn a_bucket_that_is_not_there_does_not_answer() -> Outcome {
+fn a_bucket_that_is_not_there_is_not_found() -> Outcome {
     let scene = Scene::new()?;
     let remote = scene.remote()?;
     let store = scene.store("store")?;
     commit(&store, "t", &image(&[1; 6]), None)?;
     fs::remove_dir_all(scene.bucket())?;
-    let gone = |error: Error| matches!(error, Error::Protocol(protocol::Error::Unanswered(_)));
+    let gone = |error: Error| matches!(error, Error::NoRemote { .. });
     assert!(
         remote
             .push(&store, "t", "t", false, &Silent)
