@@ -261,7 +261,9 @@ impl Remote {
         self.page_bytes()?;
         let listing = block_on(Listing::of_all(self))?;
         let mut tags = Vec::new();
-        for tag in listing.tags() {
+        // Verify tells of names that no tag can have.
+        let possible = |tag: &String| snapstore_store::check_tag(tag).is_ok();
+        for tag in listing.tags().into_iter().filter(possible) {
             let (record, mut problem) = match listing.current(&tag, &BTreeSet::new()) {
                 Current::Absent => continue,
                 Current::Settled(record) => (Some(record), None),

@@ -517,3 +517,22 @@ fn a_condemnation_that_is_damaged_is_named_with_the_way_out() -> Outcome {
     assert!(remote.verify(true)?.findings.is_empty());
     Ok(())
 }
+
+#[test]
+fn a_name_that_no_tag_can_have_is_a_finding_and_no_tag() -> Outcome {
+    let scene = Scene::new()?;
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    commit(&store, "t", &image(&[1; 6]), None)?;
+    remote.push(&store, "t", "t", false, &Silent)?;
+    let record = scene.object("refs/t");
+    let odd = scene.bucket().join("refs/\u{1b}[31mred");
+    fs::create_dir(&odd)?;
+    fs::copy(&record, odd.join(record.file_name().ok_or("a name")?))?;
+    let tags = remote.tags()?;
+    assert_eq!(tags.len(), 1, "{tags:?}");
+    let findings = remote.verify(false)?.findings;
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert_eq!(findings[0].object, "refs/\\u{1b}[31mred/");
+    Ok(())
+}

@@ -61,6 +61,15 @@ impl Remote {
             }
             listing => listing?,
         };
+        for tag in listing.tags() {
+            if snapstore_store::check_tag(&tag).is_err() {
+                report.findings.push(Finding {
+                    object: format!("refs/{}/", tag.escape_debug()),
+                    problem: "no tag can have this name: remove the directory".to_owned(),
+                    tags: Vec::new(),
+                });
+            }
+        }
         match block_on(protocol::condemnations(self)) {
             Err(protocol::Error::Damaged { key, reason }) => report.findings.push(Finding {
                 object: key,
@@ -73,6 +82,9 @@ impl Remote {
         // Of which pack a copy is one.
         let mut origins: BTreeMap<Name, BTreeSet<Name>> = BTreeMap::new();
         for record in listing.roots() {
+            if snapstore_store::check_tag(&record.tag).is_err() {
+                continue;
+            }
             report.records += 1;
             let ref_key = record.key();
             let head_key = record.head.head_key();
