@@ -57,8 +57,8 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
             Some("run the command again")
         }
         Remote::Protocol(Protocol::Missing { .. } | Protocol::Damaged { .. }) => Some(
-            "`snapstore remote verify --read-data` lists what is damaged; push the snapshot \
-             again with --replace from a store that has it",
+            "`snapstore remote verify --read-data` lists what is damaged; of what a snapshot \
+             needs, push it again with --replace from a store that has it",
         ),
         _ => None,
     }

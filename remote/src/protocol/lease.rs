@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::protocol::Error;
+use crate::protocol::error::Error;
 use crate::protocol::record::{CondemnRecord, fence};
 use crate::protocol::sealed::Fields;
 use crate::protocol::{

@@ -10,7 +10,7 @@
 //! The key is part of the checksum: an object that was copied over another one is
 //! found out. Numbers are little-endian.
 
-use crate::protocol::Error;
+use crate::protocol::error::Error;
 
 const HEAD_LEN: usize = 16;
 const HASH_LEN: usize = 32;
