@@ -3,11 +3,12 @@
 
 use std::fs::File;
 use std::io;
-#[cfg(test)]
 use std::path::Path;
 
 /// Has the data of a file on the disk, and its length.
 pub(crate) fn sync_file(file: &File) -> io::Result<()> {
+    #[cfg(test)]
+    crate::tests::power::fails()?;
     file.sync_data()?;
     #[cfg(test)]
     crate::tests::power::synced(file);
@@ -15,9 +16,9 @@ pub(crate) fn sync_file(file: &File) -> io::Result<()> {
 }
 
 /// Has the names of a directory on the disk.
-#[cfg(test)]
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()?;
+    #[cfg(test)]
     crate::tests::power::synced_dir(dir);
     Ok(())
 }

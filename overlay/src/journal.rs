@@ -74,12 +74,37 @@ pub struct Journal {
     first_segment: u64,
     /// Segments that may have something that is not on the disk.
     unsynced: Vec<Arc<File>>,
+    /// Whether it has entries behind its end that could not be removed.
+    is_broken: bool,
+    /// Whether the name of a segment may not be on the disk.
+    has_new_name: bool,
+    /// So many entries are on the disk, each with a mark that says so or being one.
+    clean: Option<u64>,
 }
 
 impl SegmentPath {
     fn of(&self, segment: u64) -> PathBuf {
         self.dir
             .join(format!("{}.{segment:016x}.journal", self.name))
+    }
+
+    /// Removes the segments behind this one. They are left of a journal that was torn before
+    /// them, and one could continue what is written from now on.
+    fn remove_after(&self, segment: u64) -> io::Result<()> {
+        let prefix = format!("{}.", self.name);
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let number = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(".journal"))
+                .and_then(|digits| u64::from_str_radix(digits, 16).ok());
+            if number.is_some_and(|number| number > segment) {
+                step("remove a segment of a journal");
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -125,6 +150,7 @@ impl Journal {
     pub fn go_on(path: SegmentPath, after: &Replayed, data: &File) -> io::Result<Self> {
         sync_file(data)?;
         let (segment, first) = (after.next_segment, after.first_segment);
+        path.remove_after(segment)?;
         // One number is left out: who reads on from the segments before this one, because
         // nobody was told of it yet, must not take what it says to be on the disk for theirs.
         let mut journal = Self::begin(path, segment, after.entries + 1, first)?;
@@ -159,6 +185,9 @@ impl Journal {
         Ok(Self {
             path,
             unsynced: vec![file.clone()],
+            is_broken: false,
+            has_new_name: true,
+            clean: None,
             file,
             key,
             end: HEADER_BYTES as u64,
@@ -173,6 +202,7 @@ impl Journal {
         let segment = self.segment + 1;
         let (file, key) = begin_segment(&self.path, segment, self.entries)?;
         self.unsynced.push(file.clone());
+        (self.has_new_name, self.clean) = (true, None);
         (self.file, self.key, self.segment) = (file, key, segment);
         self.end = HEADER_BYTES as u64;
         Ok(segment)
@@ -192,13 +222,28 @@ impl Journal {
         self.unsynced.clone()
     }
 
-    /// These files are on the disk, up to a mark in the last of them.
-    pub(crate) fn synced(&mut self, files: &[Arc<File>]) {
+    /// Whether all that it says is on the disk.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.clean == Some(self.entries)
+    }
+
+    /// The directory, if the name of a segment in it may not be on the disk.
+    pub(crate) fn new_segment_in(&self) -> Option<PathBuf> {
+        self.has_new_name.then(|| self.path.dir.clone())
+    }
+
+    /// These files are on the disk, with their names and up to a mark, which makes it
+    /// `marked` entries if it vouches for all of them.
+    pub(crate) fn synced(&mut self, files: &[Arc<File>], marked: Option<u64>) {
         // What is written to goes on to be.
         let is_done = |one: &Arc<File>| files.iter().any(|it| Arc::ptr_eq(it, one));
         let current = self.file.clone();
         self.unsynced
             .retain(|one| Arc::ptr_eq(one, &current) || !is_done(one));
+        if is_done(&current) {
+            self.has_new_name = false;
+            self.clean = self.clean.max(marked);
+        }
     }
 
     /// Removes segments that nobody looks for any more.
@@ -257,7 +302,16 @@ impl Journal {
             bytes.extend_from_slice(&entry);
         }
         step("enter into a journal");
-        self.file.write_all_at(&bytes, self.end)?;
+        if self.is_broken {
+            return Err(io::Error::other(
+                "the journal has an entry that is not to be",
+            ));
+        }
+        if let Err(error) = self.file.write_all_at(&bytes, self.end) {
+            // Some may be there as a whole, though their slots are given up.
+            self.is_broken = self.file.set_len(self.end).is_err();
+            return Err(error);
+        }
         self.end += bytes.len() as u64;
         self.entries += entries.len() as u64;
         Ok(())

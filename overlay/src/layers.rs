@@ -27,13 +27,13 @@ use std::sync::{Arc, Weak};
 
 use crate::base::{BLOCK_BYTES, Under};
 use crate::budget::Budget;
-use crate::disk::sync_file;
 use crate::frozen::Frozen;
 use crate::journal::{Journal, Replayed};
 use crate::map::{Map, Place, Slot, TABLE_BLOCKS};
 use crate::reader::{self, checked_end, piece};
 use crate::slots::Slots;
 use crate::step::step;
+use crate::sync::{Lost, SyncPoint, check_lost};
 
 /// The longest image, in bytes: every block of it can have a slot, and as many
 /// again that commits still read.
@@ -60,6 +60,7 @@ pub struct Overlay {
     journal: Option<Journal>,
     /// Free once the journal's entries up to a number are on the disk.
     waiting: VecDeque<(u64, Vec<Slot>)>,
+    lost: Lost,
 }
 
 /// What one freeze froze.
@@ -68,32 +69,6 @@ struct Layer {
     map: Arc<Map>,
     /// The journal's segment that began with the freeze.
     next_segment: u64,
-}
-
-/// What has to be on the disk for all that was written up to a moment to be there.
-pub struct SyncPoint {
-    file: Arc<File>,
-    /// Of the journal's entries.
-    entries: u64,
-    journals: Vec<Arc<File>>,
-}
-
-impl SyncPoint {
-    /// Has the data written. Anything may go on meanwhile.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn sync_data(&self) -> io::Result<()> {
-        sync_file(&self.file)
-    }
-
-    /// Has the journal written, after [`Overlay::mark`].
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn sync_journal(&self) -> io::Result<()> {
-        self.journals.iter().try_for_each(|file| sync_file(file))
-    }
 }
 
 /// Bytes of a write that lie together in the overlay's file.
@@ -147,6 +122,7 @@ impl Overlay {
             holds: Vec::new(),
             journal,
             waiting: VecDeque::new(),
+            lost: Lost::default(),
         }
     }
 
@@ -309,8 +285,10 @@ impl Overlay {
     /// each freeze.
     ///
     /// # Errors
-    /// The journal cannot be written; then nothing is frozen.
+    /// The journal cannot be written, or something was lost when it was synced; then nothing
+    /// is frozen.
     pub fn freeze(&mut self, number: u64) -> io::Result<Frozen> {
+        drop(check_lost(&self.lost)?);
         if !self.current.is_empty() {
             let next_segment = match &mut self.journal {
                 Some(journal) => journal.next_segment()?,
@@ -406,29 +384,24 @@ impl Overlay {
     /// What has to be synced for all that is written by now to be on the disk.
     #[must_use]
     pub fn sync_point(&self) -> SyncPoint {
-        SyncPoint {
-            file: self.file.clone(),
-            entries: self.journal.as_ref().map_or(0, Journal::entries),
-            journals: Vec::new(),
-        }
+        SyncPoint::new(self.file.clone(), self.journal.as_ref(), self.lost.clone())
     }
 
-    /// Enters into the journal that the data of a point is on the disk.
+    /// Enters into the journal that what a point has synced is on the disk.
     ///
     /// # Errors
     /// The journal cannot be written.
     pub fn mark(&mut self, point: &mut SyncPoint) -> io::Result<()> {
-        if let Some(journal) = &mut self.journal {
-            journal.append_mark(point.entries)?;
-            point.journals = journal.unsynced();
+        match &mut self.journal {
+            Some(journal) => point.mark(journal),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The mark of a point is on the disk.
     pub fn synced(&mut self, point: &SyncPoint) {
         if let Some(journal) = &mut self.journal {
-            journal.synced(&point.journals);
+            point.synced(journal);
         }
         while let Some((entry, _)) = self.waiting.front()
             && *entry <= point.entries

@@ -21,6 +21,7 @@ mod map;
 mod reader;
 mod slots;
 mod step;
+mod sync;
 #[cfg(test)]
 mod tests;
 
@@ -28,5 +29,6 @@ pub use base::{BLOCK_BYTES, Base, Under};
 pub use budget::Budget;
 pub use frozen::{Content, Extent, Frozen};
 pub use journal::{Journal, Replayed, SegmentPath, Survived};
-pub use layers::{MAX_IMAGE_BYTES, Overlay, SyncPoint};
+pub use layers::{MAX_IMAGE_BYTES, Overlay};
 pub use step::step;
+pub use sync::SyncPoint;

@@ -247,8 +247,6 @@ impl WritableImage {
         point.sync_data()?;
         write(overlay).mark(&mut point)?;
         point.sync_journal()?;
-        // The journal's names, too.
-        File::open(&self.dir)?.sync_all()?;
         write(overlay).synced(&point);
         Ok(())
     }

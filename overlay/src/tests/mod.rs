@@ -180,7 +180,6 @@ impl Run {
                 self.act(Op::Write(at, length, byte));
                 self.overlay.mark(&mut point).unwrap();
                 point.sync_journal().unwrap();
-                sync_dir(self.dir.path()).unwrap();
                 self.overlay.synced(&point);
             }
         }

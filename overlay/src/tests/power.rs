@@ -1,9 +1,10 @@
 //! What a power cut leaves of an overlay's directory: what was synced, and any part of what
 //! was written since.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +23,15 @@ struct Disk {
 
 thread_local! {
     static DISK: RefCell<Disk> = RefCell::default();
+    static FAILS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A disk that cannot write tells it once.
+pub(crate) fn fails() -> io::Result<()> {
+    match FAILS.take() {
+        true => Err(rustix::io::Errno::IO.into()),
+        false => Ok(()),
+    }
 }
 
 pub(crate) fn synced(file: &File) {
@@ -55,14 +65,10 @@ impl Random {
     }
 }
 
-/// Bytes that the disk writes together.
+/// Bytes that the disk writes together: a sector of a journal; of the overlay's file a block,
+/// which is what its readers know.
 fn unit(path: &Path) -> usize {
-    // The overlay's readers know whole blocks.
-    if path.ends_with(DATA) {
-        BLOCK
-    } else {
-        usize::MAX >> 1
-    }
+    if path.ends_with(DATA) { BLOCK } else { 512 }
 }
 
 /// Leaves in `dir` what a disk may have: of each unit what was synced, or what is there.
@@ -100,7 +106,7 @@ fn torn(old: &[u8], new: &[u8], unit: usize, random: &mut Random) -> Vec<u8> {
     while left.len() < length {
         let from = if random.coin() { old } else { new };
         let mut piece = from.get(left.len()..).unwrap_or_default().to_vec();
-        piece.resize(unit.min(length - left.len()), 0);
+        piece.resize(unit, 0);
         left.extend(piece);
     }
     left.truncate(length);
@@ -108,8 +114,13 @@ fn torn(old: &[u8], new: &[u8], unit: usize, random: &mut Random) -> Vec<u8> {
 }
 
 impl Run {
-    /// The whole system ends, and what was synced is found again.
+    /// The whole system ends, perhaps within a sync, and what was synced is found again.
     fn cut_and_found(&mut self, random: u64) -> Result<(), TestCaseError> {
+        if random & 1 == 1 {
+            let mut point = self.overlay.sync_point();
+            point.sync_data().unwrap();
+            self.overlay.mark(&mut point).unwrap();
+        }
         cut_power(self.dir.path(), random);
         let again = self.find_again(Survived::OnlySynced);
         let found = self.content(&again);
@@ -178,4 +189,22 @@ proptest! {
         let third = run.content(&run.find_again(Survived::OnlySynced));
         prop_assert!(first == third);
     }
+}
+
+#[test]
+fn what_a_disk_could_not_write_stays_lost_though_it_is_told_once() {
+    let mut run = Run::begin();
+    let write = |run: &mut Run, byte: u8| run.act(super::Op::Write(0, BLOCK, byte));
+    write(&mut run, 1);
+    FAILS.set(true);
+    let sync = |run: &Run| run.overlay.sync_point().sync_data();
+    assert!(sync(&run).is_err());
+    assert!(
+        sync(&run).is_err(),
+        "the second one is told that all is well"
+    );
+    assert!(
+        run.overlay.freeze(100).is_err(),
+        "what was lost is committed"
+    );
 }
