@@ -13,7 +13,7 @@ use crate::mounts::Mount;
 use crate::read::read_timed;
 use crate::report::{Comparison, Unit};
 use crate::stats::{Run, take_turns};
-use crate::tools::{bytes_under, figure, settle, timed};
+use crate::tools::{bytes_under, figure, hash, settle, timed};
 use crate::{Bench, utf8};
 
 /// The variable with the other program's path.
@@ -101,7 +101,7 @@ fn day(bench: &Bench, program: &Path, round: usize) -> anyhow::Result<Vec<f64>> 
     figures.push(start.elapsed().as_secs_f64());
     figures.push(read_timed(&mount.memory())?);
     ensure!(
-        same(&mount.memory(), &images[3])?,
+        hash(&mount.memory())? == hash(&images[3])?,
         "{} shows other bytes",
         program.display()
     );
@@ -110,8 +110,4 @@ fn day(bench: &Bench, program: &Path, round: usize) -> anyhow::Result<Vec<f64>> 
     figures.push(timed(&mut cli.command(&["gc"])?)?);
     fs::remove_dir_all(cli.store())?;
     Ok(figures)
-}
-
-fn same(one: &Path, other: &Path) -> anyhow::Result<bool> {
-    Ok(crate::tools::hash(one)? == crate::tools::hash(other)?)
 }

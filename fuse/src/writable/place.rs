@@ -238,9 +238,15 @@ fn of_dir(overlays: &Path, dir: &Path) -> Result<Vec<(PathBuf, Shown)>> {
 /// Keeps the view in `dir` from being gone on with as long as a commit reads it. `None`: its
 /// server is older and knows no such lock.
 pub(super) fn lock_for_commit(dir: &Path) -> Result<Option<File>> {
-    match dir.join("commits").exists() {
-        true => lock_of_commits(dir, FlockOperation::NonBlockingLockShared),
-        false => Ok(None),
+    if !dir.join("commits").exists() {
+        return Ok(None);
+    }
+    match lock_of_commits(dir, FlockOperation::NonBlockingLockShared)? {
+        // Somebody goes on with it, who has it for a moment only.
+        None => Err(Error::ViewServed {
+            place: dir.to_owned(),
+        }),
+        lock => Ok(lock),
     }
 }
 

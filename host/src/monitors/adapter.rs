@@ -114,6 +114,7 @@ pub trait Restorer {
 pub struct SharedMemory(pub File);
 
 /// What a machine is at one instant.
+#[derive(Default)]
 pub struct Taken {
     /// The snapshot that changes are given to.
     pub parent: Option<SnapshotId>,

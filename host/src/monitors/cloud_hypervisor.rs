@@ -241,14 +241,7 @@ impl Monitor for CloudHypervisor {
     }
 
     fn take(&mut self, store: &Store, budget: &mut Budget) -> anyhow::Result<Taken> {
-        let mut taken = Taken {
-            parent: None,
-            inputs: Vec::new(),
-            unchanging: Vec::new(),
-            read_bytes: 0,
-            is_held: false,
-            remarks: Vec::new(),
-        };
+        let mut taken = Taken::default();
         let mut written = match memory_of_paused(store, self.peer.pid) {
             Ok(mapped) => {
                 taken.parent = Some(mapped.parent);

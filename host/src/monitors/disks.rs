@@ -275,14 +275,7 @@ mod tests {
             layer("middle", true),
             layer("base", false),
         ];
-        let mut taken = Taken {
-            parent: None,
-            inputs: Vec::new(),
-            unchanging: Vec::new(),
-            read_bytes: 0,
-            is_held: false,
-            remarks: Vec::new(),
-        };
+        let mut taken = Taken::default();
         add(&store, "disk0", layers, &mut taken, &mut Budget::of_host()).unwrap();
         let request = snapstore_store::CommitRequest {
             tag: "t".to_owned(),

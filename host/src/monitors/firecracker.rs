@@ -194,14 +194,7 @@ impl Monitor for Firecracker {
 
     fn take(&mut self, store: &Store, budget: &mut Budget) -> anyhow::Result<Taken> {
         let about = self.description()?;
-        let mut taken = Taken {
-            parent: None,
-            inputs: Vec::new(),
-            unchanging: Vec::new(),
-            read_bytes: 0,
-            is_held: false,
-            remarks: Vec::new(),
-        };
+        let mut taken = Taken::default();
         let state = match memory_of_paused(store, self.peer.pid) {
             Ok(mapped) => {
                 let (state, _) = self.create("Diff")?;

@@ -187,6 +187,16 @@ impl<'a> ChunkWriter<'a> {
 
     /// Where this leaf is stored, if it and all its pages may be used as they are.
     pub fn known_leaf(&self, id: ChunkId) -> Result<Option<Child>> {
+        let Some((child, leaf)) = self.read_leaf(id)? else {
+            return Ok(None);
+        };
+        let in_place = sim::on(Fault::StaleLeafTrusted) || self.pages_in_place(&leaf)?;
+        Ok(in_place.then_some(child))
+    }
+
+    /// A leaf that may be used, with where it is; `None` if there is none, or it is lost:
+    /// nothing new is built on what is damaged.
+    fn read_leaf(&self, id: ChunkId) -> Result<Option<(Child, Arc<Node>)>> {
         let Some(at) = self.known(&[id])?[0] else {
             return Ok(None);
         };
@@ -194,27 +204,16 @@ impl<'a> ChunkWriter<'a> {
             hash: *id.as_bytes(),
             hint: Some(at),
         };
-        let leaf = match self.chunks().node(child, 0) {
-            // Nothing new is built on what is damaged.
-            Err(error) if error.is_lost() => return Ok(None),
-            other => other?,
-        };
-        let in_place = sim::on(Fault::StaleLeafTrusted) || self.pages_in_place(&leaf)?;
-        Ok(in_place.then_some(child))
+        match self.chunks().node(child, 0) {
+            Err(error) if error.is_lost() => Ok(None),
+            leaf => Ok(Some((child, leaf?))),
+        }
     }
 
     /// Whether this leaf and all its pages may be used, wherever they are.
     pub fn has_leaf(&self, id: ChunkId) -> Result<bool> {
-        let Some(at) = self.known(&[id])?[0] else {
+        let Some((_, leaf)) = self.read_leaf(id)? else {
             return Ok(false);
-        };
-        let child = Child {
-            hash: *id.as_bytes(),
-            hint: Some(at),
-        };
-        let leaf = match self.chunks().node(child, 0) {
-            Err(error) if error.is_lost() => return Ok(false),
-            other => other?,
         };
         let mut elsewhere = Vec::new();
         for (_, page) in leaf.present() {
