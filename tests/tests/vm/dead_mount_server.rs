@@ -87,6 +87,25 @@ fn a_machine_whose_server_dies_ends_with_the_reason() -> Result<()> {
     restores_again(&lab)
 }
 
+/// KVM may say of code that it cannot fetch what it says of code that it cannot emulate.
+#[test]
+fn a_machine_that_never_got_its_code_ends_with_the_reason() -> Result<()> {
+    let test = "a_machine_that_never_got_its_code_ends_with_the_reason";
+    let Some(lab) = with_touched(test)? else {
+        return Ok(());
+    };
+    lab.restore("touched", &["--paused", "--no-prefetch"])?;
+    kill(lab.mount_server()?)?;
+    lab.cli.ok(&["resume", "touched"])?;
+    let reason = lab.wait_for_death("touched")?;
+    ensure!(
+        reason.starts_with("guest memory can no longer be read"),
+        "{reason}"
+    );
+    lab.stop("touched")?;
+    restores_again(&lab)
+}
+
 /// What the machine wrote is its own: a commit needs no server.
 #[test]
 fn a_machine_whose_server_died_can_still_be_committed() -> Result<()> {

@@ -53,6 +53,10 @@ pub(super) fn of(role: Role, known: &Known) -> io::Result<Rules> {
         Role::Vcpu => {
             rules.devices()?;
             rules.ioctls(&[KVM_RUN])?;
+            // Whether the code that it could not run can still be read.
+            rules.ioctls(&[KVM_GET_REGS, KVM_TRANSLATE])?;
+            let look = u32_of(libc::MADV_POPULATE_READ);
+            rules.with(libc::SYS_madvise, &[Is(2, look)])?;
         }
         Role::Control => {
             rules.devices()?;
@@ -302,6 +306,8 @@ const FIONBIO: u32 = 0x5421;
 const USER_MODE_ONLY: i32 = 1;
 
 const KVM_RUN: u32 = request(NONE, 0x80, 0);
+const KVM_GET_REGS: u32 = request(READ, 0x81, size_of::<kvm::kvm_regs>());
+const KVM_TRANSLATE: u32 = request(READ | WRITE, 0x85, size_of::<kvm::kvm_translation>());
 const KVM_IRQ_LINE: u32 = request(WRITE, 0x61, size_of::<kvm::kvm_irq_level>());
 const KVM_KVMCLOCK_CTRL: u32 = request(NONE, 0xad, 0);
 const KVM_SET_CLOCK: u32 = request(WRITE, 0x7b, size_of::<kvm::kvm_clock_data>());
@@ -311,7 +317,7 @@ const SAVED: [u32; 15] = [
     request(READ | WRITE, 0x62, size_of::<kvm::kvm_irqchip>()),
     request(READ, 0x9f, size_of::<kvm::kvm_pit_state2>()),
     request(READ, 0x7c, size_of::<kvm::kvm_clock_data>()),
-    request(READ, 0x81, size_of::<kvm::kvm_regs>()),
+    KVM_GET_REGS,
     request(READ, 0x83, size_of::<kvm::kvm_sregs>()),
     request(READ | WRITE, 0x88, size_of::<kvm::kvm_msrs>()),
     request(READ, 0x8e, size_of::<kvm::kvm_lapic_state>()),

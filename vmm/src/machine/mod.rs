@@ -218,7 +218,7 @@ impl Shared {
                 &mut lock(&self.vcpus[cpu]),
                 &self.run_control,
                 &self.devices,
-                self.memory.layout(),
+                &self.memory,
             );
             if let Err(ending) = ran {
                 self.run_control.end(ending);

@@ -6,7 +6,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use crate::devices::{Devices, Effect};
 use crate::ending::Ending;
 use crate::machine::run_control::RunControl;
-use crate::memory::MemoryLayout;
+use crate::memory::{GuestMemory, MemoryLayout};
 use crate::signals::may_panic;
 
 /// Runs the guest until the vCPU is interrupted (`Ok`) or the machine ends.
@@ -18,13 +18,14 @@ pub(super) fn run_guest(
     vcpu: &mut VcpuFd,
     run_control: &RunControl,
     devices: &Devices,
-    layout: &MemoryLayout,
+    memory: &GuestMemory,
 ) -> Result<(), Ending> {
     loop {
         match vcpu.run() {
+            Ok(VcpuExit::InternalError) => return Err(not_emulated(vcpu, memory)),
             Ok(exit) => {
                 may_panic("vcpu");
-                handle(exit, run_control, devices, layout)?;
+                handle(exit, run_control, devices, memory.layout())?;
             }
             Err(error) => match error.errno() {
                 libc::EINTR => return Ok(()),
@@ -41,6 +42,24 @@ pub(super) fn run_guest(
                 }
             },
         }
+    }
+}
+
+/// Why KVM could not emulate an instruction: it says the same of code that it cannot
+/// fetch.
+fn not_emulated(vcpu: &VcpuFd, memory: &GuestMemory) -> Ending {
+    let code = vcpu.get_regs().ok().and_then(|regs| {
+        let found = vcpu.translate_gva(regs.rip).ok()?;
+        (found.valid != 0).then_some(found.physical_address)
+    });
+    let lost = code.filter(|address| memory.is_lost(*address));
+    match lost {
+        Some(address) => Ending::MemoryLost {
+            guest_address: Some(address),
+        },
+        None => Ending::Failed {
+            reason: "KVM could not emulate what the guest did".to_owned(),
+        },
     }
 }
 
@@ -87,13 +106,6 @@ fn handle(
             KVM_SYSTEM_EVENT_CRASH => return failed("the guest reported a crash".to_owned()),
             _ => return failed(format!("system event {kind}")),
         },
-        VcpuExit::InternalError => {
-            // It says the same of code that it cannot fetch.
-            return failed(
-                "KVM could not emulate what the guest did, or guest memory can no longer be read"
-                    .to_owned(),
-            );
-        }
         VcpuExit::FailEntry(reason, cpu) => {
             return failed(format!(
                 "hardware refused vCPU state, reason {reason:#x} on CPU {cpu}"

@@ -12,12 +12,14 @@ use std::io;
 use std::sync::Arc;
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+};
 
 use super::holes::holes;
 use super::host_slot::HostSlot;
-use super::layout::{MemoryLayout, Slot};
-use super::mapping::{advise, make_anonymous};
+use super::layout::{MemoryLayout, PAGE_BYTES, Slot};
+use super::mapping::{advise, cannot_be_read, make_anonymous};
 use crate::error::OsContext as _;
 use crate::{Error, Result};
 
@@ -121,6 +123,15 @@ impl GuestMemory {
     #[must_use]
     pub fn host_slots(&self) -> Vec<HostSlot> {
         self.host_slots.clone()
+    }
+
+    /// Whether the page at this guest-physical address can no longer be read: its image's
+    /// server or file went away, or its data is damaged. Waits for a server that hangs.
+    #[must_use]
+    pub fn is_lost(&self, guest_address: u64) -> bool {
+        let page = guest_address & !(PAGE_BYTES - 1);
+        let host = self.ram.get_host_address(GuestAddress(page));
+        host.is_ok_and(|host| cannot_be_read(host, host_size(PAGE_BYTES)))
     }
 
     /// Whether an address of this process lies in guest memory: tells a fault on

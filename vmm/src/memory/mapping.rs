@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 use vm_memory::MmapRegion;
 
@@ -31,6 +32,14 @@ pub(super) fn make_anonymous(region: &mut MmapRegion<()>, part: Range<usize>) ->
         )?;
     }
     Ok(())
+}
+
+/// Whether nothing can be read at an address of this process that is mapped: what the
+/// page was to come from is gone. A kernel before 5.14 does not tell, and then it is not.
+pub(super) fn cannot_be_read(page: *mut u8, len: usize) -> bool {
+    // SAFETY: it reads the pages into the mapping if they can be had, and changes nothing.
+    let populated = unsafe { madvise(page.cast(), len, Advice::LinuxPopulateRead) };
+    matches!(populated, Err(Errno::FAULT | Errno::HWPOISON))
 }
 
 /// Advises the kernel on a whole mapping of guest memory:
