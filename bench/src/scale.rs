@@ -37,8 +37,11 @@ pub fn chunks(bench: &mut Bench) -> anyhow::Result<()> {
         let large = Subject::make(&bench.path(name), count)?;
         compare(bench, &small, &large, &format!("{name} chunks"), "10^4")?;
         let cost = |subject: &Subject| subject.collect_and_verify();
-        let ([gc, verify], [small_gc, small_verify]) = (cost(&large)?, cost(&small)?);
+        let (large_costs, small_costs) = (cost(&large)?, cost(&small)?);
+        let [merge, gc, verify] = large_costs;
+        let [small_merge, small_gc, small_verify] = small_costs;
         for (what, per_chunk, small_per_chunk) in [
+            ("gc that merges packs, for each chunk", merge, small_merge),
             ("gc of 1 %, for each chunk of the store", gc, small_gc),
             ("verify, for each chunk", verify, small_verify),
         ] {
@@ -81,7 +84,7 @@ pub fn packs(bench: &mut Bench) -> anyhow::Result<()> {
     let many = Subject::make(&bench.path("many-packs"), 10_000)?;
     scale::add_packs(&many.path, count, 0)?;
     compare(bench, &few, &many, &format!("{count} packs"), "3")?;
-    let [gc, verify] = many.collect_and_verify()?;
+    let [gc, _, verify] = many.collect_and_verify()?;
     let (gc, verify) = (
         gc * 10_000.0 / count as f64,
         verify * 10_000.0 / count as f64,
@@ -276,10 +279,15 @@ impl Subject {
         })
     }
 
-    /// Seconds for each chunk of the store: a collection of what only one tag needs,
-    /// and a verification of the footers.
-    fn collect_and_verify(&self) -> anyhow::Result<[f64; 2]> {
+    /// Seconds for each chunk of the store: a collection that merges the packs of which
+    /// there are too many, one of what only one tag needs, and a verification of the
+    /// footers.
+    fn collect_and_verify(&self) -> anyhow::Result<[f64; 3]> {
         let store = Store::open(&self.path)?;
+        let started = Instant::now();
+        let merged = store.gc(GcOptions::default(), &Silent)?.deleted_packs;
+        let merge = started.elapsed();
+        eprintln!("merged {merged} packs in {merge:.1?}");
         store.remove_tags(&["doomed".to_owned()])?;
         let started = Instant::now();
         store.gc(GcOptions::default(), &Silent)?;
@@ -289,7 +297,7 @@ impl Subject {
         let verify = started.elapsed();
         ensure!(report.findings.is_empty(), "nothing is damaged");
         let each = |taken: Duration| taken.as_secs_f64() / self.made.chunks as f64;
-        Ok([each(gc), each(verify)])
+        Ok([each(merge), each(gc), each(verify)])
     }
 }
 

@@ -20,8 +20,9 @@ use crate::format::config::Config;
 use crate::gc::mark::Marks;
 use crate::gc::rewrites::Ledger;
 use crate::gc::state::CollectorState;
+use crate::id::ChunkKey;
 use crate::lock::{self, LockKind};
-use crate::pack::PackNumber;
+use crate::pack::{Location, PackNumber};
 use crate::pack::reader::PackReader;
 use crate::progress::Progress;
 use crate::store::Store;
@@ -29,6 +30,9 @@ use crate::tags;
 use crate::users::Users;
 pub use report::{Finding, NotChecked, VerifyReport};
 use walker::Walker;
+
+/// Entries of the index that are looked up together, in 28 MiB.
+const INDEX_ENTRIES_AT_ONCE: usize = 1 << 20;
 
 impl Store {
     /// Checks every footer, every index entry and every reference; with
@@ -252,18 +256,45 @@ impl Store {
             Ok(index) => index,
             Err(error) => return report.add(error, &[]),
         };
-        for entry in index.entries() {
-            match entry {
-                Ok((key, at)) => match self.chunks.at(key, at) {
-                    Ok(None) => report.stale_index_entries += 1,
-                    // A pack that cannot be read has a finding of its own.
-                    Ok(Some(_)) => {}
-                    Err(error) if error.is_lost() => {}
-                    Err(other) => return Err(other),
-                },
-                Err(error) => return report.add(error, &[]),
+        let mut entries = index.entries();
+        let mut batch: Vec<(ChunkKey, Location)> = Vec::new();
+        loop {
+            let mut broken = None;
+            batch.clear();
+            for entry in entries.by_ref().take(INDEX_ENTRIES_AT_ONCE) {
+                match entry {
+                    Ok(entry) => batch.push(entry),
+                    Err(error) => {
+                        broken = Some(error);
+                        break;
+                    }
+                }
+            }
+            if batch.is_empty() && broken.is_none() {
+                return Ok(());
+            }
+            report.stale_index_entries += self.count_stale(&mut batch)?;
+            if let Some(error) = broken {
+                return report.add(error, &[]);
             }
         }
-        Ok(())
+    }
+
+    /// How many of these entries lead nowhere. The index is sorted by key, which is in
+    /// no order of the packs: here each block of a footer is read once for all of them.
+    fn count_stale(&self, entries: &mut [(ChunkKey, Location)]) -> Result<u64> {
+        entries.sort_unstable_by_key(|(_, at)| *at);
+        let mut stale = 0;
+        for (key, at) in entries {
+            self.cancel.check()?;
+            match self.chunks.at(*key, *at) {
+                Ok(None) => stale += 1,
+                // A pack that cannot be read has a finding of its own.
+                Ok(Some(_)) => {}
+                Err(error) if error.is_lost() => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(stale)
     }
 }
