@@ -166,6 +166,8 @@ fn commit_next(store: &Store, tag: &str, first: u64, step: u64) -> anyhow::Resul
         ..CommitRequest::default()
     };
     store.commit(&request, &Silent)?;
+    // As the program does.
+    store.tidy_index();
     Ok(())
 }
 
