@@ -227,7 +227,7 @@ impl Policy {
 
 impl Group {
     /// The group of each snapshot, by a name that people know.
-    fn of_each(&self, snapshots: &[TaggedSnapshot]) -> Vec<String> {
+    pub(crate) fn of_each(&self, snapshots: &[TaggedSnapshot]) -> Vec<String> {
         match self {
             Self::All => vec![String::new(); snapshots.len()],
             Self::Label(key) => snapshots
