@@ -2,6 +2,7 @@
 
 mod machines;
 mod mounts;
+mod pictures;
 mod remote;
 mod shell;
 mod snapshots;
@@ -18,6 +19,7 @@ pub use machines::{
     ConsoleArgs, ExecArgs, PsArgs, RestoreArgs, RunArgs, StartArgs, StopArgs, VmArgs,
 };
 pub use mounts::{MountArgs, UmountArgs, WarmArgs};
+pub use pictures::{MapArgs, ReportArgs};
 pub use remote::{PullArgs, PushArgs, RemoteArgs, RemoteCommand};
 pub use shell::{CompletionsArgs, GenerateArgs, Shell};
 pub use snapshots::{CommitArgs, DiffArgs, ForgetArgs, LogArgs, RmArgs, ShowArgs, TagArgs};
@@ -116,6 +118,10 @@ pub enum Command {
     Show(ShowArgs),
     /// Show what differs between two snapshots
     Diff(DiffArgs),
+    /// Draw who has which page of a snapshot's memory or disk
+    Map(MapArgs),
+    /// Write a page for a browser that shows the store: snapshots, memory, growth
+    Report(ReportArgs),
     /// Write snapshots as one file, which any store can import
     Export(ExportArgs),
     /// Store the snapshots of such a file, under their tags

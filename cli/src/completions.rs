@@ -27,7 +27,7 @@ enum Named {
 use Named::{Machine, Mount, Tag};
 
 /// Commands, their arguments, and what those name.
-const NAMED: [(&str, &str, Named); 19] = [
+const NAMED: [(&str, &str, Named); 21] = [
     ("commit", "parent", Tag),
     ("commit", "vm", Machine),
     ("mount", "what", Tag),
@@ -46,6 +46,8 @@ const NAMED: [(&str, &str, Named); 19] = [
     ("show", "snapshot", Tag),
     ("diff", "old", Tag),
     ("diff", "new", Tag),
+    ("map", "snapshot", Tag),
+    ("report", "snapshot", Tag),
     ("export", "snapshots", Tag),
 ];
 

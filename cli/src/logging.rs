@@ -83,10 +83,14 @@ where
     };
 }
 
-/// Only on a terminal, and not if the user wants none (no-color.org).
+/// Only on a terminal, and not if the user wants none.
 fn wants_colours() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    io::stderr().is_terminal() && !refused && LogFormat::chosen() == LogFormat::Text
+    io::stderr().is_terminal() && !colours_refused() && LogFormat::chosen() == LogFormat::Text
+}
+
+/// Whether the user wants no colours (no-color.org).
+pub fn colours_refused() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 /// A writer that has always written.

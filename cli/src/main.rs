@@ -14,8 +14,11 @@ mod hints;
 mod interrupt;
 mod log_format;
 mod logging;
+mod map;
 mod metrics;
 mod progress;
+mod replace;
+mod report;
 mod stoppable;
 mod terminal;
 
@@ -111,6 +114,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Log(args) => commands::log::run(&context, &args),
         Command::Show(args) => commands::show::run(&context, &args),
         Command::Diff(args) => commands::diff::run(&context, &args),
+        Command::Map(args) => commands::map::run(&context, &args),
+        Command::Report(args) => commands::report::run(&context, &args),
         Command::Export(args) => commands::export::run(&context, &args),
         Command::Import(args) => commands::import::run(&context, &args),
         Command::Copy(args) => commands::copy::run(&context, &args),

@@ -100,6 +100,14 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A width that a map fits in.
+pub fn columns(text: &str) -> Result<usize, String> {
+    let columns: Option<usize> = text.parse().ok();
+    columns
+        .filter(|columns| (20..=4096).contains(columns))
+        .ok_or_else(|| "a width is a number of columns from 20 to 4096".to_owned())
+}
+
 /// Some time between two looks: no less than what is to be measured.
 pub fn interval(text: &str) -> Result<Duration, String> {
     match seconds(text)? {

@@ -1,8 +1,5 @@
 //! `snapstore metrics`
 
-use std::fs::{self, File};
-use std::io::Write as _;
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -11,6 +8,7 @@ use snapstore_host::metrics::{machines, mounts};
 use crate::args::MetricsArgs;
 use crate::context::Context;
 use crate::metrics::{self, Page};
+use crate::replace::replace;
 
 pub fn run(context: &Context, args: &MetricsArgs) -> anyhow::Result<ExitCode> {
     let page = collect(context, args.full)?;
@@ -21,7 +19,8 @@ pub fn run(context: &Context, args: &MetricsArgs) -> anyhow::Result<ExitCode> {
                 true => format!("{}\n", page.json()),
                 false => page.text(),
             };
-            replace(path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+            replace(path, text.as_bytes())
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -38,17 +37,4 @@ fn collect(context: &Context, full: bool) -> anyhow::Result<Page> {
     metrics::add_mounts(&mut page, &mounts(store.path())?);
     metrics::add_machines(&mut page, &machines()?);
     Ok(page)
-}
-
-/// Whoever reads the file at any time finds all of a page. Nobody needs it after a crash.
-fn replace(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(format!(".{}.part", std::process::id()));
-    let written = File::create(&unfinished)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .and_then(|()| fs::rename(&unfinished, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&unfinished);
-    }
-    written
 }

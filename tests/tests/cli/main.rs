@@ -12,6 +12,7 @@ mod lost_places;
 mod metrics;
 mod odd_places;
 mod overlay;
+mod pictures;
 mod retention;
 mod stopped;
 mod streams;
