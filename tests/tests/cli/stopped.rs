@@ -136,6 +136,8 @@ fn what_waits_for_a_lock() -> anyhow::Result<()> {
         ("collect", &["gc"]),
         ("collect", &["verify"]),
         ("collect", &["stats"]),
+        ("collect", &["map", "base"]),
+        ("collect", &["report", "-o", "report.html"]),
     ] {
         let fixture = with_base()?;
         let before = trace(&fixture)?;
