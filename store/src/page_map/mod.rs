@@ -219,10 +219,17 @@ impl Target {
             .and_then(|parent| tagged.iter().find(|other| other.id == parent));
         let parent = parent.and_then(|parent| Some((parent.id, parent.manifest.image(name)?)));
         let tree = image.tree();
-        let before = parent.map(|(_, image)| image.tree());
-        let before = before.unwrap_or(Tree::new(tree.shape(), None));
-        let mut changed = Changed::default();
-        changed_pages(&store.chunks, &before, &tree, &mut |page| changed.add(page))?;
+        let mut parent = parent.map(|(id, image)| (id, image.tree()));
+        let mut changed = match &parent {
+            None => all_of(&store.chunks, &tree),
+            Some((_, before)) => changed_since(&store.chunks, before, &tree),
+        };
+        if parent.is_some() && matches!(&changed, Err(error) if error.is_of_what_is_stored()) {
+            // A parent that cannot be read is as good as none.
+            parent = None;
+            changed = all_of(&store.chunks, &tree);
+        }
+        let mut changed = changed?;
         let mut candidates = Candidates::default();
         each_page(&store.chunks, &tree, &mut |page, child| {
             if changed.has(page) {
@@ -264,6 +271,16 @@ impl Target {
             runs: runs.finish(),
         })
     }
+}
+
+fn changed_since(chunks: &Chunks, before: &Tree, tree: &Tree) -> Result<Changed> {
+    let mut changed = Changed::default();
+    changed_pages(chunks, before, tree, &mut |page| changed.add(page))?;
+    Ok(changed)
+}
+
+fn all_of(chunks: &Chunks, tree: &Tree) -> Result<Changed> {
+    changed_since(chunks, &Tree::new(tree.shape(), None), tree)
 }
 
 fn image_of<'a>(manifest: &'a Manifest, id: SnapshotId, name: &str) -> Result<&'a Image> {

@@ -188,6 +188,39 @@ fn working_sets_are_told_beside_the_kind() {
     assert!(told[&1] && told[&3] && !told[&0] && !told[&2] && !told[&4]);
 }
 
+/// What is lost of a parent, and of nothing that the snapshot itself needs, does not keep
+/// it from being mapped.
+#[test]
+fn damage_of_the_parent_is_none_of_its_child() {
+    let (_dir, store) = store();
+    // Whole leaves that differ, so that each has nodes of its own.
+    let noise = |seed: u8| (0..600).map(|at| seed + (at % 3) as u8).collect::<Pages>();
+    commit(&store, "base", None, &[("memory", &noise(1))]);
+    let pack = store.path().join("packs/00000001.pack");
+    assert!(pack.is_file());
+    let next = commit(&store, "next", Some("base"), &[("memory", &noise(101))]);
+    let whole = std::fs::read(&pack).unwrap();
+    let mut without_parent = 0;
+    for at in (0..whole.len()).step_by(7) {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x10;
+        std::fs::write(&pack, &flipped).unwrap();
+        let store = Store::open(store.path()).unwrap();
+        let mut page = [0; PAGE];
+        let memory = store.snapshot("next").unwrap().image("memory").unwrap();
+        let is_whole = (0..600).all(|at| memory.read_at(&mut page, at * PAGE as u64).is_ok());
+        let found = store.page_maps(&[(next, "memory")]).unwrap();
+        match &found.maps[0] {
+            Ok(map) => without_parent += u32::from(map.parent.is_none()),
+            Err(error) => assert!(!is_whole, "byte {at}: {error}"),
+        }
+    }
+    assert!(
+        without_parent > 0,
+        "no flipped byte was one of the parent's tree"
+    );
+}
+
 #[test]
 fn an_image_that_is_not_there_is_not_found() {
     let (_dir, store) = store();
