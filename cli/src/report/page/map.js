@@ -1,5 +1,5 @@
 // The map of an image: a pixel a page as long as there are not too many.
-const KINDS = ["zero", "shared with the parent", "shared with others", "own", "in the working set"];
+const KINDS = ["zero", "shared with parent", "shared with others", "own", "in the working set"];
 const COLOURS = ["--zero", "--parent", "--shared", "--own", "--set"];
 const MOST_PIXELS = 1 << 22;
 const GUTTER = 104;
