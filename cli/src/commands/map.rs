@@ -4,8 +4,8 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use anyhow::bail;
-use serde_json::{Value, json};
-use snapstore_store::{Error, Image, ImageRole, Manifest, PageKind, PageMap};
+use serde_json::Value;
+use snapstore_store::{Error, Image, ImageRole, Manifest, PageKind, PageMap, SnapshotId};
 
 use crate::args::MapArgs;
 use crate::commands::tag::{tell_unreadable, unreadable};
@@ -29,9 +29,11 @@ pub fn run(context: &Context, args: &MapArgs) -> anyhow::Result<ExitCode> {
     };
     let map = map?;
     let page_bytes = store.page_size().bytes();
-    let mut value = describe_runs(&map, page_bytes);
-    value["id"] = json!(id);
-    value["unreadable"] = unreadable(&found.unreadable).into();
+    let mut value = Answer::new(&map, page_bytes);
+    value.unreadable = unreadable(&found.unreadable);
+    if context.json() {
+        value.runs = runs(&map, page_bytes);
+    }
     let parent = match map.parent {
         Some(parent) => store.tags_of(parent)?.into_iter().next(),
         None => None,
@@ -83,34 +85,70 @@ fn pages(number: u64) -> String {
     }
 }
 
-/// The map for programs.
-fn describe_runs(map: &PageMap, page_bytes: u64) -> Value {
-    let counted = |pages: u64| json!({"pages": pages, "bytes": pages * page_bytes});
-    let runs: Vec<_> = map
-        .runs
-        .iter()
-        .map(|run| {
-            json!({
-                "address": run.first_page * page_bytes,
-                "pages": run.pages,
-                "kind": run.kind,
-                "working_set": run.in_working_set,
-            })
-        })
-        .collect();
-    let recorded = map.has_working_set;
-    json!({
-        "image": map.image,
-        "size_bytes": map.size_bytes,
-        "page_bytes": page_bytes,
-        "parent": map.parent,
-        "zero": counted(map.pages_of(PageKind::Zero)),
-        "shared_with_parent": counted(map.pages_of(PageKind::Parent)),
-        "shared": counted(map.pages_of(PageKind::Shared)),
-        "own": counted(map.pages_of(PageKind::Own)),
-        "working_set": recorded.then(|| counted(map.working_set_pages())),
-        "runs": runs,
-    })
+/// The map for programs. Runs may be as many as pages: they are not made into values.
+#[derive(serde::Serialize)]
+struct Answer<'a> {
+    id: SnapshotId,
+    image: &'a str,
+    size_bytes: u64,
+    page_bytes: u64,
+    parent: Option<SnapshotId>,
+    zero: Counted,
+    shared_with_parent: Counted,
+    shared: Counted,
+    own: Counted,
+    working_set: Option<Counted>,
+    runs: Vec<Run>,
+    unreadable: Vec<Value>,
+}
+
+#[derive(serde::Serialize)]
+struct Counted {
+    pages: u64,
+    bytes: u64,
+}
+
+#[derive(serde::Serialize)]
+struct Run {
+    address: u64,
+    pages: u64,
+    kind: PageKind,
+    working_set: bool,
+}
+
+impl<'a> Answer<'a> {
+    /// Without its runs, which only programs are told.
+    fn new(map: &'a PageMap, page_bytes: u64) -> Self {
+        let counted = |pages: u64| Counted {
+            pages,
+            bytes: pages * page_bytes,
+        };
+        let recorded = map.has_working_set;
+        Self {
+            id: map.snapshot,
+            image: &map.image,
+            size_bytes: map.size_bytes,
+            page_bytes,
+            parent: map.parent,
+            zero: counted(map.pages_of(PageKind::Zero)),
+            shared_with_parent: counted(map.pages_of(PageKind::Parent)),
+            shared: counted(map.pages_of(PageKind::Shared)),
+            own: counted(map.pages_of(PageKind::Own)),
+            working_set: recorded.then(|| counted(map.working_set_pages())),
+            runs: Vec::new(),
+            unreadable: Vec::new(),
+        }
+    }
+}
+
+fn runs(map: &PageMap, page_bytes: u64) -> Vec<Run> {
+    let runs = map.runs.iter().map(|run| Run {
+        address: run.first_page * page_bytes,
+        pages: run.pages,
+        kind: run.kind,
+        working_set: run.in_working_set,
+    });
+    runs.collect()
 }
 
 /// What the letters mean, and how many pages each stands for.
