@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build install deb dist demo test sim soak mutations bench bench-scale check clean
+.PHONY: help setup build install deb dist deb-tests demo test sim soak mutations bench bench-scale check clean
 
 # Finds a cargo that is new enough wherever it was installed.
 with_cargo := . scripts/toolchain.sh;
@@ -28,6 +28,9 @@ deb: build ## Make a package for Debian 12 and newer: target/deb/*.deb
 
 dist: build ## Make an archive that can be unpacked anywhere: target/dist/*.tar.gz
 	@$(with_cargo) scripts/dist.sh
+
+deb-tests: deb dist ## Install, use and remove the package in fresh Debian 12 and 13 roots
+	@scripts/deb-tests.sh
 
 demo: build ## Do the main job on memory of a real guest, and measure it; then run Debian guests
 	@$(with_cargo) cargo build --release --locked -p snapstore --example demo

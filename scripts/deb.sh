@@ -17,8 +17,13 @@ mv "$stage/usr/share/zsh/site-functions" "$stage/usr/share/zsh/vendor-completion
 cat packaging/copyright >"$stage/usr/share/doc/snapstore/copyright"
 rm "$stage"/usr/share/doc/snapstore/LICENSE-*
 
-# Debian 12 has version 2.36 of the C library; what is built on a newer one needs that.
+# Debian 12 has version 2.36 of the C library; what is built on a newer one needs that. The libraries of
+# C++ are within the program, unless its RocksDB was linked in another way.
 needed="$(objdump -T "$stage/usr/bin/snapstore" | grep -o 'GLIBC_2\.[0-9]*' | sort -t. -k2 -n -u | tail -1)"
+depends="libc6 (>= ${needed#GLIBC_})"
+if readelf -d "$stage/usr/bin/snapstore" | grep NEEDED | grep -q 'libstdc++\|libgcc_s'; then
+    depends="$depends, libgcc-s1, libstdc++6 (>= $(gcc -dumpversion))"
+fi
 cat >"$stage/DEBIAN/control" <<CONTROL
 Package: snapstore
 Version: $version
@@ -27,7 +32,7 @@ Maintainer: The snapstore authors <snapstore@localhost>
 Section: admin
 Priority: optional
 Installed-Size: $(du -sk --exclude=DEBIAN "$stage" | cut -f1)
-Depends: libc6 (>= ${needed#GLIBC_}), libgcc-s1, libstdc++6
+Depends: $depends
 Recommends: fuse3
 Suggests: jq
 Description: content-addressed snapshots of virtual machines
@@ -61,9 +66,15 @@ SCRIPT
 cat >"$stage/DEBIAN/postrm" <<'SCRIPT'
 #!/bin/sh
 set -e
-# Stores are never removed; an empty directory is none.
+# Stores are never removed; an empty directory is none. Their owner stays with them.
 if [ "$1" = purge ]; then
     rmdir /var/lib/snapstore 2>/dev/null || true
+    if [ -e /var/lib/snapstore ]; then
+        echo "snapstore: the store in /var/lib/snapstore is kept, and the user snapstore, its owner."
+        echo "snapstore: remove them with: rm -r /var/lib/snapstore; userdel snapstore"
+    elif command -v userdel >/dev/null && getent passwd snapstore >/dev/null; then
+        userdel snapstore || true
+    fi
 fi
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload || true
