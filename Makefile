@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build install deb dist deb-tests demo test sim soak mutations bench bench-scale check clean
+.PHONY: help setup build install deb dist deb-tests quickstart demo test sim soak mutations bench bench-scale check clean
 
 # Finds a cargo that is new enough wherever it was installed.
 with_cargo := . scripts/toolchain.sh;
@@ -31,6 +31,9 @@ dist: build ## Make an archive that can be unpacked anywhere: target/dist/*.tar.
 
 deb-tests: deb dist ## Install, use and remove the package in fresh Debian 12 and 13 roots
 	@scripts/deb-tests.sh
+
+quickstart: ## From a clone to a restored guest's answer; shows each command, and how long it took
+	@scripts/quickstart.sh
 
 demo: build ## Do the main job on memory of a real guest, and measure it; then run Debian guests
 	@$(with_cargo) cargo build --release --locked -p snapstore --example demo
