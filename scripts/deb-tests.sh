@@ -81,12 +81,22 @@ check() {
 mkdir "$work/dist"
 tar -C "$work/dist" --strip-components=1 -xzf "$archive"
 program="$work/dist/bin/snapstore"
+nothing_but_glibc() {
+    local library
+    for library in $(readelf -d "$program" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
+        case "$library" in
+            libc.so.6 | libm.so.6 | libpthread.so.0 | libdl.so.2 | librt.so.1 | ld-linux-x86-64.so.2) ;;
+            *) echo "needs $library"; return 1 ;;
+        esac
+    done
+}
 glibc_of_debian_12() {
     local newest
     newest="$(objdump -T "$program" | grep -o 'GLIBC_2\.[0-9]*' | sort -t. -k2 -n | tail -n 1)"
     echo "$newest"
     [ "${newest#GLIBC_2.}" -le 36 ]
 }
+check "needs nothing but the C library" nothing_but_glibc
 check "needs no newer C library than Debian 12 has" glibc_of_debian_12
 echo "size: $(stat -c %s "$program") bytes; starts in $(python3 - "$program" <<'PYTHON'
 import subprocess, sys, time

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes target/dist/snapstore-VERSION-x86_64.tar.gz: a directory that can be put anywhere,
-# with a program that needs nothing but the C and C++ libraries. Prints its path.
+# with a program that needs nothing but the C library. Prints its path.
 #
 #   scripts/dist.sh
 set -euo pipefail

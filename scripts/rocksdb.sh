@@ -64,6 +64,18 @@ build_one_by_one() {
     cp "$archive" "$build/librocksdb.a"
 }
 
+# What links RocksDB finds these two beside it, before the system's shared libraries, so that programs need
+# nothing but the C library: the archive of C++'s library, and GCC's own in two archives.
+put_libraries() {
+    local cxx
+    cxx="$("${CXX:-g++}" -print-file-name=libstdc++.a)"
+    # Another library of C++, or no archive of it: shared libraries do.
+    [ -f "$cxx" ] && [ -f "$("${CC:-gcc}" -print-file-name=libgcc_eh.a)" ] || return 0
+    ln -sfn "$(realpath "$cxx")" "$dir/libstdc++.a"
+    echo 'GROUP ( -lgcc_eh -lgcc )' >"$dir/libgcc_s.a.new"
+    mv "$dir/libgcc_s.a.new" "$dir/libgcc_s.a"
+}
+
 if [ ! -f "$dir/librocksdb.a" ]; then
     mkdir -p "$cache"
     exec 9>"$cache/rocksdb.lock"
@@ -83,4 +95,5 @@ if [ ! -f "$dir/librocksdb.a" ]; then
     mv "$build/librocksdb.a" "$dir/librocksdb.a"
     rm -rf "$build"
 fi
+[ -e "$dir/libstdc++.a" ] || put_libraries
 echo "$dir"
