@@ -22,7 +22,9 @@ pub use mounts::{MountArgs, UmountArgs, WarmArgs};
 pub use pictures::{MapArgs, ReportArgs};
 pub use remote::{PullArgs, PushArgs, RemoteArgs, RemoteCommand};
 pub use shell::{CompletionsArgs, GenerateArgs, Shell};
-pub use snapshots::{CommitArgs, DiffArgs, ForgetArgs, LogArgs, RmArgs, ShowArgs, TagArgs};
+pub use snapshots::{
+    CommitArgs, DiffArgs, ForgetArgs, LogArgs, RmArgs, ShowArgs, TagArgs, TagsArgs,
+};
 pub use transfer::{CopyArgs, ExportArgs, ImportArgs};
 pub use upkeep::{DoctorArgs, GcArgs, InitArgs, MetricsArgs, TopArgs, UpgradeArgs, VerifyArgs};
 pub use values::GroupBy;
@@ -106,8 +108,11 @@ pub enum Command {
     /// Give a snapshot another name
     Tag(TagArgs),
     /// List tags
-    #[command(after_help = "Example:\n  snapstore tags --json")]
-    Tags,
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:\n  snapstore ls\n  snapstore tags --quiet | xargs snapstore rm"
+    )]
+    Tags(TagsArgs),
     /// Remove tags; `gc` then frees what only they needed
     Rm(RmArgs),
     /// Remove tags by rules of age, name and label; `gc` then frees what only they needed
@@ -115,6 +120,7 @@ pub enum Command {
     /// Show how snapshots descend from each other
     Log(LogArgs),
     /// Show what a snapshot holds
+    #[command(visible_alias = "inspect")]
     Show(ShowArgs),
     /// Show what differs between two snapshots
     Diff(DiffArgs),

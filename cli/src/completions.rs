@@ -49,6 +49,8 @@ const NAMED: [(&str, &str, Named); 21] = [
     ("map", "snapshot", Tag),
     ("report", "snapshot", Tag),
     ("export", "snapshots", Tag),
+    ("warm", "snapshot", Tag),
+    ("push", "tag", Tag),
 ];
 
 /// Answers a shell that asks what can be typed, and ends; else it does nothing.

@@ -108,7 +108,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Console(args) => commands::control::console(&args),
         Command::Exec(args) => commands::exec::run(&context, &args),
         Command::Tag(args) => commands::tag::set(&context, &args),
-        Command::Tags => commands::tag::list(&context),
+        Command::Tags(args) => commands::tag::list(&context, &args),
         Command::Rm(args) => commands::tag::remove(&context, &args),
         Command::Forget(args) => commands::forget::run(&context, &args),
         Command::Log(args) => commands::log::run(&context, &args),

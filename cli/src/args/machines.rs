@@ -165,6 +165,9 @@ pub struct RestoreArgs {
 pub struct PsArgs {
     /// Only this machine, with all that is known of it
     pub name: Option<String>,
+    /// Print the names only, one a line
+    #[arg(short, long, conflicts_with = "name")]
+    pub quiet: bool,
 }
 
 #[derive(Args)]

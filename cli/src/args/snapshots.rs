@@ -125,6 +125,13 @@ pub struct TagArgs {
 }
 
 #[derive(Args)]
+pub struct TagsArgs {
+    /// Print the tags only, one a line
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Args)]
 #[command(after_help = "Example:\n  snapstore rm base+1 && snapstore gc")]
 pub struct RmArgs {
     /// The tags to remove

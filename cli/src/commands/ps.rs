@@ -50,7 +50,10 @@ pub fn run(context: &Context, args: &PsArgs) -> anyhow::Result<ExitCode> {
     }
     let entries = for_each(&runtime.vms()?, |vm| Ok(look(vm)))?;
     let entries: Vec<Entry> = entries.into_iter().flatten().collect();
-    context.answer(&json!({"machines": entries}), || list(&entries))?;
+    context.answer(&json!({"machines": entries}), || match args.quiet {
+        true => names(&entries),
+        false => list(&entries),
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -124,6 +127,13 @@ fn pss_bytes(pid: u32) -> Option<u64> {
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
+}
+
+fn names(entries: &[Entry]) -> String {
+    let names = entries
+        .iter()
+        .filter_map(|entry| row(entry).into_iter().next());
+    names.collect::<Vec<_>>().join("\n")
 }
 
 fn list(entries: &[Entry]) -> String {

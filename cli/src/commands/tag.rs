@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use serde_json::json;
 use snapstore_store::{Error, ErrorClass, Store};
 
-use crate::args::{RmArgs, TagArgs};
+use crate::args::{RmArgs, TagArgs, TagsArgs};
 use crate::context::Context;
 use crate::exit;
 use crate::format::{count, size, table, time};
@@ -49,7 +49,7 @@ fn protect(
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
+pub fn list(context: &Context, args: &TagsArgs) -> anyhow::Result<ExitCode> {
     let store = context.open()?;
     let listing = store.listing()?;
     let protected = store.protected_tags()?;
@@ -70,6 +70,10 @@ pub fn list(context: &Context) -> anyhow::Result<ExitCode> {
         .collect();
     let value = json!({"tags": value, "unreadable": unreadable(&listing.unreadable)});
     context.answer(&value, || {
+        if args.quiet {
+            let tags: Vec<_> = snapshots.iter().map(|it| it.tag.as_str()).collect();
+            return tags.join("\n");
+        }
         if snapshots.is_empty() && listing.unreadable.is_empty() {
             return "No snapshots yet; `snapstore commit TAG --memory FILE` makes one.".to_owned();
         }

@@ -56,6 +56,25 @@ fn commit_as_json() -> anyhow::Result<()> {
 }
 
 #[test]
+fn names_alone_and_commands_by_other_names() -> anyhow::Result<()> {
+    let fixture = with_two()?;
+    assert_eq!(fixture.cli.ok(&["tags", "--quiet"])?, "one\ntwo\n");
+    assert_eq!(fixture.cli.ok(&["ls", "-q"])?, "one\ntwo\n");
+    assert_eq!(fixture.cli.ok(&["ls"])?, fixture.cli.ok(&["tags"])?);
+    let show = fixture.cli.ok(&["show", "one"])?;
+    assert_eq!(fixture.cli.ok(&["inspect", "one"])?, show);
+    // Machines of nobody else.
+    let mut ps = fixture.cli.command(&["ps", "--quiet"])?;
+    let ps = ps
+        .env("SNAPSTORE_RUNTIME_DIR", fixture.path("run"))
+        .output()?;
+    assert!(ps.status.success() && ps.stdout.is_empty(), "{ps:?}");
+    let empty = Fixture::new()?;
+    assert_eq!(empty.cli.ok(&["tags", "-q"])?, "");
+    Ok(())
+}
+
+#[test]
 fn lists_as_json() -> anyhow::Result<()> {
     let fixture = with_two()?;
     let tags = object(&fixture, &["tags"])?;

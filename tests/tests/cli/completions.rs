@@ -32,6 +32,9 @@ fn tags_are_offered_where_a_tag_is_meant() -> anyhow::Result<()> {
         &["snapstore", "diff", "web-1", "web"],
         &["snapstore", "rm", "web"],
         &["snapstore", "tag", "web"],
+        &["snapstore", "warm", "web"],
+        &["snapstore", "push", "web"],
+        &["snapstore", "inspect", "web"],
         &["snapstore", "commit", "new", "--parent", "web"],
     ] {
         assert_eq!(offered(&fixture, words)?, ["web-1", "web-2"], "{words:?}");
