@@ -65,6 +65,8 @@ if bed="$(scripts/bed.sh prepare | tail -n 1)" && [ -f "$bed/guest/vmlinuz" ]; t
     # And a Debian guest for the monitors that can emulate one.
     export SNAPSTORE_BED="$bed"
 fi
+# Object stores for the tests of remotes. Without, those say SKIPPED.
+scripts/object-servers.sh >/dev/null || true
 # The tests run the program, which `cargo test` alone would not build.
 check build cargo build --workspace --locked
 say tests

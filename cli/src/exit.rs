@@ -101,7 +101,7 @@ fn of_remote(error: &snapstore_remote::Error) -> u8 {
             | Protocol::Gone { .. }
             | Protocol::Ambiguous { .. },
         ) => BUSY,
-        Remote::BadUrl { .. } => USAGE,
+        Remote::BadUrl { .. } | Remote::Unusable { .. } => USAGE,
         _ => FAILED,
     }
 }

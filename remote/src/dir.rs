@@ -9,6 +9,9 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::objects::{
+    self, MOST_LISTED, Objects, Part, Requests, TOO_LONG, kind_of, longest_bytes, wrong,
+};
 use crate::protocol::{Listed, Unanswered};
 
 /// Where files are until they are whole.
@@ -17,24 +20,10 @@ const UNFINISHED: &str = "unfinished";
 const LINKED_DIRECTORY: &str = "it is a symbolic link, and links in a bucket are not followed: \
     remove the link, and put the directory itself there";
 
+const NO_TEXT: &str = "its name is no text (UTF-8), and no host gives such a one: remove it";
+
 /// Directories in each other that keys lead through.
 const MOST_LEVELS: u32 = 8;
-/// Objects of one listing: with their keys they take half a GiB.
-const MOST_LISTED: usize = 1 << 22;
-
-/// The longest object of its kind that any host writes: whoever can write to the directory
-/// can put anything there, such as a file of 1 TiB that takes no room.
-fn longest_bytes(key: &str) -> u64 {
-    match kind_of(key) {
-        "packs" => 256 << 20,
-        // An image of 16 TiB has 8 million leaves.
-        "heads" => 1 << 30,
-        // These name what collections condemn.
-        "lease" | "condemn" => 64 << 20,
-        _ => 64 << 10,
-    }
-}
-
 /// A directory of objects.
 #[derive(Clone, Debug)]
 pub struct Directory {
@@ -48,20 +37,6 @@ impl Directory {
         Self {
             root: root.to_owned(),
         }
-    }
-
-    /// Makes the directory.
-    ///
-    /// # Errors
-    /// As of the filesystem.
-    pub fn create(&self) -> Result<(), Unanswered> {
-        fs::create_dir_all(&self.root).map_err(|error| no("create", "", &error))
-    }
-
-    /// Whether there is no such directory.
-    #[must_use]
-    pub fn is_absent(&self) -> bool {
-        matches!(fs::metadata(&self.root), Err(error) if error.kind() == io::ErrorKind::NotFound)
     }
 
     /// The bucket's own directory. A filesystem that is not mounted is no bucket without
@@ -120,11 +95,30 @@ impl Directory {
         self.dir(what, split(key).0, false)
     }
 
-    /// Writes an object.
-    ///
-    /// # Errors
-    /// As of the filesystem.
-    pub fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Unanswered> {
+    /// A file's bytes, or a part of them; none if it is longer than this.
+    fn read(mut file: File, longest_bytes: u64, part: Option<Part>) -> io::Result<Option<Vec<u8>>> {
+        if file.metadata()?.len() > longest_bytes {
+            return Ok(None);
+        }
+        let (from, len) = part.map_or((0, longest_bytes + 1), |(from, len)| (from, len as u64));
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(from))?;
+        file.take(len).read_to_end(&mut bytes)?;
+        // It may have grown meanwhile.
+        Ok((bytes.len() as u64 <= longest_bytes).then_some(bytes))
+    }
+}
+
+impl Objects for Directory {
+    fn create(&self) -> Result<(), Unanswered> {
+        fs::create_dir_all(&self.root).map_err(|error| no("create", "", &error))
+    }
+
+    fn is_absent(&self) -> bool {
+        matches!(fs::metadata(&self.root), Err(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+
+    fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Unanswered> {
         let absent = || no("write", key, &io::ErrorKind::NotFound.into());
         let (above, name) = split(key);
         let dir = self.dir("write", above, true)?.ok_or_else(absent)?;
@@ -132,15 +126,7 @@ impl Directory {
         write(&dir, name, &parts, bytes).map_err(|error| no("write", key, &error))
     }
 
-    /// Reads an object, or a part of it.
-    ///
-    /// # Errors
-    /// As of the filesystem.
-    pub fn get(
-        &self,
-        key: &str,
-        range: Option<(u64, usize)>,
-    ) -> Result<Option<Vec<u8>>, Unanswered> {
+    fn get(&self, key: &str, part: Option<Part>) -> Result<Option<Vec<u8>>, Unanswered> {
         let Some(dir) = self.dir_of("read", key)? else {
             return Ok(None);
         };
@@ -163,34 +149,12 @@ impl Directory {
             Ok(_) => return Err(wrong("read", key, "it is no file")),
             Err(error) => return Err(no("read", key, &error)),
         }
-        let read = || Self::read(file, longest_bytes(key), range);
+        let read = || Self::read(file, longest_bytes(key), part);
         let bytes = read().map_err(|error| no("read", key, &error))?;
-        let long = "it is longer than any object of its kind";
-        bytes.map(Some).ok_or_else(|| wrong("read", key, long))
+        bytes.map(Some).ok_or_else(|| wrong("read", key, TOO_LONG))
     }
 
-    /// A file's bytes, or a part of them; none if it is longer than this.
-    fn read(
-        mut file: File,
-        longest_bytes: u64,
-        range: Option<(u64, usize)>,
-    ) -> io::Result<Option<Vec<u8>>> {
-        if file.metadata()?.len() > longest_bytes {
-            return Ok(None);
-        }
-        let (from, len) = range.map_or((0, longest_bytes + 1), |(from, len)| (from, len as u64));
-        let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(from))?;
-        file.take(len).read_to_end(&mut bytes)?;
-        // It may have grown meanwhile.
-        Ok((bytes.len() as u64 <= longest_bytes).then_some(bytes))
-    }
-
-    /// Whether there is an object.
-    ///
-    /// # Errors
-    /// As of the filesystem.
-    pub fn exists(&self, key: &str) -> Result<bool, Unanswered> {
+    fn exists(&self, key: &str) -> Result<bool, Unanswered> {
         let Some(dir) = self.dir_of("look for", key)? else {
             return Ok(false);
         };
@@ -200,11 +164,7 @@ impl Directory {
         }
     }
 
-    /// The objects whose keys begin so; `prefix` ends with a slash.
-    ///
-    /// # Errors
-    /// As of the filesystem.
-    pub fn list(&self, prefix: &str) -> Result<Vec<Listed>, Unanswered> {
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, Unanswered> {
         let mut found = Vec::new();
         let key = prefix.trim_end_matches('/');
         if let Some(dir) = self.dir("list", key, false)? {
@@ -218,11 +178,7 @@ impl Directory {
         Ok(found)
     }
 
-    /// Deletes an object.
-    ///
-    /// # Errors
-    /// As of the filesystem.
-    pub fn delete(&self, key: &str) -> Result<(), Unanswered> {
+    fn delete(&self, key: &str) -> Result<(), Unanswered> {
         let Some(dir) = self.dir_of("delete", key)? else {
             return Ok(());
         };
@@ -241,11 +197,10 @@ impl Directory {
         }
         Ok(())
     }
-}
 
-/// What a key begins with.
-fn kind_of(key: &str) -> &str {
-    key.split_once('/').map_or(key, |(kind, _)| kind)
+    fn requests(&self) -> Option<Requests> {
+        None
+    }
 }
 
 /// A key's directory, and its name there.
@@ -303,7 +258,8 @@ fn walk(dir: &OwnedFd, key: &str, levels: u32, found: &mut Vec<Listed>) -> Resul
             return Ok(());
         }
         let Ok(name) = entry.file_name().to_str() else {
-            continue;
+            let name = entry.file_name().to_string_lossy();
+            return Err(wrong("list", &format!("{key}/{name}"), NO_TEXT));
         };
         if name == "." || name == ".." {
             continue;
@@ -338,20 +294,5 @@ fn walk(dir: &OwnedFd, key: &str, levels: u32, found: &mut Vec<Listed>) -> Resul
 }
 
 fn no(what: &'static str, key: &str, error: &io::Error) -> Unanswered {
-    Unanswered {
-        what,
-        key: key.to_owned(),
-        reason: error.to_string(),
-        wrong: None,
-    }
-}
-
-/// What stands there is no object.
-fn wrong(what: &'static str, key: &str, why: &'static str) -> Unanswered {
-    Unanswered {
-        what,
-        key: key.to_owned(),
-        reason: why.to_owned(),
-        wrong: Some(why),
-    }
+    objects::no(what, key, error.to_string())
 }

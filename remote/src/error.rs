@@ -15,10 +15,20 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] snapstore_store::Error),
     /// It is no URL of a bucket.
-    #[error("{url:?} is no URL of a bucket: use file:///DIRECTORY")]
+    #[error(
+        "{url:?} is no URL of a bucket: use file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
+    )]
     BadUrl {
         /// What was given.
         url: String,
+    },
+    /// A place that cannot be used as it is described.
+    #[error("cannot use {url}: {why}")]
+    Unusable {
+        /// Where.
+        url: String,
+        /// Why not.
+        why: String,
     },
     /// A bucket without a configuration.
     #[error("there is no remote in {url}")]

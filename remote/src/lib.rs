@@ -14,9 +14,13 @@
 
 #[cfg(test)]
 mod check;
+#[cfg(feature = "cloud")]
+mod cloud;
 mod dir;
 mod error;
 mod head;
+mod objects;
+mod place;
 pub mod protocol;
 mod pull;
 mod push;
@@ -27,6 +31,8 @@ mod upload;
 mod verify;
 
 pub use error::{Error, Result};
+pub use objects::Requests;
+pub use place::Place;
 pub use pull::Pulled;
 pub use remote::{LeaseReport, Remote, RemoteTag};
 pub use upload::PushReport;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::path::Path;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::thread;
@@ -11,8 +10,9 @@ use std::time::Duration;
 use serde::Serialize;
 use snapstore_store::Store;
 
-use crate::dir::Directory;
 use crate::error::{Error, Result};
+use crate::objects::{Objects, Requests};
+use crate::place::Place;
 use crate::protocol::{
     self, Bucket, Collected, Current, LeaseKind, Listed, Listing, Options, RefRecord, Session,
     Unanswered, seal, unseal,
@@ -29,7 +29,7 @@ const WAIT: Duration = Duration::from_secs(2);
 /// A bucket with snapshots of many hosts.
 pub struct Remote {
     url: String,
-    pub(crate) bucket: Directory,
+    pub(crate) bucket: Box<dyn Objects>,
     silence_seconds: u64,
     waits: bool,
 }
@@ -43,6 +43,8 @@ pub struct RemoteTag {
     pub id: String,
     /// Why it cannot be told, if so.
     pub problem: Option<String>,
+    /// Whether that is damage, rather than a push that is not finished.
+    pub damaged: bool,
 }
 
 /// Who works on a remote.
@@ -117,23 +119,23 @@ impl Bucket for Remote {
 }
 
 impl Remote {
-    /// The remote at a URL. Nothing is read.
+    /// The remote of a place. Nothing is asked of it yet.
     ///
     /// # Errors
-    /// [`Error::BadUrl`].
-    pub fn at(url: &str) -> Result<Self> {
-        let path = url
-            .strip_prefix("file://")
-            .filter(|path| path.starts_with('/'));
-        let path = path.ok_or_else(|| Error::BadUrl {
-            url: url.to_owned(),
-        })?;
+    /// [`Error::BadUrl`], [`Error::Unusable`].
+    pub fn at(place: &Place) -> Result<Self> {
         Ok(Self {
-            url: url.to_owned(),
-            bucket: Directory::new(Path::new(path)),
+            url: place.url.clone(),
+            bucket: place.open()?,
             silence_seconds: PUSH_SILENCE_SECONDS,
             waits: true,
         })
+    }
+
+    /// The requests that went over the network so far, if any do.
+    #[must_use]
+    pub fn requests(&self) -> Option<Requests> {
+        self.bucket.requests()
     }
 
     /// How long a push may be silent until a collection gives it up, and whether it is
@@ -272,18 +274,26 @@ impl Remote {
                 Current::Ambiguous => (None, Some("two pushes of it were cut off".to_owned())),
             };
             let mut id = String::new();
+            let mut damaged = false;
             if let Some(record) = record {
                 let key = record.key();
                 match self.object(&key)? {
-                    Err(error) => problem = Some(error.to_string()),
+                    Err(error) => (problem, damaged) = (Some(error.to_string()), true),
                     Ok(None) => continue,
                     Ok(Some(bytes)) => match RefRecord::decode(&key, &bytes) {
                         Ok(record) => id = hex(&record.snapshot),
-                        Err(error) => problem = Some(error.of(&key).to_string()),
+                        Err(error) => {
+                            (problem, damaged) = (Some(error.of(&key).to_string()), true);
+                        }
                     },
                 }
             }
-            tags.push(RemoteTag { tag, id, problem });
+            tags.push(RemoteTag {
+                tag,
+                id,
+                problem,
+                damaged,
+            });
         }
         Ok(tags)
     }

@@ -1,16 +1,19 @@
-//! Stores and a directory that they share.
+//! Stores and a bucket that they share.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use snapstore_store::{
-    CommitRequest, GcOptions, ImageRole, Input, InputData, InputKind, PageSize, ParentChoice,
-    Silent, Store,
+    CommitRequest, ImageRole, Input, InputData, InputKind, PageSize, ParentChoice, Silent, Store,
 };
 
 use crate::protocol::{self, Options};
-use crate::{Error, Remote};
+use crate::{Error, Place, Remote};
+
+mod bodies;
+#[cfg(feature = "cloud")]
+mod servers;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -60,22 +63,38 @@ fn read(store: &Store, tag: &str) -> Result<Vec<u8>, Box<dyn std::error::Error>>
 
 struct Scene {
     dir: tempfile::TempDir,
+    place: Place,
 }
 
 impl Scene {
+    /// Of a bucket that is a directory.
     fn new() -> Result<Self, Box<dyn std::error::Error>> {
+        let dir = tempfile::tempdir()?;
+        let url = format!("file://{}", dir.path().join("bucket").display());
+        let scene = Self {
+            dir,
+            place: Place::new(&url),
+        };
+        scene.remote()?.init(4096)?;
+        Ok(scene)
+    }
+
+    /// Of a bucket of a server.
+    #[cfg(feature = "cloud")]
+    fn of(server: &servers::Server) -> Result<Self, Box<dyn std::error::Error>> {
         let scene = Self {
             dir: tempfile::tempdir()?,
+            place: server.place()?,
         };
         scene.remote()?.init(4096)?;
         Ok(scene)
     }
 
     fn remote(&self) -> crate::Result<Remote> {
-        let url = format!("file://{}", self.bucket().display());
-        Ok(Remote::at(&url)?.patience(Duration::from_secs(0), false))
+        Ok(Remote::at(&self.place)?.patience(Duration::from_secs(0), false))
     }
 
+    /// Where a bucket is that is a directory.
     fn bucket(&self) -> PathBuf {
         self.dir.path().join("bucket")
     }
@@ -84,12 +103,36 @@ impl Scene {
         Store::create(&self.dir.path().join(name), PageSize::default())
     }
 
-    /// The only object of a kind.
+    /// The longest object of a kind, as a file.
     fn object(&self, kind: &str) -> PathBuf {
-        let dir = fs::read_dir(self.bucket().join(kind)).expect("there is one");
-        dir.map(|entry| entry.expect("it can be read").path())
-            .max_by_key(|path| path.metadata().map_or(0, |found| found.len()))
-            .expect("there is one")
+        let key = self.longest(kind).expect("there is one");
+        self.bucket().join(key)
+    }
+
+    fn is_directory(&self) -> bool {
+        self.place.url.starts_with("file:")
+    }
+
+    fn keys(&self, kind: &str) -> crate::Result<Vec<String>> {
+        let found = self.remote()?.bucket.list(&format!("{kind}/"))?;
+        Ok(found.into_iter().map(|one| one.key).collect())
+    }
+
+    fn longest(&self, kind: &str) -> Result<String, Box<dyn std::error::Error>> {
+        let found = self.remote()?.bucket.list(&format!("{kind}/"))?;
+        let longest = found.into_iter().max_by_key(|one| one.len_bytes);
+        Ok(longest.ok_or("there is one")?.key)
+    }
+
+    fn bytes(&self, key: &str) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+        Ok(self.remote()?.bucket.get(key, None)?.ok_or("it is there")?)
+    }
+
+    /// Puts other bytes there, as no host would.
+    fn replace(&self, key: &str, bytes: &[u8]) -> Outcome {
+        let remote = self.remote()?;
+        remote.bucket.delete(key)?;
+        Ok(remote.bucket.put(key, bytes)?)
     }
 }
 
@@ -100,221 +143,6 @@ fn list(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 fn count(dir: &Path) -> usize {
     fs::read_dir(dir).map_or(0, Iterator::count)
-}
-
-#[test]
-fn only_what_is_missing_moves() -> Outcome {
-    let scene = Scene::new()?;
-    let remote = scene.remote()?;
-    let (one, other) = (scene.store("one")?, scene.store("other")?);
-    let mut pages: Vec<u8> = (0..3000).map(|at| (at % 7) as u8).collect();
-    let first = image(&pages);
-    commit(&one, "base", &first, None)?;
-    let report = remote.push(&one, "base", "base", false, &Silent)?;
-    assert_eq!(report.reused_pages, 0);
-    assert!(report.pages > 2000);
-    assert!(remote.push(&one, "base", "base", false, &Silent)?.already);
-
-    pages[1234] = 99;
-    let second = image(&pages);
-    commit(&one, "next", &second, Some("base"))?;
-    let report = remote.push(&one, "next", "next", false, &Silent)?;
-    assert_eq!((report.pages, report.reused_leaves), (1, 5), "{report:?}");
-    assert!(report.bytes < 100_000, "{report:?}");
-
-    let pulled = remote.pull(&other, "base", "base", false, &Silent)?;
-    assert!(pulled.pages > 2000);
-    assert_eq!(read(&other, "base")?, first);
-    let pulled = remote.pull(&other, "next", "mine", false, &Silent)?;
-    assert_eq!(pulled.pages, 1);
-    assert_eq!(read(&other, "mine")?, second);
-    assert_eq!(other.tag("mine")?, one.tag("next")?);
-    // Back as a child of what was pulled.
-    pages[7] = 98;
-    commit(&other, "back", &image(&pages), Some("mine"))?;
-    let report = remote.push(&other, "back", "back", false, &Silent)?;
-    assert_eq!(report.pages, 1, "{report:?}");
-    remote.pull(&one, "back", "back", false, &Silent)?;
-    assert_eq!(read(&one, "back")?, image(&pages));
-    assert!(remote.verify(true)?.findings.is_empty());
-    assert!(remote.leases()?.is_empty());
-    Ok(())
-}
-
-#[test]
-fn what_no_tag_needs_goes_and_the_rest_stays() -> Outcome {
-    let scene = Scene::new()?;
-    let remote = scene.remote()?;
-    let store = scene.store("store")?;
-    let mut pages: Vec<u8> = (0..1200).map(|at| (at % 7) as u8).collect();
-    commit(&store, "a", &image(&pages), None)?;
-    pages[5] = 55;
-    let second = image(&pages);
-    commit(&store, "b", &second, Some("a"))?;
-    commit(&store, "c", &image(&[9; 600]), None)?;
-    for tag in ["a", "b", "c"] {
-        remote.push(&store, tag, tag, false, &Silent)?;
-    }
-    let packs = scene.bucket().join("packs");
-    assert_eq!(count(&packs), 3);
-    remote.remove("c")?;
-    remote.remove("a")?;
-    assert!(matches!(
-        remote.remove("a"),
-        Err(Error::Protocol(protocol::Error::NoTag { .. }))
-    ));
-    assert_eq!(remote.collect(Options { dry_run: true })?.deleted.len(), 3);
-    assert_eq!(count(&packs), 3);
-    let collected = remote.collect(Options::default())?;
-    // A pack and two heads: what `b` shares with `a` stays.
-    assert_eq!(collected.deleted.len(), 3, "{collected:?}");
-    assert_eq!(count(&packs), 2);
-    assert!(remote.verify(true)?.findings.is_empty());
-    let other = scene.store("other")?;
-    remote.pull(&other, "b", "b", false, &Silent)?;
-    assert_eq!(read(&other, "b")?, second);
-    remote.remove("b")?;
-    remote.collect(Options::default())?;
-    assert_eq!(
-        (count(&packs), count(&scene.bucket().join("condemn"))),
-        (0, 0)
-    );
-    Ok(())
-}
-
-#[test]
-fn a_tag_that_exists_is_not_moved_without_being_told() -> Outcome {
-    let scene = Scene::new()?;
-    let remote = scene.remote()?;
-    let store = scene.store("store")?;
-    commit(&store, "a", &image(&[1; 10]), None)?;
-    commit(&store, "b", &image(&[2; 10]), None)?;
-    remote.push(&store, "a", "t", false, &Silent)?;
-    let refused = remote.push(&store, "b", "t", false, &Silent);
-    let exists = |error| matches!(error, Error::Protocol(protocol::Error::TagExists { .. }));
-    assert!(refused.is_err_and(exists));
-    remote.push(&store, "b", "t", true, &Silent)?;
-    let other = scene.store("other")?;
-    remote.pull(&other, "t", "t", false, &Silent)?;
-    assert_eq!(read(&other, "t")?, image(&[2; 10]));
-    Ok(())
-}
-
-/// A snapshot that was removed here: a leaf of it is in a pack that is kept, and the leaf's
-/// first page is gone with another one.
-#[test]
-fn what_was_removed_and_collected_is_pulled_again() -> Outcome {
-    let scene = Scene::new()?;
-    let remote = scene.remote()?;
-    let store = scene.store("store")?;
-    let pages = |first: &[u8], others: u8| {
-        let mut pages = vec![0; 512];
-        pages[..first.len()].copy_from_slice(first);
-        pages.extend_from_slice(&[others; 6]);
-        image(&pages)
-    };
-    let removed = pages(&[1, 3], 5);
-    commit(&store, "first", &image(&[1, 2]), None)?;
-    commit(&store, "removed", &removed, None)?;
-    remote.push(&store, "removed", "removed", false, &Silent)?;
-    store.remove_tags(&["first".to_owned()])?;
-    commit(&store, "last", &pages(&[9], 5), None)?;
-    store.remove_tags(&["removed".to_owned()])?;
-    store.gc(GcOptions::default(), &Silent)?;
-    let pulled = remote.pull(&store, "removed", "removed", false, &Silent)?;
-    assert_eq!(
-        pulled.pages, 1,
-        "one page was collected, and the rest is there"
-    );
-    assert_eq!(read(&store, "removed")?, removed);
-    assert_eq!(store.verify(true, &Silent)?.findings, []);
-    Ok(())
-}
-
-/// The tag is there, and a pack is not.
-#[test]
-fn a_pull_brings_back_what_the_disk_has_lost() -> Outcome {
-    let scene = Scene::new()?;
-    let remote = scene.remote()?;
-    let store = scene.store("store")?;
-    commit(&store, "first", &image(&[1; 6]), None)?;
-    let first = list(&scene.dir.path().join("store/packs"))?;
-    let bytes = image(&[1, 1, 3, 4]);
-    commit(&store, "second", &bytes, None)?;
-    remote.push(&store, "second", "second", false, &Silent)?;
-    first.iter().try_for_each(fs::remove_file)?;
-    let store = Store::open(&scene.dir.path().join("store"))?;
-    assert!(!store.verify(true, &Silent)?.findings.is_empty());
-    store.remove_tags(&["first".to_owned()])?;
-    let pulled = remote.pull(&store, "second", "second", false, &Silent)?;
-    assert_eq!(pulled.pages, 2);
-    assert_eq!(read(&store, "second")?, bytes);
-    assert_eq!(store.verify(true, &Silent)?.findings, []);
-    Ok(())
-}
-
-/// Whatever is done to an object: the pull names it, and sets no tag.
-#[test]
-fn hostile_objects_are_refused_and_named() -> Outcome {
-    for kind in ["packs", "heads", "refs/t"] {
-        let scene = Scene::new()?;
-        let remote = scene.remote()?;
-        let store = scene.store("store")?;
-        commit(&store, "t", &image(&[1; 600]), None)?;
-        commit(&store, "u", &image(&[2; 600]), None)?;
-        remote.push(&store, "t", "t", false, &Silent)?;
-        let path = scene.object(kind);
-        let whole = fs::read(&path)?;
-        remote.push(&store, "u", "u", false, &Silent)?;
-        let others = if kind == "refs/t" { "refs/u" } else { kind };
-        let other = list(&scene.bucket().join(others))?;
-        let other = other.iter().find(|it| **it != path).ok_or("another")?;
-        let swapped_with = fs::read(other)?;
-        let name = path
-            .file_name()
-            .ok_or("a name")?
-            .to_string_lossy()
-            .into_owned();
-        let step = (whole.len() / 40).max(1);
-        // The checksum at a pack's end is for who reads all of it.
-        let end = if kind == "packs" {
-            whole.len() - 32
-        } else {
-            whole.len()
-        };
-        let mut hostile: Vec<Vec<u8>> = (0..end)
-            .step_by(step)
-            .map(|at| whole[..at].to_vec())
-            .collect();
-        for at in (32..end).step_by(step) {
-            let mut flipped = whole.clone();
-            flipped[at] ^= 4;
-            hostile.push(flipped);
-        }
-        hostile.push(swapped_with);
-        for (number, bytes) in hostile.into_iter().enumerate() {
-            fs::write(&path, bytes)?;
-            let other = scene.store(&format!("other{number}"))?;
-            let pulled = remote.pull(&other, "t", "t", false, &Silent);
-            let error = match pulled {
-                Ok(pulled) => return Err(format!("{kind} {number}: {pulled:?}").into()),
-                Err(error) => error,
-            };
-            assert!(
-                error.to_string().contains(&name),
-                "{kind} {number}: {error}"
-            );
-            assert_eq!(other.tag("t")?, None);
-            let verified = remote.verify(true)?;
-            assert!(!verified.findings.is_empty(), "{kind} {number}");
-        }
-        fs::remove_file(&path)?;
-        let other = scene.store("last")?;
-        assert!(remote.pull(&other, "t", "t", false, &Silent).is_err());
-        fs::write(&path, whole)?;
-        remote.pull(&other, "t", "t", false, &Silent)?;
-    }
-    Ok(())
 }
 
 /// A file without an end, and one that waits for a writer: told as what it is, and verify
@@ -456,68 +284,6 @@ fn what_stands_in_place_of_a_record_is_told() -> Outcome {
     Ok(())
 }
 
-/// The last record of a tag stays for ever: without any, packs are not garbage.
-#[test]
-fn a_bucket_that_lost_all_records_is_not_emptied() -> Outcome {
-    let scene = Scene::new()?;
-    let remote = scene.remote()?;
-    let store = scene.store("store")?;
-    commit(&store, "t", &image(&[1; 6]), None)?;
-    remote.push(&store, "t", "t", false, &Silent)?;
-    let (refs, aside) = (scene.bucket().join("refs"), scene.dir.path().join("aside"));
-    fs::rename(&refs, &aside)?;
-    let damaged = |error: Error| matches!(error, Error::Protocol(protocol::Error::Damaged { .. }));
-    for dry_run in [true, false] {
-        assert!(remote.collect(Options { dry_run }).is_err_and(damaged));
-    }
-    let findings = remote.verify(false)?.findings;
-    assert!(
-        findings.iter().any(|one| one.object == "refs/"),
-        "{findings:?}"
-    );
-    fs::rename(&aside, &refs)?;
-    assert!(remote.verify(true)?.findings.is_empty());
-    // A removal is a record, too.
-    remote.remove("t")?;
-    assert_eq!(remote.collect(Options::default())?.deleted.len(), 2);
-    Ok(())
-}
-
-/// It is a finding, by name, and what pushes and collections say is the way out.
-#[test]
-fn a_condemnation_that_is_damaged_is_named_with_the_way_out() -> Outcome {
-    let scene = Scene::new()?;
-    let remote = scene.remote()?;
-    let store = scene.store("store")?;
-    commit(&store, "t", &image(&[1; 6]), None)?;
-    remote.push(&store, "t", "t", false, &Silent)?;
-    let name = "condemn/00000000000000000000000000000abc-00000001";
-    let path = scene.bucket().join(name);
-    fs::create_dir_all(scene.bucket().join("condemn"))?;
-    fs::write(&path, b"")?;
-    let told = |error: Error| {
-        let error = error.to_string();
-        error.contains(name) && error.contains("delete this object")
-    };
-    commit(&store, "u", &image(&[2; 6]), None)?;
-    assert!(
-        remote
-            .push(&store, "u", "u", false, &Silent)
-            .is_err_and(told)
-    );
-    assert!(remote.collect(Options::default()).is_err_and(told));
-    let findings = remote.verify(false)?.findings;
-    assert!(
-        findings.iter().any(|one| one.object == name),
-        "{findings:?}"
-    );
-    fs::remove_file(&path)?;
-    remote.push(&store, "u", "u", false, &Silent)?;
-    remote.collect(Options::default())?;
-    assert!(remote.verify(true)?.findings.is_empty());
-    Ok(())
-}
-
 #[test]
 fn a_name_that_no_tag_can_have_is_a_finding_and_no_tag() -> Outcome {
     let scene = Scene::new()?;
@@ -535,4 +301,76 @@ fn a_name_that_no_tag_can_have_is_a_finding_and_no_tag() -> Outcome {
     assert_eq!(findings.len(), 1, "{findings:?}");
     assert_eq!(findings[0].object, "refs/\\u{1b}[31mred/");
     Ok(())
+}
+
+#[test]
+fn a_name_that_is_no_text_is_told() -> Outcome {
+    use std::os::unix::ffi::OsStrExt as _;
+    for kind in ["refs", "packs", "heads"] {
+        let scene = Scene::new()?;
+        let remote = scene.remote()?;
+        let store = scene.store("store")?;
+        commit(&store, "t", &image(&[1; 6]), None)?;
+        remote.push(&store, "t", "t", false, &Silent)?;
+        let name = std::ffi::OsStr::from_bytes(b"a\xff");
+        fs::write(scene.bucket().join(kind).join(name), b"")?;
+        let told = |error: Error| error.to_string().contains("no text");
+        assert!(
+            remote.collect(Options::default()).is_err_and(told),
+            "{kind}"
+        );
+    }
+    Ok(())
+}
+
+/// Each of these runs over each kind of bucket.
+macro_rules! over_each_bucket {
+    ($($name:ident)*) => {
+        mod in_a_directory {
+            $(#[test] fn $name() -> super::Outcome {
+                super::bodies::$name(&super::Scene::new()?)
+            })*
+        }
+
+        #[cfg(feature = "cloud")]
+        mod in_s3 {
+            $(#[test] fn $name() -> super::Outcome {
+                super::over(stringify!($name), &super::servers::S3, super::bodies::$name)
+            })*
+        }
+
+        #[cfg(feature = "cloud")]
+        mod in_azure {
+            $(#[test] fn $name() -> super::Outcome {
+                super::over(stringify!($name), &super::servers::AZURE, super::bodies::$name)
+            })*
+        }
+    };
+}
+
+over_each_bucket! {
+    only_what_is_missing_moves
+    what_no_tag_needs_goes_and_the_rest_stays
+    a_tag_that_exists_is_not_moved_without_being_told
+    what_was_removed_and_collected_is_pulled_again
+    a_pull_brings_back_what_the_disk_has_lost
+    hostile_objects_are_refused_and_named
+    a_bucket_that_lost_all_records_is_not_emptied
+    a_condemnation_that_is_damaged_is_named_with_the_way_out
+    a_bucket_keeps_what_it_has_to
+    a_write_whose_answer_is_lost_is_written_again
+    a_part_behind_the_end_is_no_part
+    long_objects_are_written_in_parts
+    a_push_that_is_killed_at_any_request_is_run_again
+}
+
+#[cfg(feature = "cloud")]
+fn over(name: &str, server: &servers::Found, body: fn(&Scene) -> Outcome) -> Outcome {
+    match server {
+        Ok(server) => body(&Scene::of(server)?),
+        Err(why) => {
+            println!("SKIPPED {name}: {why}");
+            Ok(())
+        }
+    }
 }

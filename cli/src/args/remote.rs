@@ -1,5 +1,7 @@
 //! Snapshots in a bucket that hosts share.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::values::snapshot;
@@ -19,12 +21,7 @@ pub struct RemoteArgs {
 #[derive(Subcommand)]
 pub enum RemoteCommand {
     /// Give a bucket a name in this store
-    Add {
-        /// The name
-        name: String,
-        /// Where the bucket is: file:///DIRECTORY
-        url: String,
-    },
+    Add(AddArgs),
     /// List the remotes of this store
     List,
     /// Make a bucket a remote, with pages as this store has them
@@ -74,6 +71,42 @@ pub enum RemoteCommand {
         /// A remote of this store
         name: String,
     },
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  snapstore remote add site file:///mnt/shared/snaps
+  snapstore remote add site s3://snaps/site --region eu-central-1
+  snapstore remote add own s3://snaps --endpoint https://garage.example:3900 --region garage \\
+      --credentials /etc/snapstore/own.env
+
+Credentials come from the usual variables of the environment (AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN; GOOGLE_APPLICATION_CREDENTIALS;
+AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY), or from the provider's own service on
+its machines, each time they are needed. The store keeps none.")]
+pub struct AddArgs {
+    /// The name
+    pub name: String,
+    /// Where the bucket is: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or
+    /// az://CONTAINER/PREFIX
+    pub url: String,
+    /// The server, if it is not the provider's own
+    #[arg(long, value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// The region of an S3 bucket
+    #[arg(long)]
+    pub region: Option<String>,
+    /// Let an endpoint be http://, which hides nothing on the way and is for tests
+    #[arg(long)]
+    pub allow_http: bool,
+    /// A file of lines NAME=VALUE with these variables, which count before the environment's;
+    /// only its owner may read it
+    #[arg(long, value_name = "FILE")]
+    pub credentials: Option<PathBuf>,
+    /// How long a request that fails is tried again [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub retry_seconds: Option<u64>,
 }
 
 #[derive(Args)]

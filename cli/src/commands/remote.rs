@@ -8,20 +8,22 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use snapstore_host::{NotFound, Usage};
-use snapstore_remote::Remote;
 use snapstore_remote::protocol::{NotCollected, Options};
+use snapstore_remote::{Place, Remote};
 use snapstore_store::{Store, check_tag};
 
-use crate::args::{PullArgs, PushArgs, RemoteArgs, RemoteCommand};
+use crate::args::{AddArgs, PullArgs, PushArgs, RemoteArgs, RemoteCommand};
 use crate::context::Context;
 use crate::exit;
 use crate::format::{count, size, table};
 use crate::logging::say;
 use crate::progress::{Bar, Unit};
 
-/// The remotes of a store, by their names: a JSON object of URLs in this file of it.
+/// The remotes of a store, by their names: a JSON object of URLs, or of places with all that
+/// `remote add` was told, in this file of it.
 const FILE: &str = "remotes.json";
 /// After so long a silence a push is given up.
 const SILENCE: Duration = Duration::from_secs(15 * 60);
@@ -34,35 +36,71 @@ fn told<T>(result: snapstore_remote::Result<T>) -> anyhow::Result<T> {
     })
 }
 
-fn remotes(store: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+/// A place that needs no options is written as its URL alone.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Known {
+    Url(String),
+    Place(Place),
+}
+
+impl From<Known> for Place {
+    fn from(known: Known) -> Self {
+        match known {
+            Known::Url(url) => Self::new(&url),
+            Known::Place(place) => place,
+        }
+    }
+}
+
+impl From<Place> for Known {
+    fn from(place: Place) -> Self {
+        match place == Place::new(&place.url) {
+            true => Self::Url(place.url),
+            false => Self::Place(place),
+        }
+    }
+}
+
+fn remotes(store: &Path) -> anyhow::Result<BTreeMap<String, Place>> {
     let path = store.join(FILE);
     match fs::read(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
         read => {
             let read = read.with_context(|| format!("cannot read {}", path.display()))?;
-            serde_json::from_slice(&read)
-                .with_context(|| format!("{} does not list remotes", path.display()))
+            let known: BTreeMap<String, Known> = serde_json::from_slice(&read)
+                .with_context(|| format!("{} does not list remotes", path.display()))?;
+            Ok(known
+                .into_iter()
+                .map(|(name, one)| (name, one.into()))
+                .collect())
         }
     }
 }
 
 fn remote(store: &Store, name: &str) -> anyhow::Result<Remote> {
-    let url = remotes(store.path())?.remove(name).ok_or_else(|| {
+    let place = remotes(store.path())?.remove(name).ok_or_else(|| {
         NotFound(format!(
             "there is no remote {name:?}; `snapstore remote add` makes one known"
         ))
     })?;
-    told(Remote::at(&url))
+    told(Remote::at(&place))
 }
 
-fn add(context: &Context, store: &Store, name: &str, url: &str) -> anyhow::Result<ExitCode> {
+fn add(context: &Context, store: &Store, name: &str, place: Place) -> anyhow::Result<ExitCode> {
     check_tag(name)?;
-    told(Remote::at(url))?;
+    told(Remote::at(&place))?;
     let mut known = remotes(store.path())?;
-    if known.get(name).is_some_and(|known| known != url) {
+    // Another key for the same bucket is the same remote.
+    if known.get(name).is_some_and(|known| known.url != place.url) {
         bail!("remote {name:?} is another one; choose another name");
     }
-    known.insert(name.to_owned(), url.to_owned());
+    let url = place.url.clone();
+    known.insert(name.to_owned(), place);
+    let known: BTreeMap<_, Known> = known
+        .into_iter()
+        .map(|(name, one)| (name, one.into()))
+        .collect();
     let path = store.path().join(FILE);
     let part = store.path().join(format!("{FILE}.{}", std::process::id()));
     fs::write(&part, serde_json::to_vec_pretty(&known)?)
@@ -74,16 +112,31 @@ fn add(context: &Context, store: &Store, name: &str, url: &str) -> anyhow::Resul
     Ok(ExitCode::SUCCESS)
 }
 
+fn place(args: &AddArgs) -> anyhow::Result<Place> {
+    let credentials = args.credentials.as_ref().map(|path| {
+        std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
+    });
+    Ok(Place {
+        url: args.url.clone(),
+        endpoint: args.endpoint.clone(),
+        region: args.region.clone(),
+        allow_http: args.allow_http,
+        credentials: credentials.transpose()?,
+        retry_seconds: args.retry_seconds,
+    })
+}
+
 pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
     let store = context.open_or_create_default()?;
     match &args.command {
-        RemoteCommand::Add { name, url } => return add(context, &store, name, url),
+        RemoteCommand::Add(args) => return add(context, &store, &args.name, place(args)?),
         RemoteCommand::List => {
             let known = remotes(store.path())?;
-            context.answer(&json!({"remotes": known}), || {
-                let rows: Vec<_> = known
+            let urls: BTreeMap<_, _> = known.iter().map(|(name, one)| (name, &one.url)).collect();
+            context.answer(&json!({"remotes": urls}), || {
+                let rows: Vec<_> = urls
                     .iter()
-                    .map(|(name, url)| vec![name.clone(), url.clone()])
+                    .map(|(name, url)| vec![(*name).clone(), (*url).clone()])
                     .collect();
                 table(&["NAME", "URL"], 2, &rows)
             })?;
@@ -152,7 +205,10 @@ fn tags(context: &Context, remote: &Remote) -> anyhow::Result<ExitCode> {
             .collect();
         table(&["TAG", "ID", ""], 3, &rows)
     })?;
-    Ok(ExitCode::SUCCESS)
+    Ok(match tags.iter().any(|one| one.damaged) {
+        true => ExitCode::from(exit::DAMAGED),
+        false => ExitCode::SUCCESS,
+    })
 }
 
 fn gc(context: &Context, remote: &Remote, dry_run: bool) -> anyhow::Result<ExitCode> {
@@ -173,7 +229,7 @@ fn gc(context: &Context, remote: &Remote, dry_run: bool) -> anyhow::Result<ExitC
         "given_up": fenced,
         "not_deleted_because": waits,
     });
-    context.answer(&value, || {
+    context.answer(&with_requests(&value, remote)?, || {
         let verb = if dry_run { "Would delete" } else { "Deleted" };
         let mut out = String::new();
         for session in &fenced {
@@ -215,13 +271,22 @@ fn verify(context: &Context, remote: &Remote, read_data: bool) -> anyhow::Result
     })
 }
 
+/// What is told for programs, with what went over the network.
+fn with_requests(report: &impl Serialize, remote: &Remote) -> anyhow::Result<serde_json::Value> {
+    let mut value = serde_json::to_value(report)?;
+    if let Some(requests) = remote.requests() {
+        value["requests"] = serde_json::to_value(requests)?;
+    }
+    Ok(value)
+}
+
 pub fn push(context: &Context, args: &PushArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
     let store = context.open()?;
     let remote = remote(&store, &args.remote)?;
     let bar = Bar::new(Unit::Bytes);
     let report = told(remote.push(&store, &args.tag, &args.tag, args.replace, &bar))?;
-    context.answer(&report, || {
+    context.answer(&with_requests(&report, &remote)?, || {
         let id = report.id.get(..12).unwrap_or_default();
         match report.already {
             true => format!("{} names {id} there already.", args.tag),
@@ -251,7 +316,7 @@ pub fn pull(context: &Context, args: &PullArgs) -> anyhow::Result<ExitCode> {
     let as_tag = args.as_tag.as_deref().unwrap_or(tag);
     let bar = Bar::new(Unit::Bytes);
     let pulled = told(remote.pull(&store, tag, as_tag, args.replace, &bar))?;
-    context.answer(&pulled, || {
+    context.answer(&with_requests(&pulled, &remote)?, || {
         format!(
             "Pulled {} {}: {} pages, {}.",
             pulled.tag,

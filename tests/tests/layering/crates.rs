@@ -38,9 +38,11 @@ const MAY_USE: [(&str, &[&str]); 10] = [
 ];
 
 /// Crates of others, and the only ones of ours that may use them.
-const HOMES: [(&str, &str); 12] = [
+const HOMES: [(&str, &str); 14] = [
     ("rocksdb", "snapstore-store"),
     ("zstd", "snapstore-store"),
+    ("object_store", "snapstore-remote"),
+    ("tokio", "snapstore-remote"),
     ("fuser", "snapstore-fuse"),
     ("kvm-bindings", "snapstore-vmm"),
     ("kvm-ioctls", "snapstore-vmm"),

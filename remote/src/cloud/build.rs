@@ -1,0 +1,140 @@
+//! How a bucket is reached: addresses from the place, credentials from the environment or
+//! from a file that only its owner can read.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+
+use super::count::{Counter, Counting};
+use crate::error::Result;
+use crate::place::Place;
+
+const CONNECT_SECONDS: u64 = 10;
+/// A server that sends nothing for so long, or takes so long for a part of 8 MiB.
+const SILENT_SECONDS: u64 = 60;
+const RETRY_SECONDS: u64 = 60;
+const MOST_RETRIES: usize = 10;
+const MOST_CREDENTIALS_BYTES: u64 = 64 << 10;
+
+/// A client of the bucket.
+pub fn store(
+    place: &Place,
+    scheme: &str,
+    bucket: &str,
+    counter: &Arc<Counter>,
+) -> Result<Box<dyn ObjectStore>> {
+    // There is one already if this is not the first bucket.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let connector = Counting(Arc::clone(counter));
+    let credentials = credentials(place)?;
+    let wrong = |error: object_store::Error| place.unusable(error.to_string());
+    match scheme {
+        "s3" => {
+            let mut builder = AmazonS3Builder::from_env()
+                // One deletion at a time is what every server knows.
+                .with_disable_bulk_delete(true)
+                .with_bucket_name(bucket)
+                .with_retry(retry(place))
+                .with_client_options(client())
+                .with_http_connector(connector);
+            for (name, value) in credentials {
+                builder = builder.with_config(name.parse().map_err(wrong)?, value);
+            }
+            if let Some(region) = &place.region {
+                builder = builder.with_region(region);
+            }
+            if let Some(endpoint) = &place.endpoint {
+                builder = builder.with_endpoint(endpoint);
+            }
+            if place.allow_http {
+                builder = builder.with_allow_http(true);
+            }
+            Ok(Box::new(builder.build().map_err(wrong)?))
+        }
+        "gs" => {
+            let mut options = client();
+            if place.allow_http {
+                options = options.with_allow_http(true);
+            }
+            let mut builder = GoogleCloudStorageBuilder::from_env()
+                .with_bucket_name(bucket)
+                .with_retry(retry(place))
+                .with_client_options(options)
+                .with_http_connector(connector);
+            for (name, value) in credentials {
+                builder = builder.with_config(name.parse().map_err(wrong)?, value);
+            }
+            if let Some(endpoint) = &place.endpoint {
+                builder = builder.with_base_url(endpoint);
+            }
+            Ok(Box::new(builder.build().map_err(wrong)?))
+        }
+        _ => {
+            let mut builder = MicrosoftAzureBuilder::from_env()
+                .with_container_name(bucket)
+                .with_retry(retry(place))
+                .with_client_options(client())
+                .with_http_connector(connector);
+            for (name, value) in credentials {
+                builder = builder.with_config(name.parse().map_err(wrong)?, value);
+            }
+            if let Some(endpoint) = &place.endpoint {
+                builder = builder.with_endpoint(endpoint.clone());
+            }
+            if place.allow_http {
+                builder = builder.with_allow_http(true);
+            }
+            Ok(Box::new(builder.build().map_err(wrong)?))
+        }
+    }
+}
+
+fn client() -> ClientOptions {
+    ClientOptions::new()
+        .with_connect_timeout(Duration::from_secs(CONNECT_SECONDS))
+        .with_read_timeout(Duration::from_secs(SILENT_SECONDS))
+        // A long object takes as long as the line needs.
+        .with_timeout_disabled()
+}
+
+fn retry(place: &Place) -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(10),
+            base: 2.0,
+        },
+        max_retries: MOST_RETRIES,
+        retry_timeout: Duration::from_secs(place.retry_seconds.unwrap_or(RETRY_SECONDS)),
+    }
+}
+
+/// What the file of the place says: names as those of the environment's variables.
+fn credentials(place: &Place) -> Result<Vec<(String, String)>> {
+    let Some(path) = &place.credentials else {
+        return Ok(Vec::new());
+    };
+    let told = |why: &str| place.unusable(format!("its credentials in {}: {why}", path.display()));
+    let found = fs::metadata(path).map_err(|error| told(&error.to_string()))?;
+    if !found.is_file() || found.len() > MOST_CREDENTIALS_BYTES {
+        return Err(told("it is no file, or too long"));
+    }
+    if found.permissions().mode() & 0o077 != 0 {
+        return Err(told("others may read it: chmod 600"));
+    }
+    let text = fs::read_to_string(path).map_err(|error| told(&error.to_string()))?;
+    let lines = text.lines().map(str::trim);
+    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| match line.split_once('=') {
+            Some((name, value)) => Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned())),
+            None => Err(told("a line in it is not NAME=VALUE")),
+        })
+        .collect()
+}

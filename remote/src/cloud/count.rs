@@ -1,0 +1,110 @@
+//! Counts requests as they leave, and bounds answers that are kept in memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use http_body_util::{BodyExt as _, Limited};
+use object_store::ClientOptions;
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
+    HttpResponseBody, HttpService, ReqwestConnector,
+};
+
+use crate::objects::Requests;
+
+/// A page of a listing, or what is said of an error: 5000 names of 1 KiB are shorter.
+const MOST_TOLD_BYTES: usize = 32 << 20;
+/// Of objects, what reads them has the bound.
+const MOST_OBJECT_BYTES: usize = 2 << 30;
+
+/// Requests so far.
+#[derive(Debug, Default)]
+pub struct Counter {
+    get: AtomicU64,
+    head: AtomicU64,
+    list: AtomicU64,
+    put: AtomicU64,
+    post: AtomicU64,
+    delete: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Counter {
+    pub fn requests(&self) -> Requests {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Requests {
+            get: of(&self.get),
+            head: of(&self.head),
+            list: of(&self.list),
+            put: of(&self.put),
+            post: of(&self.post),
+            delete: of(&self.delete),
+            failed: of(&self.failed),
+        }
+    }
+
+    fn of(&self, method: &str, is_list: bool) -> &AtomicU64 {
+        match method {
+            _ if is_list => &self.list,
+            "HEAD" => &self.head,
+            "PUT" => &self.put,
+            "POST" => &self.post,
+            "DELETE" => &self.delete,
+            _ => &self.get,
+        }
+    }
+}
+
+/// Makes clients that count.
+#[derive(Debug)]
+pub struct Counting(pub Arc<Counter>);
+
+impl HttpConnector for Counting {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(HttpClient::new(Client {
+            counter: Arc::clone(&self.0),
+            client: ReqwestConnector::default().connect(options)?,
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct Client {
+    counter: Arc<Counter>,
+    client: HttpClient,
+}
+
+#[async_trait]
+impl HttpService for Client {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let query = request.uri().query().unwrap_or_default();
+        let is_list = request.method() == "GET"
+            && (query.contains("list-type=2") || query.contains("comp=list"));
+        let is_object = request.method() == "GET" && !is_list;
+        let count = self.counter.of(request.method().as_str(), is_list);
+        count.fetch_add(1, Ordering::Relaxed);
+        let answer = self.client.execute(request).await;
+        let is_failed = answer.as_ref().map_or(true, |answer| {
+            answer.status().as_u16() >= 400 && answer.status() != 404
+        });
+        if is_failed {
+            self.counter.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        let most = match is_object {
+            true => MOST_OBJECT_BYTES,
+            false => MOST_TOLD_BYTES,
+        };
+        Ok(answer?.map(|body| {
+            let bounded = Limited::new(body, most);
+            HttpResponseBody::new(
+                bounded.map_err(|error| match error.downcast::<HttpError>() {
+                    Ok(error) => *error,
+                    Err(error) => {
+                        HttpError::new(HttpErrorKind::Decode, std::io::Error::other(error))
+                    }
+                }),
+            )
+        }))
+    }
+}

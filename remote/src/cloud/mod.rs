@@ -1,0 +1,344 @@
+//! A bucket over the network: S3, Google Cloud Storage, Azure, and servers that speak as
+//! these do. Callers wait; the runtime that the library needs is private.
+//!
+//! A request is tried again as long as [`Place::retry_seconds`] says, which is safe since
+//! the bytes of a key are always the same. An object is also written with the condition
+//! that there is none, where the server has that. No safety rests on it: it finds two
+//! hosts that drew the same name, such as copies of one machine.
+
+mod build;
+mod count;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use object_store::path::Path;
+use object_store::{
+    Error as StoreError, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, WriteMultipart,
+};
+use tokio::runtime::Runtime;
+
+use self::count::Counter;
+use crate::error::Result;
+use crate::objects::{MOST_LISTED, Objects, Part, Requests, TOO_LONG, longest_bytes, no, wrong};
+use crate::place::Place;
+use crate::protocol::{Listed, Unanswered};
+
+/// What is longer is written in parts.
+const MOST_AT_ONCE_BYTES: usize = 16 << 20;
+const PART_BYTES: usize = 8 << 20;
+const PARTS_AT_ONCE: usize = 4;
+/// However slowly a server answers, an operation ends.
+const MOST_SECONDS: u64 = 15 * 60;
+/// What is shown of what a server says.
+const MOST_TOLD_CHARS: usize = 600;
+
+const OTHER_WRITER: &str = "another host has written another object under the same name: are \
+    two hosts copies of one machine, with the same random numbers?";
+const ODD_NAME: &str = "a name in it is none that a host gives";
+const NOT_ASKED: &str = "the server lists what was not asked for";
+
+/// A bucket, or what is below a prefix of it.
+#[derive(Debug)]
+pub struct Cloud {
+    store: Box<dyn ObjectStore>,
+    prefix: String,
+    counter: Arc<Counter>,
+    /// Whether the server knows conditional writes, as far as is known.
+    has_conditions: AtomicBool,
+    runtime: Runtime,
+}
+
+impl Cloud {
+    /// Nothing is asked of it yet.
+    pub fn open(place: &Place, scheme: &str, bucket: &str, prefix: &str) -> Result<Self> {
+        if Path::parse(prefix).is_err() {
+            return Err(place.unusable("its prefix cannot be that of an object's name"));
+        }
+        let counter = Arc::new(Counter::default());
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("remote")
+            .enable_all()
+            .build()
+            .map_err(|error| place.unusable(format!("cannot start a thread: {error}")))?;
+        Ok(Self {
+            store: build::store(place, scheme, bucket, &counter)?,
+            prefix: match prefix {
+                "" => String::new(),
+                prefix => format!("{prefix}/"),
+            },
+            counter,
+            has_conditions: AtomicBool::new(true),
+            runtime,
+        })
+    }
+
+    fn path(&self, what: &'static str, key: &str) -> Result<Path, Unanswered> {
+        let path = Path::parse(format!("{}{}", self.prefix, key.trim_end_matches('/')));
+        path.map_err(|error| no(what, key, error.to_string()))
+    }
+
+    /// Waits for an operation, within bounds.
+    fn wait<T>(
+        &self,
+        what: &'static str,
+        key: &str,
+        work: impl Future<Output = Result<T, Unanswered>>,
+    ) -> Result<T, Unanswered> {
+        self.runtime.block_on(async {
+            let bounded = tokio::time::timeout(Duration::from_secs(MOST_SECONDS), work);
+            let late = |_| no(what, key, format!("no end after {MOST_SECONDS} seconds"));
+            bounded.await.map_err(late)?
+        })
+    }
+
+    async fn put_at_once(&self, key: &str, path: &Path, bytes: &[u8]) -> Result<(), Unanswered> {
+        let payload = PutPayload::from(bytes.to_vec());
+        if self.has_conditions.load(Ordering::Relaxed) {
+            let options = PutOptions::from(PutMode::Create);
+            match self.store.put_opts(path, payload.clone(), options).await {
+                Ok(_) => return Ok(()),
+                Err(StoreError::AlreadyExists { .. }) => {
+                    // That one's own earlier attempt is seen by this read is no sign that it
+                    // is seen by the next one: only an acknowledged write is.
+                    match self.read(key, path, None).await? {
+                        Some(found) if found != bytes => {
+                            return Err(wrong("write", key, OTHER_WRITER));
+                        }
+                        _ => {}
+                    }
+                }
+                Err(error) if is_refused(&error) => return Err(failed("write", key, &error)),
+                Err(error) => {
+                    if is_unknown_to_server(&error) {
+                        self.has_conditions.store(false, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+        match self.store.put(path, payload).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(failed("write", key, &error)),
+        }
+    }
+
+    async fn put_in_parts(&self, key: &str, path: &Path, bytes: &[u8]) -> Result<(), Unanswered> {
+        let told = |error: StoreError| failed("write", key, &error);
+        let begun = self
+            .store
+            .put_multipart_opts(path, PutMultipartOptions::default());
+        let mut upload =
+            WriteMultipart::new_with_chunk_size(begun.await.map_err(told)?, PART_BYTES);
+        for part in bytes.chunks(PART_BYTES) {
+            if let Err(error) = upload.wait_for_capacity(PARTS_AT_ONCE).await {
+                // Parts that stay are invisible; the bucket's own rule removes them.
+                let _ = upload.abort().await;
+                return Err(told(error));
+            }
+            upload.write(part);
+        }
+        upload.finish().await.map_err(told)?;
+        Ok(())
+    }
+
+    async fn read(
+        &self,
+        key: &str,
+        path: &Path,
+        part: Option<Part>,
+    ) -> Result<Option<Vec<u8>>, Unanswered> {
+        let longest = longest_bytes(key);
+        let options = GetOptions {
+            range: part
+                .map(|(from, len)| GetRange::Bounded(from..from.saturating_add(len.max(1) as u64))),
+            ..GetOptions::default()
+        };
+        let found = match self.store.get_opts(path, options).await {
+            Ok(found) => found,
+            Err(error) if is_not_found(&error) => return Ok(None),
+            Err(error) => return self.read_less(key, path, part, error).await,
+        };
+        if found.meta.size > longest {
+            return Err(wrong("read", key, TOO_LONG));
+        }
+        // The server may send another number of bytes than it tells.
+        let most = part.map_or(longest, |(_, len)| len as u64);
+        let mut bytes = Vec::new();
+        let mut stream = found.into_stream();
+        while let Some(some) = stream.next().await {
+            let some = some.map_err(|error| failed("read", key, &error))?;
+            let left = usize::try_from(most).unwrap_or(usize::MAX) - bytes.len();
+            if some.len() > left {
+                match part {
+                    Some(_) => bytes.extend_from_slice(&some[..left]),
+                    None => return Err(wrong("read", key, TOO_LONG)),
+                }
+                break;
+            }
+            bytes.extend_from_slice(&some);
+        }
+        Ok(Some(bytes))
+    }
+
+    /// A part behind an object's end is refused, and one that reaches over it may be: then as
+    /// much is read as there is.
+    async fn read_less(
+        &self,
+        key: &str,
+        path: &Path,
+        part: Option<Part>,
+        error: StoreError,
+    ) -> Result<Option<Vec<u8>>, Unanswered> {
+        let told = failed("read", key, &error);
+        let Some((from, len)) = part else {
+            return Err(told);
+        };
+        let size = match self.store.head(path).await {
+            Ok(meta) => meta.size,
+            Err(_) => return Err(told),
+        };
+        if size >= from.saturating_add(len as u64) {
+            return Err(told);
+        }
+        let there = usize::try_from(size.saturating_sub(from)).unwrap_or(0);
+        if there == 0 {
+            return Ok(Some(Vec::new()));
+        }
+        Box::pin(self.read(key, path, Some((from, there)))).await
+    }
+
+    async fn read_list(&self, prefix: &str, path: &Path) -> Result<Vec<Listed>, Unanswered> {
+        let mut found = Vec::new();
+        let mut pages = self.store.list(Some(path));
+        while let Some(meta) = pages.next().await {
+            let meta = meta.map_err(|error| match error {
+                StoreError::InvalidPath { .. } => wrong("list", prefix, ODD_NAME),
+                error => failed("list", prefix, &error),
+            })?;
+            let key = meta.location.as_ref().strip_prefix(&self.prefix);
+            let Some(key) = key.filter(|key| key.starts_with(prefix)) else {
+                return Err(wrong("list", prefix, NOT_ASKED));
+            };
+            if found.len() >= MOST_LISTED {
+                let reason = "there are more objects than a listing may have (4194304)";
+                return Err(wrong("list", prefix, reason));
+            }
+            found.push(Listed {
+                key: key.to_owned(),
+                len_bytes: meta.size,
+                modified: u64::try_from(meta.last_modified.timestamp()).unwrap_or_default(),
+            });
+        }
+        found.sort_by(|one, other| one.key.cmp(&other.key));
+        Ok(found)
+    }
+}
+
+impl Objects for Cloud {
+    /// Buckets are made by their owners.
+    fn create(&self) -> Result<(), Unanswered> {
+        Ok(())
+    }
+
+    fn is_absent(&self) -> bool {
+        false
+    }
+
+    fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Unanswered> {
+        let path = self.path("write", key)?;
+        self.wait("write", key, async {
+            match bytes.len() <= MOST_AT_ONCE_BYTES {
+                true => self.put_at_once(key, &path, bytes).await,
+                false => self.put_in_parts(key, &path, bytes).await,
+            }
+        })
+    }
+
+    fn get(&self, key: &str, part: Option<Part>) -> Result<Option<Vec<u8>>, Unanswered> {
+        let path = self.path("read", key)?;
+        self.wait("read", key, self.read(key, &path, part))
+    }
+
+    fn exists(&self, key: &str) -> Result<bool, Unanswered> {
+        let path = self.path("look for", key)?;
+        self.wait("look for", key, async {
+            match self.store.head(&path).await {
+                Ok(_) => Ok(true),
+                Err(error) if is_not_found(&error) => Ok(false),
+                Err(error) => Err(failed("look for", key, &error)),
+            }
+        })
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, Unanswered> {
+        let path = self.path("list", prefix)?;
+        self.wait("list", prefix, self.read_list(prefix, &path))
+    }
+
+    fn delete(&self, key: &str) -> Result<(), Unanswered> {
+        let path = self.path("delete", key)?;
+        self.wait("delete", key, async {
+            match self.store.delete(&path).await {
+                Ok(()) => Ok(()),
+                Err(error) if is_not_found(&error) => Ok(()),
+                Err(error) => Err(failed("delete", key, &error)),
+            }
+        })
+    }
+
+    fn requests(&self) -> Option<Requests> {
+        Some(self.counter.requests())
+    }
+}
+
+/// Whether an object is not there, rather than the bucket.
+fn is_not_found(error: &StoreError) -> bool {
+    matches!(error, StoreError::NotFound { .. })
+        && !["NoSuchBucket", "ContainerNotFound"]
+            .iter()
+            .any(|code| error.to_string().contains(code))
+}
+
+fn is_refused(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::PermissionDenied { .. }
+            | StoreError::Unauthenticated { .. }
+            | StoreError::NotFound { .. }
+    )
+}
+
+fn is_unknown_to_server(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::NotImplemented { .. } | StoreError::NotSupported { .. }
+    ) || error.to_string().contains("NotImplemented")
+}
+
+/// What failed, in the server's words as far as they can be shown.
+fn failed(what: &'static str, key: &str, error: &StoreError) -> Unanswered {
+    let told = error.to_string();
+    let mut reason: String = told.chars().take(MOST_TOLD_CHARS).collect();
+    if reason.len() < told.len() {
+        reason.push('…');
+    }
+    if reason.chars().any(char::is_control) {
+        reason = reason
+            .chars()
+            .map(|one| if one.is_control() { ' ' } else { one })
+            .collect();
+    }
+    match error {
+        StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => {
+            reason = format!("the server refuses these credentials: {reason}");
+        }
+        StoreError::NotFound { .. } => reason = format!("there is no such bucket: {reason}"),
+        _ => {}
+    }
+    no(what, key, reason)
+}
