@@ -27,7 +27,7 @@ enum Named {
 use Named::{Machine, Mount, Tag};
 
 /// Commands, their arguments, and what those name.
-const NAMED: [(&str, &str, Named); 21] = [
+const NAMED: [(&str, &str, Named); 23] = [
     ("commit", "parent", Tag),
     ("commit", "vm", Machine),
     ("mount", "what", Tag),
