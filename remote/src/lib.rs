@@ -20,6 +20,7 @@ mod dir;
 mod error;
 mod head;
 mod objects;
+mod open;
 mod place;
 pub mod protocol;
 mod pull;

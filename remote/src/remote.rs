@@ -126,7 +126,7 @@ impl Remote {
     pub fn at(place: &Place) -> Result<Self> {
         Ok(Self {
             url: place.url.clone(),
-            bucket: place.open()?,
+            bucket: crate::open::open(place)?,
             silence_seconds: PUSH_SILENCE_SECONDS,
             waits: true,
         })

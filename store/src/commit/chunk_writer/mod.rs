@@ -1,5 +1,6 @@
 //! Where a commit's new chunks go: deduplicated, into packs of its own.
 
+mod notes;
 mod reuse;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,7 +25,7 @@ use crate::scratch::Scratch;
 use crate::sim::{self, Fault};
 use crate::store::Store;
 use crate::tree::build::NodeSink;
-use reuse::Notes;
+use notes::Notes;
 
 /// The new chunks of one commit.
 ///

@@ -1,9 +1,9 @@
 //! What is stored already, and what of it a commit may rely on.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
 use super::ChunkWriter;
+use super::notes::{MAX_NOTES, Notes};
 use crate::chunks::Place;
 use crate::error::{Error, Result};
 use crate::format::node::{Child, Node};
@@ -12,16 +12,6 @@ use crate::pack::codec::Encoding;
 use crate::pack::reader::{BaseRef, PackReader};
 use crate::pack::{Location, PackNumber};
 use crate::sim::{self, Fault};
-
-/// How many things that cannot be read are told.
-const MAX_NOTES: usize = 16;
-
-/// What a commit has met that cannot be read.
-#[derive(Default)]
-pub(super) struct Notes {
-    packs: BTreeSet<PackNumber>,
-    errors: Vec<Error>,
-}
 
 impl ChunkWriter<'_> {
     /// Where each of these chunks is stored, for those a new snapshot may use.
