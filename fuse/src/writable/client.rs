@@ -8,12 +8,22 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{PidfdFlags, pidfd_open};
+
 use super::control::short_path;
 use super::operations::PLACE_ATTRIBUTE;
 use super::place::lock_for_commit;
 use super::wire::{Answer, FrozenView, Request, Status, receive, receive_fd, send};
 use crate::error::{Error, Result, cannot};
 use crate::mountpoint::{Mountpoint, Seen};
+
+/// How long a server that has nothing to do any more may take to be gone.
+const AT_ITS_END: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
 
 /// A connection to the server of a writable view.
 pub struct ViewClient {
@@ -197,14 +207,23 @@ impl ViewClient {
         if self.stream.set_read_timeout(Some(patience)).is_err() {
             return false;
         }
+        let process = socket_peercred(&self.stream).ok();
+        let process = process.and_then(|peer| pidfd_open(peer.pid, PidfdFlags::empty()).ok());
         // It has nothing to say any more.
-        match self.stream.read_exact(&mut [0]) {
+        let ended = match self.stream.read_exact(&mut [0]) {
             Ok(()) => true,
             Err(error) => matches!(
                 error.kind(),
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
             ),
+        };
+        if ended && let Some(process) = process {
+            // A process that ends closes one file after the other: until it is gone, the
+            // filesystem of its overlays is in use.
+            let mut gone = [PollFd::new(&process, PollFlags::IN)];
+            let _ = poll(&mut gone, Some(&AT_ITS_END));
         }
+        ended
     }
 
     /// Says what becomes of what is in no commit once the view is unmounted.
