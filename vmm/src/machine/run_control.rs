@@ -119,8 +119,12 @@ impl RunControl {
             state.requested = RunRequest::Run;
             state.has_run = true;
         }
+        let runs = state.requested == RunRequest::Run;
+        // A vCPU that wakes needs the lock: it would wait for this thread's next slice of
+        // time, should this one lose its processor now.
+        drop(state);
         self.changed.notify_all();
-        state.requested == RunRequest::Run
+        runs
     }
 
     /// Pauses them and waits until every vCPU is out of the guest, or the deadline
