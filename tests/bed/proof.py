@@ -60,7 +60,8 @@ ALARM = re.compile(
 # What it may say of its clocks where the CPU is emulated and waits for one of the host's: two vCPUs on one see
 # each other's TSC warp, and a clock that is read takes longer than the watchdog of clocks allows.
 EMULATED_CLOCK = re.compile(
-    r"TSCs unsynchronized|clocksource: .*watchdog.* marking unstable|Marking TSC unstable due to clocksource watchdog"
+    r"TSCs unsynchronized|clocksource: .*watchdog.* marking unstable|Marking TSC unstable due to clocksource watchdog|"
+    r"timekeeping watchdog on CPU\d+: Marking clocksource .tsc. as unstable because the skew is too large"
 )
 
 
