@@ -56,10 +56,18 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
         Remote::Protocol(Protocol::LeaseLost { .. } | Protocol::Gone { .. }) => {
             Some("run the command again")
         }
-        Remote::Protocol(Protocol::Missing { .. } | Protocol::Damaged { .. }) => Some(
-            "`snapstore remote verify --read-data` lists what is damaged; of what a snapshot \
-             needs, push it again with --replace from a store that has it",
-        ),
+        Remote::Protocol(Protocol::Missing { key, .. } | Protocol::Damaged { key, .. })
+            if key.starts_with("packs/") || key.starts_with("heads/") =>
+        {
+            Some(
+                "`snapstore remote verify --read-data` lists what is damaged; push each snapshot \
+                 that needs it again with --replace, from a store that has it",
+            )
+        }
+        // What is to be done about others, their own messages say.
+        Remote::Protocol(Protocol::Missing { .. } | Protocol::Damaged { .. }) => {
+            Some("`snapstore remote verify` lists what else is damaged")
+        }
         _ => None,
     }
 }

@@ -13,6 +13,8 @@ use crate::{Error, Place, Remote};
 
 mod bodies;
 #[cfg(feature = "cloud")]
+mod network;
+#[cfg(feature = "cloud")]
 mod servers;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;

@@ -19,7 +19,8 @@ const CONNECT_SECONDS: u64 = 10;
 /// A server that sends nothing for so long, or takes so long for a part of 8 MiB.
 const SILENT_SECONDS: u64 = 60;
 const RETRY_SECONDS: u64 = 60;
-const MOST_RETRIES: usize = 10;
+/// The time is the bound: pauses grow from a tenth of a second to ten.
+const MOST_RETRIES: usize = 1000;
 const MOST_CREDENTIALS_BYTES: u64 = 64 << 10;
 
 /// A client of the bucket.

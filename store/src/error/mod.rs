@@ -336,7 +336,7 @@ pub enum Error {
     },
     /// A pack that a commit relies on was set aside or deleted before the commit
     /// was acknowledged. Committing again finds what is there now.
-    #[error("the store was changed under this commit: {} is gone; commit again", path.display())]
+    #[error("the store was changed meanwhile: {} is gone; run the command again", path.display())]
     Overtaken {
         /// The pack file.
         path: PathBuf,
