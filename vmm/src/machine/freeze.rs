@@ -185,7 +185,9 @@ impl Machine {
         let stopped = Instant::now();
         let frozen = self.freeze_paused(&mut control, room);
         self.let_run_again(&mut control, was_running)?;
-        let pause = began.elapsed();
+        // A vCPU may have taken this thread's processor: then the pause was over before.
+        let entered = self.shared.run_control.entered_after(stopped);
+        let pause = entered.unwrap_or_else(Instant::now) - began;
         let (memory, disks, state, changed, after, mut timings) = frozen?;
         let number = control.freezes;
         timings.pause = pause;

@@ -44,6 +44,8 @@ struct State {
     requested: RunRequest,
     /// Whether they were let run at any time.
     has_run: bool,
+    /// When a vCPU last began to run.
+    entered: Option<Instant>,
     /// How many pauses were long, and are over.
     long_pauses: u64,
     /// By vCPU: whether it is out of the guest and waits.
@@ -74,6 +76,7 @@ impl RunControl {
             state: Mutex::new(State {
                 requested: RunRequest::Pause,
                 has_run: false,
+                entered: None,
                 long_pauses: 0,
                 waiting: vec![false; signals.len()],
                 ending: None,
@@ -95,6 +98,7 @@ impl RunControl {
             match state.requested {
                 RunRequest::Run => {
                     state.waiting[cpu] = false;
+                    state.entered = Some(Instant::now());
                     // Under the lock: a later signal is not undone.
                     self.signals[cpu].disarm();
                     return Next::Run;
@@ -109,6 +113,11 @@ impl RunControl {
                 }
             }
         }
+    }
+
+    /// When a vCPU last began to run, if one did after this.
+    pub fn entered_after(&self, after: Instant) -> Option<Instant> {
+        self.lock().entered.filter(|at| *at >= after)
     }
 
     /// Lets the vCPUs run. Returns whether the machine has not ended.
