@@ -13,10 +13,11 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(format!(".{}.part", std::process::id()));
-    let written = File::create(&unfinished)
+    // A new file: in a directory that others may write to, the name could be a link of theirs.
+    let written = File::create_new(&unfinished)
         .and_then(|mut file| file.write_all(bytes))
         .and_then(|()| fs::rename(&unfinished, path));
-    if written.is_err() {
+    if matches!(&written, Err(error) if error.kind() != io::ErrorKind::AlreadyExists) {
         let _ = fs::remove_file(&unfinished);
     }
     written
