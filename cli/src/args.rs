@@ -110,7 +110,7 @@ pub enum Command {
     /// List tags
     #[command(
         visible_alias = "ls",
-        after_help = "Examples:\n  snapstore ls\n  snapstore tags --quiet | xargs snapstore rm"
+        after_help = "Examples:\n  snapstore ls\n  snapstore tags --quiet | xargs -n 1 snapstore show"
     )]
     Tags(TagsArgs),
     /// Remove tags; `gc` then frees what only they needed
