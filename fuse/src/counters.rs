@@ -52,6 +52,13 @@ pub struct MountCounters {
     pub read_errors: u64,
     /// Of those, reads that met damaged data.
     pub damaged_reads: u64,
+    /// How much the kernel reads around a fault, in bytes.
+    pub read_ahead_bytes: u64,
+    /// Reads of more than that. The kernel makes them for who advises it to (huge pages for a
+    /// mapping, `MADV_WILLNEED`, `readahead`), and for who reads that much at once.
+    pub large_reads: u64,
+    /// Bytes that were given as answers to those.
+    pub large_read_bytes: u64,
     /// Write requests, of a mount that can be written.
     pub writes: u64,
     /// Bytes of those that were done.
@@ -90,6 +97,8 @@ struct Shard {
     reads: [AtomicU64; CLASSES],
     read_nanos: AtomicU64,
     read_bytes: AtomicU64,
+    large_reads: AtomicU64,
+    large_read_bytes: AtomicU64,
     read_errors: AtomicU64,
     damaged_reads: AtomicU64,
     writes: AtomicU64,
@@ -100,6 +109,7 @@ struct Shard {
 /// What is counted while a mount is served.
 pub(crate) struct Counters {
     began: Instant,
+    read_ahead_bytes: u32,
     shards: [Shard; SHARDS],
     pushed_pages: AtomicU64,
     sampled_pages: AtomicU64,
@@ -108,9 +118,11 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub fn new() -> Self {
+    /// Of a mount of which the kernel reads so much around a fault.
+    pub fn new(read_ahead_bytes: u32) -> Self {
         Self {
             began: Instant::now(),
+            read_ahead_bytes,
             shards: Default::default(),
             pushed_pages: AtomicU64::new(0),
             sampled_pages: AtomicU64::new(0),
@@ -127,9 +139,13 @@ impl Counters {
         &self.shards[OWN.get()]
     }
 
-    /// A read that took so long gave so many bytes, or none.
-    pub fn read(&self, took: Duration, bytes: Option<usize>) {
+    /// A read of so many bytes that took so long gave so many, or none.
+    pub fn read(&self, asked: usize, took: Duration, bytes: Option<usize>) {
         let shard = self.shard();
+        if asked > self.read_ahead_bytes as usize {
+            add(&shard.large_reads, 1);
+            add(&shard.large_read_bytes, bytes.unwrap_or(0) as u64);
+        }
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let class = BOUNDS_MICROS.partition_point(|bound| bound * 1000 < nanos);
         add(&shard.reads[class], 1);
@@ -198,6 +214,9 @@ impl Counters {
             read_bytes: sum(&|shard| &shard.read_bytes),
             read_errors: sum(&|shard| &shard.read_errors),
             damaged_reads: sum(&|shard| &shard.damaged_reads),
+            read_ahead_bytes: self.read_ahead_bytes.into(),
+            large_reads: sum(&|shard| &shard.large_reads),
+            large_read_bytes: sum(&|shard| &shard.large_read_bytes),
             writes: sum(&|shard| &shard.writes),
             written_bytes: sum(&|shard| &shard.written_bytes),
             write_errors: sum(&|shard| &shard.write_errors),
@@ -240,13 +259,13 @@ mod tests {
 
     #[test]
     fn what_threads_count_is_added_up() {
-        let counters = Counters::new();
+        let counters = Counters::new(4096);
         std::thread::scope(|scope| {
             for _ in 0..2 * SHARDS {
                 scope.spawn(|| {
-                    counters.read(Duration::from_micros(5), Some(4096));
-                    counters.read(Duration::from_nanos(5_001), Some(4096));
-                    counters.read(Duration::from_secs(3), None);
+                    counters.read(4096, Duration::from_micros(5), Some(4096));
+                    counters.read(8192, Duration::from_nanos(5_001), Some(4096));
+                    counters.read(4096, Duration::from_secs(3), None);
                     counters.write(Some(10));
                     counters.write(None);
                 });
@@ -260,6 +279,10 @@ mod tests {
         // Three seconds are in no class that has a bound.
         assert_eq!(sum.reads_within.last(), Some(&(1.0, 2 * threads)));
         assert_eq!(sum.read_bytes, 2 * 4096 * threads);
+        assert_eq!(
+            (sum.large_reads, sum.large_read_bytes),
+            (threads, 4096 * threads)
+        );
         assert_eq!((sum.read_errors, sum.damaged_reads), (threads, 0));
         assert_eq!(sum.writes, 2 * threads);
         assert_eq!(

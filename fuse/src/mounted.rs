@@ -139,7 +139,7 @@ pub fn mount(
     find_threads(options.threads + MORE_THREADS).map_err(failed)?;
     let not_pinned = view.not_pinned();
     let chores = Chores::start(view.clone()).map_err(failed)?;
-    let counters = Arc::new(Counters::new());
+    let counters = Arc::new(Counters::new(options.read_ahead_bytes));
     let warm = Warm::start(
         view.store().clone(),
         counters.clone(),
@@ -253,7 +253,7 @@ fn begin(
     let server = WritableServer {
         operations: Operations {
             views: views.clone(),
-            counters: Counters::new(),
+            counters: Counters::new(options.read_ahead_bytes),
         },
         read_ahead_bytes: options.read_ahead_bytes,
     };

@@ -48,6 +48,6 @@ pub(crate) fn answer_read(
             Ok(len) => reply.data(&buffer[..len]),
             Err(errno) => reply.error(errno),
         }
-        counters.read(began.elapsed(), read.ok());
+        counters.read(size, began.elapsed(), read.ok());
     });
 }

@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod monitor;
 pub mod monitors;
 pub mod mount_server;
+pub mod mount_use;
 pub mod mounts;
 pub mod networks;
 mod process;

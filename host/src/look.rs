@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
@@ -14,7 +15,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use snapstore_fuse::MountCounters;
+use snapstore_vmm::memory::resident_bytes;
 
 use crate::background;
 use crate::error::Usage;
@@ -71,6 +74,50 @@ pub fn counters(dirs: &[PathBuf]) -> Vec<Option<MountCounters>> {
         .into_iter()
         .map(|look| serde_json::from_str(&look?.answer()?).ok())
         .collect()
+}
+
+/// A file of a mount.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShownFile {
+    /// Its name.
+    pub name: String,
+    /// Its length.
+    pub size_bytes: u64,
+    /// What of it is no hole.
+    pub data_bytes: u64,
+    /// What of it the kernel has in memory.
+    pub cached_bytes: u64,
+}
+
+/// The files of a mounted snapshot; `None` if its server does not tell in time.
+pub fn files(dir: &Path) -> anyhow::Result<Option<Vec<ShownFile>>> {
+    let look = Look::start([OsString::from("files"), dir.into()])?;
+    let answer = look.with_patience(COUNTERS_PATIENCE).answer();
+    Ok(answer.and_then(|answer| serde_json::from_str(&answer).ok()))
+}
+
+fn files_in(dir: &Path) -> anyhow::Result<Vec<ShownFile>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let found = entry.metadata()?;
+        if !found.is_file() {
+            continue;
+        }
+        // Who looks is not who uses it.
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NOATIME.bits().cast_signed())
+            .open(entry.path())?;
+        files.push(ShownFile {
+            name: entry.file_name().to_string_lossy().into_owned(),
+            size_bytes: found.len(),
+            data_bytes: found.blocks() * 512,
+            cached_bytes: resident_bytes(&file, found.len())?,
+        });
+    }
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(files)
 }
 
 /// Whether the server of the mount at `dir` is gone.
@@ -174,6 +221,7 @@ pub fn run(arguments: &[OsString]) -> anyhow::Result<u8> {
             let counters = MountCounters::of(dir.as_ref())?;
             serde_json::to_string(&counters)?
         }
+        [what, dir] if what == "files" => serde_json::to_string(&files_in(dir.as_ref())?)?,
         _ => {
             let message = format!("{COMMAND} is for this program's own use");
             return Err(Usage(message).into());

@@ -190,11 +190,17 @@ pub struct LogArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:\n  snapstore show base+3 --json")]
+#[command(
+    after_help = "Examples:\n  snapstore show base+3 --json\n  snapstore show --mount /mnt/base          what was read of it, and in what pieces"
+)]
 pub struct ShowArgs {
     /// A tag, or the beginning of a snapshot id
-    #[arg(value_parser = snapshot)]
-    pub snapshot: String,
+    #[arg(value_parser = snapshot, required_unless_present = "mount")]
+    pub snapshot: Option<String>,
+    /// A mount, or a clone's directory in one: what was read of it, what of it is in memory, and
+    /// whether it is read lazily
+    #[arg(long, value_name = "DIR", conflicts_with = "snapshot")]
+    pub mount: Option<PathBuf>,
 }
 
 #[derive(Args)]

@@ -27,6 +27,7 @@ pub mod restore;
 pub mod restore_with;
 pub mod run;
 pub mod show;
+mod show_mount;
 pub mod start;
 pub mod stats;
 pub mod tag;

@@ -1,5 +1,6 @@
 //! `snapstore show`
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -7,13 +8,18 @@ use serde_json::{Value, json};
 use snapstore_store::{Image, Manifest, SnapshotId, Store, WorkingSet};
 use snapstore_vmm::state::{CpuNeeds, MAX_STATE_BYTES, MachineState, StateError};
 
+use super::show_mount;
 use crate::args::ShowArgs;
 use crate::context::Context;
 use crate::format::{count, duration, size, table, time};
 
 pub fn run(context: &Context, args: &ShowArgs) -> anyhow::Result<ExitCode> {
+    let Some(name) = &args.snapshot else {
+        let dir = args.mount.as_deref().unwrap_or(Path::new("."));
+        return show_mount::run(context, dir);
+    };
     let store = context.open()?;
-    let id = store.resolve(&args.snapshot)?;
+    let id = store.resolve(name)?;
     let manifest = store.manifest(id)?;
     let tags = store.tags_of(id)?;
     let machine = machine(&store, &manifest);

@@ -5,6 +5,7 @@ mod content;
 mod examined;
 mod foreign;
 mod hung;
+mod lazily;
 mod lifecycle;
 mod logged;
 mod metrics;

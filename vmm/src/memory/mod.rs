@@ -6,6 +6,7 @@
 //! - [`Tracker`]: pages written since it was last asked.
 //! - [`Frozen`]: a copy-on-write copy of the memory that stands still.
 //! - [`PageCopy`]: a copy of a few of its pages.
+//! - [`resident_bytes`]: how much of a file is in memory.
 //!
 //! The vCPUs are stopped while a [`Frozen`] is made, and while a [`Tracker`] is asked for
 //! the answer of one instant; nothing else here needs that. Nothing here takes pages away from the
@@ -28,6 +29,7 @@ mod host_slot;
 mod layout;
 mod mapping;
 pub mod ranges;
+mod resident;
 #[cfg(test)]
 mod testing;
 mod tracker;
@@ -43,5 +45,6 @@ pub use layout::{
     DEVICE_HOLE_END, DEVICE_HOLE_START, MAX_SIZE_BYTES, MIN_SIZE_BYTES, MemoryLayout, PAGE_BYTES,
     Slot,
 };
+pub use resident::resident_bytes;
 pub use tracker::Tracker;
 pub use written::{ScanMethod, private_ranges};

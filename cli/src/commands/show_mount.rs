@@ -1,0 +1,59 @@
+//! `snapstore show --mount`
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::json;
+use snapstore_host::mount_use::{self, MountUse};
+
+use crate::context::Context;
+use crate::format::{count, size, table};
+
+pub fn run(context: &Context, dir: &Path) -> anyhow::Result<ExitCode> {
+    let used = mount_use::of(dir)?;
+    context.answer(&json!(used), || describe(&used))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(used: &MountUse) -> String {
+    let counters = &used.counters;
+    let rows: Vec<_> = used
+        .files
+        .iter()
+        .map(|file| {
+            vec![
+                file.name.clone(),
+                size(file.size_bytes),
+                size(file.data_bytes),
+                size(file.cached_bytes),
+            ]
+        })
+        .collect();
+    let kind = if used.writable { ", writable" } else { "" };
+    let mut out = format!(
+        "Mount      {}{kind}, of {}\nRead       {} in {} requests; {} of it in {} requests of more \
+         than the read-ahead of {}\nGiven      {} pages of working sets, before anybody asked\n",
+        used.dir.display(),
+        used.store.display(),
+        size(counters.read_bytes),
+        count(counters.reads),
+        size(counters.large_read_bytes),
+        count(counters.large_reads),
+        size(counters.read_ahead_bytes),
+        count(counters.pushed_pages),
+    );
+    if used.writable {
+        out += &format!(
+            "Written    {} in {} requests\n",
+            size(counters.written_bytes),
+            count(counters.writes)
+        );
+    }
+    if used.reads_large {
+        out += "Warning    most of it was not read lazily: a program that maps it advises huge pages \
+                (MADV_HUGEPAGE)\n           or asks for what it has not touched, or reads files from \
+                end to end. docs/monitors.md says\n           which option of each monitor avoids \
+                that\n";
+    }
+    out + &table(&["FILE", "SIZE", "DATA", "IN MEMORY"], 1, &rows)
+}
