@@ -9,7 +9,7 @@
 //! adapts it to the kernel, `requests` is what it and the server of a writable mount do
 //! alike; `chores` does what may wait; `warm` records which pages are touched first and
 //! pushes them in the next mount; `counters` is what the server tells of itself;
-//! `mounted` joins all; `claim` finds out whether a
+//! `layout` gives files other names; `mounted` joins all; `claim` finds out whether a
 //! directory can be mounted on, `attach` mounts, `helper` does so for users other than
 //! root, `mountpoint` looks at and undoes mounts. The server reads through the store's
 //! library and nothing else. It is meant to be a process of its own: one that faults on a
@@ -23,6 +23,7 @@ mod claim;
 mod counters;
 mod error;
 mod helper;
+mod layout;
 mod mounted;
 mod mountpoint;
 mod requests;
@@ -35,10 +36,11 @@ mod writable;
 pub use claim::{Surroundings, prepare};
 pub use counters::MountCounters;
 pub use error::{Error, Result};
+pub use layout::Layout;
 pub use mounted::{Ended, MountOptions, Mounted, Undo, mount, mount_writable};
 pub use mountpoint::{Mountpoint, is_dead, unmount};
 pub use view::MountTarget;
 pub use writable::{
-    CloneStatus, FrozenFileInfo, FrozenForCommit, FrozenImage, FrozenView, Status, ViewClient,
-    WritableOptions,
+    CloneStatus, FrozenFileInfo, FrozenForCommit, FrozenImage, FrozenView, KeptView, Status,
+    ViewClient, WritableOptions, image_of, kept_views,
 };

@@ -14,6 +14,7 @@ use crate::chores::{Chores, keep_house};
 use crate::claim::{Claim, Surroundings};
 use crate::counters::Counters;
 use crate::error::{Error, Result};
+use crate::layout::Layout;
 use crate::server::Server;
 use crate::view::{MountTarget, View};
 use crate::warm::Warm;
@@ -32,6 +33,9 @@ pub struct MountOptions {
     /// Whether pages that were touched first in earlier mounts are given to the kernel
     /// before anybody asks for them.
     pub prefetch: bool,
+    /// The names of the files of the one snapshot that is shown. That of a writable mount is
+    /// in its own options.
+    pub layout: Layout,
 }
 
 impl Default for MountOptions {
@@ -41,6 +45,7 @@ impl Default for MountOptions {
             read_ahead_bytes: 128 << 10,
             allow_other: false,
             prefetch: true,
+            layout: Layout::default(),
         }
     }
 }
@@ -129,7 +134,7 @@ pub fn mount(
         others,
     };
     let claim = Claim::new(dir, &around, is_dead)?;
-    let view = Arc::new(View::new(store, what)?);
+    let view = Arc::new(View::new(store, what, &options.layout)?);
     let failed = |source| Error::Io {
         action: "serve",
         path: dir.to_owned(),

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use snapstore_store::{Error, ImageReader, Manifest, NotPinned, Pin, Result, SnapshotId, Store};
 
+use crate::layout::Layout;
 use crate::table::{Content, Dir, Node, Numbered, ROOT, Table};
 
 /// What a mount shows.
@@ -46,7 +47,8 @@ pub(crate) struct View {
 }
 
 impl View {
-    pub fn new(store: Store, what: &MountTarget) -> Result<Self> {
+    /// A layout is for one snapshot; all tags have the usual one.
+    pub fn new(store: Store, what: &MountTarget, layout: &Layout) -> Result<Self> {
         let mut pin = store.empty_pin()?;
         let table = Table::of_tags();
         match what {
@@ -56,7 +58,7 @@ impl View {
             }
             MountTarget::Snapshot(name) => {
                 let id = pin.add(&store, name)?;
-                let dir = snapshot_dir(&store, &table, id)?;
+                let dir = snapshot_dir(&store, &table, id, layout)?;
                 table.set_root(dir);
             }
         }
@@ -107,7 +109,7 @@ impl View {
             Err(Error::NotFound { .. }) => return Ok(None),
             other => other?,
         };
-        match snapshot_dir(&self.store, &self.table, id) {
+        match snapshot_dir(&self.store, &self.table, id, &Layout::default()) {
             Ok(dir) => Ok(Some(self.table.add_dir(tag, dir))),
             Err(error) => {
                 if !self.table.shows(id) {
@@ -211,7 +213,7 @@ impl View {
     }
 }
 
-fn snapshot_dir(store: &Store, table: &Table, id: SnapshotId) -> Result<Dir> {
+fn snapshot_dir(store: &Store, table: &Table, id: SnapshotId, layout: &Layout) -> Result<Dir> {
     let manifest = store.manifest(id)?;
     let created = manifest.created();
     let page_bytes = store.page_size().bytes();
@@ -221,17 +223,25 @@ fn snapshot_dir(store: &Store, table: &Table, id: SnapshotId) -> Result<Dir> {
         .map(|image| {
             let reader = store.image_reader(image);
             let file = table.image_file(id, image, page_bytes, created, reader);
-            (image.file_name(), file)
+            (layout.shown(&image.file_name()).to_owned(), file)
         })
         .collect();
-    let shown = table.bytes_file(manifest_bytes(id, &manifest), created);
+    for (name, text) in &layout.made {
+        let file = table.bytes_file(text.clone().into_bytes(), created);
+        files.push((name.clone(), file));
+    }
+    let shown = table.bytes_file(manifest_bytes(id, &manifest, layout), created);
     files.push(("manifest.json".to_owned(), shown));
     Ok(Dir { id, files, created })
 }
 
-fn manifest_bytes(id: SnapshotId, manifest: &Manifest) -> Vec<u8> {
+fn manifest_bytes(id: SnapshotId, manifest: &Manifest, layout: &Layout) -> Vec<u8> {
     let mut shown = serde_json::json!(manifest);
     shown["id"] = serde_json::json!(id);
+    if !layout.is_usual() {
+        // Who looks for files by their usual names takes another mount.
+        shown["layout"] = serde_json::json!(layout.name);
+    }
     let mut bytes = shown.to_string().into_bytes();
     bytes.push(b'\n');
     bytes
@@ -282,7 +292,11 @@ mod tests {
         let path = dir.path().join("store");
         let store = Store::create(&path, PageSize::KIB_4)?;
         commit(&store, dir.path(), "one", 1);
-        let view = View::new(Store::open(&path)?, &MountTarget::AllTags)?;
+        let view = View::new(
+            Store::open(&path)?,
+            &MountTarget::AllTags,
+            &Layout::default(),
+        )?;
         let file = |tag: &str, name: &str| -> Result<Option<u64>> {
             let Some(dir) = find(&view, ROOT, tag)? else {
                 return Ok(None);
@@ -319,7 +333,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("store");
         let store = Store::create(&path, PageSize::KIB_4)?;
-        let view = View::new(Store::open(&path)?, &MountTarget::AllTags)?;
+        let view = View::new(
+            Store::open(&path)?,
+            &MountTarget::AllTags,
+            &Layout::default(),
+        )?;
         let (nodes, empty) = (view.table.len(), lease_bytes(&store));
         for round in 0..20_u8 {
             let tag = format!("tag{round}");
@@ -355,7 +373,11 @@ mod tests {
         for tag in ["one", "two"] {
             commit(&store, dir.path(), tag, 1);
         }
-        let view = View::new(Store::open(&path)?, &MountTarget::AllTags)?;
+        let view = View::new(
+            Store::open(&path)?,
+            &MountTarget::AllTags,
+            &Layout::default(),
+        )?;
         let empty = lease_bytes(&store);
         let one = find(&view, ROOT, "one")?.expect("a tag");
         let file = find(&view, one, "memory.bin")?.expect("the memory");
@@ -378,7 +400,11 @@ mod tests {
         for tag in ["one", "two"] {
             commit(&store, dir.path(), tag, 1);
         }
-        let view = View::new(Store::open(&path)?, &MountTarget::AllTags)?;
+        let view = View::new(
+            Store::open(&path)?,
+            &MountTarget::AllTags,
+            &Layout::default(),
+        )?;
         let listed = view.entries(ROOT)?.expect("a directory");
         assert_eq!(listed.len(), 2);
         assert_eq!(view.table.len(), 1);

@@ -243,5 +243,6 @@ fn shows(dir: &Path, id: &str) -> bool {
         return false;
     };
     serde_json::from_slice::<serde_json::Value>(&manifest)
-        .is_ok_and(|manifest| manifest["id"] == id)
+        // A layout has other names for what is looked for here.
+        .is_ok_and(|manifest| manifest["id"] == id && manifest["layout"].is_null())
 }

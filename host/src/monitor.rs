@@ -26,6 +26,10 @@ use crate::look;
 /// How long a process is watched for changes before it is taken for paused.
 const WATCHED: Duration = Duration::from_millis(50);
 
+/// What a mount calls the file with a guest's memory: the usual name, and those that monitors
+/// look for.
+pub(crate) const MEMORY_FILES: [&str; 4] = ["memory.bin", "mem_file", "memory-ranges", "ram"];
+
 /// The memory of another monitor's guest, as changes to the snapshot that it was restored
 /// from.
 pub struct ForeignMemory {
@@ -155,10 +159,11 @@ pub(crate) struct Mapped {
 }
 
 impl Mapped {
-    /// `None` for what is no private mapping of a file called `memory.bin`.
+    /// `None` for what is no private mapping of a file that is called as memory is.
     fn of_image(line: &str) -> Option<Self> {
         let mapped = Self::parse(line)?;
-        (mapped.is_private && mapped.path.file_name()? == "memory.bin").then_some(mapped)
+        let name = mapped.path.file_name()?.to_str()?;
+        (mapped.is_private && MEMORY_FILES.contains(&name)).then_some(mapped)
     }
 
     /// `None` for what is no line of the table.
@@ -269,8 +274,13 @@ fn id_of(mount: &MountEntry, file: MountedFile<'_>) -> anyhow::Result<Option<Sna
             continue;
         }
         let path = dir.join("manifest.json");
-        let manifest =
-            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let manifest = match fs::read(&path) {
+            // A writable one has none. What of it nobody wrote to says what it is of.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(snapstore_fuse::image_of(&dir.join(name)));
+            }
+            other => other.with_context(|| format!("cannot read {}", path.display()))?,
+        };
         let manifest: serde_json::Value = serde_json::from_slice(&manifest)?;
         return Ok(manifest["id"].as_str().and_then(SnapshotId::from_hex));
     }

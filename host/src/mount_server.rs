@@ -14,6 +14,7 @@ use snapstore_store::Store;
 
 use crate::background;
 use crate::error::{ChildFailure, ErrorClass, class, message};
+use crate::monitors::Kind;
 
 const READY: &str = "ready";
 const FAILED: &str = "failed";
@@ -80,6 +81,8 @@ pub struct ServerRequest {
     pub prefetch: bool,
     /// The mount ends once nobody holds a shared lock on this file.
     pub while_locked: Option<PathBuf>,
+    /// The name of the layout of its files.
+    pub layout: Option<Kind>,
     /// For a mount that can be written.
     pub writable: Option<Writing>,
 }
@@ -146,6 +149,7 @@ impl ServerRequest {
             threads: Self::THREADS,
             prefetch: true,
             while_locked: None,
+            layout: None,
             writable: None,
         }
     }
@@ -221,6 +225,9 @@ fn server_command(store: &Store, request: &ServerRequest) -> anyhow::Result<Comm
     }
     if let Some(lock) = &request.while_locked {
         command.arg("--while-locked").arg(lock);
+    }
+    if let Some(layout) = request.layout {
+        command.args(["--layout", layout.name()]);
     }
     if let Some(writable) = &request.writable {
         command.args(writable.arguments()?);

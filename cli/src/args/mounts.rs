@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
+use snapstore_host::monitors::Kind;
 use snapstore_host::mount_server::{ServerRequest, Writing};
 
 use super::values::{mode, owner, snapshot};
@@ -16,6 +17,7 @@ Examples:
   snapstore mount --rw base /mnt/vm && snapstore commit base+1 --mount /mnt/vm
   snapstore mount --rw -n 10 base /mnt/vms     ten clones, /mnt/vms/0 to /mnt/vms/9
   snapstore mount --rw --resume /mnt/vm        after a crash, or `umount --keep`
+  snapstore mount --layout firecracker base /mnt/base      snapshot_file, mem_file, disks
 
 A writable mount keeps what is written beside the store until it is committed. Images keep
 their length; files can be made, and are part of the snapshot (docs/SEMANTICS.md).")]
@@ -38,6 +40,10 @@ pub struct MountArgs {
     /// Give no page to the kernel before it is asked for
     #[arg(long)]
     pub no_prefetch: bool,
+    /// Give the files the names that a monitor looks for: qemu, firecracker or
+    /// cloud-hypervisor (docs/monitors.md)
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
+    pub layout: Option<Kind>,
     /// Let the images be written, and files be made; `commit --mount` commits that
     #[arg(long)]
     pub rw: bool,

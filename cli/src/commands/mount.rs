@@ -10,8 +10,10 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use serde_json::json;
 use snapstore_fuse::{
-    Ended, MountOptions, MountTarget, Surroundings, Undo, WritableOptions, mount, mount_writable,
+    Ended, Layout, MountOptions, MountTarget, Surroundings, Undo, WritableOptions, mount,
+    mount_writable,
 };
+use snapstore_host::monitors::{self, Kind};
 use snapstore_host::mount_server::{Announcement, ServerRequest, Writing, launch};
 use snapstore_host::mounts::lock_dir;
 use snapstore_host::{Usage, look, runtime};
@@ -27,6 +29,12 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     let (what, dir) = match args.what.as_slice() {
         [dir] if args.rw && !args.resume => bail!(Usage(format!(
             "--rw needs a snapshot to begin with, as in `snapstore mount --rw TAG {}`",
+            dir.display()
+        ))),
+        [dir] if args.layout.is_some() => bail!(Usage(format!(
+            "--layout is for the files of one snapshot, as in `snapstore mount --layout {} TAG \
+             {}`",
+            args.layout.map_or("", Kind::name),
             dir.display()
         ))),
         [_, dir] if args.resume => bail!(Usage(format!(
@@ -72,19 +80,22 @@ fn serve(
     dir: &Path,
     announcement: &mut Option<Announcement>,
 ) -> anyhow::Result<()> {
-    let options = MountOptions {
+    let mut options = MountOptions {
         threads: usize::from(args.threads),
         read_ahead_bytes: u32::try_from(args.read_ahead).unwrap_or(u32::MAX),
         allow_other: args.allow_other,
         prefetch: !args.no_prefetch,
+        layout: Layout::default(),
     };
     let store = context.open_resolved()?;
+    let layout = layout(&store, args, what)?;
     let dir = std::path::absolute(dir)?;
     let others = around(context, &store)?.others;
     let mounted = if args.rw {
-        let writable = writable(args, what);
+        let writable = writable(args, what, layout);
         mount_writable(store, &dir, &options, &writable, others, &look::is_dead)?
     } else {
+        options.layout = layout;
         mount(store, what, &dir, &options, others, &look::is_dead)?
     };
     let undo = mounted.undo();
@@ -143,7 +154,7 @@ fn writing(args: &MountArgs) -> Writing {
     }
 }
 
-fn writable(args: &MountArgs, what: &MountTarget) -> WritableOptions {
+fn writable(args: &MountArgs, what: &MountTarget, layout: Layout) -> WritableOptions {
     let writing = writing(args);
     WritableOptions {
         snapshot: match what {
@@ -274,6 +285,7 @@ fn start_server(
     if let MountTarget::Snapshot(name) = what {
         store.resolve(name)?;
     }
+    layout(&store, args, what)?;
     snapstore_fuse::prepare(dir, &around(context, &store)?, &look::is_dead)?;
     let request = ServerRequest {
         snapshot: match what {
@@ -286,6 +298,7 @@ fn start_server(
         threads: args.threads,
         prefetch: !args.no_prefetch,
         while_locked: args.while_locked.clone(),
+        layout: args.layout,
         writable: args.rw.then(|| writing(args)),
     };
     let server = launch(&store, &request)?;

@@ -11,9 +11,10 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{PidfdFlags, pidfd_open};
+use snapstore_store::SnapshotId;
 
 use super::control::short_path;
-use super::operations::PLACE_ATTRIBUTE;
+use super::operations::{BASE_ATTRIBUTE, PLACE_ATTRIBUTE};
 use super::place::lock_for_commit;
 use super::wire::{Answer, FrozenView, Request, Status, receive, receive_fd, send};
 use crate::error::{Error, Result, cannot};
@@ -45,6 +46,15 @@ pub struct FrozenForCommit {
     pub files: Vec<File>,
     /// Without it the view could be gone on with, and written to, once its server has ended.
     _lock: Option<File>,
+}
+
+/// A snapshot that has this image of a writable view; `None` if somebody has opened the image
+/// for writing, or it is none. Waits for the view's server.
+#[must_use]
+pub fn image_of(file: &Path) -> Option<SnapshotId> {
+    let mut id = [0; 64];
+    let len = rustix::fs::getxattr(file, BASE_ATTRIBUTE, &mut id[..]).ok()?;
+    SnapshotId::from_hex(std::str::from_utf8(id.get(..len)?).ok()?)
 }
 
 impl ViewClient {

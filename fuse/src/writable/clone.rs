@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use snapstore_overlay::{Budget, Frozen, Survived, step};
 use snapstore_store::{ImageReader, ImageRole, Manifest, SnapshotId, Store};
 
-use super::file::{Around, ExtraFile, FrozenFile, Look};
+use super::file::{Around, ExtraFile, FrozenFile, Look, Origin};
 use super::image::WritableImage;
 use super::place::{State, boot, sync_dir};
 use crate::error::{Result, cannot};
@@ -20,6 +20,8 @@ use crate::error::{Result, cannot};
 /// An image that nobody has opened for writing, which all clones share.
 pub(crate) struct SharedImage {
     pub ino: u64,
+    /// A snapshot that has it.
+    pub snapshot: SnapshotId,
     pub reader: ImageReader,
     pub size_bytes: u64,
     pub data_bytes: u64,
@@ -40,6 +42,8 @@ pub(crate) struct ViewClone {
     /// How many freezes there were. Each file that lives has it, too.
     freezes: Arc<AtomicU64>,
     most_files: usize,
+    /// The names of files that the layout makes.
+    made: Vec<String>,
     /// The freeze that will be the first to know of the last change of a name.
     names_changed: AtomicU64,
     base: Mutex<CloneBase>,
@@ -87,6 +91,8 @@ pub(crate) struct CloneOf<'a> {
     pub limit_bytes: Option<u64>,
     /// How many files there may be that are no images: each is open while it lives.
     pub most_files: usize,
+    /// Files that the layout makes.
+    pub made: &'a [(String, Arc<[u8]>)],
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -122,6 +128,7 @@ impl ViewClone {
             budget,
             freezes: Arc::default(),
             most_files: of.most_files,
+            made: of.made.iter().map(|(name, _)| name.clone()).collect(),
             names_changed: AtomicU64::new(0),
             base: Mutex::new(CloneBase {
                 id: of.id,
@@ -131,7 +138,7 @@ impl ViewClone {
             }),
             dir,
         };
-        clone.load_names(of.store, of.owner, of.mode, ino)?;
+        clone.load_names(of.store, of.owner, of.mode, of.made, ino)?;
         Ok(clone)
     }
 
@@ -148,6 +155,7 @@ impl ViewClone {
         store: &Store,
         owner: (u32, u32),
         mode: u32,
+        made: &[(String, Arc<[u8]>)],
         ino: &dyn Fn() -> u64,
     ) -> Result<()> {
         let base = lock(&self.base);
@@ -163,10 +171,19 @@ impl ViewClone {
             if self.gone(&image.name).exists() {
                 continue;
             }
-            let reader = store.image_reader(image);
+            let origin = Origin::Base(store.image_reader(image));
             let look = look(image.size_bytes);
-            let file = ExtraFile::of_base(ino(), reader, look, &self.around());
+            let file = ExtraFile::of_base(ino(), origin, look, &self.around());
             names.insert(image.name.clone(), Named::File(Arc::new(file)));
+        }
+        for (name, bytes) in made {
+            if self.gone(name).exists() || names.contains_key(name) {
+                continue;
+            }
+            let look = look(bytes.len() as u64);
+            let origin = Origin::Made(bytes.clone());
+            let file = ExtraFile::of_base(ino(), origin, look, &self.around());
+            names.insert(name.clone(), Named::File(Arc::new(file)));
         }
         let files = self.dir.join("files");
         let failed = |error| cannot("list", &files, error);
@@ -346,7 +363,9 @@ impl ViewClone {
         let entries = fs::read_dir(self.dir.join("gone"));
         for entry in entries.into_iter().flatten().flatten() {
             let name = entry.file_name();
-            if manifest.image(&name.to_string_lossy()).is_none() {
+            let name = name.to_string_lossy();
+            let is_made = self.made.iter().any(|made| *made == name);
+            if manifest.image(&name).is_none() && !is_made {
                 let _ = fs::remove_file(entry.path());
             }
         }
@@ -386,7 +405,7 @@ impl ViewClone {
             image.is_some_and(|image| image.role == ImageRole::File)
         };
         let differs = names.iter().any(|(name, named)| match named {
-            Named::File(file) => file.is_fresh(base.number) || !of_base(name),
+            Named::File(file) => file.is_fresh(base.number) || !of_base(name) && !file.is_made(),
             Named::Socket(_) => false,
         });
         let is_there = |name: &str| matches!(names.get(name), Some(Named::File(_)));
@@ -417,6 +436,7 @@ impl ViewClone {
         }
         let files = names.iter().filter_map(|(name, named)| match named {
             Named::Socket(_) => None,
+            Named::File(file) if file.is_made() => None,
             Named::File(file) => Some(FrozenNamed {
                 name: name.clone(),
                 size_bytes: file.look().size_bytes,

@@ -133,7 +133,10 @@ impl Control {
             let files = clone.names().into_iter().map(|(name, _)| name);
             CloneStatus {
                 base: clone.base_id().to_string(),
-                writable: images.chain(files).collect(),
+                writable: images
+                    .chain(files)
+                    .map(|name| views.shown.layout.shown(&name).to_owned())
+                    .collect(),
                 uncommitted_bytes,
                 is_uncommitted,
             }

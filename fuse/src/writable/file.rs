@@ -53,8 +53,32 @@ struct State {
     written: Option<u64>,
 }
 
-enum Body {
+/// Where a file comes from that nobody has written to.
+#[derive(Clone)]
+pub(crate) enum Origin {
+    /// The base has it.
     Base(ImageReader),
+    /// The layout does. It is in no commit.
+    Made(Arc<[u8]>),
+}
+
+impl Origin {
+    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        match self {
+            Self::Base(reader) => reader.read_exact_at(out, offset),
+            Self::Made(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let rest = bytes.get(start..).unwrap_or_default();
+                let found = rest.get(..out.len());
+                out.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+        }
+    }
+}
+
+enum Body {
+    Base(Origin),
     Own {
         file: Arc<File>,
         /// `None` once it has no name.
@@ -72,9 +96,9 @@ pub(crate) enum FrozenFile {
 }
 
 impl ExtraFile {
-    /// One that the base has.
-    pub fn of_base(ino: u64, reader: ImageReader, look: Look, around: &Around<'_>) -> Self {
-        Self::build(ino, Body::Base(reader), look, false, around)
+    /// One that the base has, or the layout.
+    pub fn of_base(ino: u64, origin: Origin, look: Look, around: &Around<'_>) -> Self {
+        Self::build(ino, Body::Base(origin), look, false, around)
     }
 
     /// A new one, or one that is found again, at `path`.
@@ -131,10 +155,15 @@ impl ExtraFile {
         self.lock().written.is_some_and(|written| written >= number)
     }
 
+    /// Whether it is as the layout made it.
+    pub fn is_made(&self) -> bool {
+        matches!(self.lock().body, Body::Base(Origin::Made(_)))
+    }
+
     /// What it is read from in the snapshot that is the base now.
     pub fn rebase(&self, reader: ImageReader) {
-        if let Body::Base(base) = &mut self.lock().body {
-            *base = reader;
+        if let Body::Base(origin @ Origin::Base(_)) = &mut self.lock().body {
+            *origin = Origin::Base(reader);
         }
     }
 

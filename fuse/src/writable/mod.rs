@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use snapstore_store::Store;
 
-pub use client::{FrozenForCommit, ViewClient};
+pub use client::{FrozenForCommit, ViewClient, image_of};
 pub(crate) use control::Control;
 pub(crate) use operations::Operations;
 use place::{Place, Shown};
@@ -33,6 +33,7 @@ pub(crate) use views::Views;
 pub use wire::{CloneStatus, FrozenFileInfo, FrozenImage, FrozenView, Status};
 
 use crate::error::Result;
+use crate::layout::Layout;
 
 /// How a writable mount is made.
 #[derive(Clone, Debug)]
@@ -70,6 +71,7 @@ pub(crate) fn open(
                 owner: options.owner,
                 mode: options.mode,
                 limit_bytes: options.limit_bytes,
+                layout: options.layout.clone(),
                 ..Shown::new(store.path(), dir, id.to_string())
             };
             (Place::create(&options.overlay_dir, &shown)?, shown, false)

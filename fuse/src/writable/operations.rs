@@ -69,6 +69,11 @@ impl Operations {
         self.views.clone_of(ino.0).ok_or(Errno::EPERM)
     }
 
+    /// What a name in a clone's directory stands for; `None` if for nothing.
+    fn usual<'a>(&'a self, name: &'a OsStr) -> Answer<Option<&'a str>> {
+        Ok(self.views.shown.layout.usual(name_of(name)?))
+    }
+
     pub fn attributes(&self, ino: u64, node: &Node) -> FileAttr {
         let shown = &self.views.shown;
         let readers = (shown.mode & 0o444) >> 2;
@@ -141,7 +146,7 @@ impl Operations {
         socket: bool,
     ) -> Answer<Node> {
         let clone = self.clone_dir(parent)?;
-        let name = name_of(name)?;
+        let name = self.usual(name)?.ok_or(Errno::EPERM)?;
         // A mount of the snapshot shows what it is made of under that name.
         if name == "manifest.json" || clone.is_of_image(name) && clone.image(name).is_none() {
             return Err(Errno::EPERM);
@@ -284,9 +289,10 @@ impl Operations {
                     .extend(clones.map(|it| (it.ino, FileType::Directory, it.number.to_string())));
             }
             Some(Node::Clone(clone)) => {
+                let shown = |name: &str| self.views.shown.layout.shown(name).to_owned();
                 for (shared, own) in &clone.images {
                     let ino = if own.is_own() { own.ino } else { shared.ino };
-                    entries.push((ino, FileType::RegularFile, own.file_name.clone()));
+                    entries.push((ino, FileType::RegularFile, shown(&own.file_name)));
                 }
                 for (name, named) in clone.names() {
                     let node = self.views.node_of(&clone, named);
@@ -294,7 +300,7 @@ impl Operations {
                         Node::Socket(_) => FileType::Socket,
                         _ => FileType::RegularFile,
                     };
-                    entries.push((node.ino(), kind, name));
+                    entries.push((node.ino(), kind, shown(&name)));
                 }
             }
             _ => return Err(Errno::ENOTDIR),
@@ -336,6 +342,8 @@ impl Operations {
         let node = self.node(ino)?;
         match (node, name_of(name)?) {
             (Node::Clone(clone), BASE_ATTRIBUTE) => Ok(clone.base_id().to_string().into_bytes()),
+            // It stays what it is when the clone goes on as another snapshot's child.
+            (Node::Shared(image), BASE_ATTRIBUTE) => Ok(image.snapshot.to_string().into_bytes()),
             (Node::Clone(clone), PLACE_ATTRIBUTE) => Ok(path(clone.dir())),
             (Node::Clones, PLACE_ATTRIBUTE) => Ok(path(self.views.overlays())),
             _ => Err(Errno::NO_XATTR),
@@ -343,13 +351,16 @@ impl Operations {
     }
 
     pub fn lookup(&self, parent: INodeNo, name: &OsStr, who: u32) -> Answer<Option<Node>> {
-        let found = self.views.lookup(parent.0, name_of(name)?, who);
+        let Some(name) = self.usual(name)? else {
+            return Ok(None);
+        };
+        let found = self.views.lookup(parent.0, name, who);
         found.map_err(|error| failed("lookup", &error))
     }
 
     pub fn unlink(&self, parent: INodeNo, name: &OsStr) -> Answer<()> {
         let clone = self.clone_dir(parent)?;
-        let name = name_of(name)?;
+        let name = self.usual(name)?.ok_or(Errno::ENOENT)?;
         if clone.image(name).is_some() {
             return Err(Errno::EPERM);
         }
@@ -371,7 +382,8 @@ impl Operations {
             RenameFlags::RENAME_NOREPLACE => false,
             _ => return Err(Errno::EINVAL),
         };
-        let (from, to) = (name_of(name)?, name_of(new_name)?);
+        let from = self.usual(name)?.ok_or(Errno::ENOENT)?;
+        let to = self.usual(new_name)?.ok_or(Errno::EPERM)?;
         if clone.is_of_image(from) || clone.is_of_image(to) || to == "manifest.json" {
             return Err(Errno::EPERM);
         }

@@ -30,6 +30,7 @@ use snapstore_overlay::step;
 
 use super::trust::changeable_by_others;
 use crate::error::{Error, Result, cannot};
+use crate::layout::Layout;
 
 const PREFIX: &str = "snapstore-view-";
 const VERSION: u32 = 1;
@@ -52,6 +53,8 @@ pub(crate) struct Shown {
     pub owner: (u32, u32),
     pub mode: u32,
     pub limit_bytes: Option<u64>,
+    #[serde(default)]
+    pub layout: Layout,
     /// The boot in which it began.
     pub boot: String,
 }
@@ -196,6 +199,7 @@ impl Shown {
             owner: (0, 0),
             mode: 0o644,
             limit_bytes: None,
+            layout: Layout::default(),
             boot: boot(),
         }
     }

@@ -73,6 +73,10 @@ impl Views {
         let mut shared: HashMap<[u8; 32], Arc<SharedImage>> = HashMap::new();
         let mut first = Vec::new();
         let mut clones = Vec::new();
+        let made = shown.layout.made.iter();
+        let made: Vec<(String, Arc<[u8]>)> = made
+            .map(|(name, text)| (name.clone(), Arc::from(text.as_bytes())))
+            .collect();
         for number in 0..shown.count.unwrap_or(1) {
             let dir = place.clone_dir(number)?;
             let state = State::read(&dir)?.unwrap_or_else(|| State {
@@ -93,6 +97,7 @@ impl Views {
                 mode: shown.mode,
                 limit_bytes: shown.limit_bytes,
                 most_files: most_files(shown.count),
+                made: &made,
             };
             let known = Mutex::new(&mut shared);
             let share = |image: &snapstore_store::Image, manifest: &snapstore_store::Manifest| {
@@ -101,6 +106,7 @@ impl Views {
                     let page_bytes = store.page_size().bytes();
                     Arc::new(SharedImage {
                         ino: next(),
+                        snapshot: id,
                         reader: store.image_reader(image),
                         size_bytes: image.size_bytes,
                         data_bytes: (image.nonzero_pages * page_bytes).min(image.size_bytes),

@@ -60,7 +60,7 @@ pub struct Status {
 pub struct CloneStatus {
     /// The snapshot that it is made from.
     pub base: String,
-    /// The names of images that were opened for writing, and of files.
+    /// The names of images that were opened for writing, and of files, as the mount shows them.
     pub writable: Vec<String>,
     /// Bytes of images that were written and are in no commit.
     pub uncommitted_bytes: u64,

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use snapstore_store::{Input, Snapshot, SnapshotId, Store, Unchanging};
 
 use crate::error::Usage;
@@ -108,6 +109,18 @@ pub trait Restorer {
     fn launch(&self, started: &Started<'_>) -> anyhow::Result<Launch>;
     /// Has the process load its state, and run its guest if that is wanted.
     fn load(&self, started: &Started<'_>, launch: &Launch, pid: u32) -> anyhow::Result<()>;
+}
+
+/// Under which names a monitor looks for a snapshot's files.
+pub struct FileNames {
+    /// The guest's memory; one of `monitor::MEMORY_FILES`.
+    pub memory: &'static str,
+    /// The state of CPUs and devices.
+    pub state: &'static str,
+    /// The disks' images, and where the monitor had them.
+    pub disks: Vec<(String, String)>,
+    /// Files that it needs beside them, unless the snapshot has them, and what is in them.
+    pub made: Vec<(String, String)>,
 }
 
 /// A file in memory that cannot be changed, as long as it is open anywhere.

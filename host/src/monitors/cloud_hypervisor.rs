@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 use snapstore_store::{ImageRole, Input, InputData, InputKind, Snapshot, Store};
 
 use super::adapter::{
-    Budget, DESCRIPTION, Kind, Launch, Monitor, Restorer, STATE, SharedMemory, Started, Taken, runs,
+    Budget, DESCRIPTION, FileNames, Kind, Launch, Monitor, Restorer, STATE, SharedMemory, Started,
+    Taken, runs,
 };
 use super::described::description;
 use super::disks::{self, OpenLayer, own_copy};
@@ -26,7 +27,7 @@ use super::http::Http;
 use super::memory::{kept, whole};
 use super::peer::Peer;
 use super::qcow2;
-use crate::error::NotFound;
+use crate::error::{NotFound, Usage};
 use crate::monitor::memory_of_paused;
 use crate::runtime::Runtime;
 
@@ -303,6 +304,12 @@ fn pauses_without_flushing(version: &str) -> bool {
     next().is_none_or(|major| (major, next().unwrap_or(0)) <= (53, 0))
 }
 
+/// The image is mapped for each clone alone, page by page.
+fn map_lazily(config: &mut Value) {
+    config["memory"]["shared"] = json!(false);
+    config["memory"]["thp"] = json!(false);
+}
+
 fn writable(config: &Value) -> impl Iterator<Item = &Value> {
     let disks = config["disks"].as_array().into_iter().flatten();
     disks.filter(|disk| disk["readonly"] != true)
@@ -347,9 +354,7 @@ impl Restorer for CloudHypervisorRestorer {
             disk["backing_files"] = json!(false);
             fds.push(file.into());
         }
-        // The image is mapped for each clone alone, page by page.
-        config["memory"]["shared"] = json!(false);
-        config["memory"]["thp"] = json!(false);
+        map_lazily(&mut config);
         for (name, file) in [("serial", "serial.sock"), ("console", "")] {
             let line = &mut config[name];
             if !line.is_object() || line["mode"] == "Off" || line["mode"] == "Null" {

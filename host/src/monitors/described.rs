@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::adapter::DESCRIPTION;
 
 const FORMAT: u64 = 1;
-const LONGEST_BYTES: u64 = 1 << 20;
+/// The longest that is read.
+pub(super) const LONGEST_BYTES: u64 = 1 << 20;
 
 /// The description in a mounted snapshot. Its format is looked at first: one of a newer
 /// version is told as that, whatever else it holds.
@@ -23,9 +24,14 @@ pub(super) fn description<T: DeserializeOwned>(mount: &Path) -> anyhow::Result<T
         "{} is too long for a description of a machine",
         path.display()
     );
-    let none = || format!("{} is no description of a machine", path.display());
     let bytes = fs::read(&path).with_context(unreadable)?;
-    let about: Value = serde_json::from_slice(&bytes).with_context(none)?;
+    parsed(&bytes, &path)
+}
+
+/// The same of what was read at `path`.
+pub(super) fn parsed<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> anyhow::Result<T> {
+    let none = || format!("{} is no description of a machine", path.display());
+    let about: Value = serde_json::from_slice(bytes).with_context(none)?;
     let format = about["format"].as_u64().with_context(none)?;
     ensure!(
         format == FORMAT,

@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 use snapstore_store::{ImageRole, Input, InputData, InputKind, Snapshot, Store};
 
 use super::adapter::{
-    Budget, DESCRIPTION, Kind, Launch, Monitor, Restorer, STATE, SharedMemory, Started, Taken, runs,
+    Budget, DESCRIPTION, FileNames, Kind, Launch, Monitor, Restorer, STATE, SharedMemory, Started,
+    Taken, runs,
 };
 use super::described::description;
 use super::disks::own_copy;
@@ -197,7 +198,10 @@ impl Monitor for Firecracker {
         let mut taken = Taken::default();
         let state = match memory_of_paused(store, self.peer.pid) {
             Ok(mapped) => {
-                let (state, _) = self.create("Diff")?;
+                // Some versions make diffs only where they keep a log of dirty pages. What it says
+                // of memory is not used, and a diff is sooner written.
+                let state = self.create("Diff").or_else(|_| self.create("Full"));
+                let (state, _) = state?;
                 taken.parent = Some(mapped.parent);
                 taken.read_bytes += mapped.changed_bytes;
                 let (input, is_held) = kept(mapped.input, budget)?;

@@ -14,6 +14,7 @@ mod disks;
 mod firecracker;
 mod http;
 mod known;
+mod layout;
 mod machines;
 mod memory;
 mod pause;
@@ -26,6 +27,7 @@ mod wire;
 
 pub use adapter::{DESCRIPTION, Kind};
 pub use commit::{MonitorCommit, MonitorCommitted, commit};
+pub use layout::layout;
 pub(crate) use machines::{COMMAND as SUPERVISOR, run_from_stdin};
 pub use machines::{MonitorRestore, Restored, RestoredMachine, restore};
 pub(crate) use pause::{COMMAND as RESUMER, wait_and_resume};

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create};
-use serde_json::json;
+use serde_json::{Value, json};
 use snapstore_store::{ImageRole, Region, Snapshot};
 
 use super::arguments::{self, Clone};
 use super::description::{Description, REGIONS};
 use super::regions;
-use crate::monitors::adapter::{Kind, Launch, Restorer, STATE, SharedMemory, Started};
+use crate::monitors::adapter::{FileNames, Kind, Launch, Restorer, STATE, SharedMemory, Started};
 use crate::monitors::described::description;
 use crate::monitors::peer::Peer;
 use crate::monitors::qcow2;

@@ -66,6 +66,8 @@ class Machine:
         check(body, wanted, "the body")
         if path == "/vm":
             self.needs("Running", "Paused")
+            if os.environ.get("DOUBLE_FAILS") == "pause":
+                raise Refused("it was asked to pause")
             self.state = {"Paused": "Paused", "Resumed": "Running"}[body["state"]]
         elif path == "/snapshot/create":
             self.needs("Paused")
