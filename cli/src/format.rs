@@ -48,6 +48,15 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The same for the most that an overlay may hold, of which a block is the least.
+pub fn parse_limit(text: &str) -> Result<u64, String> {
+    const BLOCK_BYTES: u64 = 4096;
+    match parse_size(text)? {
+        bytes if bytes >= BLOCK_BYTES => Ok(bytes),
+        _ => Err("nothing could be written then; give 4K or more, or leave it out".to_owned()),
+    }
+}
+
 /// The same for what the kernel reads around a fault, which it caps at 128 KiB.
 pub fn parse_read_ahead(text: &str) -> Result<u64, String> {
     const MOST_BYTES: u64 = 128 << 10;

@@ -28,7 +28,7 @@ pub struct StartArgs {
     #[arg(long, value_name = "DIR")]
     pub overlay_dir: Option<PathBuf>,
     /// The most of it for each disk. A guest that writes more stands still (`ps` says so)
-    #[arg(long, value_name = "SIZE", value_parser = crate::format::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = crate::format::parse_limit)]
     pub overlay_limit: Option<u64>,
 }
 

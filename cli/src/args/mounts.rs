@@ -61,7 +61,7 @@ pub struct MountArgs {
     #[arg(long, value_name = "DIR", requires = "rw", default_value = Writing::OVERLAY_DIR)]
     pub overlay_dir: PathBuf,
     /// The most of it for each clone; who writes more is told that no space is left
-    #[arg(long, value_name = "SIZE", requires = "rw", value_parser = crate::format::parse_size)]
+    #[arg(long, value_name = "SIZE", requires = "rw", value_parser = crate::format::parse_limit)]
     pub overlay_limit: Option<u64>,
     /// Go on with what was written to a view at DIR whose server has ended, or which was
     /// unmounted with --keep

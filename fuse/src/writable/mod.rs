@@ -4,13 +4,14 @@
 //! written goes to an overlay (`snapstore_overlay`), page by page, and is known so; `clone`
 //! puts images and other files together, `views` has all clones of a mount, `operations` is
 //! what can be done to them, `server` adapts that to the kernel, `control` and `client` are the two ends of a commit, `place` is where
-//! all of it is found again after the server has ended.
+//! all of it is found again after the server has ended, and `kept` lists what was not gone on with.
 
 mod client;
 mod clone;
 mod control;
 mod file;
 mod image;
+mod kept;
 mod operations;
 mod path;
 mod place;
@@ -26,6 +27,7 @@ use snapstore_store::Store;
 
 pub use client::{FrozenForCommit, ViewClient, image_of};
 pub(crate) use control::Control;
+pub use kept::{KeptView, kept_views};
 pub(crate) use operations::Operations;
 use place::{Place, Shown};
 pub(crate) use server::WritableServer;
@@ -51,6 +53,10 @@ pub struct WritableOptions {
     pub overlay_dir: PathBuf,
     /// The most of it for each clone.
     pub limit_bytes: Option<u64>,
+    /// The files' names. A view that is found again has those that it had.
+    pub layout: Layout,
+    /// Whether what is in no commit goes once it is unmounted, unless somebody wants it kept.
+    pub discard: bool,
 }
 
 /// Makes the views, or finds them again.

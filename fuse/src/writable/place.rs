@@ -294,7 +294,7 @@ fn stays(overlays: &Path) -> Result<()> {
 /// All that this user has made. In a directory that others can write to they may put
 /// anything under such a name, and what is believed of it would be done with the rights
 /// of whoever believes it.
-fn all(overlays: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn all(overlays: &Path) -> Result<Vec<PathBuf>> {
     let failed = |error| cannot("list", overlays, error);
     let user = rustix::process::geteuid().as_raw();
     let mut found = Vec::new();
@@ -323,7 +323,7 @@ fn random_name(overlays: &Path) -> Result<String> {
     Ok(bytes.map(|byte| format!("{byte:02x}")).concat())
 }
 
-fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
+pub(super) fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
     let path = dir.join(name);
     let bytes = fs::read(&path).map_err(|error| cannot("read", &path, error))?;
     serde_json::from_slice(&bytes).map_err(|error| cannot("read", &path, error.into()))

@@ -1,15 +1,17 @@
-//! What ended processes left: machines that ended badly, mounts without a server.
+//! What ended processes left: machines that ended badly, mounts without a server, views that
+//! were written to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use snapstore_fuse::Mountpoint;
 
 use super::check::Check;
 use crate::look::{self, State};
+use crate::mount_server::Writing;
 use crate::runtime::{Runtime, VmDir, forget, runtime_dir};
 
 pub(super) fn checks() -> Vec<Check> {
-    vec![machines(), mounts()]
+    vec![machines(), mounts(), views()]
 }
 
 /// Machines that have ended badly, whose directories say why. `None` if there has never
@@ -87,6 +89,37 @@ fn mounts() -> Check {
         "who reads there gets an error, or waits",
         "`snapstore doctor --fix` undoes those without a server; `snapstore umount --lazy DIR` \
          any",
+    )
+}
+
+/// Writable views whose servers have ended, where they are kept unless somebody wants it
+/// otherwise. They are their user's work: nothing here removes one.
+fn views() -> Check {
+    const NAME: &str = "kept_views";
+    let views = match snapstore_fuse::kept_views(Path::new(Writing::OVERLAY_DIR)) {
+        Ok(views) => views,
+        Err(error) => {
+            let found = error.to_string();
+            return Check::error(NAME, found, "kept views cannot be listed", "");
+        }
+    };
+    if views.is_empty() {
+        return Check::ok(NAME, format!("none in {}", Writing::OVERLAY_DIR));
+    }
+    let said = views.iter().map(|view| {
+        format!(
+            "{} of {} ({} KiB in {})",
+            view.dir.display(),
+            view.store.display(),
+            view.disk_bytes >> 10,
+            view.place.display()
+        )
+    });
+    Check::warning(
+        NAME,
+        said.collect::<Vec<_>>().join(", "),
+        "what was written there is in no commit, and takes room",
+        "`snapstore mount --rw --resume DIR` goes on with one; removing its directory gives it up",
     )
 }
 

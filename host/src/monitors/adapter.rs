@@ -88,8 +88,9 @@ pub trait Monitor {
     fn pause(&mut self) -> anyhow::Result<()>;
     /// Lets the guest go on.
     fn resume(&mut self) -> anyhow::Result<()>;
-    /// Finds out whether it can be committed, before its guest is paused.
-    fn check(&mut self, store: &Store) -> anyhow::Result<()>;
+    /// Finds out whether it can be committed, before its guest is paused. Returns how many
+    /// inputs [`Monitor::take`] will.
+    fn check(&mut self, store: &Store) -> anyhow::Result<usize>;
     /// Reads the machine while its guest stands still.
     fn take(&mut self, store: &Store, budget: &mut Budget) -> anyhow::Result<Taken>;
 }

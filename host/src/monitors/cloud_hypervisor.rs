@@ -218,7 +218,7 @@ impl Monitor for CloudHypervisor {
         self.http.put("/vm.resume", None).map(drop)
     }
 
-    fn check(&mut self, _store: &Store) -> anyhow::Result<()> {
+    fn check(&mut self, _store: &Store) -> anyhow::Result<usize> {
         let config = self.config()?;
         for disk in writable(&config) {
             let layers = self.layers(disk)?;
@@ -238,7 +238,8 @@ impl Monitor for CloudHypervisor {
                 "the machine has {name}, which are not committed"
             );
         }
-        Ok(())
+        // With memory, state and description.
+        Ok(writable(&config).count() + 3)
     }
 
     fn take(&mut self, store: &Store, budget: &mut Budget) -> anyhow::Result<Taken> {

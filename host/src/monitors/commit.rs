@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use snapstore_store::{CommitRequest, Committed, ParentChoice, Progress, Store};
+use snapstore_store::{
+    CommitRequest, Committed, MAX_IMAGES, MAX_LABELS, ParentChoice, Progress, Store,
+};
 
 use super::adapter::{Budget, CPU, Kind, MONITOR, VERSION};
 use super::cpu;
@@ -40,6 +42,23 @@ pub struct MonitorCommitted {
     pub remarks: Vec<String>,
 }
 
+/// That a snapshot can have so many of them: said before the guest is paused.
+fn check_counts(inputs: usize, labels: usize) -> anyhow::Result<()> {
+    if inputs > MAX_IMAGES {
+        anyhow::bail!(Usage(format!(
+            "the machine's snapshot would consist of {inputs} files, and a snapshot has at most \
+             {MAX_IMAGES}: it has too many disks"
+        )));
+    }
+    if labels > MAX_LABELS {
+        anyhow::bail!(Usage(format!(
+            "there would be {labels} labels with those of the monitor, and a snapshot has at most \
+             {MAX_LABELS}"
+        )));
+    }
+    Ok(())
+}
+
 /// Commits a machine of another monitor, which goes on.
 pub fn commit(
     store: &Store,
@@ -62,7 +81,7 @@ pub fn commit(
             )));
         }
     }
-    monitor.check(store)?;
+    check_counts(monitor.check(store)?, labels.len())?;
     let mut budget = Budget::of_host();
     let mut paused = Paused::new(monitor.as_mut())?;
     let began = Instant::now();

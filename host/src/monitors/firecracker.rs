@@ -180,7 +180,7 @@ impl Monitor for Firecracker {
             .map(drop)
     }
 
-    fn check(&mut self, _store: &Store) -> anyhow::Result<()> {
+    fn check(&mut self, _store: &Store) -> anyhow::Result<usize> {
         let about = self.description()?;
         for disk in &about.disks {
             let file = self.peer.open_file(Path::new(&disk.path))?;
@@ -190,7 +190,8 @@ impl Monitor for Firecracker {
                 disk.path
             );
         }
-        Ok(())
+        // With memory, state and description.
+        Ok(about.disks.len() + 3)
     }
 
     fn take(&mut self, store: &Store, budget: &mut Budget) -> anyhow::Result<Taken> {

@@ -17,9 +17,10 @@ pub(crate) use read::read;
 pub(crate) const SHOWN_AS: &str = "manifest.json";
 /// The longest manifest that is read or written.
 pub(crate) const MAX_LEN: usize = 1 << 20;
-/// The most images and labels a snapshot may have.
-pub(crate) const MAX_IMAGES: usize = 256;
-pub(crate) const MAX_LABELS: usize = 1024;
+/// The most images that a snapshot may have, attached files among them.
+pub const MAX_IMAGES: usize = 256;
+/// The most labels.
+pub const MAX_LABELS: usize = 1024;
 /// The longest image: 16 TiB.
 pub(crate) const MAX_IMAGE_BYTES: u64 = 16 << 40;
 

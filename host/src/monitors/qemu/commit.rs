@@ -167,7 +167,7 @@ impl Monitor for Qemu {
         self.qmp.run_long("cont", json!({})).map(drop)
     }
 
-    fn check(&mut self, _store: &Store) -> anyhow::Result<()> {
+    fn check(&mut self, _store: &Store) -> anyhow::Result<usize> {
         let status = self.qmp.run("query-status", json!({}))?;
         let status = status["status"].as_str().unwrap_or_default();
         if !["running", "paused", "debug", "suspended", "watchdog"].contains(&status) {
@@ -179,7 +179,8 @@ impl Monitor for Qemu {
         let disks = disks::list(&mut self.qmp)?;
         arguments::check(&plan.arguments, &disks)?;
         self.plan = Some(plan);
-        Ok(())
+        // With memory, state, regions and description.
+        Ok(disks.len() + 4)
     }
 
     fn take(&mut self, store: &Store, budget: &mut Budget) -> anyhow::Result<Taken> {

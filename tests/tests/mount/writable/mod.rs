@@ -5,6 +5,7 @@ mod beside;
 mod exerciser;
 mod kills;
 mod owner;
+mod refused;
 
 use std::fs;
 use std::path::{Path, PathBuf};
