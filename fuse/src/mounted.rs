@@ -234,7 +234,7 @@ pub fn mount_writable(
     };
     find_threads(options.threads + MORE_THREADS).map_err(failed)?;
     let views = writable::open(store, &claim.seen.path, writable)?;
-    let begun = begin(claim, &path, options, &views, dir);
+    let begun = begin(claim, &path, options, &views, writable.discard, dir);
     if begun.is_err() && writable.snapshot.is_some() {
         // Nobody has written anything.
         views.place.remove()?;
@@ -247,6 +247,7 @@ fn begin(
     store: &Path,
     options: &MountOptions,
     views: &Arc<Views>,
+    discard: bool,
     dir: &Path,
 ) -> Result<Mounted> {
     let failed = |source| Error::Io {
@@ -254,7 +255,7 @@ fn begin(
         path: dir.to_owned(),
         source,
     };
-    let control = Control::start(views.clone())?;
+    let control = Control::start(views.clone(), discard)?;
     let server = WritableServer {
         operations: Operations {
             views: views.clone(),

@@ -102,6 +102,8 @@ pub struct Writing {
     pub limit_bytes: Option<u64>,
     /// Goes on with the view that was there.
     pub resume: bool,
+    /// What is in no commit goes with the mount, however that ends in order.
+    pub discard: bool,
 }
 
 impl Writing {
@@ -128,6 +130,9 @@ impl Writing {
         }
         if self.resume {
             arguments.push("--resume".into());
+        }
+        if self.discard {
+            arguments.push("--discard".into());
         }
         Ok(arguments)
     }

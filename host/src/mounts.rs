@@ -7,6 +7,9 @@
 //! them), and the mount's server waits to get it alone, which the kernel grants
 //! when the last user is gone, however that ended. Mounts are made and undone
 //! under a lock of `mounts` itself: nobody finds one that is half gone.
+//!
+//! `mounts/ID-PROCESS-NUMBER` is a writable view for machines that write to their disks through
+//! it, made for those of one command.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -22,7 +25,7 @@ use snapstore_store::{SnapshotId, Store};
 
 use crate::error::Busy;
 use crate::look;
-use crate::mount_server::{ServerRequest, launch};
+use crate::mount_server::{ServerRequest, Writing, launch};
 use crate::runtime::{Runtime, is_same};
 
 /// How often a mount that is just ending is looked at again, and how long that
@@ -70,6 +73,64 @@ pub fn find_or_start(
         "the mount at {} does not come to its end; undo it with `snapstore umount {0}`",
         dir.display()
     )
+}
+
+/// A writable view of the snapshot for so many machines, whose directories in it are called
+/// `0`, `1` and so on. It ends with the last of them, and what they wrote with it.
+pub fn start_writable(
+    runtime: &Runtime,
+    store: &Store,
+    id: SnapshotId,
+    count: usize,
+    overlay_dir: &Path,
+) -> anyhow::Result<MountedSnapshot> {
+    let process = std::process::id();
+    let mut number = 0;
+    let (lock_path, lock) = loop {
+        let path = runtime
+            .mounts()
+            .join(format!("{id}-{process}-{number}.lock"));
+        // One that is there was left by a process that had this number, too.
+        match path.exists() || path.with_extension("").exists() {
+            true => number += 1,
+            false => {
+                if let Some(lock) = try_share(&path)? {
+                    break (path, lock);
+                }
+            }
+        }
+    };
+    let dir = lock_path.with_extension("");
+    let _starting = lock_dir(&runtime.mounts())?;
+    fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let user = (
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    let request = ServerRequest {
+        snapshot: Some(id.to_string()),
+        while_locked: Some(lock_path.clone()),
+        prefetch: false,
+        writable: Some(Writing {
+            count: Some(u32::try_from(count)?),
+            owner: user,
+            mode: 0o600,
+            overlay_dir: overlay_dir.to_owned(),
+            limit_bytes: None,
+            resume: false,
+            discard: true,
+        }),
+        ..ServerRequest::new(&dir)
+    };
+    if let Err(error) = launch(store, &request) {
+        let _ = fs::remove_dir(&dir);
+        let _ = fs::remove_file(&lock_path);
+        return Err(error);
+    }
+    Ok(MountedSnapshot {
+        dir,
+        users_lock: Some(lock),
+    })
 }
 
 /// Takes the users' lock; `None` if the mount is just ending.

@@ -1,12 +1,13 @@
 //! Commits of writable views: what was written to a mounted clone becomes a snapshot, whose
 //! child the clone then is.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use snapstore_fuse::{FrozenForCommit, ViewClient};
+use snapstore_fuse::{FrozenForCommit, Mountpoint, ViewClient};
 use snapstore_store::{
     CommitRequest, Committed, Extent, Image, ImageRole, Input, InputData, InputKind, Manifest,
     ParentChoice, Progress, SnapshotId, Store, check_image,
@@ -85,6 +86,89 @@ pub fn commit(
         ));
     }
     Ok(ViewCommit { committed, notes })
+}
+
+/// Clones of writable views that stand still, as long as this lives.
+#[derive(Default)]
+pub struct FrozenViews {
+    clones: BTreeMap<PathBuf, Option<FrozenView>>,
+}
+
+struct FrozenView {
+    base: SnapshotId,
+    images: Vec<Input>,
+    manifest: Manifest,
+    /// In this order: what was frozen is let go of when nobody is connected any more.
+    _frozen: FrozenForCommit,
+    _view: ViewClient,
+}
+
+impl FrozenViews {
+    /// What was written to an image of the clone at `dir`, a directory of the filesystem
+    /// `device`, as changes to the parent. `None` if it is no clone of that, or its server does
+    /// not let it be frozen.
+    pub fn changes(
+        &mut self,
+        store: &Store,
+        dir: &Path,
+        device: (u32, u32),
+        parent: SnapshotId,
+        image: &str,
+    ) -> anyhow::Result<Option<Input>> {
+        if !self.clones.contains_key(dir) {
+            let frozen = freeze(store, dir, device)?;
+            self.clones.insert(dir.to_owned(), frozen);
+        }
+        let frozen = self.clones.get_mut(dir).and_then(Option::as_mut);
+        let Some(frozen) = frozen.filter(|frozen| frozen.base == parent) else {
+            return Ok(None);
+        };
+        if let Some(place) = frozen.images.iter().position(|it| it.name == image) {
+            return Ok(Some(frozen.images.swap_remove(place)));
+        }
+        // Nothing was written to it.
+        Ok(frozen.manifest.image(image).map(|image| Input {
+            name: image.name.clone(),
+            role: image.role,
+            data: InputData::Extents {
+                files: Vec::new(),
+                label: image.file_name(),
+                size_bytes: image.size_bytes,
+                extents: Vec::new(),
+            },
+            kind: InputKind::DenseDiff,
+        }))
+    }
+}
+
+fn freeze(store: &Store, dir: &Path, device: (u32, u32)) -> anyhow::Result<Option<FrozenView>> {
+    let mounts = Mountpoint::all()?;
+    let is_ours = |mount: &Mountpoint| mount.device == device && mount.is_writable;
+    if !mounts.iter().any(is_ours) || look::state(dir) != look::State::Serves {
+        return Ok(None);
+    }
+    let Ok(mut view) = ViewClient::connect(dir) else {
+        return Ok(None);
+    };
+    if fs::canonicalize(view.status()?.store)? != fs::canonicalize(store.path())? {
+        return Ok(None);
+    }
+    let frozen = match view.freeze() {
+        Err(snapstore_fuse::Error::ViewRefused { message, .. }) => {
+            tracing::info!(message, "a view is read as files");
+            return Ok(None);
+        }
+        other => other?,
+    };
+    let base = SnapshotId::from_hex(&frozen.view.base).context("the view's base is no id")?;
+    let manifest = store.manifest(base)?;
+    Ok(Some(FrozenView {
+        images: images(&frozen, &manifest)?,
+        base,
+        manifest,
+        _frozen: frozen,
+        _view: view,
+    }))
 }
 
 fn images(frozen: &FrozenForCommit, base: &Manifest) -> anyhow::Result<Vec<Input>> {

@@ -67,6 +67,9 @@ pub struct MountArgs {
     /// unmounted with --keep
     #[arg(long, requires = "rw")]
     pub resume: bool,
+    /// What is in no commit goes with the mount
+    #[arg(long, hide = true, requires = "foreground")]
+    pub discard: bool,
     /// Write "ready" to standard output once mounted, then detach
     #[arg(long, hide = true, requires = "foreground")]
     pub announce: bool,

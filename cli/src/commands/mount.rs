@@ -151,6 +151,15 @@ fn writing(args: &MountArgs) -> Writing {
         overlay_dir: args.overlay_dir.clone(),
         limit_bytes: args.overlay_limit,
         resume: args.resume,
+        discard: args.discard,
+    }
+}
+
+/// The names of the files.
+fn layout(store: &Store, args: &MountArgs, what: &MountTarget) -> anyhow::Result<Layout> {
+    match (args.layout, what) {
+        (Some(kind), MountTarget::Snapshot(name)) => monitors::layout(store, kind, name),
+        _ => Ok(Layout::default()),
     }
 }
 
@@ -166,6 +175,8 @@ fn writable(args: &MountArgs, what: &MountTarget, layout: Layout) -> WritableOpt
         mode: writing.mode,
         overlay_dir: writing.overlay_dir,
         limit_bytes: writing.limit_bytes,
+        layout,
+        discard: writing.discard,
     }
 }
 

@@ -41,8 +41,9 @@ pub(crate) fn short_path(place: &std::path::Path) -> io::Result<(std::os::fd::Ow
 }
 
 impl Control {
-    /// Begins to listen.
-    pub fn start(views: Arc<Views>) -> Result<Arc<Self>> {
+    /// Begins to listen. Whether what is in no commit is given up is as told, until somebody
+    /// says otherwise.
+    pub fn start(views: Arc<Views>, discard: bool) -> Result<Arc<Self>> {
         let place = views.overlays().to_owned();
         let failed = |error| cannot("listen in", &place, error);
         let _ = std::fs::remove_file(place.join(SOCKET));
@@ -51,7 +52,7 @@ impl Control {
         let committing = views.clones.iter().map(|_| AtomicBool::new(false));
         let control = Arc::new(Self {
             committing: committing.collect(),
-            discards: AtomicBool::new(false),
+            discards: AtomicBool::new(discard),
             views,
         });
         let answering = control.clone();

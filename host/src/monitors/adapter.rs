@@ -13,6 +13,7 @@ use serde_json::Value;
 use snapstore_store::{Input, Snapshot, SnapshotId, Store, Unchanging};
 
 use crate::error::Usage;
+use crate::views::FrozenViews;
 
 /// The label that names the monitor of a snapshot.
 pub const MONITOR: &str = "monitor";
@@ -103,6 +104,12 @@ pub trait Restorer {
     fn program(&self, dir: &Path) -> anyhow::Result<PathBuf>;
     /// The version in what it says when asked with `--version`.
     fn version(&self, said: &str) -> Option<String>;
+    /// Under which names its own commands look for a snapshot's files, given what the
+    /// snapshot says of its machine and whether it has a file of a name.
+    fn names(&self, about: Option<&Value>, has: &dyn Fn(&str) -> bool)
+    -> anyhow::Result<FileNames>;
+    /// Whether each clone's disks are files of a writable view, since it takes raw ones only.
+    fn writes_to_view(&self) -> bool;
     /// A copy of the snapshot's memory for all machines to map, where this version cannot
     /// map the mounted file.
     fn memory(&self, version: &str, snapshot: &Snapshot) -> anyhow::Result<Option<SharedMemory>>;
@@ -142,6 +149,8 @@ pub struct Taken {
     pub is_held: bool,
     /// What the user should know.
     pub remarks: Vec<String>,
+    /// Views that stand still until this is dropped.
+    pub views: FrozenViews,
 }
 
 /// How much may be copied into memory so that the guest goes on sooner.
@@ -184,6 +193,8 @@ pub struct Started<'a> {
     pub mount: &'a Path,
     /// A copy of the snapshot's memory, as the process has it open.
     pub shared_memory: Option<i32>,
+    /// The clone's directory in a writable view, if it has its disks there.
+    pub view: Option<&'a Path>,
     /// Where large files without a name can be made.
     pub overlay_dir: &'a Path,
     /// Its taps.

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::adapter::{
     Taken, runs,
 };
 use super::described::description;
-use super::disks::{self, OpenLayer, own_copy};
+use super::disks::{self, OpenLayer, own_disk};
 use super::http::Http;
 use super::memory::{kept, whole};
 use super::peer::Peer;
@@ -271,6 +271,14 @@ impl Monitor for CloudHypervisor {
             let image = format!("disk{count}");
             count += 1;
             let layers = self.layers(disk)?;
+            if let [top] = layers.as_slice()
+                && !top.is_qcow2
+                && let Some(input) = disks::of_view(store, &image, &top.file, &mut taken)?
+            {
+                taken.inputs.push(input);
+                images.push(Some(image));
+                continue;
+            }
             disks::add(store, &image, layers, &mut taken, budget)
                 .with_context(|| format!("the disk {} cannot be committed", disk["path"]))?;
             images.push(Some(image));
@@ -333,6 +341,56 @@ impl Restorer for CloudHypervisorRestorer {
         rest.split_whitespace().next().map(str::to_owned)
     }
 
+    /// With a configuration that finds the disks in its working directory.
+    fn names(
+        &self,
+        about: Option<&Value>,
+        has: &dyn Fn(&str) -> bool,
+    ) -> anyhow::Result<FileNames> {
+        let about: Option<Description> = about.cloned().map(serde_json::from_value).transpose()?;
+        let mut made = Vec::new();
+        match about {
+            Some(mut about) => {
+                let disks = about.config["disks"].as_array_mut().into_iter().flatten();
+                for (disk, image) in disks.zip(&about.disks) {
+                    match image {
+                        Some(image) => {
+                            disk["path"] = json!(format!("{image}.img"));
+                            disk["image_type"] = json!("Raw");
+                            disk["backing_files"] = json!(false);
+                        }
+                        None => {
+                            let path = disk["path"].as_str().unwrap_or_default();
+                            disk["path"] = json!(about.directory.join(path));
+                        }
+                    }
+                }
+                map_lazily(&mut about.config);
+                made.push((
+                    CONFIG.to_owned(),
+                    serde_json::to_string_pretty(&about.config)?,
+                ));
+            }
+            None => ensure!(
+                has(CONFIG),
+                Usage(format!(
+                    "it has neither {CONFIG} (`commit --file \
+                     {CONFIG}=FILE`) nor {DESCRIPTION} (`commit --cloud-hypervisor`)"
+                ))
+            ),
+        }
+        Ok(FileNames {
+            memory: MEMORY,
+            state: DEVICES,
+            disks: Vec::new(),
+            made,
+        })
+    }
+
+    fn writes_to_view(&self) -> bool {
+        true
+    }
+
     fn memory(&self, _: &str, _: &Snapshot) -> anyhow::Result<Option<SharedMemory>> {
         Ok(None)
     }
@@ -340,7 +398,6 @@ impl Restorer for CloudHypervisorRestorer {
     fn launch(&self, started: &Started<'_>) -> anyhow::Result<Launch> {
         let about: Description = description(started.mount)?;
         let mut config = about.config.clone();
-        let mut fds: Vec<OwnedFd> = Vec::new();
         let disks = config["disks"].as_array_mut().into_iter().flatten();
         for (disk, image) in disks.zip(&about.disks) {
             let Some(image) = image else {
@@ -349,11 +406,9 @@ impl Restorer for CloudHypervisorRestorer {
                 continue;
             };
             // Not an overlay on the mounted image: see `pauses_without_flushing`.
-            let file = own_copy(started, image)?;
-            disk["path"] = json!(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            disk["path"] = json!(own_disk(started, image)?);
             disk["image_type"] = json!("Raw");
             disk["backing_files"] = json!(false);
-            fds.push(file.into());
         }
         map_lazily(&mut config);
         for (name, file) in [("serial", "serial.sock"), ("console", "")] {
@@ -383,7 +438,7 @@ impl Restorer for CloudHypervisorRestorer {
         let cpus = about.config["cpus"]["boot_vcpus"].as_u64();
         Ok(Launch {
             arguments: vec!["--api-socket".to_owned(), api.display().to_string()],
-            fds,
+            fds: Vec::new(),
             api,
             memory_bytes: memory,
             cpus: cpus.and_then(|cpus| u32::try_from(cpus).ok()),

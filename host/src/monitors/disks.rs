@@ -1,12 +1,13 @@
 //! Disks of machines of other monitors: what a commit reads of their files.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use rustix::fs::{Mode, OFlags, major, minor};
+use rustix::fs::{major, minor};
 use snapstore_store::{
     Extent, ImageRole, Input, InputData, InputKind, SnapshotId, Store, Unchanging,
 };
@@ -14,11 +15,8 @@ use snapstore_store::{
 use super::adapter::{Budget, Started, Taken};
 use super::memory::{copied, data, reflinked};
 use super::qcow2::{self, Content};
-use crate::commit::data_ranges;
 use crate::monitor::{MountedFile, snapshot_of};
 
-/// How much of a disk is copied at once.
-const CHUNK_BYTES: u64 = 1 << 20;
 /// The store's extents begin and end at multiples of this.
 const GRAIN: u64 = 4096;
 
@@ -218,33 +216,45 @@ fn filled(above: Vec<Extent>, below: &[Extent], seen_bytes: u64) -> Vec<Extent> 
     out
 }
 
-/// A file without a name, with what the snapshot has of the disk.
-pub fn own_copy(started: &Started<'_>, image: &str) -> anyhow::Result<File> {
-    let path = started.mount.join(format!("{image}.img"));
-    let from = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let into = rustix::fs::open(started.overlay_dir, flags, Mode::RUSR | Mode::WUSR);
-    let into = File::from(into.with_context(|| {
-        format!(
-            "cannot make a file for a disk in {}; name another directory with --overlay-dir",
-            started.overlay_dir.display()
-        )
-    })?);
-    let length = from.metadata()?.len();
-    into.set_len(length)?;
-    let mut buffer = vec![0; usize::try_from(CHUNK_BYTES)?];
-    for range in data_ranges(&from, length)? {
-        let mut at = range.start;
-        while at < range.end {
-            let part = usize::try_from((range.end - at).min(CHUNK_BYTES))?;
-            let part = &mut buffer[..part];
-            from.read_exact_at(part, at)?;
-            into.write_all_at(part, at)
-                .context("cannot copy a disk for the clone")?;
-            at += part.len() as u64;
-        }
+/// The clone's own disk: a file of a writable view.
+pub fn own_disk(started: &Started<'_>, image: &str) -> anyhow::Result<PathBuf> {
+    let view = started
+        .view
+        .context("there is no view with the clone's disks")?;
+    let path = view.join(format!("{image}.img"));
+    ensure!(path.is_file(), "the snapshot has no disk {image}");
+    Ok(path)
+}
+
+/// What the guest wrote to a disk in a writable view, as changes to the parent's, if the
+/// view is of that.
+pub fn of_view(
+    store: &Store,
+    image: &str,
+    file: &File,
+    taken: &mut Taken,
+) -> anyhow::Result<Option<Input>> {
+    let Some(parent) = taken.parent else {
+        return Ok(None);
+    };
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    if path.file_name() != Some(format!("{image}.img").as_ref()) {
+        return Ok(None);
     }
-    Ok(into)
+    let Some(dir) = path.parent() else {
+        return Ok(None);
+    };
+    let found = file.metadata()?;
+    let device = (major(found.dev()), minor(found.dev()));
+    let changes = taken.views.changes(store, dir, device, parent, image)?;
+    if let Some(Input {
+        data: InputData::Extents { extents, .. },
+        ..
+    }) = &changes
+    {
+        taken.read_bytes += extents.iter().map(|extent| extent.length).sum::<u64>();
+    }
+    Ok(changes)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! nor does it matter what Firecracker's own log of dirty pages was reset by.
 
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use super::adapter::{
     Taken, runs,
 };
 use super::described::description;
-use super::disks::own_copy;
+use super::disks::{of_view, own_disk};
 use super::http::Http;
 use super::memory::{self, kept, whole};
 use super::peer::Peer;
@@ -222,6 +222,10 @@ impl Monitor for Firecracker {
         for disk in &about.disks {
             let file = self.peer.open_file(Path::new(&disk.path))?;
             let file = file.with_context(|| format!("{} is not open any more", disk.path))?;
+            if let Some(input) = of_view(store, &disk.image, &file, &mut taken)? {
+                taken.inputs.push(input);
+                continue;
+            }
             let (input, bytes, is_held) = disk_input(disk, file)?;
             taken.read_bytes += bytes;
             taken.is_held |= is_held;
@@ -303,6 +307,26 @@ impl Restorer for FirecrackerRestorer {
         Some(line.trim_start_matches("Firecracker v").trim().to_owned())
     }
 
+    /// As its documentation calls them.
+    fn names(
+        &self,
+        about: Option<&Value>,
+        _has: &dyn Fn(&str) -> bool,
+    ) -> anyhow::Result<FileNames> {
+        let about: Option<Description> = about.cloned().map(serde_json::from_value).transpose()?;
+        let disks = about.into_iter().flat_map(|about| about.disks);
+        Ok(FileNames {
+            memory: "mem_file",
+            state: "snapshot_file",
+            disks: disks.map(|disk| (disk.image, disk.path)).collect(),
+            made: Vec::new(),
+        })
+    }
+
+    fn writes_to_view(&self) -> bool {
+        true
+    }
+
     fn memory(&self, _: &str, _: &Snapshot) -> anyhow::Result<Option<SharedMemory>> {
         Ok(None)
     }
@@ -316,17 +340,14 @@ impl Restorer for FirecrackerRestorer {
                 about.interfaces.len()
             ))
         );
-        let mut fds: Vec<OwnedFd> = Vec::new();
         for disk in &about.disks {
-            let file = own_copy(started, &disk.image)?;
-            let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let link = own_disk(started, &disk.image)?;
             let place = place(started.dir, disk);
             if let Some(parent) = place.parent() {
                 fs::create_dir_all(parent)?;
             }
             std::os::unix::fs::symlink(link, &place)
                 .with_context(|| format!("cannot make {}", place.display()))?;
-            fds.push(file.into());
         }
         let vsock = about.vsock.as_deref().map(Path::new);
         if let Some(parent) = vsock
@@ -349,7 +370,7 @@ impl Restorer for FirecrackerRestorer {
                 "--id".to_owned(),
                 id,
             ],
-            fds,
+            fds: Vec::new(),
             api,
             memory_bytes: about.memory_bytes,
             cpus: about.cpus,

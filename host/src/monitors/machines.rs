@@ -17,7 +17,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::fs::{major, minor};
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde::{Deserialize, Serialize};
-use snapstore_store::{NotPinned, Snapshot, Store};
+use snapstore_store::{ImageRole, NotPinned, Snapshot, Store};
 use snapstore_vmm::confine::keep_only;
 
 use super::adapter::{
@@ -80,6 +80,8 @@ struct Spec {
     tag: String,
     mount: PathBuf,
     shared_memory: Option<i32>,
+    /// The writable view with the clones' disks.
+    view: Option<PathBuf>,
     overlay_dir: PathBuf,
     taps: Vec<Vec<String>>,
     run: bool,
@@ -131,7 +133,21 @@ pub fn restore(
         tell(remark);
     }
     let shared = restorer.memory(&version, &snapshot)?;
+    let has_disk = snapshot.manifest().images.iter();
+    let has_disk = has_disk.filter(|it| it.role == ImageRole::Disk).count() > 0;
+    let view = match restorer.writes_to_view() && has_disk {
+        true => Some(mounts::start_writable(
+            runtime,
+            store,
+            id,
+            wanted.count,
+            wanted.overlays.dir(),
+        )?),
+        false => None,
+    };
     let mut kept: Vec<OwnedFd> = vec![pin.into_fd()];
+    let (view, view_lock) = view.map(|view| (view.dir, view.users_lock)).unzip();
+    kept.extend(view_lock.flatten().map(OwnedFd::from));
     kept.extend(mounted.users_lock.map(OwnedFd::from));
     let shared_memory = shared.map(|SharedMemory(file)| {
         let number = file.as_raw_fd();
@@ -147,6 +163,7 @@ pub fn restore(
         tag: wanted.snapshot.to_owned(),
         mount: mounted.dir,
         shared_memory,
+        view,
         overlay_dir: wanted.overlays.dir().to_owned(),
         taps: nets
             .into_iter()
@@ -362,7 +379,9 @@ fn start_all(
             let claim = vm.claim()?;
             let dir = vm.monitor_dir();
             fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-            match begin(spec, restorer.as_ref(), number, &dir, &claim) {
+            let view = spec.view_of(number);
+            let about = spec.started(number, &dir, view.as_deref());
+            match begin(spec, restorer.as_ref(), &about, &claim) {
                 Ok((launch, child)) => Ok((vm, dir, launch, child)),
                 Err(error) => {
                     claim.release(None)?;
@@ -377,7 +396,8 @@ fn start_all(
     }
     let mut records = Vec::with_capacity(begun.len());
     for (number, (vm, dir, launch, mut child)) in begun.into_iter().enumerate() {
-        let started = started(spec, number, &dir);
+        let view = spec.view_of(number);
+        let started = spec.started(number, &dir, view.as_deref());
         let loaded = wait_until_listens(&mut child, &launch.api)
             .and_then(|()| restorer.load(&started, &launch, child.id()))
             .and_then(|()| record(spec, &vm, &dir, &launch, child.id()))
@@ -387,15 +407,24 @@ fn start_all(
     Ok(records)
 }
 
-fn started<'a>(spec: &'a Spec, number: usize, dir: &'a Path) -> Started<'a> {
-    Started {
-        name: &spec.names[number],
-        dir,
-        mount: &spec.mount,
-        shared_memory: spec.shared_memory,
-        overlay_dir: &spec.overlay_dir,
-        taps: &spec.taps[number],
-        run: spec.run,
+impl Spec {
+    /// A machine's directory in the writable view.
+    fn view_of(&self, number: usize) -> Option<PathBuf> {
+        let view = self.view.as_ref();
+        view.map(|view| view.join(number.to_string()))
+    }
+
+    fn started<'a>(&'a self, number: usize, dir: &'a Path, view: Option<&'a Path>) -> Started<'a> {
+        Started {
+            name: &self.names[number],
+            dir,
+            mount: &self.mount,
+            shared_memory: self.shared_memory,
+            view,
+            overlay_dir: &self.overlay_dir,
+            taps: &self.taps[number],
+            run: self.run,
+        }
     }
 }
 
@@ -403,11 +432,10 @@ fn started<'a>(spec: &'a Spec, number: usize, dir: &'a Path) -> Started<'a> {
 fn begin(
     spec: &Spec,
     restorer: &dyn Restorer,
-    number: usize,
-    dir: &Path,
+    about: &Started<'_>,
     claim: &NameLock,
 ) -> anyhow::Result<(Launch, Child)> {
-    let launch = restorer.launch(&started(spec, number, dir))?;
+    let launch = restorer.launch(about)?;
     let log = OpenOptions::new()
         .create(true)
         .append(true)
@@ -420,7 +448,7 @@ fn begin(
     }
     let child = Command::new(&spec.program)
         .args(&launch.arguments)
-        .current_dir(dir)
+        .current_dir(about.dir)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

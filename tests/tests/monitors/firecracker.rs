@@ -1,6 +1,7 @@
 //! Firecracker: against a double of its API that refuses what its description does not have.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -32,6 +33,15 @@ impl Double {
             "network-interfaces": [],
             "vsock": null,
         });
+        Self::boot_with(fixture, program, environment, &config)
+    }
+
+    fn boot_with(
+        fixture: &Fixture,
+        program: &Path,
+        environment: &[(&str, &str)],
+        config: &serde_json::Value,
+    ) -> anyhow::Result<Self> {
         let path = fixture.text("config.json");
         fs::write(&path, config.to_string())?;
         let socket = fixture.text("api.sock");
@@ -179,5 +189,135 @@ fn snapshots_of_another_monitor_are_refused() -> anyhow::Result<()> {
         ],
     )?;
     assert!(said.contains("is not Firecracker"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn too_many_disks_are_told_before_the_guest_is_paused() -> anyhow::Result<()> {
+    let test = "too_many_disks_are_told_before_the_guest_is_paused";
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let Some(program) = double(&fixture, test, "firecracker", &[])? else {
+        return Ok(());
+    };
+    let drive = |number: usize| {
+        fs::write(fixture.path(&format!("d{number}.img")), [0; PAGE])?;
+        anyhow::Ok(json!({
+            "drive_id": format!("d{number}"), "path_on_host": format!("d{number}.img"),
+            "is_read_only": false,
+        }))
+    };
+    let drives = (0..254).map(drive).collect::<anyhow::Result<Vec<_>>>()?;
+    let config = json!({
+        "machine-config": {"mem_size_mib": 4, "vcpu_count": 1, "track_dirty_pages": false},
+        "drives": drives, "network-interfaces": [], "vsock": null,
+    });
+    let fails = [("DOUBLE_FAILS", "pause")];
+    let double = Double::boot_with(&fixture, &program, &fails, &config)?;
+    let commit = ["commit", "x", "--firecracker", &double.socket];
+    let said = fixture.cli.fails(2, &commit)?;
+    assert!(said.contains("257 files"), "{said}");
+    // So are labels, with those that the commit adds.
+    let labels: Vec<String> = (0..1022)
+        .map(|number| format!("--label=l{number}=x"))
+        .collect();
+    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    fs::remove_file(&double.socket)?;
+    let double = Double::boot(&fixture, &program, &fails)?;
+    let commit = ["commit", "x", "--firecracker", &double.socket];
+    let said = fixture.cli.fails(2, &[&commit[..], &labels].concat())?;
+    assert!(said.contains("1025 labels"), "{said}");
+    ensure!(is_running(&double.socket)?, "it stands still");
+    Ok(())
+}
+
+/// What a process has open of files that are no other's: copies that were made for it.
+fn own_bytes(pid: u64) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let link = entry?.path();
+        let is_removed = fs::read_link(&link)?
+            .to_string_lossy()
+            .ends_with(" (deleted)");
+        let found = fs::metadata(&link)?;
+        if found.is_file() && is_removed {
+            bytes += found.blocks() * 512;
+        }
+    }
+    Ok(bytes)
+}
+
+fn bytes_under(dir: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        bytes += match entry.metadata()? {
+            found if found.is_dir() => bytes_under(&entry.path())?,
+            found => found.blocks() * 512,
+        };
+    }
+    Ok(bytes)
+}
+
+#[test]
+fn clones_copy_no_disk_and_what_they_write_goes_with_them() -> anyhow::Result<()> {
+    let test = "clones_copy_no_disk_and_what_they_write_goes_with_them";
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let Some(program) = double(&fixture, test, "firecracker", &[])? else {
+        return Ok(());
+    };
+    let first = Double::boot(&fixture, &program, &[])?;
+    // Much more than what a clone may take.
+    let mut disk = noise(5, 32 * MIB);
+    fs::write(fixture.path("root.img"), &disk)?;
+    fixture
+        .cli
+        .ok(&["commit", "t0", "--firecracker", &first.socket])?;
+    let overlays = fixture.path("overlays");
+    fs::create_dir(&overlays)?;
+    let (exec, place) = (
+        program.display().to_string(),
+        overlays.display().to_string(),
+    );
+    let restore = ["restore", "t0", "--with", "firecracker", "--exec", &exec];
+    let more = ["-n", "3", "--overlay-dir", &place];
+    fixture.cli.ok(&[&restore[..], &more].concat())?;
+    let listed = fixture.cli.json(&["ps"])?;
+    let machines = listed["machines"].as_array().cloned().unwrap_or_default();
+    assert_eq!(machines.len(), 3, "{listed}");
+    for machine in &machines {
+        let pid = machine["pid"].as_u64().unwrap_or_default();
+        assert_eq!(own_bytes(pid)?, 0, "{machine}");
+    }
+    let before = bytes_under(&overlays)?;
+    ensure!(before < MIB as u64 / 2, "{before} bytes for three clones");
+    let socket = fixture.of_machine("t0.2", "api.sock");
+    write(&socket, 9, 7)?;
+    set(&mut disk, 9, 7);
+    let grown = bytes_under(&overlays)? - before;
+    ensure!(
+        grown < MIB as u64 / 2,
+        "a page that was written takes {grown} bytes"
+    );
+    for (tag, page) in [("t1", 9), ("t2", 11)] {
+        write(&socket, page, 7)?;
+        set(&mut disk, page, 7);
+        let answer = fixture
+            .cli
+            .json(&["commit", tag, "--firecracker", &socket])?;
+        // Nothing of the disk is read but what was written to it.
+        let read = answer["read_bytes"].as_u64();
+        assert!(read < Some(MIB as u64), "{answer}");
+        ensure!(fixture.shown(tag, "disk0.img")? == disk, "another disk");
+    }
+    fixture.cli.ok(&["stop", "--all"])?;
+    let began = std::time::Instant::now();
+    while fs::read_dir(&overlays)?.next().is_some() {
+        ensure!(began.elapsed().as_secs() < 60, "the view is left");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
     Ok(())
 }

@@ -196,10 +196,9 @@ impl Monitor for Qemu {
         let mut taken = Taken {
             parent: read.parent,
             inputs: vec![read.input],
-            unchanging: Vec::new(),
             read_bytes: read.read_bytes,
             is_held: read.is_held,
-            remarks: Vec::new(),
+            ..Taken::default()
         };
         for disk in &listed {
             disks::take(store, &mut self.qmp, &self.peer, disk, &mut taken, budget)

@@ -55,6 +55,30 @@ impl Restorer for QemuRestorer {
         Version::parse(said).map(|version| version.to_string())
     }
 
+    fn names(
+        &self,
+        about: Option<&Value>,
+        _has: &dyn Fn(&str) -> bool,
+    ) -> anyhow::Result<FileNames> {
+        let about: Option<Description> = about.cloned().map(serde_json::from_value).transpose()?;
+        let disks = about.into_iter().flat_map(|about| about.disks);
+        // All that is shown is raw: the name of a qcow2 file would say otherwise.
+        let disks = disks.filter_map(|disk| match disk.files.as_slice() {
+            [file] if !file.ends_with("qcow2") => Some((disk.image, file.clone())),
+            _ => None,
+        });
+        Ok(FileNames {
+            memory: "ram",
+            state: "devices",
+            disks: disks.collect(),
+            made: Vec::new(),
+        })
+    }
+
+    fn writes_to_view(&self) -> bool {
+        false
+    }
+
     fn memory(&self, version: &str, snapshot: &Snapshot) -> anyhow::Result<Option<SharedMemory>> {
         match Version::parse(version) {
             Some(version) if version >= MAPS_READ_ONLY => Ok(None),
