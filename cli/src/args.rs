@@ -26,9 +26,11 @@ pub use snapshots::{
     CommitArgs, DiffArgs, ForgetArgs, LogArgs, RmArgs, ShowArgs, TagArgs, TagsArgs,
 };
 pub use transfer::{CopyArgs, ExportArgs, ImportArgs};
-pub use upkeep::{DoctorArgs, GcArgs, InitArgs, MetricsArgs, TopArgs, UpgradeArgs, VerifyArgs};
-pub use values::GroupBy;
+pub use upkeep::{
+    DoctorArgs, GcArgs, InitArgs, MetricsArgs, StatsArgs, TopArgs, UpgradeArgs, VerifyArgs,
+};
 use values::seconds;
+pub use values::{FormArgs, GroupBy};
 
 use crate::log_format::LogFormat;
 
@@ -91,7 +93,9 @@ pub enum Command {
     /// Start virtual machines from a snapshot, each as it was then
     Restore(RestoreArgs),
     /// List running virtual machines
-    #[command(after_help = "Examples:\n  snapstore ps\n  snapstore ps base.1 --json")]
+    #[command(
+        after_help = "Examples:\n  snapstore ps\n  snapstore ps base.1 --json\n  snapstore ps -o '{name} {pid}'"
+    )]
     Ps(PsArgs),
     /// Stop a virtual machine's vCPUs; it stays in memory
     #[command(after_help = "Example:\n  snapstore pause web")]
@@ -110,7 +114,7 @@ pub enum Command {
     /// List tags
     #[command(
         visible_alias = "ls",
-        after_help = "Examples:\n  snapstore ls\n  snapstore tags --quiet | xargs -n 1 snapstore show"
+        after_help = "Examples:\n  snapstore ls\n  snapstore tags --quiet | xargs -n 1 snapstore show\n  snapstore tags -o '{tag} {id} {logical_bytes}'"
     )]
     Tags(TagsArgs),
     /// Remove tags; `gc` then frees what only they needed
@@ -150,8 +154,7 @@ pub enum Command {
     /// Bring a store that an older version made to the newest format
     Upgrade(UpgradeArgs),
     /// Count what is stored, and what each snapshot adds
-    #[command(after_help = "Example:\n  snapstore stats --json")]
-    Stats,
+    Stats(StatsArgs),
     /// Print numbers of the store, its mounts and the machines, as Prometheus reads them
     Metrics(MetricsArgs),
     /// Watch what mounts and machines do

@@ -6,15 +6,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
+use snapstore_host::Usage;
 use snapstore_store::{Cancel, Error, PageSize, Store};
 
+use crate::args::FormArgs;
 use crate::exit;
+use crate::form::{Fields, Form};
 use crate::interrupt;
 use crate::logging::say;
 
 pub struct Context {
     store: Option<PathBuf>,
-    json: bool,
+    form: Form,
+    /// Of [`Form::Lines`].
+    fields: Option<&'static Fields>,
     lock_timeout: Option<Duration>,
     cancel: Cancel,
 }
@@ -23,17 +28,43 @@ impl Context {
     pub fn new(store: Option<PathBuf>, json: bool, lock_timeout: Option<Duration>) -> Self {
         Self {
             store: store.or_else(|| variable("SNAPSTORE_DIR").map(PathBuf::from)),
-            json,
+            form: match json {
+                true => Form::Json,
+                false => Form::Table,
+            },
+            fields: None,
             lock_timeout,
             cancel: Cancel::default(),
         }
+    }
+
+    /// The same for a listing of these fields, in the form that is asked for.
+    pub fn listing(&self, asked: &FormArgs, fields: &'static Fields) -> anyhow::Result<Self> {
+        let form = match (&asked.form, self.json()) {
+            (None, _) => self.form.clone(),
+            (Some(form), true) if *form != Form::Json => bail!(Usage(
+                "--json and another form with -o cannot both be".to_owned()
+            )),
+            (Some(form), _) => form.clone(),
+        };
+        if let Form::Lines(template) = &form {
+            template.check(fields)?;
+        }
+        Ok(Self {
+            store: self.store.clone(),
+            form,
+            fields: Some(fields),
+            lock_timeout: self.lock_timeout,
+            cancel: self.cancel.clone(),
+        })
     }
 
     /// The same for a command that a signal stops in an orderly way.
     pub fn stopped_by_signals(&self) -> anyhow::Result<Self> {
         Ok(Self {
             store: self.store.clone(),
-            json: self.json,
+            form: self.form.clone(),
+            fields: self.fields,
             lock_timeout: self.lock_timeout,
             cancel: interrupt::cancel_on_signal()?,
         })
@@ -51,7 +82,7 @@ impl Context {
 
     /// Whether the answer is to be JSON.
     pub fn json(&self) -> bool {
-        self.json
+        self.form == Form::Json
     }
 
     /// The store's directory.
@@ -101,16 +132,18 @@ impl Context {
         }
     }
 
-    /// Answers with `value` as JSON, or with `text`.
+    /// Answers with `value` as JSON or in lines, or with `text`.
     pub fn answer(
         &self,
         value: &impl serde::Serialize,
         text: impl FnOnce() -> String,
     ) -> anyhow::Result<()> {
-        let mut answer = if self.json {
-            serde_json::to_string(value)?
-        } else {
-            text()
+        let mut answer = match (&self.form, self.fields) {
+            (Form::Json, _) => serde_json::to_string(value)?,
+            (Form::Lines(template), Some(fields)) => {
+                template.fill(fields, &serde_json::to_value(value)?)
+            }
+            _ => text(),
         };
         if !answer.is_empty() && !answer.ends_with('\n') {
             answer.push('\n');

@@ -9,6 +9,7 @@ mod committed;
 mod completions;
 mod context;
 mod exit;
+mod form;
 mod format;
 mod hints;
 mod interrupt;
@@ -126,7 +127,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => commands::verify::run(&context, &args),
         Command::Upgrade(args) => commands::upgrade::run(&context, &args),
         Command::Repair => commands::repair::run(&context),
-        Command::Stats => commands::stats::run(&context),
+        Command::Stats(args) => commands::stats::run(&context, &args),
         Command::Completions(args) => commands::completions::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Metrics(args) => commands::metrics::run(&context, &args),

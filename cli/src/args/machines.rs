@@ -8,7 +8,7 @@ use snapstore_host::monitors::Kind;
 use snapstore_host::networks::NetSpec;
 use snapstore_vmm::state::Baseline;
 
-use super::values::{LONGEST_SECONDS, seconds, snapshot, tag};
+use super::values::{FormArgs, LONGEST_SECONDS, seconds, snapshot, tag};
 
 /// How machines are started.
 #[derive(Args, Clone)]
@@ -166,8 +166,10 @@ pub struct PsArgs {
     /// Only this machine, with all that is known of it
     pub name: Option<String>,
     /// Print the names only, one a line
-    #[arg(short, long, conflicts_with = "name")]
+    #[arg(short, long, conflicts_with_all = ["name", "form"])]
     pub quiet: bool,
+    #[command(flatten)]
+    pub form: FormArgs,
 }
 
 #[derive(Args)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::values::snapshot;
+use super::values::{FormArgs, snapshot};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -23,7 +23,10 @@ pub enum RemoteCommand {
     /// Give a bucket a name in this store
     Add(AddArgs),
     /// List the remotes of this store
-    List,
+    List {
+        #[command(flatten)]
+        form: FormArgs,
+    },
     /// Make a bucket a remote, with pages as this store has them
     Init {
         /// A remote of this store
@@ -38,6 +41,8 @@ pub enum RemoteCommand {
     Tags {
         /// A remote of this store
         name: String,
+        #[command(flatten)]
+        form: FormArgs,
     },
     /// Remove tags of a remote; `remote gc` then frees what only they needed
     Rm {
@@ -70,6 +75,8 @@ pub enum RemoteCommand {
     Leases {
         /// A remote of this store
         name: String,
+        #[command(flatten)]
+        form: FormArgs,
     },
 }
 

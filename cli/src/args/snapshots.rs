@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::values::{GroupBy, group_by, label, named_path, pattern, snapshot, span, tag};
+use super::values::{FormArgs, GroupBy, group_by, label, named_path, pattern, snapshot, span, tag};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -127,8 +127,10 @@ pub struct TagArgs {
 #[derive(Args)]
 pub struct TagsArgs {
     /// Print the tags only, one a line
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "form")]
     pub quiet: bool,
+    #[command(flatten)]
+    pub form: FormArgs,
 }
 
 #[derive(Args)]
@@ -176,22 +178,28 @@ pub struct ForgetArgs {
     /// Only say what would go, and why the others stay
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub form: FormArgs,
 }
 
 #[derive(Args)]
-#[command(after_help = "Examples:\n  snapstore log --graph\n  snapstore log base+3")]
+#[command(
+    after_help = "Examples:\n  snapstore log --graph\n  snapstore log base+3\n  snapstore log -o '{id} {parent} {tags}'"
+)]
 pub struct LogArgs {
     /// Only this snapshot and those it descends from
     #[arg(value_parser = snapshot)]
     pub tag: Option<String>,
     /// Draw who descends from whom
-    #[arg(long)]
+    #[arg(long, conflicts_with = "form")]
     pub graph: bool,
+    #[command(flatten)]
+    pub form: FormArgs,
 }
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  snapstore show base+3 --json\n  snapstore show --mount /mnt/base          what was read of it, and in what pieces"
+    after_help = "Examples:\n  snapstore show base+3 --json\n  snapstore show base+3 -o '{id} {manifest.labels.os}'\n  snapstore show --mount /mnt/base          what was read of it, and in what pieces"
 )]
 pub struct ShowArgs {
     /// A tag, or the beginning of a snapshot id
@@ -201,6 +209,8 @@ pub struct ShowArgs {
     /// whether it is read lazily
     #[arg(long, value_name = "DIR", conflicts_with = "snapshot")]
     pub mount: Option<PathBuf>,
+    #[command(flatten)]
+    pub form: FormArgs,
 }
 
 #[derive(Args)]
@@ -215,4 +225,6 @@ pub struct DiffArgs {
     /// List the changed ranges (always with --json)
     #[arg(long)]
     pub ranges: bool,
+    #[command(flatten)]
+    pub form: FormArgs,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::values::interval;
+use super::values::{FormArgs, interval};
 
 #[derive(Args)]
 #[command(after_help = "Example:\n  snapstore --store /srv/snaps init --page-size 16K")]
@@ -55,6 +55,19 @@ pub struct VerifyArgs {
     /// Read and check every stored byte, not only footers and references
     #[arg(long)]
     pub read_data: bool,
+    #[command(flatten)]
+    pub form: FormArgs,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  snapstore stats --json
+  snapstore stats -o '{total_bytes}'
+  snapstore stats -o '{exclusive_stored_bytes} {tag}' | sort -n")]
+pub struct StatsArgs {
+    #[command(flatten)]
+    pub form: FormArgs,
 }
 
 #[derive(Args)]
@@ -76,12 +89,15 @@ pub struct UpgradeArgs {
 Each line is ok, warning (slower, weaker or left over) or error (does not work). It ends with 1
 if there is an error. To check what is stored, use `verify`.
 
-Example:
-  snapstore doctor --json")]
+Examples:
+  snapstore doctor --json
+  snapstore doctor -o '{level} {name}' | grep -v ^ok")]
 pub struct DoctorArgs {
     /// First clear away machines that ended badly, and mounts whose servers are gone
     #[arg(long)]
     pub fix: bool,
+    #[command(flatten)]
+    pub form: FormArgs,
 }
 
 #[derive(Args)]

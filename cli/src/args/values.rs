@@ -5,7 +5,19 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+
+use crate::form::Form;
+
+/// Of commands that list or show.
+#[derive(Args, Clone, Default)]
+pub struct FormArgs {
+    /// table; json, as --json; or a line for each row with fields of the JSON in it, such as
+    /// '{tag} {id}'. A field that there is not makes it name those that there are
+    #[arg(id = "form", short = 'o', long = "format", value_name = "FORMAT")]
+    pub form: Option<Form>,
+}
 
 pub fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {

@@ -6,9 +6,23 @@ use serde_json::json;
 
 use crate::args::DiffArgs;
 use crate::context::Context;
+use crate::form::Fields;
 use crate::format::{count, size, table};
 
+const FIELDS: Fields = Fields {
+    rows: "images",
+    of_row: &[
+        "name",
+        "old_size_bytes",
+        "new_size_bytes",
+        "changed_pages",
+        "ranges",
+    ],
+    of_answer: &["old", "new"],
+};
+
 pub fn run(context: &Context, args: &DiffArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.listing(&args.form, &FIELDS)?;
     let context = &context.stopped_by_signals()?;
     let store = context.open()?;
     let (old, _old_pin) = store.pin(&args.old)?;

@@ -8,8 +8,16 @@ use snapstore_host::doctor::{self, Check, Level};
 use crate::args::DoctorArgs;
 use crate::context::Context;
 use crate::exit;
+use crate::form::Fields;
+
+const FIELDS: Fields = Fields {
+    rows: "checks",
+    of_row: &["name", "level", "found", "costs", "mend"],
+    of_answer: &["errors", "warnings", "fixed"],
+};
 
 pub fn run(context: &Context, args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.listing(&args.form, &FIELDS)?;
     let done = match args.fix {
         true => doctor::mend_leftovers()?,
         false => Vec::new(),

@@ -12,9 +12,25 @@ use snapstore_store::{Listing, Store};
 use crate::args::{ForgetArgs, GroupBy};
 use crate::commands::tag::{tell_unreadable, unreadable};
 use crate::context::Context;
+use crate::form::Fields;
 use crate::format::{size, table, time};
 
+const FIELDS: Fields = Fields {
+    rows: "tags",
+    of_row: &[
+        "tag",
+        "id",
+        "group",
+        "created_unix_seconds",
+        "keep",
+        "reasons",
+        "expired",
+    ],
+    of_answer: &["removed", "frees_at_least_bytes", "unreadable"],
+};
+
 pub fn run(context: &Context, args: &ForgetArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.listing(&args.form, &FIELDS)?;
     let context = &context.stopped_by_signals()?;
     let policy = Policy {
         keep_last: args.keep_last,

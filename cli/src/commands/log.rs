@@ -9,6 +9,7 @@ use snapstore_store::{Manifest, SnapshotId, Store, TaggedSnapshot};
 use crate::args::LogArgs;
 use crate::commands::tag::{tell_unreadable, unreadable};
 use crate::context::Context;
+use crate::form::Fields;
 use crate::format::{count, size, time};
 
 /// A snapshot with all its tags.
@@ -18,7 +19,22 @@ struct Line {
     manifest: Manifest,
 }
 
+const FIELDS: Fields = Fields {
+    rows: "snapshots",
+    of_row: &[
+        "id",
+        "tags",
+        "parent",
+        "created_unix_seconds",
+        "images",
+        "labels",
+        "added_bytes",
+    ],
+    of_answer: &["unreadable"],
+};
+
 pub fn run(context: &Context, args: &LogArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.listing(&args.form, &FIELDS)?;
     let store = context.open()?;
     let mut listing = store.listing()?;
     let mut lines = gather(std::mem::take(&mut listing.snapshots));

@@ -14,6 +14,7 @@ use snapstore_vmm::control::{Client, RunState, Seconds, Status};
 
 use crate::args::PsArgs;
 use crate::context::Context;
+use crate::form::Fields;
 use crate::format::{duration, millis, size, table};
 
 /// One machine, running or badly ended.
@@ -40,7 +41,40 @@ struct Entry {
 /// How long a machine may take to say how it is. Nobody is kept waiting by one.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+const FIELDS: Fields = Fields {
+    rows: "machines",
+    of_row: &[
+        "name",
+        "state",
+        "pid",
+        "trouble",
+        "cpus",
+        "memory_bytes",
+        "pss_bytes",
+        "networks",
+        "origin",
+        "uptime_seconds",
+        "reseeded",
+        "console_bytes",
+        "start",
+        "confinement",
+        "totals",
+        "last_commit",
+        "ending",
+        "monitor",
+        "version",
+        "since",
+        "snapshot",
+        "tag",
+        "shared_memory",
+        "api",
+        "paths",
+    ],
+    of_answer: &[],
+};
+
 pub fn run(context: &Context, args: &PsArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.listing(&args.form, &FIELDS)?;
     let runtime = Runtime::open()?;
     if let Some(name) = &args.name {
         let vm = runtime.running(name)?;

@@ -18,6 +18,7 @@ use snapstore_store::{Store, check_tag};
 use crate::args::{AddArgs, PullArgs, PushArgs, RemoteArgs, RemoteCommand};
 use crate::context::Context;
 use crate::exit;
+use crate::form::Fields;
 use crate::format::{count, size, table};
 use crate::logging::say;
 use crate::progress::{Bar, Unit};
@@ -126,17 +127,41 @@ fn place(args: &AddArgs) -> anyhow::Result<Place> {
     })
 }
 
+/// Of `remote list`.
+const REMOTES: Fields = Fields {
+    rows: "remotes",
+    of_row: &["name", "url"],
+    of_answer: &[],
+};
+
+/// Of `remote tags`.
+const TAGS: Fields = Fields {
+    rows: "tags",
+    of_row: &["tag", "id", "problem", "damaged"],
+    of_answer: &[],
+};
+
+/// Of `remote leases`.
+const LEASES: Fields = Fields {
+    rows: "leases",
+    of_row: &["session", "kind", "who", "last_seen"],
+    of_answer: &[],
+};
+
 pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
     let store = context.open_or_create_default()?;
     match &args.command {
         RemoteCommand::Add(args) => return add(context, &store, &args.name, place(args)?),
-        RemoteCommand::List => {
+        RemoteCommand::List { form } => {
+            let context = context.listing(form, &REMOTES)?;
             let known = remotes(store.path())?;
-            let urls: BTreeMap<_, _> = known.iter().map(|(name, one)| (name, &one.url)).collect();
-            context.answer(&json!({"remotes": urls}), || {
-                let rows: Vec<_> = urls
+            let urls = known.iter();
+            let urls = urls.map(|(name, one)| json!({"name": name, "url": one.url}));
+            let value = json!({"remotes": urls.collect::<Vec<_>>()});
+            context.answer(&value, || {
+                let rows: Vec<_> = known
                     .iter()
-                    .map(|(name, url)| vec![(*name).clone(), (*url).clone()])
+                    .map(|(name, one)| vec![name.clone(), one.url.clone()])
                     .collect();
                 table(&["NAME", "URL"], 2, &rows)
             })?;
@@ -155,7 +180,10 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
                 format!("{} kept all that was asked of it.", remote.url())
             })?;
         }
-        RemoteCommand::Tags { name } => return tags(context, &remote(&store, name)?),
+        RemoteCommand::Tags { name, form } => {
+            let context = context.listing(form, &TAGS)?;
+            return tags(&context, &remote(&store, name)?);
+        }
         RemoteCommand::Rm { name, tags } => {
             let remote = remote(&store, name)?;
             for tag in tags {
@@ -179,7 +207,8 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
         RemoteCommand::Verify { name, read_data } => {
             return verify(context, &remote(&store, name)?, *read_data);
         }
-        RemoteCommand::Leases { name } => {
+        RemoteCommand::Leases { name, form } => {
+            let context = context.listing(form, &LEASES)?;
             let leases = told(remote(&store, name)?.leases())?;
             context.answer(&json!({"leases": leases}), || {
                 let rows: Vec<_> = leases

@@ -11,13 +11,21 @@ use snapstore_vmm::state::{CpuNeeds, MAX_STATE_BYTES, MachineState, StateError};
 use super::show_mount;
 use crate::args::ShowArgs;
 use crate::context::Context;
+use crate::form::Fields;
 use crate::format::{count, duration, size, table, time};
+
+const FIELDS: Fields = Fields {
+    rows: "",
+    of_row: &["id", "tags", "manifest", "machine", "working_sets"],
+    of_answer: &[],
+};
 
 pub fn run(context: &Context, args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let Some(name) = &args.snapshot else {
         let dir = args.mount.as_deref().unwrap_or(Path::new("."));
-        return show_mount::run(context, dir);
+        return show_mount::run(context, dir, &args.form);
     };
+    let context = &context.listing(&args.form, &FIELDS)?;
     let store = context.open()?;
     let id = store.resolve(name)?;
     let manifest = store.manifest(id)?;

@@ -6,10 +6,19 @@ use std::process::ExitCode;
 use serde_json::json;
 use snapstore_host::mount_use::{self, MountUse};
 
+use crate::args::FormArgs;
 use crate::context::Context;
+use crate::form::Fields;
 use crate::format::{count, size, table};
 
-pub fn run(context: &Context, dir: &Path) -> anyhow::Result<ExitCode> {
+const FIELDS: Fields = Fields {
+    rows: "files",
+    of_row: &["name", "size_bytes", "data_bytes", "cached_bytes"],
+    of_answer: &["dir", "store", "writable", "reads_large", "counters"],
+};
+
+pub fn run(context: &Context, dir: &Path, form: &FormArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.listing(form, &FIELDS)?;
     let used = mount_use::of(dir)?;
     context.answer(&json!(used), || describe(&used))?;
     Ok(ExitCode::SUCCESS)

@@ -4,11 +4,39 @@ use std::process::ExitCode;
 
 use snapstore_store::StoreStats;
 
+use crate::args::StatsArgs;
 use crate::commands::tag;
 use crate::context::Context;
+use crate::form::Fields;
 use crate::format::{count, size, table};
 
-pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
+const FIELDS: Fields = Fields {
+    rows: "per_snapshot",
+    of_row: &[
+        "tag",
+        "logical_bytes",
+        "nonzero_bytes",
+        "exclusive_stored_bytes",
+    ],
+    of_answer: &[
+        "snapshots",
+        "logical_bytes",
+        "nonzero_bytes",
+        "distinct_pages",
+        "distinct_bytes",
+        "page_stored_bytes",
+        "metadata_stored_bytes",
+        "unreferenced_bytes",
+        "pack_bytes",
+        "packs",
+        "index_bytes",
+        "total_bytes",
+        "unreadable",
+    ],
+};
+
+pub fn run(context: &Context, args: &StatsArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.listing(&args.form, &FIELDS)?;
     let context = &context.stopped_by_signals()?;
     let stats = context.open()?.stats()?;
     let mut value = serde_json::to_value(&stats)?;

@@ -9,6 +9,7 @@ use snapstore_store::{Error, ErrorClass, Store};
 use crate::args::{RmArgs, TagArgs, TagsArgs};
 use crate::context::Context;
 use crate::exit;
+use crate::form::Fields;
 use crate::format::{count, size, table, time};
 use crate::hints;
 use crate::logging::say;
@@ -49,7 +50,22 @@ fn protect(
     Ok(ExitCode::SUCCESS)
 }
 
+const FIELDS: Fields = Fields {
+    rows: "tags",
+    of_row: &[
+        "tag",
+        "id",
+        "parent",
+        "created_unix_seconds",
+        "logical_bytes",
+        "labels",
+        "protected",
+    ],
+    of_answer: &["unreadable"],
+};
+
 pub fn list(context: &Context, args: &TagsArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.listing(&args.form, &FIELDS)?;
     let store = context.open()?;
     let listing = store.listing()?;
     let protected = store.protected_tags()?;

@@ -7,6 +7,7 @@ use snapstore_store::{Damage, Finding, NotChecked, VerifyReport};
 use crate::args::VerifyArgs;
 use crate::context::Context;
 use crate::exit;
+use crate::form::Fields;
 use crate::format::{count, size};
 use crate::hints;
 use crate::progress::{Bar, Unit};
@@ -14,7 +15,26 @@ use crate::progress::{Bar, Unit};
 /// Of a finding, in text.
 const CHUNKS_SHOWN: usize = 8;
 
+const FIELDS: Fields = Fields {
+    rows: "findings",
+    of_row: &[
+        "damage",
+        "chunks",
+        "snapshots",
+        "read_all_the_same",
+        "what_to_do",
+    ],
+    of_answer: &[
+        "packs",
+        "chunks_read",
+        "bytes_read",
+        "stale_index_entries",
+        "not_checked",
+    ],
+};
+
 pub fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.listing(&args.form, &FIELDS)?;
     let context = &context.stopped_by_signals()?;
     let store = context.open()?;
     let report = store.verify(args.read_data, &Bar::new(Unit::Items))?;

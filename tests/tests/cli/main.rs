@@ -6,6 +6,7 @@ mod completions;
 mod creating;
 mod exhausted;
 mod foreign_pack_files;
+mod forms;
 mod inputs;
 mod log_format;
 mod lost_places;
