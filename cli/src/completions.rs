@@ -1,16 +1,22 @@
 //! Completion of what is typed in a shell: commands and options, and what there is to be
-//! named: tags, machines, mounts.
+//! named: tags, ids of snapshots, machines, mounts, remotes.
 //!
 //! The shell's script (`snapstore completions SHELL`) calls the program again, with
 //! [`VARIABLE`] set, so that it knows the tags of the store.
 
-use clap::{Command, CommandFactory as _};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use clap::{Arg, Command, CommandFactory as _};
+use clap_complete::CompletionCandidate;
+use clap_complete::engine::{ArgValueCompleter, PathCompleter, ValueCompleter};
 use clap_complete::env::{CompleteEnv, Shells};
-use clap_complete::{ArgValueCandidates, CompletionCandidate};
 use snapstore_host::runtime::{Runtime, runtime_dir};
-use snapstore_store::Store;
+use snapstore_store::{SnapshotId, Store};
 
 use crate::args::Cli;
+use crate::commands::remote::remotes;
 use crate::context::Context;
 
 /// Set by the shell's script.
@@ -20,37 +26,54 @@ const VARIABLE: &str = "SNAPSTORE_COMPLETE";
 #[derive(Clone, Copy)]
 enum Named {
     Tag,
+    /// A tag, or the beginning of an id.
+    Snapshot,
     Machine,
     Mount,
+    Remote,
+    /// A tag of a remote, of which only the remote is known here.
+    RemoteTag,
+    /// A snapshot and a directory, or a directory alone.
+    SnapshotAndDir,
 }
 
-use Named::{Machine, Mount, Tag};
+use Named::{Machine, Mount, Remote, RemoteTag, Snapshot, SnapshotAndDir, Tag};
 
 /// Commands, their arguments, and what those name.
-const NAMED: [(&str, &str, Named); 23] = [
-    ("commit", "parent", Tag),
+const NAMED: [(&str, &str, Named); 33] = [
+    ("commit", "parent", Snapshot),
     ("commit", "vm", Machine),
-    ("mount", "what", Tag),
+    ("commit", "mount", Mount),
+    ("mount", "what", SnapshotAndDir),
     ("umount", "dir", Mount),
-    ("run", "or_restore", Tag),
-    ("restore", "snapshot", Tag),
+    ("run", "or_restore", Snapshot),
+    ("restore", "snapshot", Snapshot),
     ("ps", "name", Machine),
     ("pause", "name", Machine),
     ("resume", "name", Machine),
     ("stop", "names", Machine),
     ("console", "name", Machine),
     ("exec", "name", Machine),
-    ("tag", "source", Tag),
+    ("tag", "source", Snapshot),
     ("rm", "tags", Tag),
-    ("log", "tag", Tag),
-    ("show", "snapshot", Tag),
-    ("diff", "old", Tag),
-    ("diff", "new", Tag),
-    ("map", "snapshot", Tag),
-    ("report", "snapshot", Tag),
-    ("export", "snapshots", Tag),
-    ("warm", "snapshot", Tag),
-    ("push", "tag", Tag),
+    ("log", "tag", Snapshot),
+    ("show", "snapshot", Snapshot),
+    ("diff", "old", Snapshot),
+    ("diff", "new", Snapshot),
+    ("map", "snapshot", Snapshot),
+    ("report", "snapshot", Snapshot),
+    ("export", "snapshots", Snapshot),
+    ("warm", "snapshot", Snapshot),
+    ("push", "tag", Snapshot),
+    ("push", "remote", Remote),
+    ("pull", "from", RemoteTag),
+    ("remote init", "name", Remote),
+    ("remote check", "name", Remote),
+    ("remote tags", "name", Remote),
+    ("remote rm", "name", Remote),
+    ("remote gc", "name", Remote),
+    ("remote verify", "name", Remote),
+    ("remote leases", "name", Remote),
 ];
 
 /// Answers a shell that asks what can be typed, and ends; else it does nothing.
@@ -74,45 +97,147 @@ fn command() -> Command {
     NAMED
         .into_iter()
         .fold(Cli::command(), |cli, (command, argument, named)| {
-            cli.mut_subcommand(command, |command| {
-                // Not `mut_arg`, which makes it the last positional one.
-                command.mut_args(|it| match it.get_id() == argument {
-                    true => it.add(ArgValueCandidates::new(move || candidates(named))),
-                    false => it,
-                })
-            })
+            let completed = move |it: Arg| match it.get_id() == argument {
+                true => it.add(ArgValueCompleter::new(named)),
+                false => it,
+            };
+            // Not `mut_arg`, which makes it the last positional one.
+            match command.split_once(' ') {
+                None => cli.mut_subcommand(command, |command| command.mut_args(completed)),
+                Some((outer, inner)) => cli.mut_subcommand(outer, |command| {
+                    command.mut_subcommand(inner, |command| command.mut_args(completed))
+                }),
+            }
         })
 }
 
-/// What there is; nothing where that cannot be said.
-fn candidates(named: Named) -> Vec<CompletionCandidate> {
-    let names = match named {
-        Tag => tags(),
-        Machine => machines(),
-        Mount => snapstore_fuse::Mountpoint::all().ok().map(|mounts| {
-            let mounts = mounts.into_iter();
-            mounts
-                .map(|mount| mount.dir.display().to_string())
-                .collect()
-        }),
-    };
-    let names = names.unwrap_or_default().into_iter();
-    names.map(CompletionCandidate::new).collect()
+impl ValueCompleter for Named {
+    fn complete(&self, typed: &OsStr) -> Vec<CompletionCandidate> {
+        self.complete_at(0, typed)
+    }
+
+    /// What there is that begins so; nothing where that cannot be said.
+    fn complete_at(&self, number: usize, typed: &OsStr) -> Vec<CompletionCandidate> {
+        let begins = |it: &CompletionCandidate| {
+            let value = it.get_value().as_encoded_bytes();
+            value.starts_with(typed.as_encoded_bytes())
+        };
+        let mut found = match self {
+            Tag => tags(),
+            Snapshot => snapshots(typed),
+            SnapshotAndDir if number == 0 => snapshots(typed),
+            SnapshotAndDir => None,
+            Machine => machines(),
+            Mount => mounts(),
+            Remote => of_remotes(""),
+            RemoteTag => of_remotes("/"),
+        }
+        .unwrap_or_default();
+        found.retain(begins);
+        // A mount point may be typed by another path than its own.
+        let is_path = matches!(self, SnapshotAndDir) || matches!(self, Mount) && found.is_empty();
+        if is_path {
+            found.extend(PathCompleter::dir().complete(typed));
+        }
+        found
+    }
 }
 
-fn tags() -> Option<Vec<String>> {
-    // What is typed after --store is not known here.
-    let path = Context::new(None, false, None).store_path().ok()?;
-    Store::open(&path).ok()?.tag_names().ok()
+/// The store of the line that is typed.
+fn store() -> Option<Store> {
+    let path = Context::new(typed_store(), false, None).store_path().ok()?;
+    Store::open(&path).ok()
 }
 
-fn machines() -> Option<Vec<String>> {
+/// What was typed after `--store`: the words of the line are this process's arguments.
+fn typed_store() -> Option<PathBuf> {
+    let mut words = std::env::args_os().skip_while(|word| word != "--");
+    while let Some(word) = words.next() {
+        if word == "--store" {
+            return words.next().map(PathBuf::from);
+        }
+        if let Some(path) = word.to_str().and_then(|word| word.strip_prefix("--store=")) {
+            return Some(PathBuf::from(path));
+        }
+    }
+    None
+}
+
+fn candidate(value: impl Into<OsString>, help: String) -> CompletionCandidate {
+    let help = (!help.is_empty()).then(|| help.into());
+    CompletionCandidate::new(value).help(help)
+}
+
+/// With their ids where the shell shows that.
+fn tags() -> Option<Vec<CompletionCandidate>> {
+    let store = store()?;
+    let ids = store.tags().unwrap_or_default();
+    let id = |tag: &String| ids.get(tag).map(SnapshotId::short).unwrap_or_default();
+    let names = store.tag_names().ok()?.into_iter();
+    Some(
+        names
+            .map(|tag| {
+                let id = id(&tag);
+                candidate(tag, id)
+            })
+            .collect(),
+    )
+}
+
+/// Tags, and ids for who has begun to type one: they are nothing to choose from.
+fn snapshots(typed: &OsStr) -> Option<Vec<CompletionCandidate>> {
+    let mut found = tags()?;
+    let typed = typed.to_str()?;
+    let is_hex = |letter: u8| matches!(letter, b'0'..=b'9' | b'a'..=b'f');
+    if typed.is_empty() || !typed.bytes().all(is_hex) {
+        return Some(found);
+    }
+    let mut tags: BTreeMap<SnapshotId, Vec<String>> = BTreeMap::new();
+    for (tag, id) in store()?.tags().ok()? {
+        tags.entry(id).or_default().push(tag);
+    }
+    for (id, tags) in tags {
+        // As short as everywhere, unless more has been typed.
+        let short = Some(id.short()).filter(|short| typed.len() <= short.len());
+        found.push(candidate(
+            short.unwrap_or_else(|| id.to_string()),
+            tags.join(", "),
+        ));
+    }
+    Some(found)
+}
+
+fn machines() -> Option<Vec<CompletionCandidate>> {
     // Not made by looking.
     if !runtime_dir().exists() {
         return None;
     }
     let vms = Runtime::open().ok()?.vms().ok()?;
-    Some(vms.into_iter().map(|vm| vm.name).collect())
+    Some(
+        vms.into_iter()
+            .map(|vm| CompletionCandidate::new(vm.name))
+            .collect(),
+    )
+}
+
+fn mounts() -> Option<Vec<CompletionCandidate>> {
+    let mounts = snapstore_fuse::Mountpoint::all().ok()?.into_iter();
+    Some(
+        mounts
+            .map(|mount| CompletionCandidate::new(mount.dir))
+            .collect(),
+    )
+}
+
+/// With this after their names.
+fn of_remotes(after: &str) -> Option<Vec<CompletionCandidate>> {
+    let known = remotes(store()?.path()).ok()?;
+    let known = known.into_iter();
+    Some(
+        known
+            .map(|(name, place)| candidate(name + after, place.url))
+            .collect(),
+    )
 }
 
 #[cfg(test)]
@@ -124,7 +249,10 @@ mod tests {
     fn each_named_argument_is_one() {
         let cli = Cli::command();
         for (name, argument, _) in NAMED {
-            let command = cli.find_subcommand(name).unwrap();
+            let mut command = &cli;
+            for name in name.split(' ') {
+                command = command.find_subcommand(name).unwrap();
+            }
             let mut arguments = command.get_arguments();
             assert!(
                 arguments.any(|it| it.get_id() == argument),

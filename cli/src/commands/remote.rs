@@ -63,7 +63,8 @@ impl From<Place> for Known {
     }
 }
 
-fn remotes(store: &Path) -> anyhow::Result<BTreeMap<String, Place>> {
+/// The remotes of the store at this path.
+pub fn remotes(store: &Path) -> anyhow::Result<BTreeMap<String, Place>> {
     let path = store.join(FILE);
     match fs::read(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
