@@ -52,6 +52,10 @@ pub struct Cli {
     /// Print one JSON object instead of text
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
+    /// Print long tables at once, also on a terminal, instead of through a pager
+    /// [$SNAPSTORE_PAGER, else $PAGER, else less]
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub no_pager: bool,
     /// Say more about what happens; twice for details
     #[arg(short, long, global = true, help_heading = "Global options", action = clap::ArgAction::Count)]
     pub verbose: u8,

@@ -14,12 +14,14 @@ use crate::exit;
 use crate::form::{Fields, Form};
 use crate::interrupt;
 use crate::logging::say;
+use crate::pager;
 
 pub struct Context {
     store: Option<PathBuf>,
     form: Form,
     /// Of [`Form::Lines`].
     fields: Option<&'static Fields>,
+    pager: bool,
     lock_timeout: Option<Duration>,
     cancel: Cancel,
 }
@@ -33,9 +35,17 @@ impl Context {
                 false => Form::Table,
             },
             fields: None,
+            pager: false,
             lock_timeout,
             cancel: Cancel::default(),
         }
+    }
+
+    /// The same with a pager for listings that are longer than the terminal, or without.
+    #[must_use]
+    pub fn with_pager(mut self, pager: bool) -> Self {
+        self.pager = pager;
+        self
     }
 
     /// The same for a listing of these fields, in the form that is asked for.
@@ -54,6 +64,7 @@ impl Context {
             store: self.store.clone(),
             form,
             fields: Some(fields),
+            pager: self.pager,
             lock_timeout: self.lock_timeout,
             cancel: self.cancel.clone(),
         })
@@ -65,6 +76,7 @@ impl Context {
             store: self.store.clone(),
             form: self.form.clone(),
             fields: self.fields,
+            pager: self.pager,
             lock_timeout: self.lock_timeout,
             cancel: interrupt::cancel_on_signal()?,
         })
@@ -147,6 +159,10 @@ impl Context {
         };
         if !answer.is_empty() && !answer.ends_with('\n') {
             answer.push('\n');
+        }
+        let is_listing = self.form == Form::Table && self.fields.is_some();
+        if is_listing && self.pager && pager::show(&answer) {
+            return Ok(());
         }
         let mut out = io::stdout().lock();
         let written = out.write_all(answer.as_bytes()).and_then(|()| out.flush());

@@ -17,6 +17,7 @@ mod log_format;
 mod logging;
 mod map;
 mod metrics;
+mod pager;
 mod progress;
 mod replace;
 mod report;
@@ -84,7 +85,7 @@ fn start_logging(cli: &Cli) -> anyhow::Result<()> {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let context = Context::new(cli.store, cli.json, cli.lock_timeout);
+    let context = Context::new(cli.store, cli.json, cli.lock_timeout).with_pager(!cli.no_pager);
     match cli.command {
         Command::Init(args) => commands::init::run(&context, &args),
         Command::Commit(args) => match (&args.vm, commands::commit_monitor::named(&args)) {

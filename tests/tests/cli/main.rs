@@ -13,6 +13,7 @@ mod lost_places;
 mod metrics;
 mod odd_places;
 mod overlay;
+mod paging;
 mod pictures;
 mod retention;
 mod stopped;
