@@ -49,7 +49,9 @@ impl Fixture {
 
     fn without_store() -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let cli = Cli::new(&dir.path().join("store"));
+        // Whoever runs the tests may have machines, and `stop --all` is tested.
+        let runtime = dir.path().join("run").display().to_string();
+        let cli = Cli::new(&dir.path().join("store")).with_env("SNAPSTORE_RUNTIME_DIR", &runtime);
         Ok(Self { dir, cli })
     }
 
