@@ -182,6 +182,7 @@ impl Store {
         let mut reach = Reachability::of_store(&self.chunks)?;
         let mut marked = BTreeSet::new();
         mark_roots(&mut reach, &roots, &mut marked, progress)?;
+        tracing::debug!(roots = roots.len(), packs = numbers.len(), "marked");
         self.cancel.check()?;
         let packs = self.chunks.packs();
         report.plan = GcPlan::make(packs, &numbers, reach.marks(), options.keep_percent)?;
@@ -192,12 +193,16 @@ impl Store {
             report.plan.merge_small(allowance);
         }
         report.plan.spare_marked(reach.marks(), reach.exact());
+        let count = |decision| report.plan.with(decision).count();
+        let (delete, repack) = (count(Decision::Delete), count(Decision::Repack));
+        tracing::debug!(delete, repack, "planned");
         if options.dry_run {
             return Ok(report);
         }
         working_set::collect(&self.layout, &recorded, &roots);
         if nothing_to_do(&report.plan, &before) {
             self.clean_index()?;
+            tracing::debug!("nothing to free");
             return Ok(report);
         }
         // Most of what came meanwhile is marked before the lock is taken. Roots
@@ -206,6 +211,7 @@ impl Store {
         reach.refresh()?;
         mark_roots(&mut reach, &roots, &mut marked, &crate::Silent)?;
         self.condemn_planned(&mut reach, &mut marked, &mut report)?;
+        tracing::debug!("condemned");
         let numbers_of = |plan: &GcPlan, decision| -> BTreeSet<PackNumber> {
             plan.with(decision).map(|pack| pack.number).collect()
         };
@@ -213,6 +219,7 @@ impl Store {
         let mut deletion = Deletion::new(self, &marked)?;
         let dead = numbers_of(&report.plan, Decision::Delete);
         deletion.delete(&dead, &mut report)?;
+        tracing::debug!(packs = report.deleted_packs, "deleted");
         let copied = match self.copy_live(&mut report, reach.marks(), &mut ledger) {
             // What was deleted is free; there is no room for copies.
             Err(error) if error.is_full_disk() && report.deleted_packs > 0 => {
@@ -222,9 +229,16 @@ impl Store {
             other => other?,
         };
         let repacked = numbers_of(&report.plan, Decision::Repack);
+        tracing::debug!(bytes = copied, "copied");
         deletion.delete(&repacked, &mut report)?;
         report.freed_bytes -= copied.cast_signed();
         self.clean_index()?;
+        tracing::debug!(
+            packs = report.deleted_packs,
+            bytes = report.freed_bytes,
+            waiting = report.waiting_packs,
+            "collected"
+        );
         Ok(report)
     }
 

@@ -57,3 +57,20 @@ fn the_environment_is_overruled_by_the_option() -> anyhow::Result<()> {
     ensure!(said.contains("text, json"), "{said}");
     Ok(())
 }
+
+/// What takes long tells its stages to who asks for more.
+#[test]
+fn a_collection_tells_of_its_stages() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    fixture.commit("one", &noise(1, 4 * PAGE), &[])?;
+    fixture.commit("two", &noise(2, 4 * PAGE), &[])?;
+    fixture.cli.ok(&["rm", "one"])?;
+    let output = fixture.cli.run(&["gc", "-vv"])?;
+    let said = String::from_utf8(output.stderr)?;
+    for stage in ["marked", "planned", "condemned", "deleted", "collected"] {
+        anyhow::ensure!(said.contains(stage), "{stage} is not in {said}");
+    }
+    let quiet = fixture.cli.run(&["gc"])?;
+    anyhow::ensure!(quiet.stderr.is_empty(), "{quiet:?}");
+    Ok(())
+}

@@ -162,6 +162,7 @@ impl Store {
         sealed.iter().for_each(|pack| pack.keep());
         let entered = enter::enter(self, &moved, &sources)?;
         drop(sealed);
+        tracing::debug!(packs = sources.len(), bytes = written_bytes, "rewritten");
         let is_whole = stopped_by.is_none() && entered.waiting_for.is_empty();
         if is_whole {
             ledger.keep(&sources)?;
