@@ -46,8 +46,9 @@ function showGraph() {
     return;
   }
   const { found, count: laneCount } = lanes(snapshots);
-  const gap = Math.max(3, Math.min(16, 220 / laneCount));
-  const gutter = Math.round(Math.min(240, laneCount * gap) + 16);
+  // However many there are, they end before the tags begin.
+  const gap = Math.min(16, 220 / laneCount);
+  const gutter = Math.round(laneCount * gap + 16);
   const columns = `${gutter}px minmax(160px, 1.5fr) 118px 74px 76px minmax(130px, 1fr) minmax(130px, 1fr)`;
   const most = Math.max(...snapshots.map((it) => Math.max(it.added, it.own)));
   const names = ["", "tags", "committed (UTC)", "size", "changed", "added to the packs", "only here"];
@@ -65,7 +66,7 @@ function showGraph() {
     if (into !== null) {
       const [top, turn, low] = [y(at), y(at) + ROW, y(it.parent)];
       const bend = lane === into ? "" : `C${x(lane)} ${turn - 8} ${x(into)} ${top + 8} ${x(into)} ${turn}`;
-      const path = svg("path", { d: `M${x(lane)} ${top}${bend}V${low}`, fill: "none", "stroke-width": Math.min(2, gap / 2) });
+      const path = svg("path", { d: `M${x(lane)} ${top}${bend}V${low}`, fill: "none", "stroke-width": Math.max(0.5, Math.min(2, gap / 2)) });
       path.style.stroke = ink;
       drawing.append(path);
     }

@@ -112,6 +112,50 @@ fn a_browser_draws_stores_without_anything_and_with_damage() -> anyhow::Result<(
     Ok(())
 }
 
+/// As many chains side by side as one page may have: a lane each, and none over the tags.
+#[test]
+fn a_browser_draws_a_hundred_chains_beside_their_tags() -> anyhow::Result<()> {
+    let Some(browser) = browser("a_browser_draws_a_hundred_chains_beside_their_tags") else {
+        return Ok(());
+    };
+    const CHAINS: usize = 100;
+    let fixture = Fixture::new()?;
+    for (kind, more) in [("root", "--no-parent"), ("head", "--parent")] {
+        for chain in 0..CHAINS {
+            let parent = format!("root-{chain}");
+            let mut arguments = vec![more];
+            if more == "--parent" {
+                arguments.push(&parent);
+            }
+            fixture.commit(
+                &format!("{kind}-{chain}"),
+                &pages(&[chain as u64, 7]),
+                &arguments,
+            )?;
+        }
+    }
+    let page = report(&fixture, &browser)?;
+    let shown = drawn(&page)?;
+    let number = |text: &str, name: &str| -> anyhow::Result<f64> {
+        let rest = text
+            .split_once(&format!("{name}=\""))
+            .context("no such attribute")?
+            .1;
+        Ok(rest.split('"').next().unwrap_or_default().parse()?)
+    };
+    let drawing = shown.split_once("<svg").context("no graph")?.1;
+    let drawing = drawing.split("</svg>").next().unwrap_or_default();
+    let width = number(drawing, "width")?;
+    let mut lanes = 0;
+    for circle in drawing.split("<circle").skip(1) {
+        let at = number(circle, "cx")?;
+        ensure!(at < width - 4.0, "a lane at {at} of {width}");
+        lanes += 1;
+    }
+    ensure!(lanes == 2 * CHAINS, "{lanes}");
+    Ok(())
+}
+
 /// Names that people gave are text, whatever they are.
 #[test]
 fn a_browser_runs_nothing_that_a_label_says() -> anyhow::Result<()> {
