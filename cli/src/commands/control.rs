@@ -9,6 +9,8 @@ use snapstore_vmm::control::Request;
 
 use crate::args::{ConsoleArgs, StopArgs, VmArgs};
 use crate::context::Context;
+use crate::exit;
+use crate::logging::say;
 use crate::terminal::{self, Attach};
 
 pub fn pause(context: &Context, args: &VmArgs) -> anyhow::Result<ExitCode> {
@@ -33,22 +35,43 @@ fn order(
     Ok(ExitCode::SUCCESS)
 }
 
+/// Ends what can be ended, whatever is the matter with the others: whoever names several
+/// wants each of them gone.
 pub fn stop(context: &Context, args: &StopArgs) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::open()?;
-    let vms = if args.all {
-        runtime.vms()?
-    } else {
-        let named = args.names.iter().map(|name| known(&runtime, name));
-        named.collect::<Result<_, _>>()?
+    let (mut vms, mut failed) = (Vec::new(), Vec::new());
+    if args.all {
+        vms = runtime.vms()?;
+    }
+    for name in &args.names {
+        match known(&runtime, name) {
+            Ok(vm) => vms.push(vm),
+            Err(error) => failed.push(error),
+        }
+    }
+    let ended = for_each(&vms, |vm| Ok(end(vm)))?;
+    let mut stopped: Vec<&str> = Vec::new();
+    for (vm, ended) in vms.iter().zip(ended) {
+        match ended {
+            Ok(()) => stopped.push(&vm.name),
+            Err(error) => failed.push(error),
+        }
+    }
+    if failed.is_empty() || !stopped.is_empty() {
+        context.answer(&json!({"stopped": stopped}), || match stopped.len() {
+            0 => "No machine runs.".to_owned(),
+            1 => format!("Stopped {}.", stopped[0]),
+            count => format!("Stopped {count} machines."),
+        })?;
+    }
+    let mut failed = failed.into_iter();
+    let Some(first) = failed.next() else {
+        return Ok(ExitCode::SUCCESS);
     };
-    for_each(&vms, end)?;
-    let stopped: Vec<&str> = vms.iter().map(|vm| vm.name.as_str()).collect();
-    context.answer(&json!({"stopped": stopped}), || match stopped.len() {
-        0 => "No machine runs.".to_owned(),
-        1 => format!("Stopped {}.", stopped[0]),
-        count => format!("Stopped {count} machines."),
-    })?;
-    Ok(ExitCode::SUCCESS)
+    for error in failed {
+        say!("error: {}", exit::message(&error));
+    }
+    Err(first)
 }
 
 /// A machine that runs, or has left word of its end.

@@ -57,3 +57,36 @@ fn a_name_is_used_again_right_after_an_attached_machine() -> Result<()> {
     }
     lab.finish()
 }
+
+/// Whoever names several wants each of them gone.
+#[test]
+fn a_stop_of_several_ends_those_that_there_are() -> Result<()> {
+    let Some(lab) = Lab::new("a_stop_of_several_ends_those_that_there_are")? else {
+        return Ok(());
+    };
+    for name in ["a", "b", "c"] {
+        lab.run(name, SPIN, &[])?;
+    }
+    let stop = lab.cli.run(&["stop", "a", "x", "c", "y", "--json"])?;
+    ensure!(stop.status.code() == Some(3), "{stop:?}");
+    let answer: serde_json::Value = serde_json::from_slice(&stop.stdout)?;
+    ensure!(
+        answer["stopped"] == serde_json::json!(["a", "c"]),
+        "{answer}"
+    );
+    let said = String::from_utf8_lossy(&stop.stderr).into_owned();
+    ensure!(said.lines().count() == 2, "{said}");
+    ensure!(
+        said.contains("machine x") && said.contains("machine y"),
+        "{said}"
+    );
+    ensure!(lab.cli.ok(&["ps", "-q"])? == "b\n");
+    // Where none is stopped there is no answer.
+    let stop = lab.cli.run(&["stop", "a", "x"])?;
+    ensure!(
+        stop.status.code() == Some(3) && stop.stdout.is_empty(),
+        "{stop:?}"
+    );
+    lab.stop("b")?;
+    lab.finish()
+}
