@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rustix::termios::{OptionalActions, Termios};
@@ -20,6 +21,11 @@ use crate::exit;
 
 /// Ctrl-]: leaves the serial line, as in telnet.
 const ESCAPE: u8 = 0x1d;
+
+/// A visitor whose input has ended leaves once the guest has printed nothing for so long,
+/// and after this time in any case: what it was asked it has answered by then.
+const SILENCE: Duration = Duration::from_secs(1);
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Why the terminal is attached.
 pub enum Attach {
@@ -80,11 +86,11 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<DetachReason> {
             vm.name
         );
     }
-    let left = Arc::new(AtomicBool::new(false));
-    forward_input(line.try_clone()?, left.clone());
-    let shown = show(&line, &early);
+    let talk = Arc::new(Talk::default());
+    forward_input(line.try_clone()?, talk.clone(), is_owner);
+    let shown = show(&line, &early, &talk);
     drop(raw);
-    if left.load(Ordering::Acquire) {
+    if talk.left.load(Ordering::Acquire) {
         say(&format!(
             "\nLeft {0} running; `snapstore console {0}` comes back, `snapstore stop {0}` ends it.",
             vm.name
@@ -132,7 +138,35 @@ pub fn print_kept(vm: &VmDir) -> anyhow::Result<()> {
 /// What a machine keeps of its output at least.
 const KEPT_BYTES: u64 = 64 << 10;
 
-fn show(mut line: &UnixStream, early: &[u8]) -> anyhow::Result<()> {
+/// What the two directions know of each other.
+#[derive(Default)]
+struct Talk {
+    /// The user has left.
+    left: AtomicBool,
+    /// Bytes that the guest has printed meanwhile.
+    printed: AtomicU64,
+}
+
+impl Talk {
+    /// Until the guest has nothing more to say.
+    fn wait_for_silence(&self) {
+        let began = Instant::now();
+        while began.elapsed() < LAST_WORDS {
+            let before = self.printed.load(Ordering::Relaxed);
+            std::thread::sleep(SILENCE);
+            if self.printed.load(Ordering::Relaxed) == before {
+                return;
+            }
+        }
+    }
+
+    fn leave(&self, line: &UnixStream) {
+        self.left.store(true, Ordering::Release);
+        let _ = line.shutdown(Shutdown::Both);
+    }
+}
+
+fn show(mut line: &UnixStream, early: &[u8], talk: &Talk) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     exit::output(out.write_all(early).and_then(|()| out.flush()))?;
     let mut bytes = [0; 4096];
@@ -141,6 +175,7 @@ fn show(mut line: &UnixStream, early: &[u8]) -> anyhow::Result<()> {
             Ok(0) => return Ok(()),
             Ok(got) => {
                 exit::output(out.write_all(&bytes[..got]).and_then(|()| out.flush()))?;
+                talk.printed.fetch_add(got as u64, Ordering::Relaxed);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error).context("the serial line broke"),
@@ -148,9 +183,9 @@ fn show(mut line: &UnixStream, early: &[u8]) -> anyhow::Result<()> {
     }
 }
 
-/// Sends what is typed. The thread ends with the process; at the end of input
-/// the line stays open for output.
-fn forward_input(mut line: UnixStream, left: Arc<AtomicBool>) {
+/// Sends what is typed. The thread ends with the process. At the end of input a visitor
+/// leaves; whoever started the machine stays for its output.
+fn forward_input(mut line: UnixStream, talk: Arc<Talk>, is_owner: bool) {
     std::thread::spawn(move || {
         let interactive = rustix::termios::isatty(io::stdin());
         let mut bytes = [0; 4096];
@@ -162,10 +197,12 @@ fn forward_input(mut line: UnixStream, left: Arc<AtomicBool>) {
                 return;
             }
             if end.is_some() {
-                left.store(true, Ordering::Release);
-                let _ = line.shutdown(Shutdown::Both);
-                return;
+                return talk.leave(&line);
             }
+        }
+        if !is_owner {
+            talk.wait_for_silence();
+            talk.leave(&line);
         }
     });
 }

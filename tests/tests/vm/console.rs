@@ -250,3 +250,34 @@ fn several_readers_see_the_same() -> Result<()> {
     );
     lab.finish()
 }
+
+/// The answer to what was piped in comes before that, also from a guest that goes on.
+#[test]
+fn a_visitor_leaves_at_the_end_of_its_input() -> Result<()> {
+    let Some(lab) = Lab::new("a_visitor_leaves_at_the_end_of_its_input")? else {
+        return Ok(());
+    };
+    lab.run("silent", SPIN, &[])?;
+    lab.run("talks", TABLE, &[])?;
+    for (name, typed, says) in [("silent", "", "spinning"), ("talks", "p", "pong")] {
+        let mut visitor = lab.cli.command(&["console", name])?;
+        let mut visitor = visitor
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut input = visitor.stdin.take().context("no input")?;
+        input.write_all(typed.as_bytes())?;
+        drop(input);
+        let output = visitor.wait_with_output()?;
+        ensure!(output.status.success(), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(said.contains(says), "{name}: {said}");
+        let left = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(left.contains(&format!("Left {name} running")), "{left}");
+    }
+    let running = lab.cli.ok(&["ps", "-q"])?;
+    ensure!(running.lines().count() == 2, "{running}");
+    lab.cli.ok(&["stop", "--all"])?;
+    lab.finish()
+}
