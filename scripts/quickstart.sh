@@ -27,8 +27,8 @@ say "Getting this machine ready: what is missing is installed, RocksDB is compil
 scripts/setup.sh
 . scripts/toolchain.sh
 stage "setup, with RocksDB"
-say "Building the program, less optimised than 'make build' does."
-cargo build --profile quick --locked -p snapstore
+say "Building the program, less optimised than 'make build' does, and without buckets."
+cargo build --profile quick --locked -p snapstore --no-default-features
 stage "build"
 
 work="$(mktemp -d "${TMPDIR:-/tmp}/snapstore-quickstart.XXXXXX")"
