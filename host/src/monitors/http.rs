@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
+use super::step::step;
 use super::wire::Wire;
 
 /// How long an answer may take. To write or to load a state takes longer than others.
@@ -84,7 +85,9 @@ impl Http {
         request += "\r\n";
         let mut bytes = request.into_bytes();
         bytes.extend(body.unwrap_or_default());
+        step("send a request");
         wire.send(&bytes, deadline)?;
+        step("wait for an answer");
         let (status, said) = self.answer(&mut wire, deadline)?;
         let parsed: Option<Value> = serde_json::from_slice(&said).ok();
         if (200..300).contains(&status) {

@@ -23,6 +23,7 @@ mod qcow2;
 mod qemu;
 mod qmp;
 mod record;
+mod step;
 mod wire;
 
 pub use adapter::{DESCRIPTION, Kind};

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 
 use super::adapter::{Kind, Monitor};
 use super::known;
+use super::step::KILL_AT;
 use crate::background;
 
 /// The hidden command of the process that waits.
@@ -119,6 +120,7 @@ fn start_resumer(kind: Kind, socket: &Path) -> anyhow::Result<Child> {
     let socket = std::path::absolute(socket)?;
     let mut resumer = background::command()?
         .arg(COMMAND)
+        .env_remove(KILL_AT)
         .arg(kind.name())
         .arg(socket)
         .stdin(Stdio::piped())

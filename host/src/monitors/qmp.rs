@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
+use super::step::step;
 use super::wire::Wire;
 
 /// How long an answer may take, unless it is known to take longer.
@@ -133,6 +134,7 @@ impl Qmp {
         let deadline = Instant::now() + patience;
         let mut line = serde_json::to_vec(&json!({"execute": command, "arguments": arguments}))?;
         line.push(b'\n');
+        step("send a command");
         match fd {
             None => self.wire.send(&line, deadline)?,
             Some(fd) => {
@@ -153,6 +155,7 @@ impl Qmp {
                 self.wire.send(&line[sent..], deadline)?;
             }
         }
+        step("wait for an answer");
         loop {
             let line = self.wire.line(LONGEST_LINE_BYTES, deadline)?;
             let mut answer: Value = serde_json::from_slice(&line)

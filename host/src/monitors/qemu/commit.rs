@@ -58,6 +58,12 @@ impl Qemu {
         // QEMU takes a descriptor that it may only write to.
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         let writer = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        // One that was killed may have left its own there, if another monitor is connected.
+        let sets = self.qmp.run("query-fdsets", json!({}))?;
+        let mut sets = sets.as_array().into_iter().flatten();
+        if sets.any(|set| set["fdset-id"] == FD_SET) {
+            self.qmp.run("remove-fd", json!({"fdset-id": FD_SET}))?;
+        }
         self.qmp
             .run_with("add-fd", json!({"fdset-id": FD_SET}), writer.as_fd())?;
         drop(writer);

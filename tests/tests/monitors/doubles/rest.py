@@ -69,4 +69,7 @@ def listen(machine, path):
     while True:
         client, _ = listener.accept()
         with client:
-            serve(machine, client)
+            try:
+                serve(machine, client)
+            except OSError:
+                pass  # who asked has gone
