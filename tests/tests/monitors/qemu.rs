@@ -232,29 +232,19 @@ fn runs(socket: &str) -> anyhow::Result<bool> {
     }
 }
 
-#[test]
-fn a_commit_that_is_killed_leaves_the_guest_running() -> anyhow::Result<()> {
-    let test = "a_commit_that_is_killed_leaves_the_guest_running";
-    let Some((fixture, bed)) = fixture(test)? else {
-        return Ok(());
-    };
-    let _first = boot(&fixture, &bed, &[])?;
-    let socket = fixture.text("qmp.sock");
-    let console = fixture.text("con.sock");
-    ask(&console, "dmesg -n 1; word=here")?;
-    // A raw disk is stored while the guest stands still: so all of these are in the pause.
-    let mut killed = 0;
+/// Kills a commit of `one` at its first step, then at the next one, until it gets through.
+/// After each the guest goes on. Returns how many steps there are.
+fn killed_everywhere(fixture: &Fixture, variable: &str, socket: &str) -> anyhow::Result<u64> {
     for step in 1.. {
         let cli = fixture.cli.clone();
-        let cli = cli.with_env("SNAPSTORE_KILL_AT_STEP", &step.to_string());
-        let output = cli.run(&["commit", "one", "--qmp", &socket])?;
+        let cli = cli.with_env(variable, &step.to_string());
+        let output = cli.run(&["commit", "one", "--qmp", socket])?;
         if output.status.success() {
-            break;
+            return Ok(step - 1);
         }
         ensure!(output.status.code().is_none(), "it failed: {output:?}");
-        killed += 1;
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !runs(&socket)? {
+        while !runs(socket)? {
             ensure!(
                 Instant::now() < deadline,
                 "the guest stands still after step {step}"
@@ -266,7 +256,26 @@ fn a_commit_that_is_killed_leaves_the_guest_running() -> anyhow::Result<()> {
             fixture.cli.ok(&["rm", "one"])?;
         }
     }
+    unreachable!("steps come to an end")
+}
+
+#[test]
+fn a_commit_that_is_killed_leaves_the_guest_running() -> anyhow::Result<()> {
+    let test = "a_commit_that_is_killed_leaves_the_guest_running";
+    let Some((fixture, bed)) = fixture(test)? else {
+        return Ok(());
+    };
+    let _first = boot(&fixture, &bed, &[])?;
+    let socket = fixture.text("qmp.sock");
+    let console = fixture.text("con.sock");
+    ask(&console, "dmesg -n 1; word=here")?;
+    // A raw disk is stored while the guest stands still: so all of these are in the pause.
+    let killed = killed_everywhere(&fixture, "SNAPSTORE_KILL_AT_STEP", &socket)?;
     ensure!(killed > 3, "it was killed at {killed} steps only");
+    // With every command that QEMU is sent, and before every answer.
+    fixture.cli.ok(&["rm", "one"])?;
+    let killed = killed_everywhere(&fixture, "SNAPSTORE_KILL_AT_MONITOR_STEP", &socket)?;
+    ensure!(killed > 20, "it was killed at {killed} steps only");
     // One that was paused before stays so.
     let mut stream = UnixStream::connect(&socket)?;
     stream.write_all(b"{\"execute\": \"qmp_capabilities\"}{\"execute\": \"stop\"}\n")?;
@@ -279,5 +288,42 @@ fn a_commit_that_is_killed_leaves_the_guest_running() -> anyhow::Result<()> {
         fixture.restore(&bed, &[tag])?;
         assert_eq!(fixture.ask(tag, "echo $word")?, "here\n");
     }
+    Ok(())
+}
+
+#[test]
+fn a_chain_of_a_guest_of_qemu_comes_to_depth_ten() -> anyhow::Result<()> {
+    let test = "a_chain_of_a_guest_of_qemu_comes_to_depth_ten";
+    let Some((fixture, bed)) = fixture(test)? else {
+        return Ok(());
+    };
+    let first = boot(&fixture, &bed, &[])?;
+    let console = fixture.text("con.sock");
+    ask(&console, "dmesg -n 1; word=0; echo 0 > /root/layers; sync")?;
+    let socket = fixture.text("qmp.sock");
+    fixture.cli.ok(&["commit", "c0", "--qmp", &socket])?;
+    drop(first);
+    fs::remove_file(fixture.path("root.img"))?;
+    for layer in 1..=10 {
+        let (from, tag) = (format!("c{}", layer - 1), format!("c{layer}"));
+        fixture.restore(&bed, &[&from, "--name", "m"])?;
+        let said = fixture.ask("m", "echo $word; tail -1 /root/layers")?;
+        assert_eq!(said, format!("{0}\n{0}\n", layer - 1));
+        let write = format!("word={layer}; echo $word >> /root/layers; sync");
+        fixture.ask("m", &write)?;
+        let answer = fixture.commit(&tag, "m")?;
+        assert_eq!(answer["parent_tag"], from.as_str(), "{answer}");
+        fixture.cli.ok(&["stop", "m"])?;
+    }
+    // Each is complete in itself.
+    let all: Vec<String> = (0..10).map(|layer| format!("c{layer}")).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    fixture.cli.ok(&[&["rm"], &all[..]].concat())?;
+    fixture.cli.ok(&["gc"])?;
+    fixture.check_disk("c10")?;
+    fixture.restore(&bed, &["c10", "--name", "last"])?;
+    let said = fixture.ask("last", "echo $word; tr '\\n' ' ' < /root/layers; echo")?;
+    assert_eq!(said, "10\n0 1 2 3 4 5 6 7 8 9 10 \n");
+    fixture.cli.ok(&["verify"])?;
     Ok(())
 }

@@ -97,7 +97,9 @@ fn a_file_that_is_read_from_end_to_end_is_not_read_lazily() -> anyhow::Result<()
     std::fs::read(dir.join("memory.bin"))?;
     let whole = told(&fixture, &dir)?;
     assert_eq!(whole["reads_large"], true, "{whole}");
-    assert_eq!(of_memory(&whole, "cached_bytes"), (PAGES * PAGE) as u64);
+    // The kernel may have given up some of it again.
+    let cached = of_memory(&whole, "cached_bytes");
+    assert!(cached > (PAGES * PAGE / 2) as u64, "{whole}");
     let nowhere = fixture.path("nowhere");
     std::fs::create_dir(&nowhere)?;
     let said = fixture
