@@ -6,13 +6,15 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::chunk_source::{ForeignChunks, Waiting, WaitingFor};
 use crate::chunks::{Chunks, NODES_CACHED};
 use crate::commit::read_at::ReadAt;
-use crate::error::Result;
-use crate::format::node::FAN_OUT;
+use crate::error::{Error, Result};
+use crate::format::node::{Child, FAN_OUT, Node};
 use crate::manifest::Image;
+use crate::page::PageSize;
 use crate::pin::Pin;
-use crate::tree::read::Tree;
+use crate::tree::read::{Nodes, Tree};
 use crate::tree::shape::slot;
 
 /// Leaves that are read ahead: others in the cache are in use.
@@ -27,11 +29,60 @@ thread_local! {
 /// One of a [`crate::Snapshot`] keeps that whole while it lives.
 #[derive(Clone)]
 pub struct ImageReader {
-    chunks: Arc<Chunks>,
+    pages: Pages,
     tree: Tree,
     size_bytes: u64,
     /// Keeps the snapshot whole while this lives.
     pin: Option<Arc<Pin>>,
+}
+
+/// Where an image's pages are.
+#[derive(Clone)]
+enum Pages {
+    /// In this store.
+    Own(Arc<Chunks>),
+    /// Elsewhere.
+    Foreign(Arc<ForeignChunks>),
+}
+
+/// The same for one reading.
+enum Reading<'a> {
+    Own(&'a Chunks),
+    Foreign(WaitingFor<'a>),
+}
+
+impl Pages {
+    fn page_size(&self) -> PageSize {
+        match self {
+            Self::Own(chunks) => chunks.page_size(),
+            Self::Foreign(chunks) => chunks.page_size(),
+        }
+    }
+
+    fn reading(&self, waiting: Waiting) -> Reading<'_> {
+        match self {
+            Self::Own(chunks) => Reading::Own(chunks),
+            Self::Foreign(chunks) => Reading::Foreign(chunks.waiting(waiting)),
+        }
+    }
+}
+
+impl Reading<'_> {
+    fn page(&self, leaf: Child, slot: usize, page: Child, out: &mut [u8]) -> Result<()> {
+        match self {
+            Self::Own(chunks) => chunks.page(page, out),
+            Self::Foreign(chunks) => chunks.page(&leaf.hash, slot, page, out),
+        }
+    }
+}
+
+impl Nodes for Reading<'_> {
+    fn node(&self, child: Child, level: u8) -> Result<Arc<Node>> {
+        match self {
+            Self::Own(chunks) => chunks.node(child, level),
+            Self::Foreign(chunks) => chunks.node(child, level),
+        }
+    }
 }
 
 impl fmt::Debug for ImageReader {
@@ -77,8 +128,16 @@ pub enum Region {
 
 impl ImageReader {
     pub(crate) fn new(chunks: Arc<Chunks>, image: &Image) -> Self {
+        Self::of(Pages::Own(chunks), image)
+    }
+
+    pub(crate) fn foreign(chunks: Arc<ForeignChunks>, image: &Image) -> Self {
+        Self::of(Pages::Foreign(chunks), image)
+    }
+
+    fn of(pages: Pages, image: &Image) -> Self {
         Self {
-            chunks,
+            pages,
             tree: image.tree(),
             size_bytes: image.size_bytes,
             pin: None,
@@ -104,10 +163,32 @@ impl ImageReader {
     /// [`crate::Error::Damaged`] if a page is missing or damaged; `out` then
     /// holds nothing useful.
     pub fn read_at(&self, out: &mut [u8], offset_bytes: u64) -> Result<usize> {
+        self.read(&self.pages.reading(Waiting::Yes), out, offset_bytes)
+    }
+
+    /// The same if all of it is at hand: else `None`, and [`ImageReader::read_at`] waits
+    /// for whoever has it. Of an image of this store all is at hand.
+    ///
+    /// # Errors
+    /// As [`ImageReader::read_at`].
+    pub fn read_at_hand(&self, out: &mut [u8], offset_bytes: u64) -> Result<Option<usize>> {
+        match self.read(&self.pages.reading(Waiting::No), out, offset_bytes) {
+            Err(Error::NotAtHand) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Whether a read may have to wait for whoever has the pages.
+    #[must_use]
+    pub fn may_wait(&self) -> bool {
+        matches!(self.pages, Pages::Foreign(_))
+    }
+
+    fn read(&self, pages: &Reading<'_>, out: &mut [u8], offset_bytes: u64) -> Result<usize> {
         let available = self.size_bytes.saturating_sub(offset_bytes);
         let len = usize::try_from(available).map_or(out.len(), |room| room.min(out.len()));
-        let page_len = self.chunks.page_size().len();
-        let page_bytes = self.chunks.page_size().bytes();
+        let page_len = self.pages.page_size().len();
+        let page_bytes = self.pages.page_size().bytes();
         let mut leaf = None;
         let mut done = 0;
         while done < len {
@@ -117,19 +198,22 @@ impl ImageReader {
             let part = (page_len - skip).min(len - done);
             // Consecutive pages mostly share a leaf: look it up once.
             if leaf.is_none() || slot(page, 0) == 0 {
-                leaf = Some(self.tree.node_over(&self.chunks, 0, page)?);
+                leaf = Some(self.tree.node_over(pages, 0, page)?);
             }
+            let at_slot = slot(page, 0);
             let child = match &leaf {
-                Some(Some((_, node))) => node.child(slot(page, 0)),
+                Some(Some((leaf, node))) => node.child(at_slot).map(|child| (*leaf, child)),
                 _ => None,
             };
             let part_out = &mut out[done..done + part];
             match child {
                 None => part_out.fill(0),
-                Some(child) if part == page_len => self.chunks.page(child, part_out)?,
-                Some(child) => PARTIAL.with_borrow_mut(|whole| {
+                Some((leaf, child)) if part == page_len => {
+                    pages.page(leaf, at_slot, child, part_out)?;
+                }
+                Some((leaf, child)) => PARTIAL.with_borrow_mut(|whole| {
                     whole.resize(page_len, 0);
-                    self.chunks.page(child, whole)?;
+                    pages.page(leaf, at_slot, child, whole)?;
                     part_out.copy_from_slice(&whole[skip..skip + part]);
                     Ok::<_, crate::Error>(())
                 })?,
@@ -146,12 +230,13 @@ impl ImageReader {
     /// [`crate::Error::Damaged`] if a leaf is missing or damaged.
     pub fn load_leaves(&self, goes_on: &dyn Fn() -> bool) -> Result<()> {
         let pages = self.tree.shape().pages();
+        let reading = self.pages.reading(Waiting::Yes);
         let mut loaded = 0;
         for first in (0..pages).step_by(FAN_OUT) {
             if loaded == LEAVES_LOADED || !goes_on() {
                 break;
             }
-            loaded += usize::from(self.tree.node_over(&self.chunks, 0, first)?.is_some());
+            loaded += usize::from(self.tree.node_over(&reading, 0, first)?.is_some());
         }
         Ok(())
     }
@@ -166,9 +251,10 @@ impl ImageReader {
         if offset_bytes >= self.size_bytes {
             return Ok(None);
         }
-        let page_bytes = self.chunks.page_size().bytes();
+        let page_bytes = self.pages.page_size().bytes();
         let page = offset_bytes / page_bytes;
-        let found = self.tree.next(&self.chunks, page, region == Region::Data)?;
+        let reading = self.pages.reading(Waiting::Yes);
+        let found = self.tree.next(&reading, page, region == Region::Data)?;
         let position = found.map(|page| (page * page_bytes).max(offset_bytes));
         Ok(match region {
             Region::Data => position,

@@ -53,11 +53,13 @@
 #![forbid(unsafe_code)]
 
 mod cancel;
+mod chunk_source;
 mod chunks;
 mod commit;
 mod diff;
 mod durable;
 mod error;
+mod foreign;
 mod format;
 mod gc;
 mod id;
@@ -107,12 +109,14 @@ mod verify;
 mod working_set;
 
 pub use cancel::Cancel;
+pub use chunk_source::{ChunkSource, Fits, Waiting};
 pub use commit::input::{Extent, Input, InputData, InputKind};
 pub use commit::read_at::ReadAt;
 pub use commit::unchanging::{FileState, Unchanging};
 pub use commit::{CommitRequest, CommitTimings, Committed, ParentChoice, Precopy};
 pub use diff::{ChangedRange, ImageDiff};
 pub use error::{Damage, Error, ErrorClass, Result};
+pub use foreign::ForeignSnapshot;
 pub use format::config::StoreFormat;
 pub use gc::{
     Decision, GcOptions, GcPlan, GcReport, OptimizeOptions, OptimizeReport, OptimizeStop, PackPlan,

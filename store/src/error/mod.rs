@@ -379,6 +379,18 @@ pub enum Error {
         /// What is wrong with its locks.
         why: &'static str,
     },
+    /// What is needed is elsewhere, and who asked does not wait for it.
+    #[error("what is needed is not at hand")]
+    NotAtHand,
+    /// Chunks that are elsewhere than in this store could not be read from there
+    /// ([`crate::ChunkSource`]).
+    #[error("{source}")]
+    Foreign {
+        /// What kind of failure it is.
+        class: ErrorClass,
+        /// What happened there.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The index could not be opened, read or written.
     #[error("index {}: {message}", path.display())]
     Index {
@@ -479,7 +491,11 @@ impl Error {
             Self::Cancelled => ErrorClass::Cancelled,
             Self::NoStore { .. } | Self::NotFound { .. } => ErrorClass::NotFound,
             Self::Damaged(_) | Self::Index { .. } | Self::SecretLost { .. } => ErrorClass::Damaged,
-            Self::Busy { .. } | Self::Overtaken { .. } | Self::Upgraded { .. } => ErrorClass::Busy,
+            Self::Busy { .. }
+            | Self::Overtaken { .. }
+            | Self::Upgraded { .. }
+            | Self::NotAtHand => ErrorClass::Busy,
+            Self::Foreign { class, .. } => *class,
             Self::Newer { .. } | Self::ReadOnlyFeature { .. } => ErrorClass::Newer,
             Self::PageSize { .. } | Self::BadName { .. } | Self::DuplicateName { .. } => {
                 ErrorClass::Usage

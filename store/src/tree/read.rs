@@ -9,6 +9,18 @@ use crate::format::node::{Child, FAN_OUT, Node};
 use crate::manifest::Image;
 use crate::tree::shape::{Shape, pages_per_child, pages_under, slot};
 
+/// Where the nodes of trees are read from.
+pub(crate) trait Nodes {
+    /// Reads a node, whose bytes have been compared with its id.
+    fn node(&self, child: Child, level: u8) -> Result<Arc<Node>>;
+}
+
+impl Nodes for Chunks {
+    fn node(&self, child: Child, level: u8) -> Result<Arc<Node>> {
+        Self::node(self, child, level)
+    }
+}
+
 /// The page tree of one image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Tree {
@@ -45,7 +57,7 @@ impl Tree {
     /// if all it covers is zero.
     pub fn node_over(
         &self,
-        chunks: &Chunks,
+        nodes: &impl Nodes,
         level: u8,
         page: u64,
     ) -> Result<Option<(Child, Arc<Node>)>> {
@@ -55,7 +67,7 @@ impl Tree {
         };
         let mut at_level = self.shape.root_level();
         loop {
-            let node = chunks.node(child, at_level)?;
+            let node = nodes.node(child, at_level)?;
             if at_level == level {
                 return Ok(Some((child, node)));
             }
@@ -68,25 +80,25 @@ impl Tree {
     }
 
     /// The first page from `from` on that is data (`true`) or zero (`false`).
-    pub fn next(&self, chunks: &Chunks, from: u64, data: bool) -> Result<Option<u64>> {
+    pub fn next(&self, nodes: &impl Nodes, from: u64, data: bool) -> Result<Option<u64>> {
         let found = match self.root {
             _ if from >= self.shape.pages() => None,
             None => (!data).then_some(from),
-            Some(root) => next_in(chunks, root, self.shape.root_level(), 0, from, data)?,
+            Some(root) => next_in(nodes, root, self.shape.root_level(), 0, from, data)?,
         };
         Ok(found.filter(|page| *page < self.shape.pages()))
     }
 }
 
 fn next_in(
-    chunks: &Chunks,
+    nodes: &impl Nodes,
     child: Child,
     level: u8,
     first_page: u64,
     from: u64,
     data: bool,
 ) -> Result<Option<u64>> {
-    let node = chunks.node(child, level)?;
+    let node = nodes.node(child, level)?;
     let step = pages_per_child(level);
     let first_slot = if from > first_page {
         slot(from, level)
@@ -98,7 +110,7 @@ fn next_in(
         match node.child(at) {
             Some(_) if data && level == 0 => return Ok(Some(start)),
             Some(below) if level > 0 => {
-                let found = next_in(chunks, below, level - 1, start, from.max(start), data)?;
+                let found = next_in(nodes, below, level - 1, start, from.max(start), data)?;
                 if found.is_some() {
                     return Ok(found);
                 }

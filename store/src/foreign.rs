@@ -1,0 +1,77 @@
+//! A snapshot whose chunks are elsewhere than in this store, and which is read like one
+//! that is there.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::chunk_source::{ChunkSource, ForeignChunks};
+use crate::error::{Damage, Error, Result};
+use crate::format::manifest::Malformed;
+use crate::id::SnapshotId;
+use crate::image::ImageReader;
+use crate::manifest::{Image, Manifest};
+use crate::page::PageSize;
+
+/// A snapshot that is read from a [`ChunkSource`].
+#[derive(Clone, Debug)]
+pub struct ForeignSnapshot {
+    id: SnapshotId,
+    manifest: Arc<Manifest>,
+    chunks: Arc<ForeignChunks>,
+}
+
+impl ForeignSnapshot {
+    /// The snapshot with this canonical manifest. `label` is what errors call the place that
+    /// it comes from.
+    ///
+    /// # Errors
+    /// If the manifest is damaged, or was made by a newer version.
+    pub fn new(
+        manifest: &[u8],
+        page_size: PageSize,
+        label: &Path,
+        source: Arc<dyn ChunkSource>,
+    ) -> Result<Self> {
+        let id = SnapshotId::of_manifest(manifest);
+        let newer = |what: &str, number| {
+            let what = format!("the manifest of snapshot {} {what}", id.short());
+            Error::newer(label, what, number)
+        };
+        let wrong = |reason| Damage::Manifest {
+            snapshot: id.short(),
+            reason,
+        };
+        let manifest =
+            Manifest::decode(manifest, page_size).map_err(|malformed| match malformed {
+                Malformed::Newer { version } => newer("in version", version),
+                Malformed::NewerField { number } => newer("with field", number.into()),
+                Malformed::Wrong(reason) => wrong(reason).into(),
+            })?;
+        if let Some(reason) = manifest.problem_in_a_mount() {
+            return Err(wrong(reason).into());
+        }
+        Ok(Self {
+            id,
+            manifest: Arc::new(manifest),
+            chunks: Arc::new(ForeignChunks::new(source, page_size, label)),
+        })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> SnapshotId {
+        self.id
+    }
+
+    /// What it holds.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Reads one of its images.
+    #[must_use]
+    pub fn image_reader(&self, image: &Image) -> ImageReader {
+        ImageReader::foreign(self.chunks.clone(), image)
+    }
+}
