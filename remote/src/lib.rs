@@ -19,8 +19,10 @@ mod cloud;
 mod dir;
 mod error;
 mod head;
+mod lazy;
 mod objects;
 mod open;
+mod opened;
 mod place;
 pub mod protocol;
 mod pull;
@@ -32,6 +34,7 @@ mod upload;
 mod verify;
 
 pub use error::{Error, Result};
+pub use lazy::{Lazy, LazyCounts, LazyOptions};
 pub use objects::Requests;
 pub use place::Place;
 pub use pull::Pulled;

@@ -7,8 +7,22 @@ use crate::error::{Error, Result};
 use crate::objects::Objects;
 use crate::place::Place;
 
+/// How long a request may be silent, in seconds, that somebody waits for: who asks has it
+/// tried again.
+const DEMAND_SILENT_SECONDS: u64 = 5;
+
 /// Nothing is asked of it yet.
 pub(crate) fn open(place: &Place) -> Result<Box<dyn Objects>> {
+    open_silent(place, None)
+}
+
+/// The same for requests that somebody waits for: each is one attempt, which does not take
+/// long to find out that nobody answers.
+pub(crate) fn open_for_demand(place: &Place) -> Result<Box<dyn Objects>> {
+    open_silent(place, Some(DEMAND_SILENT_SECONDS))
+}
+
+fn open_silent(place: &Place, silent_seconds: Option<u64>) -> Result<Box<dyn Objects>> {
     let bad = || Error::BadUrl {
         url: place.url.clone(),
     };
@@ -26,20 +40,27 @@ pub(crate) fn open(place: &Place) -> Result<Box<dyn Objects>> {
             if bucket.is_empty() {
                 return Err(bad());
             }
-            open_cloud(place, scheme, bucket, prefix.trim_end_matches('/'))
+            let prefix = prefix.trim_end_matches('/');
+            open_cloud(place, (scheme, bucket, prefix), silent_seconds)
         }
         _ => Err(bad()),
     }
 }
 
 #[cfg(feature = "cloud")]
-fn open_cloud(place: &Place, scheme: &str, bucket: &str, prefix: &str) -> Result<Box<dyn Objects>> {
+fn open_cloud(
+    place: &Place,
+    (scheme, bucket, prefix): (&str, &str, &str),
+    silent_seconds: Option<u64>,
+) -> Result<Box<dyn Objects>> {
     Ok(Box::new(crate::cloud::Cloud::open(
-        place, scheme, bucket, prefix,
+        place,
+        (scheme, bucket, prefix),
+        silent_seconds,
     )?))
 }
 
 #[cfg(not(feature = "cloud"))]
-fn open_cloud(place: &Place, _: &str, _: &str, _: &str) -> Result<Box<dyn Objects>> {
+fn open_cloud(place: &Place, _: (&str, &str, &str), _: Option<u64>) -> Result<Box<dyn Objects>> {
     Err(place.unusable("this program was built without the feature `cloud`"))
 }

@@ -9,12 +9,13 @@ use std::thread;
 use serde::Serialize;
 use snapstore_store::{
     Error as StoreError, ImportRequest, Imported, NodeParts, PartsWriter, Progress, Receiving,
-    Silent, Store, decode_page, snapshot_of_manifest,
+    Silent, Store, decode_page,
 };
 
 use crate::error::Result;
 use crate::head::{Head, LeafPlace, PagePlace, decode_leaf};
-use crate::protocol::{self, HeadSummary, Malformed, Name, RefRecord, view};
+use crate::opened::Opened;
+use crate::protocol::{self, Lease, LeaseKind, Malformed, Name, Session, view};
 use crate::remote::{Remote, block_on, hex, who};
 
 /// Places that are so near each other are read with one request.
@@ -72,59 +73,98 @@ impl Remote {
             store.tag(as_tag)?.map(|_| ()).ok_or(error)
         })?;
         let view = block_on(view(self, tag, &who()))?;
-        let pulled = self.read(store, &view.record, as_tag, replace, progress);
+        let opened = self.open_head(&view.record);
+        let pulled = opened.and_then(|opened| self.take(store, opened, as_tag, replace, progress));
         // A lease that stays is given up by a collection.
         let _ = block_on(view.lease.end(self));
         pulled
     }
 
-    fn read(
+    /// Stores this snapshot, which a tag of the remote names, or named and somebody still
+    /// views, as a machine that was restored from it does.
+    ///
+    /// # Errors
+    /// As [`Remote::pull`]; [`protocol::Error::Gone`] if neither is so.
+    pub fn pull_snapshot(
         &self,
         store: &Store,
-        record: &protocol::RefKey,
+        tag: &str,
+        id: [u8; 32],
+        as_tag: &str,
+        progress: &(dyn Progress + Sync),
+    ) -> Result<Pulled> {
+        self.check_pages(store)?;
+        match block_on(view(self, tag, &who())) {
+            Ok(view) => {
+                let opened = self.open_head(&view.record);
+                let pulled = opened.and_then(|opened| match opened.snapshot == id {
+                    true => self.take(store, opened, as_tag, false, progress).map(Some),
+                    false => Ok(None),
+                });
+                let _ = block_on(view.lease.end(self));
+                if let Some(pulled) = pulled? {
+                    return Ok(pulled);
+                }
+            }
+            Err(protocol::Error::NoTag { .. } | protocol::Error::Gone { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for (other, _, lease) in block_on(protocol::leases(self))? {
+            let LeaseKind::View(head) = lease.kind else {
+                continue;
+            };
+            let opened = match self.open_head_of(head, "a view") {
+                Ok(opened) if opened.snapshot == id => opened,
+                // One that has just ended, say.
+                _ => continue,
+            };
+            let own = block_on(Lease::begin(self, LeaseKind::View(head), &who()))?;
+            // A collection that has not seen the own lease has seen the other one.
+            let is_there = |(session, _, _): &(Session, _, _)| *session == other;
+            let pulled = match block_on(protocol::leases(self)) {
+                Ok(leases) if leases.iter().any(is_there) => {
+                    Some(self.take(store, opened, as_tag, false, progress))
+                }
+                Ok(_) => None,
+                Err(error) => Some(Err(error.into())),
+            };
+            let _ = block_on(own.end(self));
+            if let Some(pulled) = pulled {
+                return pulled;
+            }
+        }
+        Err(protocol::Error::Gone {
+            name: format!("snapshot {}, which tag {tag:?} named,", hex(&id)),
+        }
+        .into())
+    }
+
+    fn take(
+        &self,
+        store: &Store,
+        opened: Opened,
         as_tag: &str,
         replace: bool,
         progress: &(dyn Progress + Sync),
     ) -> Result<Pulled> {
-        let ref_key = record.key();
-        let body = self.needed(&ref_key, "the tag")?;
-        let body = RefRecord::decode(&ref_key, &body).map_err(|error| error.of(&ref_key))?;
-        let key = record.head.head_key();
-        let bytes = self.needed(&key, &ref_key)?;
-        let wrong = |error: Malformed| error.of(&key);
-        let (summary, rest) = HeadSummary::decode(&key, &bytes).map_err(wrong)?;
-        let head = Head::decode(rest, &summary.packs).map_err(wrong)?;
-        if summary.snapshot != body.snapshot
-            || snapshot_of_manifest(&head.manifest) != summary.snapshot
-        {
-            return Err(wrong(Malformed::Wrong("it is of another snapshot than its tag")).into());
-        }
         let mut fetch = Fetch {
             remote: self,
             store,
-            head_key: key,
-            head,
-            moved: summary.moved.into_iter().collect(),
+            head_key: opened.key,
+            head: opened.head,
+            moved: opened.moved,
             progress,
             pages: 0,
-            bytes: bytes.len() as u64,
+            bytes: opened.len_bytes,
         };
         let imported = fetch.import(as_tag, replace)?;
         Ok(Pulled {
-            id: hex(&summary.snapshot),
+            id: hex(&opened.snapshot),
             tag: as_tag.to_owned(),
             pages: fetch.pages,
             bytes: fetch.bytes,
             added_chunks: imported.added_chunks,
         })
-    }
-
-    fn needed(&self, key: &str, needed_by: &str) -> Result<Vec<u8>> {
-        let bytes = self.bucket.get(key, None)?;
-        Ok(bytes.ok_or_else(|| protocol::Error::Missing {
-            key: key.to_owned(),
-            needed_by: needed_by.to_owned(),
-        })?)
     }
 }
 

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
-use snapstore_store::Store;
+use snapstore_store::{SnapshotId, Store};
 
 use crate::error::{Error, Result};
 use crate::objects::{Objects, Requests};
@@ -18,7 +18,7 @@ use crate::protocol::{
     Unanswered, seal, unseal,
 };
 
-const CONFIG_KEY: &str = "config";
+pub(crate) const CONFIG_KEY: &str = "config";
 const CONFIG: [u8; 8] = *b"SNAPBUCK";
 /// How long a session may be silent until a collection gives it up.
 const PUSH_SILENCE_SECONDS: u64 = 15 * 60;
@@ -29,9 +29,17 @@ const WAIT: Duration = Duration::from_secs(2);
 /// A bucket with snapshots of many hosts.
 pub struct Remote {
     url: String,
+    pub(crate) place: Place,
     pub(crate) bucket: Box<dyn Objects>,
     silence_seconds: u64,
     waits: bool,
+}
+
+/// What a bucket says of itself.
+pub(crate) struct Config {
+    pub page_bytes: u64,
+    /// Drawn when it was made.
+    pub id: [u8; 16],
 }
 
 /// What a tag of a remote names.
@@ -126,6 +134,7 @@ impl Remote {
     pub fn at(place: &Place) -> Result<Self> {
         Ok(Self {
             url: place.url.clone(),
+            place: place.clone(),
             bucket: crate::open::open(place)?,
             silence_seconds: PUSH_SILENCE_SECONDS,
             waits: true,
@@ -189,6 +198,10 @@ impl Remote {
     /// # Errors
     /// [`Error::NoRemote`]; if its configuration is damaged or newer.
     pub fn page_bytes(&self) -> Result<u64> {
+        Ok(self.config()?.page_bytes)
+    }
+
+    pub(crate) fn config(&self) -> Result<Config> {
         // All commands begin here, so nothing has been asked for yet.
         if self.bucket.is_absent() {
             return Err(Error::NoRemote {
@@ -200,8 +213,12 @@ impl Remote {
             url: self.url.clone(),
         })?;
         let payload = unseal(CONFIG, CONFIG_KEY, &bytes).map_err(|error| error.of(CONFIG_KEY))?;
-        match payload.first_chunk::<4>() {
-            Some(bytes) if payload.len() == 20 => Ok(u32::from_le_bytes(*bytes).into()),
+        let id = payload.last_chunk::<16>();
+        match (payload.first_chunk::<4>(), id) {
+            (Some(bytes), Some(id)) if payload.len() == 20 => Ok(Config {
+                page_bytes: u32::from_le_bytes(*bytes).into(),
+                id: *id,
+            }),
             _ => Err(protocol::Malformed::Wrong("it has another length")
                 .of(CONFIG_KEY)
                 .into()),
@@ -296,6 +313,25 @@ impl Remote {
             });
         }
         Ok(tags)
+    }
+
+    /// The id of the snapshot that a tag names.
+    ///
+    /// # Errors
+    /// As [`protocol::view`].
+    pub fn snapshot_of(&self, tag: &str) -> Result<SnapshotId> {
+        self.page_bytes()?;
+        let view = block_on(protocol::view(self, tag, &who()))?;
+        let key = view.record.key();
+        let body = self.bucket.get(&key, None);
+        let _ = block_on(view.lease.end(self));
+        let missing = || protocol::Error::Missing {
+            key: key.clone(),
+            needed_by: format!("tag {tag:?}"),
+        };
+        let record = RefRecord::decode(&key, &body?.ok_or_else(missing)?);
+        let id = record.map_err(|error| error.of(&key))?.snapshot;
+        Ok(SnapshotId::from_hex(&hex(&id)).expect("64 digits are an id"))
     }
 
     /// Removes a tag.

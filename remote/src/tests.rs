@@ -12,6 +12,7 @@ use crate::protocol::{self, Options};
 use crate::{Error, Place, Remote};
 
 mod bodies;
+mod lazy;
 #[cfg(feature = "cloud")]
 mod network;
 #[cfg(feature = "cloud")]
@@ -364,6 +365,7 @@ over_each_bucket! {
     a_part_behind_the_end_is_no_part
     long_objects_are_written_in_parts
     a_push_that_is_killed_at_any_request_is_run_again
+    what_stays_there_reads_as_what_is_pulled
 }
 
 #[cfg(feature = "cloud")]

@@ -26,8 +26,8 @@ const MOST_CREDENTIALS_BYTES: u64 = 64 << 10;
 /// A client of the bucket.
 pub fn store(
     place: &Place,
-    scheme: &str,
-    bucket: &str,
+    (scheme, bucket): (&str, &str),
+    silent_seconds: Option<u64>,
     counter: &Arc<Counter>,
 ) -> Result<Box<dyn ObjectStore>> {
     // There is one already if this is not the first bucket.
@@ -41,8 +41,8 @@ pub fn store(
                 // One deletion at a time is what every server knows.
                 .with_disable_bulk_delete(true)
                 .with_bucket_name(bucket)
-                .with_retry(retry(place))
-                .with_client_options(client())
+                .with_retry(retry(place, silent_seconds))
+                .with_client_options(client(silent_seconds))
                 .with_http_connector(connector);
             for (name, value) in credentials {
                 builder = builder.with_config(name.parse().map_err(wrong)?, value);
@@ -59,13 +59,13 @@ pub fn store(
             Ok(Box::new(builder.build().map_err(wrong)?))
         }
         "gs" => {
-            let mut options = client();
+            let mut options = client(silent_seconds);
             if place.allow_http {
                 options = options.with_allow_http(true);
             }
             let mut builder = GoogleCloudStorageBuilder::from_env()
                 .with_bucket_name(bucket)
-                .with_retry(retry(place))
+                .with_retry(retry(place, silent_seconds))
                 .with_client_options(options)
                 .with_http_connector(connector);
             for (name, value) in credentials {
@@ -79,8 +79,8 @@ pub fn store(
         _ => {
             let mut builder = MicrosoftAzureBuilder::from_env()
                 .with_container_name(bucket)
-                .with_retry(retry(place))
-                .with_client_options(client())
+                .with_retry(retry(place, silent_seconds))
+                .with_client_options(client(silent_seconds))
                 .with_http_connector(connector);
             for (name, value) in credentials {
                 builder = builder.with_config(name.parse().map_err(wrong)?, value);
@@ -96,22 +96,26 @@ pub fn store(
     }
 }
 
-fn client() -> ClientOptions {
+fn client(silent_seconds: Option<u64>) -> ClientOptions {
     ClientOptions::new()
-        .with_connect_timeout(Duration::from_secs(CONNECT_SECONDS))
-        .with_read_timeout(Duration::from_secs(SILENT_SECONDS))
+        .with_connect_timeout(Duration::from_secs(
+            silent_seconds.unwrap_or(CONNECT_SECONDS),
+        ))
+        .with_read_timeout(Duration::from_secs(
+            silent_seconds.unwrap_or(SILENT_SECONDS),
+        ))
         // A long object takes as long as the line needs.
         .with_timeout_disabled()
 }
 
-fn retry(place: &Place) -> RetryConfig {
+fn retry(place: &Place, silent_seconds: Option<u64>) -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig {
             init_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(10),
             base: 2.0,
         },
-        max_retries: MOST_RETRIES,
+        max_retries: silent_seconds.map_or(MOST_RETRIES, |_| 0),
         retry_timeout: Duration::from_secs(place.retry_seconds.unwrap_or(RETRY_SECONDS)),
     }
 }

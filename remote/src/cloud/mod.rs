@@ -54,8 +54,12 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    /// Nothing is asked of it yet.
-    pub fn open(place: &Place, scheme: &str, bucket: &str, prefix: &str) -> Result<Self> {
+    /// Nothing is asked of it yet. With a limit to its silence, each request is one attempt.
+    pub fn open(
+        place: &Place,
+        (scheme, bucket, prefix): (&str, &str, &str),
+        silent_seconds: Option<u64>,
+    ) -> Result<Self> {
         if Path::parse(prefix).is_err() {
             return Err(place.unusable("its prefix cannot be that of an object's name"));
         }
@@ -67,7 +71,7 @@ impl Cloud {
             .build()
             .map_err(|error| place.unusable(format!("cannot start a thread: {error}")))?;
         Ok(Self {
-            store: build::store(place, scheme, bucket, &counter)?,
+            store: build::store(place, (scheme, bucket), silent_seconds, &counter)?,
             prefix: match prefix {
                 "" => String::new(),
                 prefix => format!("{prefix}/"),

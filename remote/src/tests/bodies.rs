@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use snapstore_store::{GcOptions, Silent, Store};
 
+pub use super::lazy::what_stays_there_reads_as_what_is_pulled;
 use super::{Outcome, Scene, commit, image, list, read};
 use crate::objects::{Objects, Part, Requests, no};
 use crate::protocol::{self, Listed, Options, Unanswered};

@@ -1,0 +1,491 @@
+//! Parts of packs, from the cache or from the bucket, in blocks.
+//!
+//! A block is read by one thread at a time: whoever needs it meanwhile joins the **flight**
+//! that brings it. A flight is entered before its request leaves, and leaves the table after
+//! what it brought is in the cache; so what is in neither is truly not there.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::lazy::cache::{BLOCK_BYTES, Cache, blocks_of};
+use crate::lazy::failure::Failure;
+use crate::objects::Objects;
+use crate::protocol::{Name, Unanswered};
+
+/// A request for what somebody waits for brings at least so many blocks.
+const DEMANDED_BLOCKS: u64 = 2;
+/// A request for what nobody waits for yet brings at most so many.
+pub const AHEAD_BLOCKS: u64 = 16;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// What is kept in memory where it cannot be kept on the disk.
+const MEMORY_BYTES: usize = 32 << 20;
+/// How long a request ahead waits at once for those that somebody waits for.
+const GIVE_WAY: Duration = Duration::from_millis(100);
+
+/// A pack that is read.
+#[derive(Debug)]
+pub struct PackRef {
+    /// Its name.
+    pub name: Name,
+    /// Its key.
+    pub key: String,
+}
+
+/// Bytes that are at hand, or why not.
+pub enum Read {
+    /// The bytes; fewer if the pack ends before.
+    Bytes {
+        /// What was asked for.
+        bytes: Vec<u8>,
+        /// Whether it had to be waited for.
+        waited: bool,
+    },
+    /// They are not at hand, and who asked does not wait.
+    NotAtHand,
+}
+
+/// What was read of a bucket.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Bytes that came.
+    pub bytes: AtomicU64,
+    /// Requests for what somebody waited for, and requests ahead.
+    pub demanded: AtomicU64,
+    pub ahead: AtomicU64,
+    /// Of both, those that failed.
+    pub failed: AtomicU64,
+    /// Parts that did not fit their ids and were thrown away.
+    pub thrown_away: AtomicU64,
+}
+
+/// The packs of a bucket.
+#[derive(Debug)]
+pub struct Blocks {
+    objects: Box<dyn Objects>,
+    cache: Option<Cache>,
+    timeout: Duration,
+    flights: Mutex<Flights>,
+    /// A request that somebody waited for is done.
+    quiet: Condvar,
+    ended: AtomicBool,
+    pub counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Flights {
+    at: HashMap<(Name, u64), Arc<Flight>>,
+    demanded: usize,
+    memory: VecDeque<(Name, Held)>,
+    memory_bytes: usize,
+}
+
+/// A request under way, for consecutive blocks.
+#[derive(Debug)]
+struct Flight {
+    blocks: Range<u64>,
+    is_demanded: bool,
+    outcome: Mutex<Option<Result<Arc<Vec<u8>>, Failure>>>,
+    landed: Condvar,
+}
+
+/// What a flight brought.
+#[derive(Clone)]
+struct Held {
+    first: u64,
+    bytes: Arc<Vec<u8>>,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, bytes } = self;
+        write!(f, "{} bytes from block {first} on", bytes.len())
+    }
+}
+
+impl Held {
+    /// The blocks of which it has anything.
+    fn has(&self, block: u64) -> bool {
+        let count = (self.bytes.len() as u64).div_ceil(BLOCK_BYTES);
+        (self.first..self.first + count).contains(&block)
+    }
+
+    /// What it has of a range of the pack.
+    fn part(&self, range: &Range<u64>) -> &[u8] {
+        let start = self.first * BLOCK_BYTES;
+        let inside = |at: u64| {
+            let at = usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
+            at.min(self.bytes.len())
+        };
+        &self.bytes[inside(range.start)..inside(range.end)]
+    }
+}
+
+impl Blocks {
+    pub fn new(objects: Box<dyn Objects>, cache: Option<Cache>, timeout: Duration) -> Self {
+        Self {
+            objects,
+            cache,
+            timeout,
+            flights: Mutex::default(),
+            quiet: Condvar::new(),
+            ended: AtomicBool::new(false),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Nobody needs anything any more.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.quiet.notify_all();
+    }
+
+    /// A part did not fit its id.
+    pub fn count_thrown_away(&self) {
+        self.counts.thrown_away.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Reads a part of a pack. If it has to be asked for, so is what is in `wanted` and
+    /// follows it.
+    pub fn read(
+        &self,
+        pack: &PackRef,
+        range: &Range<u64>,
+        wanted: &Range<u64>,
+        waits: bool,
+    ) -> Result<Read, Failure> {
+        let cached = self.cache.as_ref();
+        if let Some(bytes) = cached.and_then(|cache| cache.read(pack.name, range)) {
+            return Ok(Read::Bytes {
+                bytes,
+                waited: false,
+            });
+        }
+        let mut held: Vec<Held> = Vec::new();
+        let (mut waited, mut again) = (false, false);
+        loop {
+            let mut flights = self.flights();
+            flights.remembered(pack.name, range, &mut held);
+            let is_there = |block: u64| {
+                held.iter().any(|held| held.has(block))
+                    || cached.is_some_and(|cache| cache.has(pack.name, block))
+            };
+            let mut missing = blocks_of(range).filter(|block| !is_there(*block));
+            let Some(first) = missing.next() else {
+                drop(flights);
+                let bytes = self.as_far_as_there(pack.name, range, &held);
+                if bytes.len() as u64 == range.end - range.start || !held.is_empty() || again {
+                    return Ok(Read::Bytes { bytes, waited });
+                }
+                // The cache is another one by now, or shorter than its map says.
+                self.forget(pack, range);
+                again = true;
+                continue;
+            };
+            if !waits {
+                return Ok(Read::NotAtHand);
+            }
+            waited = true;
+            let (flight, is_own) = match flights.at.get(&(pack.name, first)) {
+                Some(flight) => (flight.clone(), false),
+                None => {
+                    let end = blocks_of(wanted).end() + 1;
+                    let end = end.max((first + 1).next_multiple_of(DEMANDED_BLOCKS));
+                    let flight = self.enter(&mut flights, pack.name, first..end, true, &is_there);
+                    (flight, true)
+                }
+            };
+            drop(flights);
+            let landed = match is_own {
+                true => self.fly(pack, &flight, || self.get_patiently(pack, &flight.blocks)),
+                false => flight.wait(),
+            };
+            match landed {
+                Ok(bytes) => {
+                    let got = Held {
+                        first: flight.blocks.start,
+                        bytes,
+                    };
+                    if !got.has(first) {
+                        // The pack ends before.
+                        held.push(got);
+                        let bytes = self.as_far_as_there(pack.name, range, &held);
+                        return Ok(Read::Bytes { bytes, waited });
+                    }
+                    held.push(got);
+                }
+                // It was not tried as hard as it is for who waits.
+                Err(_) if !flight.is_demanded => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Brings what is missing of these blocks, if nobody brings it already, with one
+    /// attempt. Returns whether there may be more to do.
+    pub fn read_ahead(&self, pack: &PackRef, blocks: Range<u64>) -> bool {
+        let cached = self.cache.as_ref();
+        let is_there = |block| cached.is_some_and(|cache| cache.has(pack.name, block));
+        let mut flights = self.flights();
+        while flights.demanded > 0 && !self.has_ended() {
+            let waited = self.quiet.wait_timeout(flights, GIVE_WAY);
+            flights = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let is_free = |block: &u64| {
+            let is_flying = flights.at.contains_key(&(pack.name, *block));
+            !is_flying && !flights.remembers(pack.name, *block) && !is_there(*block)
+        };
+        let first = blocks.clone().find(is_free);
+        let Some(first) = first.filter(|_| !self.has_ended()) else {
+            return false;
+        };
+        let end = blocks.end.min(first + AHEAD_BLOCKS);
+        let flight = self.enter(&mut flights, pack.name, first..end, false, &is_there);
+        drop(flights);
+        let landed = self.fly(pack, &flight, || {
+            self.get_once(pack, &flight.blocks, &self.counts.ahead)
+        });
+        let whole = (flight.blocks.end - flight.blocks.start) * BLOCK_BYTES;
+        landed.is_ok_and(|bytes| bytes.len() as u64 == whole) && flight.blocks.end < blocks.end
+    }
+
+    /// What is there of a part of a pack does not fit: it is read anew.
+    pub fn forget(&self, pack: &PackRef, range: &Range<u64>) {
+        if let Some(cache) = &self.cache {
+            cache.forget(pack.name, range);
+        }
+        self.flights().forget(pack.name, range);
+    }
+
+    /// A flight for as many of these blocks as are missing and nobody brings.
+    fn enter(
+        &self,
+        flights: &mut Flights,
+        name: Name,
+        blocks: Range<u64>,
+        is_demanded: bool,
+        is_there: &dyn Fn(u64) -> bool,
+    ) -> Arc<Flight> {
+        let mut end = blocks.start + 1;
+        while end < blocks.end && !flights.at.contains_key(&(name, end)) && !is_there(end) {
+            end += 1;
+        }
+        let flight = Arc::new(Flight {
+            blocks: blocks.start..end,
+            is_demanded,
+            outcome: Mutex::default(),
+            landed: Condvar::new(),
+        });
+        for block in flight.blocks.clone() {
+            flights.at.insert((name, block), flight.clone());
+        }
+        flights.demanded += usize::from(is_demanded);
+        flight
+    }
+
+    /// Makes the request of a flight, and lets it land, however that ends.
+    fn fly(
+        &self,
+        pack: &PackRef,
+        flight: &Arc<Flight>,
+        get: impl FnOnce() -> Result<Vec<u8>, Failure>,
+    ) -> Result<Arc<Vec<u8>>, Failure> {
+        let mut landing = Landing {
+            blocks: self,
+            name: pack.name,
+            flight,
+            kept: true,
+            outcome: Err(Failure::ended(&pack.key)),
+        };
+        let got = get().map(Arc::new);
+        if let Ok(bytes) = &got {
+            let first = flight.blocks.start;
+            let cache = self.cache.as_ref();
+            landing.kept = cache.is_some_and(|cache| cache.write(pack.name, first, bytes));
+        }
+        landing.outcome.clone_from(&got);
+        drop(landing);
+        got
+    }
+
+    /// Asks until there is an answer, or the time is over.
+    fn get_patiently(&self, pack: &PackRef, blocks: &Range<u64>) -> Result<Vec<u8>, Failure> {
+        let until = Instant::now() + self.timeout;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.get_once(pack, blocks, &self.counts.demanded) {
+                Err(Failure::Unanswered(error)) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() || self.has_ended() {
+                        return Err(Failure::Unanswered(error));
+                    }
+                    // Not all hosts at once.
+                    let part = crate::random().map_or(128, |bits| bits.to_le_bytes()[0]);
+                    thread::sleep((pause / 2 + pause * u32::from(part) / 512).min(left));
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn get_once(
+        &self,
+        pack: &PackRef,
+        blocks: &Range<u64>,
+        count: &AtomicU64,
+    ) -> Result<Vec<u8>, Failure> {
+        count.fetch_add(1, Ordering::Relaxed);
+        let got = self.get(pack, blocks);
+        match &got {
+            Ok(bytes) => self
+                .counts
+                .bytes
+                .fetch_add(bytes.len() as u64, Ordering::Relaxed),
+            Err(_) => self.counts.failed.fetch_add(1, Ordering::Relaxed),
+        };
+        got
+    }
+
+    fn get(&self, pack: &PackRef, blocks: &Range<u64>) -> Result<Vec<u8>, Failure> {
+        let len = usize::try_from((blocks.end - blocks.start) * BLOCK_BYTES);
+        let part = (blocks.start * BLOCK_BYTES, len.unwrap_or(usize::MAX));
+        match self.objects.get(&pack.key, Some(part))? {
+            Some(bytes) => Ok(bytes),
+            // A filesystem that is not mounted has no objects at all.
+            None => match self.objects.exists(crate::remote::CONFIG_KEY)? {
+                true => Err(Failure::Missing {
+                    key: pack.key.clone(),
+                }),
+                false => Err(Failure::Unanswered(Unanswered {
+                    what: "read",
+                    key: pack.key.clone(),
+                    reason: "the bucket is not there".to_owned(),
+                    wrong: None,
+                })),
+            },
+        }
+    }
+
+    /// The beginning of a range, from what is held and what is in the cache.
+    fn as_far_as_there(&self, name: Name, range: &Range<u64>, held: &[Held]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for block in blocks_of(range) {
+            let start = range.start.max(block * BLOCK_BYTES);
+            let part = start..range.end.min((block + 1) * BLOCK_BYTES);
+            let before = out.len();
+            match held.iter().rev().find(|held| held.has(block)) {
+                Some(held) => out.extend_from_slice(held.part(&part)),
+                None => {
+                    let cached = self.cache.as_ref();
+                    let cached = cached.and_then(|cache| cache.read(name, &part));
+                    out.extend_from_slice(&cached.unwrap_or_default());
+                }
+            }
+            if ((out.len() - before) as u64) < part.end - part.start {
+                break;
+            }
+        }
+        out
+    }
+
+    fn flights(&self) -> MutexGuard<'_, Flights> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Flights {
+    /// What is in memory of a range, since it is not in the cache.
+    fn remembered(&self, name: Name, range: &Range<u64>, held: &mut Vec<Held>) {
+        let blocks = blocks_of(range);
+        let of_pack = self.memory.iter().filter(|(of, _)| *of == name);
+        for (_, one) in of_pack {
+            let is_known = |block: &u64| held.iter().any(|held| held.has(*block));
+            if blocks
+                .clone()
+                .any(|block| one.has(block) && !is_known(&block))
+            {
+                held.push(one.clone());
+            }
+        }
+    }
+
+    fn remembers(&self, name: Name, block: u64) -> bool {
+        let mut memory = self.memory.iter();
+        memory.any(|(of, held)| *of == name && held.has(block))
+    }
+
+    fn remember(&mut self, name: Name, held: Held) {
+        self.memory_bytes += held.bytes.len();
+        self.memory.push_back((name, held));
+        while self.memory_bytes > MEMORY_BYTES {
+            let Some((_, oldest)) = self.memory.pop_front() else {
+                break;
+            };
+            self.memory_bytes -= oldest.bytes.len();
+        }
+    }
+
+    fn forget(&mut self, name: Name, range: &Range<u64>) {
+        let mut gone = 0;
+        self.memory.retain(|(of, held)| {
+            let goes = *of == name && blocks_of(range).any(|block| held.has(block));
+            gone += if goes { held.bytes.len() } else { 0 };
+            !goes
+        });
+        self.memory_bytes -= gone;
+    }
+}
+
+impl Flight {
+    fn wait(&self) -> Result<Arc<Vec<u8>>, Failure> {
+        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(outcome) = &*outcome {
+                return outcome.clone();
+            }
+            let woken = self.landed.wait(outcome);
+            outcome = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Lets a flight land when it is dropped: nobody waits for ever.
+struct Landing<'a> {
+    blocks: &'a Blocks,
+    name: Name,
+    flight: &'a Arc<Flight>,
+    kept: bool,
+    outcome: Result<Arc<Vec<u8>>, Failure>,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        let mut flights = self.blocks.flights();
+        if let (Ok(bytes), false) = (&self.outcome, self.kept) {
+            let held = Held {
+                first: self.flight.blocks.start,
+                bytes: bytes.clone(),
+            };
+            flights.remember(self.name, held);
+        }
+        for block in self.flight.blocks.clone() {
+            flights.at.remove(&(self.name, block));
+        }
+        flights.demanded -= usize::from(self.flight.is_demanded);
+        drop(flights);
+        let outcome = &self.flight.outcome;
+        *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.outcome.clone());
+        self.flight.landed.notify_all();
+        self.blocks.quiet.notify_all();
+    }
+}

@@ -1,0 +1,169 @@
+//! A snapshot of a bucket that is read where it is, as it is asked for.
+//!
+//! `source` goes from the head to leaves to pages; `blocks` reads parts of packs, each
+//! once at a time; `cache` keeps them on this host; `ahead` and `stream` read what is
+//! likely to be asked for next; `keep` keeps the snapshot in the bucket.
+
+mod ahead;
+mod blocks;
+mod cache;
+mod failure;
+mod keep;
+mod source;
+mod stream;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde::Serialize;
+use snapstore_store::{ForeignSnapshot, Store};
+
+use crate::error::{Error, Result};
+use crate::lazy::ahead::Ahead;
+use crate::lazy::blocks::Blocks;
+use crate::lazy::cache::Cache;
+use crate::lazy::keep::Keeper;
+use crate::lazy::source::Source;
+use crate::objects::Objects;
+use crate::protocol::{self, View, view};
+use crate::remote::{Remote, block_on, hex, who};
+
+/// How a snapshot is read that stays in the bucket.
+#[derive(Clone, Debug)]
+pub struct LazyOptions {
+    /// Where what was read is kept, for all buckets; nowhere without it.
+    pub cache: Option<PathBuf>,
+    /// The most that is kept.
+    pub cache_limit_bytes: u64,
+    /// How long a read waits for a bucket that does not answer.
+    pub timeout: Duration,
+}
+
+/// A snapshot of a bucket that stays there.
+pub struct Lazy {
+    snapshot: ForeignSnapshot,
+    source: Arc<Source>,
+    keeper: Keeper,
+    reaches_network: bool,
+}
+
+/// What was read so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct LazyCounts {
+    /// Bytes that came from the bucket.
+    pub fetched_bytes: u64,
+    /// Requests for what somebody waited for.
+    pub demanded_requests: u64,
+    /// Requests for what was likely to be asked for next.
+    pub ahead_requests: u64,
+    /// Of both, those that failed.
+    pub failed_requests: u64,
+    /// Parts that were not what they should have been, and were read anew.
+    pub thrown_away: u64,
+}
+
+impl Remote {
+    /// Begins to read what a tag of the remote names where it is. It stays there, whatever
+    /// becomes of the tag, until [`Lazy::end`].
+    ///
+    /// # Errors
+    /// As [`Remote::pull`].
+    pub fn lazy(self, store: &Store, tag: &str, options: &LazyOptions) -> Result<Lazy> {
+        let demanded = crate::open::open_for_demand(&self.place)?;
+        self.lazy_by(store, tag, options, demanded)
+    }
+
+    /// The same, with what is demanded from these objects.
+    pub(crate) fn lazy_by(
+        self,
+        store: &Store,
+        tag: &str,
+        options: &LazyOptions,
+        demanded: Box<dyn Objects>,
+    ) -> Result<Lazy> {
+        self.check_pages(store)?;
+        let bucket = hex(&self.config()?.id);
+        let view = block_on(view(&self, tag, &who()))?;
+        match self.shown(store, &view, options, demanded, &bucket) {
+            Ok((snapshot, source)) => Ok(Lazy {
+                reaches_network: self.bucket.requests().is_some(),
+                snapshot,
+                source,
+                keeper: Keeper::start(Arc::new(self), view)?,
+            }),
+            Err(error) => {
+                let _ = block_on(view.lease.end(&self));
+                Err(error)
+            }
+        }
+    }
+
+    fn shown(
+        &self,
+        store: &Store,
+        view: &View,
+        options: &LazyOptions,
+        demanded: Box<dyn Objects>,
+        bucket: &str,
+    ) -> Result<(ForeignSnapshot, Arc<Source>)> {
+        let opened = self.open_head(&view.record)?;
+        let dir = options
+            .cache
+            .as_ref()
+            .filter(|_| options.cache_limit_bytes > 0);
+        let cache = dir.and_then(|dir| {
+            let cache = Cache::open(dir, bucket, options.cache_limit_bytes);
+            let warn = |error: &std::io::Error| {
+                let dir = dir.display();
+                tracing::warn!(%dir, %error, "what is read of the remote is not kept");
+            };
+            cache.inspect_err(warn).ok()
+        });
+        let blocks = Arc::new(Blocks::new(demanded, cache, options.timeout));
+        let no_thread = |error: std::io::Error| Error::from(protocol::Error::Work(error.into()));
+        let ahead = Ahead::start(&blocks).map_err(no_thread)?;
+        let label = format!("{} of {}", opened.key, self.url());
+        let manifest = opened.head.manifest.clone();
+        let source = Arc::new(Source::new(opened, blocks, ahead));
+        let page_size = store.page_size();
+        let snapshot =
+            ForeignSnapshot::new(&manifest, page_size, Path::new(&label), source.clone())?;
+        Ok((snapshot, source))
+    }
+}
+
+impl Lazy {
+    /// The snapshot.
+    #[must_use]
+    pub fn snapshot(&self) -> &ForeignSnapshot {
+        &self.snapshot
+    }
+
+    /// Whether it is read over the network.
+    #[must_use]
+    pub fn reaches_network(&self) -> bool {
+        self.reaches_network
+    }
+
+    /// What was read so far.
+    #[must_use]
+    pub fn counts(&self) -> LazyCounts {
+        let counts = &self.source.blocks().counts;
+        let of = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+        LazyCounts {
+            fetched_bytes: of(&counts.bytes),
+            demanded_requests: of(&counts.demanded),
+            ahead_requests: of(&counts.ahead),
+            failed_requests: of(&counts.failed),
+            thrown_away: of(&counts.thrown_away),
+        }
+    }
+
+    /// Nobody reads it any more: it may go from the bucket.
+    pub fn end(self) {
+        self.source.blocks().end();
+        self.keeper.end();
+    }
+}
