@@ -18,7 +18,7 @@ use clap::{Parser, Subcommand};
 pub use machines::{
     ConsoleArgs, ExecArgs, PsArgs, RestoreArgs, RunArgs, StartArgs, StopArgs, VmArgs,
 };
-pub use mounts::{MountArgs, UmountArgs, WarmArgs};
+pub use mounts::{MountArgs, ReadingArgs, UmountArgs, WarmArgs};
 pub use pictures::{MapArgs, ReportArgs};
 pub use remote::{AddArgs, PullArgs, PushArgs, RemoteArgs, RemoteCommand};
 pub use shell::{CompletionsArgs, GenerateArgs, Shell};

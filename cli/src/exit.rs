@@ -76,32 +76,40 @@ pub fn code(error: &anyhow::Error) -> u8 {
     if error.is::<NoCommand>() {
         return NO_COMMAND;
     }
-    if let Some(error) = error.downcast_ref() {
-        return of_remote(error);
-    }
-    match snapstore_host::class(error) {
+    match class(error) {
         ErrorClass::Failed => FAILED,
         ErrorClass::Usage => USAGE,
         ErrorClass::NotFound => NOT_FOUND,
         ErrorClass::Damaged => DAMAGED,
         ErrorClass::Busy => BUSY,
+        ErrorClass::Unanswered => UNANSWERED,
     }
 }
 
-fn of_remote(error: &snapstore_remote::Error) -> u8 {
+/// What kind of thing went wrong.
+pub fn class(error: &anyhow::Error) -> ErrorClass {
+    match error.downcast_ref() {
+        Some(error) => of_remote(error),
+        None => snapstore_host::class(error),
+    }
+}
+
+fn of_remote(error: &snapstore_remote::Error) -> ErrorClass {
     use snapstore_remote::Error as Remote;
     use snapstore_remote::protocol::Error as Protocol;
     match error {
-        Remote::Protocol(Protocol::Unanswered(_)) => UNANSWERED,
-        Remote::Protocol(Protocol::Missing { .. } | Protocol::Damaged { .. }) => DAMAGED,
-        Remote::Protocol(Protocol::NoTag { .. }) | Remote::NoRemote { .. } => NOT_FOUND,
+        Remote::Protocol(Protocol::Unanswered(_)) => ErrorClass::Unanswered,
+        Remote::Protocol(Protocol::Missing { .. } | Protocol::Damaged { .. }) => {
+            ErrorClass::Damaged
+        }
+        Remote::Protocol(Protocol::NoTag { .. }) | Remote::NoRemote { .. } => ErrorClass::NotFound,
         Remote::Protocol(
             Protocol::TagBusy { .. }
             | Protocol::LeaseLost { .. }
             | Protocol::Gone { .. }
             | Protocol::Ambiguous { .. },
-        ) => BUSY,
-        Remote::BadUrl { .. } | Remote::Unusable { .. } => USAGE,
-        _ => FAILED,
+        ) => ErrorClass::Busy,
+        Remote::BadUrl { .. } | Remote::Unusable { .. } => ErrorClass::Usage,
+        _ => ErrorClass::Failed,
     }
 }

@@ -142,7 +142,9 @@ pub fn mount(
     };
     // fuser tells of threads that it cannot start only when it is done.
     find_threads(options.threads + MORE_THREADS).map_err(failed)?;
-    let not_pinned = view.not_pinned();
+    let is_foreign = matches!(what, MountTarget::Foreign(_));
+    // What is elsewhere is kept there.
+    let not_pinned = view.not_pinned().filter(|_| !is_foreign);
     let chores = Chores::start(view.clone()).map_err(failed)?;
     let counters = Arc::new(Counters::new(options.read_ahead_bytes));
     let warm = Warm::start(

@@ -35,19 +35,34 @@ pub(crate) fn answer_read(
     reply: ReplyData,
     read: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
 ) {
+    let read = |buffer: &mut [u8]| read(buffer).map(Some);
+    // It is answered: there is always something.
+    let _ = answer_if_any(counters, Instant::now(), size, reply, read);
+}
+
+/// The same for a read that began then, if there is an answer. Else the reply comes back.
+pub(crate) fn answer_if_any(
+    counters: &Counters,
+    began: Instant,
+    size: u32,
+    reply: ReplyData,
+    read: impl FnOnce(&mut [u8]) -> Result<Option<usize>, Errno>,
+) -> Option<ReplyData> {
     let Ok(size) = usize::try_from(size) else {
-        return reply.error(Errno::EINVAL);
+        reply.error(Errno::EINVAL);
+        return None;
     };
-    let began = Instant::now();
     REPLY.with_borrow_mut(|buffer| {
         if buffer.len() < size {
             buffer.resize(size, 0);
         }
         let read = read(&mut buffer[..size]);
         match read {
-            Ok(len) => reply.data(&buffer[..len]),
+            Ok(Some(len)) => reply.data(&buffer[..len]),
+            Ok(None) => return Some(reply),
             Err(errno) => reply.error(errno),
         }
-        counters.read(size, began.elapsed(), read.ok());
-    });
+        counters.read(size, began.elapsed(), read.ok().flatten());
+        None
+    })
 }

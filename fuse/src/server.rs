@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
@@ -17,9 +17,10 @@ use snapstore_store::Region;
 use crate::chores::Chores;
 use crate::counters::{self, Counters};
 use crate::error::{Result, errno};
-use crate::requests::{answer_read, connect};
+use crate::requests::{answer_if_any, answer_read, connect};
 use crate::table::{Content, File, Node, Numbered, ROOT};
 use crate::view::{Entry, Found, View};
+use crate::waiting::Waiting;
 use crate::warm::{Session, Subject, Warm};
 
 /// Content never changes: what the kernel knows of a file stays true.
@@ -37,6 +38,7 @@ pub(crate) struct Server {
     view: Arc<View>,
     chores: Chores,
     warm: Arc<Warm>,
+    waiting: Waiting,
     counters: Arc<Counters>,
     /// What directories that are open hold, as they were when their reading began.
     lists: Mutex<HashMap<u64, Arc<Vec<Entry>>>>,
@@ -111,6 +113,7 @@ impl Server {
             view,
             chores,
             warm,
+            waiting: Waiting::default(),
             counters,
             lists: Mutex::default(),
             next_list: AtomicU64::new(1),
@@ -176,6 +179,32 @@ impl Server {
             self.warm.session(subject, file.ino)
         });
         session.as_ref()
+    }
+
+    /// Answers a read of what may be elsewhere: at once if it is at hand, else in a thread
+    /// that may wait.
+    fn read_elsewhere(&self, file: &Arc<File>, offset: u64, size: u32, reply: ReplyData) {
+        let began = Instant::now();
+        let counters = self.counters.clone();
+        let failed = move |error: &snapstore_store::Error| {
+            counters.read_failed(error);
+            report("read", error)
+        };
+        let at_hand = |buffer: &mut [u8]| {
+            let read = file.read_at_hand(buffer, offset);
+            read.map_err(|error| failed(&error))
+        };
+        let Some(reply) = answer_if_any(&self.counters, began, size, reply, at_hand) else {
+            return;
+        };
+        let (file, counters) = (file.clone(), self.counters.clone());
+        self.waiting.give(Box::new(move || {
+            let read = |buffer: &mut [u8]| match file.read_at(buffer, offset) {
+                Ok(len) => Ok(Some(len)),
+                Err(error) => Err(failed(&error)),
+            };
+            let _ = answer_if_any(&counters, began, size, reply, read);
+        }));
     }
 
     /// Runs `answer` on the file of this number.
@@ -288,6 +317,12 @@ impl Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        match self.view.node(ino.0) {
+            Some(Node::File(file)) if file.may_wait() => {
+                return self.read_elsewhere(&file, offset, size, reply);
+            }
+            _ => {}
+        }
         answer_read(&self.counters, size, reply, |buffer| {
             self.with_file(ino, |file| {
                 let read = file.read_at(buffer, offset);
@@ -317,19 +352,29 @@ impl Filesystem for Server {
         // The kernel forwards only these two (lseek(2), Linux UAPI values).
         const SEEK_DATA: i32 = 3;
         const SEEK_HOLE: i32 = 4;
-        let found = self.with_file(ino, |file| {
-            let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-            let region = match whence {
-                SEEK_DATA => Region::Data,
-                SEEK_HOLE => Region::Hole,
-                _ => return Err(Errno::EINVAL),
+        let answer = move |file: &File, reply: ReplyLseek| {
+            let found = || {
+                let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+                let region = match whence {
+                    SEEK_DATA => Region::Data,
+                    SEEK_HOLE => Region::Hole,
+                    _ => return Err(Errno::EINVAL),
+                };
+                seek(file, offset, region)
             };
-            seek(file, offset, region)
-        });
-        match found.map(i64::try_from) {
-            Ok(Ok(position)) => reply.offset(position),
-            Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
-            Err(errno) => reply.error(errno),
+            match found().map(i64::try_from) {
+                Ok(Ok(position)) => reply.offset(position),
+                Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
+                Err(errno) => reply.error(errno),
+            }
+        };
+        match self.view.node(ino.0) {
+            Some(Node::File(file)) if file.may_wait() => {
+                self.waiting.give(Box::new(move || answer(&file, reply)));
+            }
+            Some(Node::File(file)) => answer(&file, reply),
+            Some(_) => reply.error(Errno::EISDIR),
+            None => reply.error(Errno::ENOENT),
         }
     }
 

@@ -247,13 +247,15 @@ impl Table {
             return file;
         }
         let data_bytes = image.nonzero_pages * page_bytes;
+        let may_wait = reader.may_wait();
         let file = Arc::new(File {
             ino: inner.next_ino(),
             content: Content::Image(reader),
             size_bytes: image.size_bytes,
             data_bytes: data_bytes.min(image.size_bytes.next_multiple_of(512)),
             created,
-            image: (image.role != ImageRole::File).then(|| ImageName {
+            // The first touches of what is elsewhere are not recorded.
+            image: (image.role != ImageRole::File && !may_wait).then(|| ImageName {
                 snapshot,
                 name: image.name.clone(),
                 page_bytes,
@@ -331,6 +333,19 @@ impl Inner {
 }
 
 impl File {
+    /// The same if it need not wait for whoever has the pages.
+    pub fn read_at_hand(&self, out: &mut [u8], offset: u64) -> Result<Option<usize>> {
+        match &self.content {
+            Content::Image(image) => image.read_at_hand(out, offset),
+            Content::Bytes(_) => self.read_at(out, offset).map(Some),
+        }
+    }
+
+    /// Whether reading it may wait for whoever has the pages.
+    pub fn may_wait(&self) -> bool {
+        matches!(&self.content, Content::Image(image) if image.may_wait())
+    }
+
     /// Reads from `offset` on into `out`; returns how many bytes there were.
     pub fn read_at(&self, out: &mut [u8], offset: u64) -> Result<usize> {
         match &self.content {

@@ -6,18 +6,22 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use snapstore_store::{Error, ImageReader, Manifest, NotPinned, Pin, Result, SnapshotId, Store};
+use snapstore_store::{
+    Error, ForeignSnapshot, Image, ImageReader, Manifest, NotPinned, Pin, Result, SnapshotId, Store,
+};
 
 use crate::layout::Layout;
 use crate::table::{Content, Dir, Node, Numbered, ROOT, Table};
 
 /// What a mount shows.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum MountTarget {
     /// One snapshot's files, of this tag or id.
     Snapshot(String),
     /// A directory per tag; new tags appear as they are committed.
     AllTags,
+    /// The files of a snapshot that is elsewhere, and is kept there by who mounts it.
+    Foreign(ForeignSnapshot),
 }
 
 /// An entry of a directory.
@@ -59,6 +63,12 @@ impl View {
             MountTarget::Snapshot(name) => {
                 let id = pin.add(&store, name)?;
                 let dir = snapshot_dir(&store, &table, id, layout)?;
+                table.set_root(dir);
+            }
+            MountTarget::Foreign(snapshot) => {
+                let reader = |image: &Image| snapshot.image_reader(image);
+                let shown = (snapshot.id(), snapshot.manifest());
+                let dir = dir_of(&table, shown, layout, &reader);
                 table.set_root(dir);
             }
         }
@@ -215,14 +225,24 @@ impl View {
 
 fn snapshot_dir(store: &Store, table: &Table, id: SnapshotId, layout: &Layout) -> Result<Dir> {
     let manifest = store.manifest(id)?;
+    let reader = |image: &Image| store.image_reader(image);
+    Ok(dir_of(table, (id, &manifest), layout, &reader))
+}
+
+/// A snapshot's files, wherever its pages are read from.
+fn dir_of(
+    table: &Table,
+    (id, manifest): (SnapshotId, &Manifest),
+    layout: &Layout,
+    reader: &dyn Fn(&Image) -> ImageReader,
+) -> Dir {
     let created = manifest.created();
-    let page_bytes = store.page_size().bytes();
+    let page_bytes = manifest.page_size.bytes();
     let mut files: Vec<_> = manifest
         .images
         .iter()
         .map(|image| {
-            let reader = store.image_reader(image);
-            let file = table.image_file(id, image, page_bytes, created, reader);
+            let file = table.image_file(id, image, page_bytes, created, reader(image));
             (layout.shown(&image.file_name()).to_owned(), file)
         })
         .collect();
@@ -230,9 +250,9 @@ fn snapshot_dir(store: &Store, table: &Table, id: SnapshotId, layout: &Layout) -
         let file = table.bytes_file(text.clone().into_bytes(), created);
         files.push((name.clone(), file));
     }
-    let shown = table.bytes_file(manifest_bytes(id, &manifest, layout), created);
+    let shown = table.bytes_file(manifest_bytes(id, manifest, layout), created);
     files.push(("manifest.json".to_owned(), shown));
-    Ok(Dir { id, files, created })
+    Dir { id, files, created }
 }
 
 fn manifest_bytes(id: SnapshotId, manifest: &Manifest, layout: &Layout) -> Vec<u8> {

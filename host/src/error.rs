@@ -38,6 +38,8 @@ pub enum ErrorClass {
     Damaged,
     /// Another process holds it; trying again may help.
     Busy,
+    /// Another host did not answer: what was asked for may have happened.
+    Unanswered,
 }
 
 macro_rules! message_is_field {

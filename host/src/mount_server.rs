@@ -8,12 +8,13 @@ use std::fs::OpenOptions;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use snapstore_store::Store;
 
 use crate::background;
-use crate::error::{ChildFailure, ErrorClass, class, message};
+use crate::error::{ChildFailure, ErrorClass};
 use crate::monitors::Kind;
 
 const READY: &str = "ready";
@@ -56,9 +57,9 @@ impl Announcement {
     }
 
     /// Tells the waiting parent why there is no mount.
-    pub fn failed(self, error: &anyhow::Error) {
-        let class = serde_json::to_string(&class(error)).unwrap_or_default();
-        let text = format!("{FAILED} {class}\n{}\n", message(error));
+    pub fn failed(self, failure: &ChildFailure) {
+        let class = serde_json::to_string(&failure.class).unwrap_or_default();
+        let text = format!("{FAILED} {class}\n{}\n", failure.message);
         let mut out = io::stdout();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
@@ -67,8 +68,10 @@ impl Announcement {
 /// What a server is to show, and how.
 #[derive(Clone, Debug)]
 pub struct ServerRequest {
-    /// A tag, or the beginning of a snapshot id; every tag without it.
+    /// A tag, the beginning of a snapshot id, or a tag of a remote; every tag without it.
     pub snapshot: Option<String>,
+    /// How a remote is read, if it is one of a remote.
+    pub reading: Option<RemoteReading>,
     /// The mount point.
     pub dir: PathBuf,
     /// Whether other users may read the mount.
@@ -85,6 +88,32 @@ pub struct ServerRequest {
     pub layout: Option<Kind>,
     /// For a mount that can be written.
     pub writable: Option<Writing>,
+}
+
+/// How a snapshot is read that stays in a remote.
+#[derive(Clone, Debug)]
+pub struct RemoteReading {
+    /// The id that the tag has to name, if that is to be so.
+    pub id: Option<String>,
+    /// How long a read waits for a remote that does not answer.
+    pub timeout: Duration,
+    /// The most that is kept of what was read.
+    pub cache_limit_bytes: u64,
+}
+
+impl RemoteReading {
+    fn arguments(&self) -> Vec<std::ffi::OsString> {
+        let mut arguments: Vec<std::ffi::OsString> = vec![
+            "--remote-timeout".into(),
+            self.timeout.as_secs().to_string().into(),
+            "--cache-limit".into(),
+            self.cache_limit_bytes.to_string().into(),
+        ];
+        if let Some(id) = &self.id {
+            arguments.extend(["--of-snapshot".into(), id.into()]);
+        }
+        arguments
+    }
 }
 
 /// How a mount can be written.
@@ -148,6 +177,7 @@ impl ServerRequest {
     pub fn new(dir: &Path) -> Self {
         Self {
             snapshot: None,
+            reading: None,
             dir: dir.to_owned(),
             allow_other: false,
             read_ahead_bytes: Self::READ_AHEAD_BYTES,
@@ -233,6 +263,9 @@ fn server_command(store: &Store, request: &ServerRequest) -> anyhow::Result<Comm
     }
     if let Some(layout) = request.layout {
         command.args(["--layout", layout.name()]);
+    }
+    if let Some(reading) = &request.reading {
+        command.args(reading.arguments());
     }
     if let Some(writable) = &request.writable {
         command.args(writable.arguments()?);

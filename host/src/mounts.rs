@@ -25,7 +25,7 @@ use snapstore_store::{SnapshotId, Store};
 
 use crate::error::Busy;
 use crate::look;
-use crate::mount_server::{ServerRequest, Writing, launch};
+use crate::mount_server::{RemoteReading, ServerRequest, Writing, launch};
 use crate::runtime::{Runtime, is_same};
 
 /// How often a mount that is just ending is looked at again, and how long that
@@ -43,13 +43,34 @@ pub struct MountedSnapshot {
     pub users_lock: Option<File>,
 }
 
+/// What a mount is to show.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a> {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// The tag of a remote that names it, and how it is read there; of this store without.
+    pub elsewhere: Option<(&'a str, &'a RemoteReading)>,
+}
+
+impl Shown<'_> {
+    /// A snapshot of this store.
+    #[must_use]
+    pub fn here(id: SnapshotId) -> Self {
+        Self {
+            id,
+            elsewhere: None,
+        }
+    }
+}
+
 /// A mount that shows the snapshot; started if there is none, with `prefetch` or without.
 pub fn find_or_start(
     runtime: &Runtime,
     store: &Store,
-    id: SnapshotId,
+    shown: &Shown<'_>,
     prefetch: bool,
 ) -> anyhow::Result<MountedSnapshot> {
+    let id = shown.id;
     if let Some(dir) = find(store, id, &runtime.mounts())? {
         return Ok(MountedSnapshot {
             dir,
@@ -63,7 +84,7 @@ pub fn find_or_start(
             std::thread::sleep(RETRY);
             continue;
         };
-        start(runtime, store, id, prefetch, &lock_path)?;
+        start(runtime, store, shown, prefetch, &lock_path)?;
         return Ok(MountedSnapshot {
             dir,
             users_lock: Some(lock),
@@ -155,10 +176,11 @@ fn try_share(path: &Path) -> anyhow::Result<Option<File>> {
 fn start(
     runtime: &Runtime,
     store: &Store,
-    id: SnapshotId,
+    shown: &Shown<'_>,
     prefetch: bool,
     lock_path: &Path,
 ) -> anyhow::Result<()> {
+    let id = shown.id;
     let dir = &lock_path.with_extension("");
     let _starting = lock_dir(&runtime.mounts())?;
     if look::which_shows(&id.to_string(), &[vec![dir.to_owned()]])?.is_some() {
@@ -175,8 +197,22 @@ fn start(
         tracing::warn!(dir = %dir.display(), "the mount's server does not answer; another is started");
         snapstore_fuse::unmount(dir, true, &look::is_dead)?;
     }
+    let (name, reading) = match shown.elsewhere {
+        None => (id.to_string(), None),
+        Some((name, reading)) => {
+            let id = Some(id.to_string());
+            (
+                name.to_owned(),
+                Some(RemoteReading {
+                    id,
+                    ..reading.clone()
+                }),
+            )
+        }
+    };
     let request = ServerRequest {
-        snapshot: Some(id.to_string()),
+        snapshot: Some(name),
+        reading,
         while_locked: Some(lock_path.to_owned()),
         prefetch,
         ..ServerRequest::new(dir)

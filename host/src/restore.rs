@@ -4,13 +4,14 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::bail;
-use snapstore_store::{NotPinned, Store};
+use snapstore_store::{NotPinned, SnapshotId, Store};
 use snapstore_vmm::control::Origin;
 
 use crate::build::{MachineSource, Overlays};
 use crate::error::Usage;
 use crate::monitors::DESCRIPTION;
-use crate::mounts;
+use crate::mount_server::RemoteReading;
+use crate::mounts::{self, Shown};
 use crate::networks::{self, NetSpec};
 use crate::runtime::{Reservation, Runtime};
 use crate::spec::Spec;
@@ -18,8 +19,10 @@ use crate::start::free_names;
 
 /// What is to be restored.
 pub struct RestoreRequest<'a> {
-    /// A tag, or the beginning of a snapshot id.
+    /// A tag, the beginning of a snapshot id, or a tag of a remote.
     pub snapshot: &'a str,
+    /// What a tag of a remote names, if it is one, and how that is read.
+    pub elsewhere: Option<(SnapshotId, RemoteReading)>,
     /// What to call the machine; several get numbers. The tag without it.
     pub name: Option<&'a str>,
     /// How many machines.
@@ -55,14 +58,27 @@ pub fn prepare(
 ) -> anyhow::Result<Restoration> {
     let snapshot = request.snapshot;
     // Held by the machines: their next commits are made from this snapshot.
-    let (id, pin) = store.pin(snapshot)?;
-    let not_pinned = pin.not_pinned();
-    let base = request.name.unwrap_or(snapshot);
+    let (shown, pin) = match &request.elsewhere {
+        None => {
+            let (id, pin) = store.pin(snapshot)?;
+            (Shown::here(id), Some(pin))
+        }
+        // Its mount keeps it.
+        Some((id, reading)) => {
+            let elsewhere = Some((snapshot, reading));
+            (Shown { id: *id, elsewhere }, None)
+        }
+    };
+    let id = shown.id;
+    let not_pinned = pin.as_ref().and_then(snapstore_store::Pin::not_pinned);
+    // Of a remote's tag what is behind the remote's name.
+    let tag = snapshot.rsplit('/').next().unwrap_or(snapshot);
+    let base = request.name.unwrap_or(tag);
     let (names, reserved) = free_names(runtime, base, request.name.is_some(), request.count)?;
     let nets = networks::of_machines(request.nets, &names)?;
-    let mounted = mounts::find_or_start(runtime, store, id, request.prefetch)?;
+    let mounted = mounts::find_or_start(runtime, store, &shown, request.prefetch)?;
     check_restorable(snapshot, &mounted.dir)?;
-    let mut kept = vec![pin.into_fd()];
+    let mut kept: Vec<OwnedFd> = pin.map(snapstore_store::Pin::into_fd).into_iter().collect();
     kept.extend(mounted.users_lock.map(OwnedFd::from));
     Ok(Restoration {
         spec: Spec {

@@ -8,7 +8,8 @@ use snapstore_host::monitors::Kind;
 use snapstore_host::networks::NetSpec;
 use snapstore_vmm::state::Baseline;
 
-use super::values::{FormArgs, LONGEST_SECONDS, seconds, snapshot, tag};
+use super::mounts::ReadingArgs;
+use super::values::{FormArgs, LONGEST_SECONDS, seconds, snapshot, snapshot_anywhere, tag};
 
 /// How machines are started.
 #[derive(Args, Clone)]
@@ -119,10 +120,12 @@ Examples:
   snapstore restore base                    attached; Ctrl-] leaves it running
   snapstore restore base -n 100 --detach    base.1 to base.100
   snapstore restore base -n 8 --detach --net tap{}    base.1 on tap1 and so on
-  snapstore restore warm -n 10 --with qemu            machines of another monitor, detached")]
+  snapstore restore warm -n 10 --with qemu            machines of another monitor, detached
+  snapstore restore site/base --detach                of a remote: what it touches comes from there")]
 pub struct RestoreArgs {
-    /// A tag, or the beginning of a snapshot id
-    #[arg(value_parser = snapshot)]
+    /// A tag, the beginning of a snapshot id, or REMOTE/TAG to read the snapshot where it is,
+    /// as the machine needs it
+    #[arg(value_parser = snapshot_anywhere)]
     pub snapshot: String,
     /// Start machines of this monitor, from which the snapshot was committed, detached:
     /// qemu, firecracker, cloud-hypervisor (docs/monitors.md)
@@ -157,6 +160,8 @@ pub struct RestoreArgs {
     /// guest sends is dropped. May be repeated
     #[arg(long = "net", value_name = "TAP[,mac=MAC]")]
     pub nets: Vec<NetSpec>,
+    #[command(flatten)]
+    pub reading: ReadingArgs,
     #[command(flatten)]
     pub start: StartArgs,
 }

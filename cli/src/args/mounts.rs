@@ -18,11 +18,13 @@ Examples:
   snapstore mount --rw -n 10 base /mnt/vms     ten clones, /mnt/vms/0 to /mnt/vms/9
   snapstore mount --rw --resume /mnt/vm        after a crash, or `umount --keep`
   snapstore mount --layout firecracker base /mnt/base      snapshot_file, mem_file, disks
+  snapstore mount site/base /mnt/base          of a remote: what is read comes from there
 
 A writable mount keeps what is written beside the store until it is committed. Images keep
 their length; files can be made, and are part of the snapshot (docs/SEMANTICS.md).")]
 pub struct MountArgs {
-    /// The snapshot to show (without it: every tag), and where
+    /// The snapshot to show (without it: every tag), or REMOTE/TAG to read one where it is,
+    /// as it is asked for; and where
     #[arg(required = true, num_args = 1..=2, value_names = ["TAG", "DIR"])]
     pub what: Vec<OsString>,
     /// Stay in the foreground and serve until unmounted
@@ -70,12 +72,42 @@ pub struct MountArgs {
     /// What is in no commit goes with the mount
     #[arg(long, hide = true, requires = "foreground")]
     pub discard: bool,
+    #[command(flatten)]
+    pub reading: ReadingArgs,
+    /// Mount REMOTE/TAG only if it names this snapshot
+    #[arg(long, hide = true, value_name = "ID")]
+    pub of_snapshot: Option<String>,
     /// Write "ready" to standard output once mounted, then detach
     #[arg(long, hide = true, requires = "foreground")]
     pub announce: bool,
     /// Unmount once nobody holds a shared lock on this file
     #[arg(long, hide = true, value_name = "FILE")]
     pub while_locked: Option<PathBuf>,
+}
+
+const REMOTE_TIMEOUT_SECONDS: u64 = 120;
+/// As it is typed: 16G.
+const CACHE_LIMIT_BYTES: u64 = 16 << 30;
+
+/// How a snapshot is read that stays in a remote.
+#[derive(Args)]
+pub struct ReadingArgs {
+    /// Of REMOTE/TAG: how long a read waits for a remote that does not answer, until it fails
+    #[arg(long, value_name = "SECONDS", default_value_t = REMOTE_TIMEOUT_SECONDS, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub remote_timeout: u64,
+    /// Of REMOTE/TAG: the most that is kept on this host of what is read of remotes; 0 keeps
+    /// nothing
+    #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = crate::format::parse_size)]
+    pub cache_limit: u64,
+}
+
+impl Default for ReadingArgs {
+    fn default() -> Self {
+        Self {
+            remote_timeout: REMOTE_TIMEOUT_SECONDS,
+            cache_limit: CACHE_LIMIT_BYTES,
+        }
+    }
 }
 
 #[derive(Args)]

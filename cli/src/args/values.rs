@@ -38,6 +38,18 @@ pub fn snapshot(text: &str) -> Result<String, snapstore_store::Error> {
     snapstore_store::check_snapshot(text).map(|()| text.to_owned())
 }
 
+/// The same, or a tag of a remote.
+pub fn snapshot_anywhere(text: &str) -> Result<String, snapstore_store::Error> {
+    match text.split_once('/') {
+        Some((remote, tag)) => {
+            snapstore_store::check_tag(remote)?;
+            snapstore_store::check_tag(tag)?;
+        }
+        None => snapstore_store::check_snapshot(text)?,
+    }
+    Ok(text.to_owned())
+}
+
 /// A time such as `12h` or `7d`.
 pub fn span(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text)

@@ -9,6 +9,7 @@ use snapstore_store::Store;
 
 use crate::args::CommitArgs;
 use crate::commands::commit::labels;
+use crate::commands::lazy::complete;
 use crate::committed::Told;
 use crate::context::Context;
 use crate::format::millis;
@@ -23,8 +24,15 @@ pub fn run(context: &Context, args: &CommitArgs, name: &str) -> anyhow::Result<E
         replace: args.replace,
         labels: labels(args)?,
     };
+    store.check_tag_free(&wanted.tag, wanted.replace)?;
+    // One that does not answer is told of by the commit.
+    let status = vm.connect().and_then(|mut client| Ok(client.status()?));
+    let pulled = match status {
+        Ok(status) => complete(context, &store, &status.origin, &wanted.tag)?,
+        Err(_) => None,
+    };
     let done = commit(&store, &vm, &wanted, &Bar::new(Unit::Bytes))?;
-    answer(context, &args.tag, name, &store, &done)?;
+    answer(context, &args.tag, name, &store, &done, pulled.as_deref())?;
     store.tidy_index();
     Ok(ExitCode::SUCCESS)
 }
@@ -35,6 +43,7 @@ fn answer(
     name: &str,
     store: &Store,
     done: &VmCommit,
+    pulled: Option<&str>,
 ) -> anyhow::Result<()> {
     let VmCommit {
         committed,
@@ -47,7 +56,7 @@ fn answer(
         parent: None,
         remarks: &[],
         timings: json!(timings),
-        more: json!({ "vm": name, "read_bytes": read_bytes }),
+        more: json!({ "vm": name, "read_bytes": read_bytes, "pulled_as": pulled }),
         more_text: format!(
             "  {name} stood still for {}, of {} in all\n",
             stage("pause"),

@@ -15,6 +15,7 @@ pub mod gc;
 pub mod generate;
 pub mod import;
 pub mod init;
+pub mod lazy;
 pub mod log;
 pub mod map;
 pub mod metrics;

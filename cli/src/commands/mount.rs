@@ -16,14 +16,44 @@ use snapstore_fuse::{
 use snapstore_host::monitors::{self, Kind};
 use snapstore_host::mount_server::{Announcement, ServerRequest, Writing, launch};
 use snapstore_host::mounts::lock_dir;
-use snapstore_host::{Usage, look, runtime};
+use snapstore_host::{ChildFailure, Usage, look, runtime};
+use snapstore_remote::Lazy;
 use snapstore_store::Store;
 use snapstore_vmm::confine::forbid_for_server;
 
 use crate::args::MountArgs;
+use crate::commands::lazy::{self, RemoteTagName};
 use crate::context::Context;
 use crate::exit;
 use crate::logging::say;
+
+/// What is to be shown.
+enum What {
+    AllTags,
+    /// A tag, or the beginning of a snapshot id.
+    Snapshot(String),
+    Remote(RemoteTagName),
+}
+
+impl What {
+    /// What is not UTF-8 is no name either.
+    fn parse(name: &OsStr) -> anyhow::Result<Self> {
+        let name = name.to_string_lossy();
+        if let Some(remote) = RemoteTagName::parse(&name)? {
+            return Ok(Self::Remote(remote));
+        }
+        snapstore_store::check_snapshot(&name)?;
+        Ok(Self::Snapshot(name.into_owned()))
+    }
+
+    fn name(&self) -> Option<String> {
+        match self {
+            Self::AllTags => None,
+            Self::Snapshot(name) => Some(name.clone()),
+            Self::Remote(name) => Some(name.to_string()),
+        }
+    }
+}
 
 pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     let (what, dir) = match args.what.as_slice() {
@@ -42,11 +72,17 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
              mount --rw --resume {}`",
             dir.display()
         ))),
-        [dir] => (MountTarget::AllTags, dir),
-        [name, dir] => (MountTarget::Snapshot(tag(name)?), dir),
+        [dir] => (What::AllTags, dir),
+        [name, dir] => (What::parse(name)?, dir),
         _ => unreachable!("clap accepts one or two values"),
     };
     let dir = Path::new(dir);
+    if let What::Remote(name) = &what {
+        let others = [("--rw", args.rw), ("--layout", args.layout.is_some())];
+        if let Some((option, _)) = others.iter().find(|(_, is_given)| *is_given) {
+            return Err(lazy::not_with(option, name));
+        }
+    }
     if !args.foreground {
         return start_server(context, args, &what, dir);
     }
@@ -55,7 +91,10 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     match (served, announcement) {
         (Ok(()), _) => Ok(ExitCode::SUCCESS),
         (Err(error), Some(announcement)) => {
-            announcement.failed(&error);
+            announcement.failed(&ChildFailure {
+                message: snapstore_host::message(&error),
+                class: exit::class(&error),
+            });
             Ok(ExitCode::from(exit::code(&error)))
         }
         (Err(error), None) => {
@@ -65,18 +104,11 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// What is not UTF-8 is no name either.
-fn tag(name: &OsStr) -> anyhow::Result<String> {
-    let name = name.to_string_lossy();
-    snapstore_store::check_snapshot(&name)?;
-    Ok(name.into_owned())
-}
-
 /// Serves until the mount is undone. The announcement is taken once it is made.
 fn serve(
     context: &Context,
     args: &MountArgs,
-    what: &MountTarget,
+    what: &What,
     dir: &Path,
     announcement: &mut Option<Announcement>,
 ) -> anyhow::Result<()> {
@@ -91,16 +123,34 @@ fn serve(
     let layout = layout(&store, args, what)?;
     let dir = std::path::absolute(dir)?;
     let others = around(context, &store)?.others;
+    let reading = lazy::reading(&args.reading, args.of_snapshot.clone());
+    let (target, lazy) = match what {
+        What::AllTags => (MountTarget::AllTags, None),
+        What::Snapshot(name) => (MountTarget::Snapshot(name.clone()), None),
+        What::Remote(name) => {
+            let lazy = lazy::begin(&store, name, &reading)?;
+            (MountTarget::Foreign(lazy.snapshot().clone()), Some(lazy))
+        }
+    };
+    let reaches_network = lazy.as_ref().is_some_and(Lazy::reaches_network);
     let mounted = if args.rw {
         let writable = writable(args, what, layout);
-        mount_writable(store, &dir, &options, &writable, others, &look::is_dead)?
+        mount_writable(store, &dir, &options, &writable, others, &look::is_dead)
     } else {
         options.layout = layout;
-        mount(store, what, &dir, &options, others, &look::is_dead)?
+        mount(store, &target, &dir, &options, others, &look::is_dead)
+    };
+    drop(target);
+    let mounted = match mounted {
+        Ok(mounted) => mounted,
+        Err(error) => {
+            lazy.into_iter().for_each(Lazy::end);
+            return Err(error.into());
+        }
     };
     let undo = mounted.undo();
     // No program is started from here on.
-    let watched = forbid_for_server()
+    let watched = forbid_for_server(reaches_network)
         .map_err(anyhow::Error::from)
         .and_then(|_| unmount_on_signal(undo.clone()))
         .and_then(|()| match &args.while_locked {
@@ -109,6 +159,7 @@ fn serve(
         });
     if let Err(error) = watched {
         undo.detach()?;
+        lazy.into_iter().for_each(Lazy::end);
         return Err(error);
     }
     let not_pinned = mounted.not_pinned().map(|why| why.to_string());
@@ -124,6 +175,7 @@ fn serve(
     }
     // However it ended: nobody else knows of the directory, now that its lock is gone.
     let ended = mounted.wait();
+    lazy.into_iter().for_each(Lazy::end);
     if let Some(lock) = &args.while_locked {
         remove_mount_point(lock, &dir)?;
     }
@@ -156,20 +208,17 @@ fn writing(args: &MountArgs) -> Writing {
 }
 
 /// The names of the files.
-fn layout(store: &Store, args: &MountArgs, what: &MountTarget) -> anyhow::Result<Layout> {
+fn layout(store: &Store, args: &MountArgs, what: &What) -> anyhow::Result<Layout> {
     match (args.layout, what) {
-        (Some(kind), MountTarget::Snapshot(name)) => monitors::layout(store, kind, name),
+        (Some(kind), What::Snapshot(name)) => monitors::layout(store, kind, name),
         _ => Ok(Layout::default()),
     }
 }
 
-fn writable(args: &MountArgs, what: &MountTarget, layout: Layout) -> WritableOptions {
+fn writable(args: &MountArgs, what: &What, layout: Layout) -> WritableOptions {
     let writing = writing(args);
     WritableOptions {
-        snapshot: match what {
-            MountTarget::Snapshot(name) => Some(name.clone()),
-            MountTarget::AllTags => None,
-        },
+        snapshot: what.name(),
         count: writing.count,
         owner: writing.owner,
         mode: writing.mode,
@@ -288,21 +337,22 @@ fn lock_parent(lock: &Path) -> anyhow::Result<fs::File> {
 fn start_server(
     context: &Context,
     args: &MountArgs,
-    what: &MountTarget,
+    what: &What,
     dir: &Path,
 ) -> anyhow::Result<ExitCode> {
     // Looked up here first, so that the commonest errors come without a detour.
     let store = context.open_resolved()?;
-    if let MountTarget::Snapshot(name) = what {
-        store.resolve(name)?;
+    match what {
+        What::AllTags => {}
+        What::Snapshot(name) => drop(store.resolve(name)?),
+        What::Remote(name) => drop(name.open(&store)?),
     }
     layout(&store, args, what)?;
     snapstore_fuse::prepare(dir, &around(context, &store)?, &look::is_dead)?;
     let request = ServerRequest {
-        snapshot: match what {
-            MountTarget::Snapshot(name) => Some(name.clone()),
-            MountTarget::AllTags => None,
-        },
+        snapshot: what.name(),
+        reading: matches!(what, What::Remote(_))
+            .then(|| lazy::reading(&args.reading, args.of_snapshot.clone())),
         dir: dir.to_owned(),
         allow_other: args.allow_other,
         read_ahead_bytes: args.read_ahead,
@@ -317,13 +367,10 @@ fn start_server(
         say!("warning: {note}");
     }
     let shown = dir.display().to_string();
-    let tag = match what {
-        MountTarget::Snapshot(name) => Some(name.as_str()),
-        MountTarget::AllTags => None,
-    };
+    let tag = what.name();
     let log = server.log.display().to_string();
     let value = json!({"dir": shown, "snapshot": tag, "server_pid": server.pid, "log": log});
-    context.answer(&value, || match tag {
+    context.answer(&value, || match &tag {
         Some(tag) => format!("Mounted {tag} on {shown}."),
         None if args.resume => format!("Mounted what was written on {shown} again."),
         None => format!("Mounted all tags on {shown}."),

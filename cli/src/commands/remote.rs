@@ -30,7 +30,7 @@ const FILE: &str = "remotes.json";
 const SILENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Errors of the store stay such, with their hints and exit codes.
-fn told<T>(result: snapstore_remote::Result<T>) -> anyhow::Result<T> {
+pub(super) fn told<T>(result: snapstore_remote::Result<T>) -> anyhow::Result<T> {
     result.map_err(|error| match error {
         snapstore_remote::Error::Store(error) => error.into(),
         other => other.into(),
@@ -80,7 +80,7 @@ pub fn remotes(store: &Path) -> anyhow::Result<BTreeMap<String, Place>> {
     }
 }
 
-fn remote(store: &Store, name: &str) -> anyhow::Result<Remote> {
+pub(super) fn remote(store: &Store, name: &str) -> anyhow::Result<Remote> {
     let place = remotes(store.path())?.remove(name).ok_or_else(|| {
         NotFound(format!(
             "there is no remote {name:?}; `snapstore remote add` makes one known"

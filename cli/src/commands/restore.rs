@@ -10,6 +10,7 @@ use snapstore_host::start::borrowed;
 use snapstore_host::{Overlays, Usage};
 
 use crate::args::RestoreArgs;
+use crate::commands::lazy;
 use crate::commands::start::start;
 use crate::context::Context;
 use crate::logging::say;
@@ -23,8 +24,10 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let store = context.open()?;
     let runtime = Runtime::open()?;
+    let (snapshot, elsewhere) = lazy::find(&store, &args.snapshot, &args.reading)?;
     let request = RestoreRequest {
-        snapshot: &args.snapshot,
+        snapshot: &snapshot,
+        elsewhere,
         name: args.name.as_deref(),
         count: args.count.into(),
         nets: &args.nets,

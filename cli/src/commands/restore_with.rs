@@ -8,10 +8,14 @@ use snapstore_host::monitors::{Kind, MonitorRestore, RestoredMachine, restore};
 use snapstore_host::runtime::Runtime;
 
 use crate::args::RestoreArgs;
+use crate::commands::lazy::{self, RemoteTagName};
 use crate::context::Context;
 use crate::logging::say;
 
 pub fn run(context: &Context, args: &RestoreArgs, kind: Kind) -> anyhow::Result<ExitCode> {
+    if let Some(name) = RemoteTagName::parse(&args.snapshot)? {
+        return Err(lazy::not_with("--with", &name));
+    }
     let store = context.open()?;
     let runtime = Runtime::open()?;
     let wanted = MonitorRestore {

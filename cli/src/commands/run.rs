@@ -15,7 +15,7 @@ use snapstore_host::{
 use snapstore_store::Error;
 use snapstore_vmm::control::Origin;
 
-use crate::args::{RestoreArgs, RunArgs};
+use crate::args::{ReadingArgs, RestoreArgs, RunArgs};
 use crate::commands::restore;
 use crate::commands::start::start;
 use crate::context::Context;
@@ -45,6 +45,8 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             no_prefetch: false,
             require_reseed: args.require_reseed,
             nets: args.nets.clone(),
+            // It is a tag of this store.
+            reading: ReadingArgs::default(),
             start: args.start.clone(),
         };
         return restore::run(context, &restore);

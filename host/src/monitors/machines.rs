@@ -121,7 +121,7 @@ pub fn restore(
     let base = wanted.name.unwrap_or(wanted.snapshot);
     let (names, reserved) = free_names(runtime, base, wanted.name.is_some(), wanted.count)?;
     let nets = networks::of_machines(wanted.nets, &names)?;
-    let mounted = mounts::find_or_start(runtime, store, id, wanted.prefetch)?;
+    let mounted = mounts::find_or_start(runtime, store, &mounts::Shown::here(id), wanted.prefetch)?;
     let program = match wanted.program {
         Some(path) => path.to_owned(),
         None => restorer.program(&mounted.dir)?,

@@ -12,6 +12,7 @@ mod metrics;
 mod odd_stores;
 mod other_user;
 mod places;
+mod remote;
 mod soak;
 mod tags;
 mod waiting;

@@ -25,6 +25,7 @@ mod panicking;
 mod pausing;
 mod precopy;
 mod ready;
+mod remote;
 mod reseed;
 mod restored;
 mod wrong_state_is_noticed;

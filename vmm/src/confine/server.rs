@@ -62,21 +62,31 @@ const FORBIDDEN: &[i64] = &[
     libc::SYS_userfaultfd,
 ];
 
+/// Families of sockets by which a network is reached: netlink tells which addresses there
+/// are (getaddrinfo(3)).
+const NETWORK: [i32; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+
 /// From here on these calls, and sockets other than UNIX ones, end this process, whichever
-/// of its threads makes them. Returns whether that is so: only for root's.
+/// of its threads makes them; a server that reads over the network keeps the sockets for
+/// that. Returns whether that is so: only for root's.
 ///
 /// # Errors
 /// The kernel refuses the filter.
-pub fn forbid_for_server() -> Result<bool> {
+pub fn forbid_for_server(reaches_network: bool) -> Result<bool> {
     if !rustix::process::geteuid().is_root() {
         return Ok(false);
     }
     let action = "forbid system calls";
-    let unix = u64::try_from(libc::AF_UNIX).map_err(std::io::Error::other);
-    let unix = unix.map_err(refused(action))?;
-    let others = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, unix)
-        .and_then(|condition| SeccompRule::new(vec![condition]))
-        .map_err(std::io::Error::other)
+    let network = NETWORK.iter().filter(|_| reaches_network);
+    let allowed = std::iter::once(&libc::AF_UNIX).chain(network);
+    let others = allowed
+        .map(|family| {
+            let family = u64::try_from(*family).map_err(std::io::Error::other)?;
+            SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family)
+                .map_err(std::io::Error::other)
+        })
+        .collect::<std::io::Result<Vec<_>>>()
+        .and_then(|conditions| SeccompRule::new(conditions).map_err(std::io::Error::other))
         .map_err(refused(action))?;
     let mut rules: std::collections::BTreeMap<i64, Vec<SeccompRule>> =
         FORBIDDEN.iter().map(|call| (*call, Vec::new())).collect();

@@ -137,7 +137,7 @@ fn one(role: &str, number: usize, rest: &[String]) -> u8 {
         };
     }
     if role == SERVER {
-        let Ok(true) = forbid_for_server() else {
+        let Ok(true) = forbid_for_server(false) else {
             return NOT_CONFINED;
         };
         return match (ATTEMPTS[number].run)(&target) {
