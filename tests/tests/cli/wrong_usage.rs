@@ -171,8 +171,6 @@ fn names_that_are_no_tags() -> anyhow::Result<()> {
             &["log", name],
             &["diff", "base", name],
             &["diff", name, "base"],
-            &["mount", name, &mnt],
-            &["restore", name, "--detach"],
             &["run", "vm", "--kernel", &image, "--or-restore", name],
         ] {
             let error = fixture.cli.fails(2, arguments)?;
@@ -180,6 +178,15 @@ fn names_that_are_no_tags() -> anyhow::Result<()> {
             anyhow::ensure!(once, "{arguments:?} says: {error}");
             fixture.refused(2, "cannot be a tag", arguments)?;
         }
+    }
+    // These take a tag of a remote, too.
+    for name in ["", "a/b/c", "/b", "a/", "../b"] {
+        for arguments in [&["mount", name, &mnt][..], &["restore", name, "--detach"]] {
+            fixture.refused(2, "cannot be a tag", arguments)?;
+        }
+    }
+    for arguments in [&["mount", "a/b", &mnt][..], &["restore", "a/b", "--detach"]] {
+        fixture.refused(3, "there is no remote", arguments)?;
     }
     Ok(())
 }
