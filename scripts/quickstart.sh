@@ -23,7 +23,7 @@ say() { printf '\n%s\n' "$*"; }
 skipped=0
 skip() { echo "SKIPPED $1: $2"; skipped=$((skipped + 1)); }
 
-say "Getting this machine ready: what is missing is installed, RocksDB is compiled once (some two minutes)."
+say "Getting this machine ready: what is missing is installed, RocksDB is compiled once (two to six minutes)."
 scripts/setup.sh
 . scripts/toolchain.sh
 stage "setup, with RocksDB"

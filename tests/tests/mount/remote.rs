@@ -60,7 +60,7 @@ fn longest(dir: &Path) -> anyhow::Result<PathBuf> {
             true => longest(&entry.path()).ok(),
             false => Some(entry.path()),
         };
-        for path in one {
+        if let Some(path) = one {
             let len = fs::metadata(&path)?.len();
             if found.as_ref().is_none_or(|(longest, _)| *longest < len) {
                 found = Some((len, path));
