@@ -174,10 +174,11 @@ impl Cache {
     fn open_pack(&self, name: Name, make: bool) -> io::Result<Pack> {
         let path = self.dir.join(name.to_string());
         let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match make {
-            true => flags |= OFlags::CREATE,
+        if make {
+            flags |= OFlags::CREATE;
+        } else {
             // Mostly there is none, and nobody need be waited for.
-            false => drop(fs::symlink_metadata(&path)?),
+            fs::symlink_metadata(&path)?;
         }
         // Nobody removes one of the two meanwhile.
         let _shared = self.lock(FlockOperation::LockShared)?;
@@ -236,7 +237,7 @@ impl Cache {
                 packs.push((used.unwrap_or(SystemTime::UNIX_EPOCH), len_bytes, path, map));
             }
         }
-        packs.sort_by(|one, other| one.0.cmp(&other.0));
+        packs.sort_by_key(|pack| pack.0);
         for (_, len_bytes, path, map) in packs {
             if total_bytes <= self.limit_bytes {
                 break;
