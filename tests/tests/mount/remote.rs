@@ -106,7 +106,7 @@ fn a_snapshot_of_a_remote_is_shown_as_one_of_the_store() -> anyhow::Result<()> {
     let hole = rustix::fs::seek(&disk, rustix::fs::SeekFrom::Hole(0))?;
     ensure!(hole == 40 * PAGE as u64, "{hole}");
     drop(disk);
-    ensure!(fixture.cli.json(&["tags"])?["snapshots"] == serde_json::json!([]));
+    ensure!(fixture.cli.json(&["tags"])?["tags"] == serde_json::json!([]));
     let leases = fixture.cli.json(&["remote", "leases", "site"])?;
     ensure!(leases["leases"][0]["kind"] == "view", "{leases}");
     fixture.umount(&dir)?;

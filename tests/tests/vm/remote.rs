@@ -32,7 +32,7 @@ fn a_machine_of_a_remote_is_committed_here_and_pushed_as_a_child() -> Result<()>
     };
     ensure!(lab.restore("site/base", &["-n", "2"])? == ["base.1", "base.2"]);
     let base = lab.cli.json(&["remote", "tags", "site"])?["tags"][0]["id"].clone();
-    ensure!(lab.cli.json(&["tags"])?["snapshots"] == serde_json::json!([]));
+    ensure!(lab.cli.json(&["tags"])?["tags"] == serde_json::json!([]));
     for vm in ["base.1", "base.2"] {
         let steps = lab.steps(vm)?.len();
         lab.wait_for_steps(vm, steps + 2)?;
