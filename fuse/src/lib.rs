@@ -7,7 +7,8 @@
 //!
 //! `view` and `table` hold the tree of files and are tested without FUSE; `server`
 //! adapts it to the kernel, `requests` is what it and the server of a writable mount do
-//! alike; `chores` does what may wait, `waiting` the reads that wait for pages from elsewhere; `warm` records which pages are touched first and
+//! alike; `chores` does what may wait, `waiting` the reads that wait for pages from
+//! elsewhere; `warm` records which pages are touched first and
 //! pushes them in the next mount; `counters` is what the server tells of itself;
 //! `layout` gives files other names; `mounted` joins all; `claim` finds out whether a
 //! directory can be mounted on, `attach` mounts, `helper` does so for users other than

@@ -183,7 +183,7 @@ impl Server {
 
     /// Answers a read of what may be elsewhere: at once if it is at hand, else in a thread
     /// that may wait.
-    fn read_elsewhere(&self, file: &Arc<File>, offset: u64, size: u32, reply: ReplyData) {
+    fn read_elsewhere(&self, file: Arc<File>, offset: u64, size: u32, reply: ReplyData) {
         let began = Instant::now();
         let counters = self.counters.clone();
         let failed = move |error: &snapstore_store::Error| {
@@ -197,7 +197,7 @@ impl Server {
         let Some(reply) = answer_if_any(&self.counters, began, size, reply, at_hand) else {
             return;
         };
-        let (file, counters) = (file.clone(), self.counters.clone());
+        let counters = self.counters.clone();
         self.waiting.give(Box::new(move || {
             let read = |buffer: &mut [u8]| match file.read_at(buffer, offset) {
                 Ok(len) => Ok(Some(len)),
@@ -207,14 +207,10 @@ impl Server {
         }));
     }
 
-    /// Runs `answer` on the file of this number.
-    fn with_file<T>(
-        &self,
-        ino: INodeNo,
-        answer: impl FnOnce(&File) -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
+    /// The file of this number.
+    fn file(&self, ino: INodeNo) -> Result<Arc<File>, Errno> {
         match self.view.node(ino.0) {
-            Some(Node::File(file)) => answer(&file),
+            Some(Node::File(file)) => Ok(file),
             Some(_) => Err(Errno::EISDIR),
             None => Err(Errno::ENOENT),
         }
@@ -268,9 +264,9 @@ impl Filesystem for Server {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let opened = self.with_file(ino, |file| match flags.acc_mode() {
+        let opened = self.file(ino).and_then(|file| match flags.acc_mode() {
             OpenAccMode::O_RDONLY if self.view.open_file(ino.0) => {
-                if let Some(session) = self.session(file) {
+                if let Some(session) = self.session(&file) {
                     self.warm.open(session);
                 }
                 Ok(())
@@ -296,12 +292,11 @@ impl Filesystem for Server {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _ = self.with_file(ino, |file| {
-            if let Some(Some(session)) = file.session.get() {
-                self.warm.close(session);
-            }
-            Ok(())
-        });
+        if let Ok(file) = self.file(ino)
+            && let Some(Some(session)) = file.session.get()
+        {
+            self.warm.close(session);
+        }
         self.view.close_file(ino.0);
         reply.ok();
     }
@@ -317,26 +312,25 @@ impl Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.view.node(ino.0) {
-            Some(Node::File(file)) if file.may_wait() => {
-                return self.read_elsewhere(&file, offset, size, reply);
+        let file = match self.file(ino) {
+            Ok(file) if file.may_wait() => {
+                return self.read_elsewhere(file, offset, size, reply);
             }
-            _ => {}
-        }
+            file => file,
+        };
         answer_read(&self.counters, size, reply, |buffer| {
-            self.with_file(ino, |file| {
-                let read = file.read_at(buffer, offset);
-                let read = read.map_err(|error| {
-                    self.counters.read_failed(&error);
-                    report("read", &error)
-                })?;
-                if let Some(Some(session)) = file.session.get() {
-                    // Before the answer: what follows it may be the next request.
-                    let counts = flags.0 & O_NOATIME == 0;
-                    session.asked(offset..offset + read as u64, counts);
-                }
-                Ok(read)
-            })
+            let file = file?;
+            let read = file.read_at(buffer, offset);
+            let read = read.map_err(|error| {
+                self.counters.read_failed(&error);
+                report("read", &error)
+            })?;
+            if let Some(Some(session)) = file.session.get() {
+                // Before the answer: what follows it may be the next request.
+                let counts = flags.0 & O_NOATIME == 0;
+                session.asked(offset..offset + read as u64, counts);
+            }
+            Ok(read)
         });
     }
 
@@ -368,13 +362,12 @@ impl Filesystem for Server {
                 Err(errno) => reply.error(errno),
             }
         };
-        match self.view.node(ino.0) {
-            Some(Node::File(file)) if file.may_wait() => {
+        match self.file(ino) {
+            Ok(file) if file.may_wait() => {
                 self.waiting.give(Box::new(move || answer(&file, reply)));
             }
-            Some(Node::File(file)) => answer(&file, reply),
-            Some(_) => reply.error(Errno::EISDIR),
-            None => reply.error(Errno::ENOENT),
+            Ok(file) => answer(&file, reply),
+            Err(errno) => reply.error(errno),
         }
     }
 
