@@ -126,7 +126,7 @@ impl WaitingFor<'_> {
 }
 
 /// Decodes a page that is stored without any other one; whether it has this id.
-fn read_page(id: &[u8; 32], encoding: u8, stored: &[u8], out: &mut [u8]) -> bool {
+pub(crate) fn read_page(id: &[u8; 32], encoding: u8, stored: &[u8], out: &mut [u8]) -> bool {
     let encoding = Encoding::from_byte(encoding);
     let len = encoding
         .is_standalone()

@@ -5,11 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::chunk_source::{ChunkSource, ForeignChunks};
-use crate::error::{Damage, Error, Result};
-use crate::format::manifest::Malformed;
+use crate::error::{Damage, Result};
 use crate::id::SnapshotId;
 use crate::image::ImageReader;
-use crate::manifest::{Image, Manifest};
+use crate::manifest::{self, Image, Manifest};
 use crate::page::PageSize;
 
 /// A snapshot that is read from a [`ChunkSource`].
@@ -33,22 +32,10 @@ impl ForeignSnapshot {
         source: Arc<dyn ChunkSource>,
     ) -> Result<Self> {
         let id = SnapshotId::of_manifest(manifest);
-        let newer = |what: &str, number| {
-            let what = format!("the manifest of snapshot {} {what}", id.short());
-            Error::newer(label, what, number)
-        };
-        let wrong = |reason| Damage::Manifest {
-            snapshot: id.short(),
-            reason,
-        };
-        let manifest =
-            Manifest::decode(manifest, page_size).map_err(|malformed| match malformed {
-                Malformed::Newer { version } => newer("in version", version),
-                Malformed::NewerField { number } => newer("with field", number.into()),
-                Malformed::Wrong(reason) => wrong(reason).into(),
-            })?;
+        let manifest = manifest::decode(manifest, page_size, id, label)?;
         if let Some(reason) = manifest.problem_in_a_mount() {
-            return Err(wrong(reason).into());
+            let snapshot = id.short();
+            return Err(Damage::Manifest { snapshot, reason }.into());
         }
         Ok(Self {
             id,

@@ -11,7 +11,7 @@ use crate::format::node::Child;
 use crate::id::SnapshotId;
 use crate::name;
 use crate::page::PageSize;
-pub(crate) use read::read;
+pub(crate) use read::{decode, read};
 
 /// What a mount shows a manifest as.
 pub(crate) const SHOWN_AS: &str = "manifest.json";

@@ -7,6 +7,7 @@
 use std::io::{Read, Write};
 use std::path::Path;
 
+use crate::chunk_source::read_page;
 use crate::commit::chunk_writer::ChunkWriter;
 use crate::error::Result;
 use crate::format::manifest::canonical;
@@ -14,7 +15,7 @@ use crate::format::node::{Child, Node};
 use crate::format::stream::{EncodedBlock, Record, StreamWriter};
 use crate::id::{ChunkId, ChunkKind, SnapshotId};
 use crate::manifest::{MAX_LEN, Manifest};
-use crate::pack::codec::{self, Encoding};
+use crate::pack::codec;
 use crate::page::PageSize;
 use crate::pin::Pin;
 use crate::progress::Progress;
@@ -228,12 +229,8 @@ pub fn decode_page(
     stored: &[u8],
     page_size: PageSize,
 ) -> Option<Vec<u8>> {
-    let encoding = Encoding::from_byte(encoding);
     let mut page = vec![0; page_size.len()];
-    let len = encoding
-        .is_standalone()
-        .then(|| codec::decode(stored, encoding, &[], &mut page))??;
-    (len == page.len() && ChunkKind::Page.hash(&page).as_bytes() == id).then_some(page)
+    read_page(id, encoding, stored, &mut page).then_some(page)
 }
 
 /// The id of the snapshot with this canonical manifest.
