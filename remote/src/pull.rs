@@ -12,7 +12,7 @@ use snapstore_store::{
     Silent, Store, decode_page,
 };
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::head::{Head, LeafPlace, PagePlace, decode_leaf};
 use crate::opened::Opened;
 use crate::protocol::{self, Lease, LeaseKind, Malformed, Name, Session, view};
@@ -115,7 +115,8 @@ impl Remote {
             };
             let opened = match self.open_head_of(head, "a view") {
                 Ok(opened) if opened.snapshot == id => opened,
-                // One that has just ended, say.
+                Err(error @ Error::Protocol(protocol::Error::Unanswered(_))) => return Err(error),
+                // Of another snapshot, or of a view that has just ended.
                 _ => continue,
             };
             let own = block_on(Lease::begin(self, LeaseKind::View(head), &who()))?;

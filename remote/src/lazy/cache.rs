@@ -242,6 +242,8 @@ impl Cache {
             if total_bytes <= self.limit_bytes {
                 break;
             }
+            // The map first: one whose bytes are gone would say that a hole is there, and
+            // each block of it would be read and thrown away before it is asked for again.
             for path in [map, path] {
                 match fs::remove_file(path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use serde::Serialize;
 use snapstore_store::{ForeignSnapshot, Store};
 
 use crate::error::{Error, Result};
@@ -50,7 +49,7 @@ pub struct Lazy {
 }
 
 /// What was read so far.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LazyCounts {
     /// Bytes that came from the bucket.
     pub fetched_bytes: u64,

@@ -12,8 +12,8 @@ use snapstore_store::{ErrorClass, ImageReader, Region, Silent, Store};
 
 use super::{Outcome, PAGE, Scene, commit, image, read};
 use crate::objects::{Objects, Part, Requests, no};
-use crate::protocol::{Listed, Options, Unanswered};
-use crate::{Lazy, LazyOptions};
+use crate::protocol::{self, Listed, Options, Unanswered};
+use crate::{Error, Lazy, LazyOptions};
 
 /// What a bucket does to those who read it.
 #[derive(Debug, Default)]
@@ -24,6 +24,8 @@ struct Mood {
     waiting: AtomicUsize,
     reads: AtomicUsize,
     is_gone: AtomicBool,
+    /// Of heads alone nothing comes.
+    keeps_heads: AtomicBool,
     flips: AtomicBool,
 }
 
@@ -69,7 +71,8 @@ impl Objects for Moody {
         }
         drop(held);
         self.mood.waiting.fetch_sub(1, Relaxed);
-        if self.mood.is_gone.load(Relaxed) {
+        let keeps = self.mood.keeps_heads.load(Relaxed) && key.starts_with("heads/");
+        if keeps || self.mood.is_gone.load(Relaxed) {
             return Err(no("read", key, "nobody answers".to_owned()));
         }
         let mut bytes = self.bucket.get(key, part)?;
@@ -427,6 +430,37 @@ fn what_is_read_stays_though_its_tag_goes_and_goes_when_nobody_reads_it() -> Out
     lazy.end();
     remote.collect(Options::default())?;
     assert_eq!(scene.keys("packs")?.len(), 0);
+    Ok(())
+}
+
+/// Its tag is gone, and a view keeps it: whether that is so, only its head says.
+#[test]
+fn a_view_whose_head_does_not_come_is_no_snapshot_that_is_gone() -> Outcome {
+    let scene = Scene::new()?;
+    let (store, bytes) = with_base(&scene, &[1; 600])?;
+    let (lazy, _) = begin(&scene, &store, "base", &options(&scene))?;
+    scene.remote()?.remove("base")?;
+    let mood = Arc::new(Mood::default());
+    let mut remote = scene.remote()?;
+    remote.bucket = Box::new(Moody {
+        bucket: remote.bucket,
+        mood: mood.clone(),
+    });
+    let id = *lazy.snapshot().id().as_bytes();
+    mood.keeps_heads.store(true, Relaxed);
+    let error = remote.pull_snapshot(&store, "base", id, "base", &Silent);
+    let error = error.expect_err("nobody answers");
+    assert!(error.to_string().contains("nobody answers"), "{error}");
+    mood.keeps_heads.store(false, Relaxed);
+    remote.pull_snapshot(&store, "base", id, "base", &Silent)?;
+    assert_eq!(read(&store, "base")?, bytes);
+    lazy.end();
+    let gone = remote.pull_snapshot(&store, "base", [7; 32], "other", &Silent);
+    let gone = gone.expect_err("nobody has it");
+    assert!(
+        matches!(gone, Error::Protocol(protocol::Error::Gone { .. })),
+        "{gone}"
+    );
     Ok(())
 }
 
