@@ -16,6 +16,7 @@ use crate::interrupt;
 use crate::logging::say;
 use crate::pager;
 
+#[derive(Clone)]
 pub struct Context {
     store: Option<PathBuf>,
     form: Form,
@@ -61,24 +62,17 @@ impl Context {
             template.check(fields)?;
         }
         Ok(Self {
-            store: self.store.clone(),
             form,
             fields: Some(fields),
-            pager: self.pager,
-            lock_timeout: self.lock_timeout,
-            cancel: self.cancel.clone(),
+            ..self.clone()
         })
     }
 
     /// The same for a command that a signal stops in an orderly way.
     pub fn stopped_by_signals(&self) -> anyhow::Result<Self> {
         Ok(Self {
-            store: self.store.clone(),
-            form: self.form.clone(),
-            fields: self.fields,
-            pager: self.pager,
-            lock_timeout: self.lock_timeout,
             cancel: interrupt::cancel_on_signal()?,
+            ..self.clone()
         })
     }
 

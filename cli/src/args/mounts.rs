@@ -85,29 +85,16 @@ pub struct MountArgs {
     pub while_locked: Option<PathBuf>,
 }
 
-const REMOTE_TIMEOUT_SECONDS: u64 = 120;
-/// As it is typed: 16G.
-const CACHE_LIMIT_BYTES: u64 = 16 << 30;
-
 /// How a snapshot is read that stays in a remote.
 #[derive(Args)]
 pub struct ReadingArgs {
     /// Of REMOTE/TAG: how long a read waits for a remote that does not answer, until it fails
-    #[arg(long, value_name = "SECONDS", default_value_t = REMOTE_TIMEOUT_SECONDS, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub remote_timeout: u64,
     /// Of REMOTE/TAG: the most that is kept on this host of what is read of remotes; 0 keeps
     /// nothing
     #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = crate::format::parse_size)]
     pub cache_limit: u64,
-}
-
-impl Default for ReadingArgs {
-    fn default() -> Self {
-        Self {
-            remote_timeout: REMOTE_TIMEOUT_SECONDS,
-            cache_limit: CACHE_LIMIT_BYTES,
-        }
-    }
 }
 
 #[derive(Args)]

@@ -3,7 +3,7 @@
 use anyhow::bail;
 use snapstore_host::mount_server::RemoteReading;
 use snapstore_host::{Busy, Usage};
-use snapstore_remote::{Lazy, LazyOptions, Remote};
+use snapstore_remote::{Lazy, LazyCounts, LazyOptions, Remote};
 use snapstore_store::{SnapshotId, Store, check_tag};
 use snapstore_vmm::control::Origin;
 
@@ -70,12 +70,32 @@ pub fn begin(store: &Store, name: &RemoteTagName, reading: &RemoteReading) -> an
     let lazy = told(name.open(store)?.lazy(store, &name.tag, &options))?;
     let id = lazy.snapshot().id().to_string();
     if reading.id.as_ref().is_some_and(|wanted| *wanted != id) {
-        lazy.end();
+        end(lazy);
         bail!(Busy(format!(
             "{name} names another snapshot by now; run the command again"
         )));
     }
     Ok(lazy)
+}
+
+/// Ends the reading; the log tells what it took.
+pub fn end(lazy: Lazy) {
+    let LazyCounts {
+        fetched_bytes,
+        demanded_requests,
+        ahead_requests,
+        failed_requests,
+        thrown_away,
+    } = lazy.counts();
+    tracing::info!(
+        fetched_bytes,
+        demanded_requests,
+        ahead_requests,
+        failed_requests,
+        thrown_away,
+        "a remote was read"
+    );
+    lazy.end();
 }
 
 /// What a name means to who restores it: a snapshot of this store, or one that stays in its

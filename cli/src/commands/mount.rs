@@ -144,7 +144,7 @@ fn serve(
     let mounted = match mounted {
         Ok(mounted) => mounted,
         Err(error) => {
-            lazy.into_iter().for_each(Lazy::end);
+            lazy.into_iter().for_each(lazy::end);
             return Err(error.into());
         }
     };
@@ -159,7 +159,7 @@ fn serve(
         });
     if let Err(error) = watched {
         undo.detach()?;
-        lazy.into_iter().for_each(Lazy::end);
+        lazy.into_iter().for_each(lazy::end);
         return Err(error);
     }
     let not_pinned = mounted.not_pinned().map(|why| why.to_string());
@@ -175,7 +175,7 @@ fn serve(
     }
     // However it ended: nobody else knows of the directory, now that its lock is gone.
     let ended = mounted.wait();
-    lazy.into_iter().for_each(Lazy::end);
+    lazy.into_iter().for_each(lazy::end);
     if let Some(lock) = &args.while_locked {
         remove_mount_point(lock, &dir)?;
     }

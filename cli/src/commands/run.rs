@@ -45,8 +45,11 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             no_prefetch: false,
             require_reseed: args.require_reseed,
             nets: args.nets.clone(),
-            // It is a tag of this store.
-            reading: ReadingArgs::default(),
+            // It is a tag of this store: no remote is read.
+            reading: ReadingArgs {
+                remote_timeout: 0,
+                cache_limit: 0,
+            },
             start: args.start.clone(),
         };
         return restore::run(context, &restore);
