@@ -181,9 +181,9 @@ pub const ATTEMPTS: &[Attempt] = &[
         let own = [(&raw mut byte) as u64, 1];
         let theirs = [0x1000_u64, 1];
         let (own, theirs) = ((&raw const own) as c_long, (&raw const theirs) as c_long);
+        let number = libc::SYS_process_vm_readv;
         // SAFETY: as in `value`.
-        let got =
-            unsafe { libc::syscall(libc::SYS_process_vm_readv, it.parent, own, 1, theirs, 1, 0) };
+        let got = unsafe { libc::syscall(number, it.parent, own, 1, theirs, 1, NONE) };
         match io::Error::last_os_error().raw_os_error() {
             Some(libc::EFAULT) => Ok(()),
             _ if got == 1 => Ok(()),
@@ -337,10 +337,13 @@ impl Attempt {
     }
 }
 
+/// The last argument of six is on the stack, where an `int` leaves half of it as it was.
+const NONE: c_long = 0;
+
 fn value(number: c_long, [a, b, c, d]: [c_long; 4]) -> io::Result<c_long> {
     // SAFETY: what it does to this process, if it does, ends with it; pointers among the
     // arguments are to memory of the caller, or null.
-    match unsafe { libc::syscall(number, a, b, c, d, 0, 0) } {
+    match unsafe { libc::syscall(number, a, b, c, d, NONE, NONE) } {
         -1 => Err(io::Error::last_os_error()),
         value => Ok(value),
     }
