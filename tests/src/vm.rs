@@ -224,12 +224,15 @@ impl Lab {
         Ok(listed["machines"].as_array().context("no list")?.clone())
     }
 
-    /// Its process.
+    /// Its process, once it answers: where much runs that may take a while.
     ///
     /// # Errors
     /// If it does not run.
     pub fn pid(&self, name: &str) -> Result<u32> {
-        let pid = self.ps(name)?["pid"].as_u64().context("no pid")?;
+        let pid = eventually(
+            "it tells its process",
+            || Ok(self.ps(name)?["pid"].as_u64()),
+        )?;
         Ok(u32::try_from(pid)?)
     }
 
