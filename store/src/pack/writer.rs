@@ -31,9 +31,12 @@ const PACK_SOFT_LIMIT_ENTRIES: usize = 1 << 18;
 const QUEUE_LEN: usize = 4;
 /// Writeback is started each time this many bytes have been written.
 const FLUSH_EVERY_BYTES: u64 = 32 << 20;
-/// Space is reserved in steps of this size, so that the file is laid out in
-/// one piece and delayed allocation never stalls a writer.
+/// Space is reserved in steps, so that the file is laid out in one piece and delayed
+/// allocation never stalls a writer: as much again as there is, and this at most.
 const RESERVE_BYTES: u64 = 32 << 20;
+/// A pack below that is written as it comes. Space that is given back costs a change
+/// of the filesystem's own, and in tmpfs each page of it is filled with zeros.
+const RESERVE_FROM_BYTES: u64 = 1 << 20;
 
 /// What is written.
 #[derive(Clone, Copy)]
@@ -225,7 +228,6 @@ impl PackWriter {
         self.send(ending)?;
         let file_len = self.next_offset;
         let file = self.finish_thread()?;
-        file.set_len(file_len).context("trim", &self.open_path)?;
         if sim::on(Fault::RenameBeforeSync) {
             durable::rename(&self.open_path, &self.sealed_path)?;
             durable::sync_file(&file, &self.sealed_path)?;
@@ -293,9 +295,9 @@ fn write_all(file: File, path: &Path, incoming: mpsc::Receiver<Vec<u8>>) -> Resu
     let mut flushed = 0;
     for bytes in incoming {
         let end = written + bytes.len() as u64;
-        if end > reserved && written > 0 {
-            reserve(&file, reserved, end - reserved + RESERVE_BYTES);
-            reserved = end + RESERVE_BYTES;
+        if let Some(until) = reserve_until(end, reserved) {
+            reserve(&file, written, until - written);
+            reserved = until;
         }
         durable::write_all(&file, path, &bytes)?;
         written = end;
@@ -304,7 +306,16 @@ fn write_all(file: File, path: &Path, incoming: mpsc::Receiver<Vec<u8>>) -> Resu
             flushed = written;
         }
     }
+    if reserved > written {
+        file.set_len(written).context("trim", path)?;
+    }
     Ok(file)
+}
+
+/// Up to where space is to be reserved before the file is `end` bytes long, if it is
+/// reserved up to `reserved` now.
+fn reserve_until(end: u64, reserved: u64) -> Option<u64> {
+    (end > reserved.max(RESERVE_FROM_BYTES)).then(|| end + end.min(RESERVE_BYTES))
 }
 
 /// Reserves space if the filesystem can. Only a matter of speed: a full disk
@@ -358,5 +369,38 @@ impl Drop for SealedPack {
             // If this fails the next collection removes the file.
             durable::discard(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_is_reserved_follows_what_is_written() {
+        assert_eq!(reserve_until(4096, 0), None);
+        assert_eq!(reserve_until(RESERVE_FROM_BYTES, 0), None);
+        assert_eq!(reserve_until(3 << 20, 0), Some(6 << 20));
+        assert_eq!(reserve_until(5 << 20, 6 << 20), None);
+        assert_eq!(reserve_until(100 << 20, 99 << 20), Some(132 << 20));
+    }
+
+    #[test]
+    fn what_is_not_needed_of_it_is_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pack");
+        let (queue, incoming) = mpsc::sync_channel(4);
+        for _ in 0..3 {
+            queue.send(vec![7; 1 << 20]).unwrap();
+        }
+        drop(queue);
+        let file = write_all(File::create(&path).unwrap(), &path, incoming).unwrap();
+        durable::sync_file(&file, &path).unwrap();
+        let found = file.metadata().unwrap();
+        assert_eq!(found.len(), 3 << 20);
+        assert!(found.blocks() * 512 < 4 << 20, "{}", found.blocks());
     }
 }
