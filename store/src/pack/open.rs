@@ -1,8 +1,9 @@
 //! Opening a pack: of which version it is, and where its footer is.
 
-use std::fs::File;
+use std::cmp::Ordering;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::durable;
@@ -46,34 +47,72 @@ impl PackReader {
     /// its footer cannot be found, if it is another store's, or if the disk cannot read
     /// it; [`Error::Denied`]; I/O errors.
     pub fn open(
-        path: PathBuf,
+        path: &Path,
         number: PackNumber,
         page_size: PageSize,
         keys: &Keys,
         blocks: Arc<FooterBlocks>,
     ) -> Result<Option<Self>> {
-        sim::before(StepKind::OpenPack, &path).context("open", &path)?;
+        let Some((candidate, metadata)) = Candidate::open(path)? else {
+            return Ok(None);
+        };
+        let found = candidate.find(number, page_size, keys)?;
+        Ok(Some(
+            candidate.reader(found, &metadata, number, page_size, blocks),
+        ))
+    }
+
+    /// Opens a pack of version 2 that was cut off among its chunks, for whoever looks for
+    /// these by their content: it has no entry. `None` if the file at `path` is no such.
+    ///
+    /// # Errors
+    /// As [`PackReader::open`].
+    pub fn open_unsealed(
+        path: &Path,
+        number: PackNumber,
+        page_size: PageSize,
+        keys: &Keys,
+        blocks: Arc<FooterBlocks>,
+    ) -> Result<Option<Self>> {
+        let Some((candidate, metadata)) = Candidate::open(path)? else {
+            return Ok(None);
+        };
+        let found = candidate.find_unsealed(page_size, keys)?;
+        Ok(found.map(|found| candidate.reader(found, &metadata, number, page_size, blocks)))
+    }
+}
+
+impl<'a> Candidate<'a> {
+    /// `None` if there is no such file.
+    fn open(path: &'a Path) -> Result<Option<(Self, Metadata)>> {
+        sim::before(StepKind::OpenPack, path).context("open", path)?;
         let damaged = |reason| Damage::Pack {
-            path: path.clone(),
+            path: path.to_owned(),
             reason,
         };
-        let file = match regular::open(&path) {
+        let file = match regular::open(path) {
             Ok(Opened::File(file)) => file,
             Ok(Opened::Absent) => return Ok(None),
             Ok(Opened::Odd(reason)) => return Err(damaged(reason).into()),
-            Err(error) => return Err(cannot_read("open", &path, error, damaged)),
+            Err(error) => return Err(cannot_read("open", path, error, damaged)),
         };
-        let metadata = file.metadata().context("inspect", &path)?;
-        let candidate = Candidate {
-            file,
-            path: &path,
-            len: metadata.len(),
-        };
-        let found = candidate.find(number, page_size, keys)?;
-        Ok(Some(Self {
+        let metadata = file.metadata().context("inspect", path)?;
+        let len = metadata.len();
+        Ok(Some((Self { file, path, len }, metadata)))
+    }
+
+    fn reader(
+        self,
+        found: Found,
+        metadata: &Metadata,
+        number: PackNumber,
+        page_size: PageSize,
+        blocks: Arc<FooterBlocks>,
+    ) -> PackReader {
+        PackReader {
             number,
-            file_len: candidate.len,
-            file: candidate.file,
+            file_len: self.len,
+            file: self.file,
             stamp: Stamp {
                 identity: found.identity,
                 device: metadata.dev(),
@@ -85,12 +124,10 @@ impl PackReader {
             page_len: page_size.len(),
             blocks,
             sound: OnceLock::new(),
-            path,
-        }))
+            path: self.path.to_owned(),
+        }
     }
-}
 
-impl Candidate<'_> {
     fn find(&self, number: PackNumber, page_size: PageSize, keys: &Keys) -> Result<Found> {
         if self.len < (pack_v1::HEADER_LEN + pack_v1::SEAL_LEN) as u64 {
             return Err(self.damaged("too short for a pack"));
@@ -181,6 +218,11 @@ impl Candidate<'_> {
             return Err(self.damaged("it has no whole seal"));
         };
         let mut problems = Vec::new();
+        match seal.file_len.cmp(&self.len) {
+            Ordering::Less => problems.push("there are bytes after its end"),
+            Ordering::Equal => {}
+            Ordering::Greater => problems.push("its end is cut off"),
+        }
         match header {
             None => problems.push("its header is damaged; its seals serve"),
             Some(said) if said != seal.pack => {
@@ -188,24 +230,10 @@ impl Candidate<'_> {
             }
             Some(_) => {}
         }
-        if !is_last {
+        if !is_last && seal.file_len <= self.len {
             problems.push("its last seal is damaged; the first one serves");
         }
-        if seal.pack.page_size != page_size {
-            return Err(self.damaged("it has pages of another size than the store"));
-        }
-        match keys.check_of(seal.pack.identity.0) {
-            Some(check) if check == seal.pack.key_check => {}
-            Some(_) => {
-                return Err(self.damaged("it is of another store: its keys are not of this one"));
-            }
-            // This process has opened the store before the upgrade.
-            None => {
-                return Err(Error::Upgraded {
-                    path: self.path.to_owned(),
-                });
-            }
-        }
+        self.check_of_store(&seal.pack, page_size, keys)?;
         let hash = blake3::hash(&seal.to_bytes());
         let (fingerprint, _) = hash.as_bytes().split_first_chunk().expect("32 bytes");
         Ok(Found {
@@ -220,22 +248,68 @@ impl Candidate<'_> {
         })
     }
 
+    /// What is there of a pack of version 2 that was cut off among its chunks: no seal and
+    /// no entry. `None` if it is something else.
+    fn find_unsealed(&self, page_size: PageSize, keys: &Keys) -> Result<Option<Found>> {
+        let mut header = [0; pack_v2::HEADER_LEN];
+        if self.len < header.len() as u64 || !self.read(&mut header, 0)? {
+            return Ok(None);
+        }
+        let pack_v2::Header::Whole(pack) = pack_v2::read_header(&header) else {
+            return Ok(None);
+        };
+        if self.seal_of_two(Some(pack.identity))?.is_some() {
+            return Ok(None);
+        }
+        self.check_of_store(&pack, page_size, keys)?;
+        Ok(Some(Found {
+            frame: Frame {
+                chunks_start: pack_v2::HEADER_LEN as u64,
+                chunks_end: self.len,
+                entry_count: 0,
+            },
+            identity: pack.identity,
+            footer: Footer::Two {
+                seal: Seal::new(pack, self.len, 0),
+                problems: Vec::new(),
+            },
+            fingerprint: 0,
+        }))
+    }
+
+    /// That a pack of version 2 is one of this store.
+    fn check_of_store(&self, pack: &Description, page_size: PageSize, keys: &Keys) -> Result<()> {
+        if pack.page_size != page_size {
+            return Err(self.damaged("it has pages of another size than the store"));
+        }
+        match keys.check_of(pack.identity.0) {
+            Some(check) if check == pack.key_check => Ok(()),
+            Some(_) => Err(self.damaged("it is of another store: its keys are not of this one")),
+            // This process has opened the store before the upgrade.
+            None => Err(Error::Upgraded {
+                path: self.path.to_owned(),
+            }),
+        }
+    }
+
     /// A whole seal of version 2, and whether it is the last one; of a pack of this
-    /// identity if that is known.
+    /// identity if that is known. Then the file may have another length than the seal
+    /// says: a guest, whose pages are in it, does not know the identity.
     fn seal_of_two(&self, identity: Option<PackIdentity>) -> Result<Option<(Seal, bool)>> {
         let mut bytes = [0; pack_v2::SEAL_LEN];
         let Some(last) = self.len.checked_sub(pack_v2::SEAL_LEN as u64) else {
             return Ok(None);
         };
         if self.read(&mut bytes, last)?
-            && let Some(seal) = Seal::from_bytes(&bytes, self.len)
+            && let Some(seal) = Seal::from_bytes(&bytes).filter(|it| it.file_len == self.len)
         {
             return Ok(Some((seal, true)));
         }
         // What a guest has stored may look like a seal, but not like one that says
-        // that it is where it is, in a file of this length, of this identity.
-        let fits = |seal: &Seal, at| {
-            seal.chunks_end() == at && identity.is_none_or(|it| it == seal.pack.identity)
+        // that it is where it is, in a file of this length or of this identity.
+        let is_of_this = |seal: &Seal| match identity {
+            Some(identity) => identity == seal.pack.identity,
+            None => seal.file_len == self.len,
         };
         let mut window =
             vec![0; usize::try_from(SEARCH_BYTES).expect("small") + SEAL_MAGIC.len() - 1];
@@ -250,10 +324,12 @@ impl Candidate<'_> {
                     let at = start + skip;
                     if at + pack_v2::SEAL_LEN as u64 <= self.len
                         && self.read(&mut bytes, at)?
-                        && let Some(seal) = Seal::from_bytes(&bytes, self.len)
-                        && fits(&seal, at)
+                        && let Some(seal) = Seal::from_bytes(&bytes).filter(is_of_this)
                     {
-                        return Ok(Some((seal, false)));
+                        let is_last = seal.file_len == at + pack_v2::SEAL_LEN as u64;
+                        if is_last || seal.chunks_end() == at {
+                            return Ok(Some((seal, is_last)));
+                        }
                     }
                 }
             }

@@ -86,7 +86,7 @@ impl PackSet {
         let open = || {
             let path = self.layout.pack(number);
             let blocks = self.blocks.clone();
-            PackReader::open(path, number, self.page_size, &self.keys, blocks)
+            PackReader::open(&path, number, self.page_size, &self.keys, blocks)
         };
         match open() {
             Err(error) if error.lacks_descriptors() => {
@@ -95,6 +95,18 @@ impl PackSet {
             }
             other => other,
         }
+    }
+
+    /// Opens a pack that was cut off among its chunks: [`PackReader::open_unsealed`].
+    pub fn open_unsealed(&self, number: PackNumber) -> Result<Option<PackReader>> {
+        let path = self.layout.pack(number);
+        PackReader::open_unsealed(
+            &path,
+            number,
+            self.page_size,
+            &self.keys,
+            self.blocks.clone(),
+        )
     }
 
     /// Whether the pack that was read is in its place now: the same file, or one of

@@ -2,6 +2,7 @@
 //! set aside.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
 use super::aside::set_aside;
 use super::report::RepairReport;
@@ -315,7 +316,17 @@ fn look_at(
         Err(Error::Damaged(damage)) => {
             bad.insert(number);
             report.add(damage);
-            return Ok(Found::default());
+            let pack = match chunks.packs().open_unsealed(number) {
+                Err(Error::Damaged(_)) => None,
+                other => other?,
+            };
+            let Some(pack) = pack else {
+                return Ok(Found::default());
+            };
+            return Ok(Found {
+                torn: salvage::unsealed_chunks_of(chunks, &Arc::new(pack), wanted)?,
+                ..Found::default()
+            });
         }
         Err(other) => return Err(other),
     };

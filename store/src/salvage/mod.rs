@@ -138,6 +138,17 @@ pub(crate) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>, wanted: Wanted)
     Ok(found)
 }
 
+/// The wanted chunks of a pack that was cut off among them, found by their content.
+pub(crate) fn unsealed_chunks_of(
+    chunks: &Chunks,
+    pack: &Arc<PackReader>,
+    wanted: Wanted,
+) -> Result<Vec<Place>> {
+    let mut found = torn::chunks_without_seal(chunks, pack)?;
+    found.retain(|it| wanted.takes(it.slot.entry.encoding));
+    Ok(found)
+}
+
 /// A chunk whose stored bytes do not match the footer, if it reads as its key says: a bit
 /// may be wrong that no reader needs, in the hint of a delta for example.
 fn as_it_reads(chunks: &Chunks, place: &Place) -> Result<Option<Place>> {

@@ -1,4 +1,5 @@
-//! Finding the chunks under damaged blocks of a footer of version 2.
+//! Finding the chunks under damaged blocks of a footer of version 2, and in a pack that was
+//! cut off before it.
 //!
 //! Where such chunks begin and end is not known, nor what they are. But they stand one
 //! after the other, between the chunks of whole blocks, and how many there are is
@@ -27,6 +28,8 @@ const FRAME_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// The longest stretch that is looked through: that of many lost blocks in a row is
 /// looked through in part.
 const MAX_STRETCH: u64 = 64 << 20;
+/// No stored chunk is longer, in a pack without a seal.
+const LONGEST_CHUNK: usize = 1 << 20;
 
 /// Damaged blocks that follow each other.
 #[derive(Debug)]
@@ -55,25 +58,84 @@ pub(super) fn chunks_of(chunks: &Chunks, pack: &Arc<PackReader>) -> Result<Vec<P
             other => other?,
         }
         let pieces = cut(&bytes, stretch.entries.len(), chunks.page_size());
-        let mut start = 0;
-        for (number, piece) in stretch.entries.zip(pieces) {
-            let end = start + piece.len;
-            let at = stretch.bytes.start + start as u64;
-            let place = |kind, encoding| Place {
-                pack: pack.clone(),
-                slot: Slot {
-                    number: EntryNumber(number),
-                    entry: Entry {
-                        encoding,
-                        check: stored_check(&bytes[start..end]),
-                        ..entry_of(kind, at)
-                    },
-                    end: at + piece.len as u64,
-                },
-            };
-            found.extend(identify(chunks, &place, piece, &bytes[start..end])?);
-            start = end;
+        let at = stretch.bytes.start;
+        found.extend(decoded(
+            chunks,
+            pack,
+            at,
+            &bytes,
+            stretch.entries.start,
+            &pieces,
+        )?);
+    }
+    Ok(found)
+}
+
+/// The chunks of a pack of which nothing is known but that they stand one after the other
+/// from its header on: as many as can be told apart.
+pub(super) fn chunks_without_seal(chunks: &Chunks, pack: &Arc<PackReader>) -> Result<Vec<Place>> {
+    let mut found = Vec::new();
+    let mut at = pack.chunks_start();
+    let mut number = 0;
+    while at < pack.chunks_end() {
+        let mut bytes = Vec::new();
+        let len = (pack.chunks_end() - at).min(MAX_STRETCH);
+        match pack.read_raw(nothing_known(at), at, len, &mut bytes) {
+            Err(Error::Damaged(_)) => break,
+            other => other?,
         }
+        // Near the end of what was read a chunk may look like a shorter one.
+        let is_all = at + len == pack.chunks_end();
+        let until = bytes
+            .len()
+            .saturating_sub(if is_all { 0 } else { LONGEST_CHUNK });
+        let mut pieces = Vec::new();
+        let mut end = 0;
+        while end < until
+            && let Some(piece) = ways(&bytes[end..], chunks.page_size()).first().copied()
+        {
+            end += piece.len;
+            pieces.push(piece);
+        }
+        if pieces.is_empty() {
+            break;
+        }
+        found.extend(decoded(chunks, pack, at, &bytes, number, &pieces)?);
+        number += u32::try_from(pieces.len()).expect("there is a byte to each");
+        at += end as u64;
+    }
+    Ok(found)
+}
+
+/// Those of the pieces which decode. `bytes` are at `at` in the pack, and the first piece is
+/// entry `number` of it.
+fn decoded(
+    chunks: &Chunks,
+    pack: &Arc<PackReader>,
+    at: u64,
+    bytes: &[u8],
+    number: u32,
+    pieces: &[Piece],
+) -> Result<Vec<Place>> {
+    let mut found = Vec::new();
+    let mut start = 0;
+    for (number, piece) in (number..).zip(pieces) {
+        let end = start + piece.len;
+        let at = at + start as u64;
+        let place = |kind, encoding| Place {
+            pack: pack.clone(),
+            slot: Slot {
+                number: EntryNumber(number),
+                entry: Entry {
+                    encoding,
+                    check: stored_check(&bytes[start..end]),
+                    ..entry_of(kind, at)
+                },
+                end: at + piece.len as u64,
+            },
+        };
+        found.extend(identify(chunks, &place, *piece, &bytes[start..end])?);
+        start = end;
     }
     Ok(found)
 }

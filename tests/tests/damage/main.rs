@@ -3,6 +3,7 @@
 
 mod blocks;
 mod found;
+mod lengths;
 mod parents;
 mod rebuilt;
 
