@@ -183,7 +183,11 @@ fn plan_pack(pack: &PackReader, live: &Marks, keep_percent: u8) -> Result<PackPl
         Decision::Keep
     } else if live_chunks == 0 {
         Decision::Delete
-    } else if live_bytes * 100 < file_bytes * u64::from(keep_percent) {
+    } else if live_chunks < u64::from(pack.entry_count())
+        && live_bytes * 100 < file_bytes * u64::from(keep_percent)
+    {
+        // Were it live as a whole, what is written anew would be what there is: the rest
+        // of a small pack's file is header and seals.
         Decision::Repack
     } else {
         Decision::Keep

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use snapstore_store::{Error, OptimizeOptions, OptimizeReport, OptimizeStop, StoreFormat};
+use snapstore_store::{
+    Error, GcOptions, OptimizeOptions, OptimizeReport, OptimizeStop, StoreFormat,
+};
 
 use super::*;
 
@@ -181,6 +183,34 @@ fn one_that_was_stopped_goes_on() {
 
 /// What collections write in a store's life is at most twice what commits write: counted
 /// by who was at work when a file came.
+#[test]
+fn without_time_nothing_is_told_as_done() {
+    let fixture = Fixture::new(PageSize::default());
+    chain(&fixture, 3);
+    let options = OptimizeOptions {
+        within: Some(std::time::Duration::ZERO),
+        ..OptimizeOptions::default()
+    };
+    let report = fixture.store.optimize(options, &Silent).unwrap();
+    assert_eq!((report.packs, report.pack_bytes), (0, 0));
+    assert_eq!(report.written_bytes, 0);
+    assert_eq!(report.left_packs, pack_files(&fixture.store).len() as u64);
+    assert_eq!(report.stopped_by, Some(OptimizeStop::Time));
+}
+
+#[test]
+fn a_small_pack_that_is_live_as_a_whole_is_left_alone() {
+    let fixture = Fixture::new(PageSize::default());
+    // Zeros are not stored: the pack has a manifest, and its header and seals are the most of it.
+    commit(&fixture, "zeros", None, &[0; 16 * PAGE]);
+    let before = pack_files(&fixture.store);
+    for _ in 0..3 {
+        let report = fixture.store.gc(GcOptions::default(), &Silent).unwrap();
+        assert_eq!(report.freed_bytes, 0);
+    }
+    assert_eq!(pack_files(&fixture.store), before);
+}
+
 #[test]
 fn collections_write_at_most_twice_what_commits_wrote() {
     let fixture = Fixture::new(PageSize::default());

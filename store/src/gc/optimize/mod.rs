@@ -110,6 +110,9 @@ impl Store {
         let is_late = until.is_some_and(|until| Instant::now() >= until);
         if is_late {
             report.stopped_by = Some(OptimizeStop::Time);
+            for pack in plan.with(Decision::Repack) {
+                report.put_off(pack);
+            }
             return Ok(false);
         }
         let asked = options.most_bytes.unwrap_or(u64::MAX);
@@ -187,14 +190,18 @@ impl Store {
             return Ok(true);
         }
         report.stopped_by = stopped_by.or(Some(OptimizeStop::Writers));
-        let left = collected
-            .plan
-            .packs
-            .iter()
-            .filter(|pack| pack.decision != Decision::Delete && !ledger.is_kept(pack));
-        (report.left_packs, report.left_bytes) = left.fold((0, 0), |(packs, bytes), pack| {
-            (packs + 1, bytes + pack.live_bytes)
-        });
+        (report.left_packs, report.left_bytes) = (0, 0);
+        for pack in &collected.plan.packs {
+            if pack.decision == Decision::Delete || ledger.is_kept(pack) {
+                continue;
+            }
+            if sources.contains(&pack.number) {
+                report.put_off(pack);
+            } else {
+                report.left_packs += 1;
+                report.left_bytes += pack.live_bytes;
+            }
+        }
         Ok(false)
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::Damage;
+use crate::gc::plan::PackPlan;
 
 /// How to optimise.
 ///
@@ -64,4 +65,14 @@ pub struct OptimizeReport {
     pub committed_bytes: u64,
     /// Bytes of packs that collections have written since then.
     pub rewritten_bytes: u64,
+}
+
+impl OptimizeReport {
+    /// A pack that was to be rewritten is left for another time.
+    pub(super) fn put_off(&mut self, pack: &PackPlan) {
+        self.packs -= 1;
+        self.pack_bytes -= pack.file_bytes;
+        self.left_packs += 1;
+        self.left_bytes += pack.live_bytes;
+    }
 }
