@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
 use serde_json::json;
@@ -15,6 +15,9 @@ use crate::args::CommitArgs;
 use crate::committed::{Told, timings};
 use crate::context::Context;
 use crate::progress::{Bar, Unit};
+
+/// The last second of the year 9999 since 1970: times are written with four digits of a year.
+const LAST_SECOND: Duration = Duration::from_secs(253_402_300_799);
 
 pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
@@ -137,7 +140,17 @@ pub fn labels(args: &CommitArgs) -> anyhow::Result<BTreeMap<String, String>> {
         }
     }
     if let Some(span) = args.expires {
-        let when = humantime::format_rfc3339_seconds(SystemTime::now() + span).to_string();
+        let when = SystemTime::now()
+            .checked_add(span)
+            .filter(|when| *when <= SystemTime::UNIX_EPOCH + LAST_SECOND)
+            .ok_or_else(|| {
+                Usage(
+                    "--expires ends after the year 9999; give a shorter time, and see whether \
+                     this host's clock is right"
+                        .to_owned(),
+                )
+            })?;
+        let when = humantime::format_rfc3339_seconds(when).to_string();
         if labels.insert(EXPIRES.to_owned(), when).is_some() {
             bail!(Usage(format!(
                 "--expires and --label {EXPIRES}= say the same; give one of them"
