@@ -94,6 +94,16 @@ pub enum Error {
         /// Where they are kept.
         places: [PathBuf; 2],
     },
+    /// What a view is of is damaged.
+    #[error(
+        "{0}/view.json is damaged ({reason}), so nobody can tell which mount it is of; put it right, or remove {0} if what was written there is not wanted", place.display()
+    )]
+    ViewDamaged {
+        /// Where it is kept.
+        place: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// What was written to an earlier view is still there.
     #[error(
         "what was written to an earlier view of {0} and not committed is in {1}: go on with it by `snapstore mount --rw --resume {0}`, or remove that directory", dir.display(), place.display()

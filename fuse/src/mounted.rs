@@ -301,6 +301,12 @@ impl Writable {
         let place = &self.views.place;
         let uncommitted = self.views.is_uncommitted();
         if uncommitted && !self.control.discards() {
+            for clone in &self.views.clones {
+                // It is kept all the same.
+                if let Err(error) = clone.ends() {
+                    tracing::warn!(%error, "how long a journal is was not noted");
+                }
+            }
             return Ok(Ended::Kept(place.path().to_owned()));
         }
         place.remove()?;

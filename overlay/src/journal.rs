@@ -403,6 +403,26 @@ impl Replayed {
         })
     }
 
+    /// That it has as many entries as were counted when its server ended: less is damage,
+    /// however it ends.
+    ///
+    /// # Errors
+    /// It has fewer ([`io::ErrorKind::InvalidData`]).
+    pub fn has_at_least(&self, entries: u64, path: &SegmentPath) -> io::Result<()> {
+        if self.entries >= entries {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "the journal {}/{}.*.journal is damaged: of {entries} entries {} are there",
+                path.dir.display(),
+                path.name,
+                self.entries
+            ),
+        ))
+    }
+
     /// Whether there is not even the first segment.
     #[must_use]
     pub fn is_missing(&self) -> bool {

@@ -355,6 +355,13 @@ impl Overlay {
         self.reuse();
     }
 
+    /// How many entries the journal has, of all its segments: what
+    /// [`Replayed::has_at_least`] is to find again.
+    #[must_use]
+    pub fn journal_entries(&self) -> u64 {
+        self.journal.as_ref().map_or(0, Journal::entries)
+    }
+
     /// Whoever looks for the journal has been told to begin with its present segment.
     pub fn begins_here(&mut self) {
         if let Some(journal) = &mut self.journal {

@@ -198,6 +198,24 @@ impl ViewClone {
         Ok(())
     }
 
+    /// Notes how much there is of the journals, for whoever goes on with them. Nobody writes
+    /// any more.
+    pub fn ends(&self) -> Result<()> {
+        let mut base = lock(&self.base);
+        let mut state = base.state.clone();
+        for (_, image) in &self.images {
+            if let Some(entries) = image.journal_entries() {
+                state.entries.insert(image.name.clone(), entries);
+            }
+        }
+        if state.entries.is_empty() {
+            return Ok(());
+        }
+        state.write(&self.dir)?;
+        base.state = state;
+        Ok(())
+    }
+
     /// Finds again what was written before its server ended.
     pub fn find_again(&self) -> Result<()> {
         let mut base = lock(&self.base);
@@ -209,7 +227,8 @@ impl ViewClone {
         let mut found = false;
         for (_, image) in &self.images {
             let first = state.first_segments.get(&image.name).copied();
-            let again = image.find_again(first.unwrap_or(0), survived);
+            let entries = state.entries.get(&image.name).copied();
+            let again = image.find_again(first.unwrap_or(0), entries.unwrap_or(0), survived);
             let again = again.map_err(|error| cannot("go on with", &self.dir, error))?;
             if let Some(segment) = again {
                 state.first_segments.insert(image.name.clone(), segment);
@@ -466,7 +485,7 @@ impl ViewClone {
         let mut state = State {
             base: id.to_string(),
             boot: boot(),
-            first_segments: BTreeMap::new(),
+            ..State::default()
         };
         for (_, image) in &self.images {
             if let Some(first) = image.first_segment_after(number) {

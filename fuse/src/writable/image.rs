@@ -125,9 +125,21 @@ impl WritableImage {
         Ok(())
     }
 
-    /// Finds its overlay again, if it has one. Returns the first segment of its journal
-    /// from now on; the earlier ones go with [`WritableImage::begins_here`].
-    pub fn find_again(&self, first_segment: u64, survived: Survived) -> io::Result<Option<u64>> {
+    /// How many entries the journal has, if there is one.
+    pub fn journal_entries(&self) -> Option<u64> {
+        let overlay = self.overlay.get();
+        overlay.map(|overlay| read(overlay).journal_entries())
+    }
+
+    /// Finds its overlay again, if it has one, with so many entries of its journal at least if
+    /// everything has survived. Returns the first segment of its journal from now on; the
+    /// earlier ones go with [`WritableImage::begins_here`].
+    pub fn find_again(
+        &self,
+        first_segment: u64,
+        entries: u64,
+        survived: Survived,
+    ) -> io::Result<Option<u64>> {
         let path = self.journal_path();
         let blocks = self.size_bytes.div_ceil(BLOCK_BYTES);
         let replayed = Replayed::read(&path, first_segment, blocks, survived)?;
@@ -136,15 +148,19 @@ impl WritableImage {
             let text = format!("{what} of {} is gone", self.file_name);
             Err(io::Error::new(io::ErrorKind::InvalidData, text))
         };
+        let is_all = survived == Survived::Everything;
+        // It was made before the data; a power cut may leave either.
+        if is_all && replayed.is_missing() && (data.exists() || entries > 0) {
+            return lost("the journal");
+        }
+        if is_all {
+            replayed.has_at_least(entries, &path)?;
+        }
         if !data.exists() {
             return match replayed.needs_file() {
                 true => lost("the file with what was written"),
                 false => Ok(None),
             };
-        }
-        // It was made after its journal; a power cut may leave either.
-        if replayed.is_missing() && survived == Survived::Everything {
-            return lost("the journal");
         }
         let file = self.data_file()?;
         let journal = Journal::go_on(path, &replayed, &file)?;

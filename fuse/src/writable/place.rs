@@ -68,6 +68,9 @@ pub(crate) struct State {
     /// The first segment of each image's journal; those of which nothing was written have
     /// none.
     pub first_segments: BTreeMap<String, u64>,
+    /// How many entries each image's journal had at least when its server ended in order.
+    #[serde(default)]
+    pub entries: BTreeMap<String, u64>,
 }
 
 /// The directory of a view.
@@ -205,6 +208,22 @@ impl Shown {
     }
 }
 
+impl Shown {
+    /// Of the view in `place`; `None` if it is just made or removed.
+    pub fn of(place: &Path) -> Result<Option<Self>> {
+        let path = place.join("view.json");
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|error| cannot("read", &path, error))?,
+        };
+        let shown = serde_json::from_slice(&bytes);
+        shown.map(Some).map_err(|error| Error::ViewDamaged {
+            place: place.to_owned(),
+            reason: error.to_string(),
+        })
+    }
+}
+
 impl State {
     /// Of a clone; `None` if nothing was ever written to it.
     pub fn read(clone: &Path) -> Result<Option<Self>> {
@@ -230,10 +249,9 @@ pub(crate) fn boot() -> String {
 fn of_dir(overlays: &Path, dir: &Path) -> Result<Vec<(PathBuf, Shown)>> {
     let mut found = Vec::new();
     for place in all(overlays)? {
-        if let Ok(shown) = read::<Shown>(&place, "view.json")
-            && shown.dir == dir
-        {
-            found.push((place, shown));
+        match Shown::of(&place)? {
+            Some(shown) if shown.dir == dir => found.push((place, shown)),
+            _ => {}
         }
     }
     Ok(found)

@@ -286,3 +286,54 @@ fn an_overlay_that_lacks_a_file_is_told() -> anyhow::Result<()> {
     assert!(fs::read(dir.join("memory.bin"))?.starts_with(b"written"));
     fixture.umount(&dir)
 }
+
+/// Of a view that was kept each part is found again, or named.
+#[test]
+fn what_is_damaged_after_an_end_in_order_is_told() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_machine("what_is_damaged_after_an_end_in_order_is_told")? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    let memory = super::open_both(&dir.join("memory.bin"))?;
+    for page in [1, 3, 5] {
+        memory.write_all_at(&[7; PAGE], page * PAGE as u64)?;
+        memory.sync_all()?;
+    }
+    drop(memory);
+    let content = fs::read(dir.join("memory.bin"))?;
+    let shown = dir.display().to_string();
+    fixture.cli.ok(&["umount", "--keep", &shown])?;
+    let entries: Vec<_> = fs::read_dir(fixture.path("overlays"))?.collect::<Result<_, _>>()?;
+    let place = entries.first().expect("it is kept").path();
+    let journal = place.join("0/memory.bin.0000000000000000.journal");
+    let view = place.join("view.json");
+    let last = fs::metadata(&journal)?.len() as usize - 1;
+    type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+    let cases: [(&std::path::Path, &str, Damage); 4] = [
+        (&journal, "journal is damaged", &|bytes| {
+            bytes.truncate(last / 2)
+        }),
+        (&journal, "journal is damaged", &|bytes| {
+            bytes.truncate(last)
+        }),
+        (&journal, "journal is damaged", &|bytes| {
+            bytes[last - 9] ^= 4
+        }),
+        (&view, "view.json is damaged", &|bytes| bytes[4] ^= 4),
+    ];
+    for (file, says, damage) in cases {
+        let good = fs::read(file)?;
+        let mut bytes = good.clone();
+        damage(&mut bytes);
+        fs::write(file, bytes)?;
+        let resumed = fixture.resume(&dir).map_err(|error| error.to_string());
+        let said = resumed.expect_err("it is served");
+        assert!(said.contains(says), "{said}");
+        let anew = fixture.mount_rw("view", &[]).map(drop);
+        assert!(anew.is_err(), "what was written is in the way");
+        fs::write(file, good)?;
+    }
+    fixture.resume(&dir)?;
+    assert!(fs::read(dir.join("memory.bin"))? == content);
+    fixture.umount(&dir)
+}
