@@ -9,6 +9,7 @@ use snapstore_vmm::agent::AgentError;
 use crate::hints;
 use crate::interrupt;
 use crate::logging::say;
+use crate::stoppable::is_stopped;
 
 pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
@@ -50,6 +51,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     let code = ExitCode::from(code(error));
     match error.downcast_ref() {
         Some(snapstore_store::Error::Cancelled) => interrupt::end(code),
+        _ if is_stopped(error) => interrupt::end(code),
         _ => code,
     }
 }

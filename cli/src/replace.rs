@@ -4,12 +4,16 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use snapstore_store::Cancel;
+
+use crate::stoppable::Stoppable;
+
 /// Writes a file. Whoever reads it at any time finds all of the old one or all of the new
 /// one; nobody needs it after a crash. What is there and is no regular file, such as a pipe,
 /// is written to.
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn replace(path: &Path, bytes: &[u8], cancel: &Cancel) -> anyhow::Result<()> {
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        return File::options().write(true).open(path)?.write_all(bytes);
+        return Ok(Stoppable::writes(path, cancel.clone())?.write_all(bytes)?);
     }
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(format!(".{}.part", std::process::id()));
@@ -20,5 +24,5 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if matches!(&written, Err(error) if error.kind() != io::ErrorKind::AlreadyExists) {
         let _ = fs::remove_file(&unfinished);
     }
-    written
+    Ok(written?)
 }

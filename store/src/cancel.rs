@@ -42,7 +42,11 @@ impl Cancel {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn check(&self) -> Result<()> {
+    /// That it was not cancelled.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn check(&self) -> Result<()> {
         match self.is_cancelled() {
             true => Err(Error::Cancelled),
             false => Ok(()),

@@ -82,18 +82,14 @@ fn to_file(context: &Context, store: &Store, request: &ExportRequest) -> anyhow:
     let path = &request.label;
     let cannot = |what: &str, path: &Path| format!("cannot {what} {}", path.display());
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        let file = File::options().write(true).open(path);
-        let file = file.with_context(|| cannot("write", path))?;
-        return export(
-            store,
-            request,
-            Stoppable::new(file, context.cancel().clone()),
-        );
+        let to = Stoppable::writes(path, context.cancel().clone());
+        return export(store, request, to.with_context(|| cannot("write", path))?);
     }
     let mut part = path.clone().into_os_string();
     part.push(format!(".{}.part", std::process::id()));
     let part = Part(PathBuf::from(part));
-    let file = File::create(&part.0).with_context(|| cannot("create", &part.0))?;
+    // A new file: in a directory that others may write to, the name could be a link of theirs.
+    let file = File::create_new(&part.0).with_context(|| cannot("create", &part.0))?;
     let exported = export(store, request, &file)?;
     file.sync_all().with_context(|| cannot("flush", &part.0))?;
     fs::rename(&part.0, path).with_context(|| cannot("write", path))?;

@@ -1,13 +1,12 @@
 //! `snapstore import`
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use snapstore_store::{ImportRequest, Imported};
+use snapstore_store::{Cancel, ImportRequest, Imported};
 
 use super::export::{STANDARD, snapshots};
 use crate::args::ImportArgs;
@@ -18,28 +17,29 @@ use crate::stoppable::Stoppable;
 
 pub fn run(context: &Context, args: &ImportArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
-    let (file, label) = open(&args.input)?;
-    let found = file.metadata().ok().filter(|found| found.is_file());
+    let (from, label) = open(&args.input, context.cancel())?;
+    let found = from.file().metadata().ok().filter(|found| found.is_file());
     let request = ImportRequest {
         replace: args.replace,
         label,
         stream_bytes: found.map(|found| found.len()),
     };
     let store = context.open_or_create_default()?;
-    let from = Stoppable::new(file, context.cancel().clone());
     let imported = store.import(&request, from, &Bar::new(Unit::Bytes))?;
     context.answer(&imported, || describe(&imported))?;
     store.tidy_index();
     Ok(ExitCode::SUCCESS)
 }
 
-fn open(path: &Path) -> anyhow::Result<(File, PathBuf)> {
+fn open(path: &Path, cancel: &Cancel) -> anyhow::Result<(Stoppable, PathBuf)> {
     if path == Path::new(STANDARD) {
         let stdin = io::stdin().as_fd().try_clone_to_owned();
         let stdin = stdin.context("cannot use standard input")?;
-        return Ok((stdin.into(), PathBuf::from("standard input")));
+        let stdin = Stoppable::new(stdin.into(), cancel.clone());
+        return Ok((stdin, PathBuf::from("standard input")));
     }
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let file = Stoppable::reads(path, cancel.clone());
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     Ok((file, path.to_owned()))
 }
 

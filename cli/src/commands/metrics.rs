@@ -11,6 +11,7 @@ use crate::metrics::{self, Page};
 use crate::replace::replace;
 
 pub fn run(context: &Context, args: &MetricsArgs) -> anyhow::Result<ExitCode> {
+    let context = &context.stopped_by_signals()?;
     let page = collect(context, args.full)?;
     match &args.output {
         None => context.answer(&page.json(), || page.text())?,
@@ -19,7 +20,7 @@ pub fn run(context: &Context, args: &MetricsArgs) -> anyhow::Result<ExitCode> {
                 true => format!("{}\n", page.json()),
                 false => page.text(),
             };
-            replace(path, text.as_bytes())
+            replace(path, text.as_bytes(), context.cancel())
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
     }
@@ -27,7 +28,6 @@ pub fn run(context: &Context, args: &MetricsArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn collect(context: &Context, full: bool) -> anyhow::Result<Page> {
-    let context = &context.stopped_by_signals()?;
     let store = context.open()?;
     let mut page = metrics::page();
     metrics::add_store(&mut page, &store, &store.usage()?);

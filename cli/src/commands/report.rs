@@ -40,7 +40,8 @@ pub fn run(context: &Context, args: &ReportArgs) -> anyhow::Result<ExitCode> {
         return Ok(tell_unreadable(&report.unreadable));
     }
     let file = args.output.display();
-    replace(&args.output, page.as_bytes()).with_context(|| format!("cannot write {file}"))?;
+    replace(&args.output, page.as_bytes(), context.cancel())
+        .with_context(|| format!("cannot write {file}"))?;
     let value = json!({
         "file": args.output.to_string_lossy(),
         "bytes": page.len(),

@@ -170,6 +170,55 @@ fn what_waits_for_a_lock() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Named pipes that nobody else has opened.
+#[test]
+fn what_waits_for_the_other_end_of_a_pipe() -> anyhow::Result<()> {
+    for arguments in [
+        &["export", "base", "-o", "pipe"][..],
+        &["import", "pipe"],
+        &["report", "-o", "pipe"],
+        &["metrics", "--output", "pipe"],
+    ] {
+        let fixture = with_base()?;
+        let before = trace(&fixture)?;
+        let pipe = fixture.dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status()?;
+        ensure!(made.success(), "mkfifo: {made}");
+        let child = fixture
+            .cli
+            .command(arguments)?
+            .current_dir(fixture.dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        // It has got as far as it gets: it sleeps, and takes no time.
+        let pid = pid(&child)?;
+        let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+        let times = || -> anyhow::Result<String> {
+            let stat = std::fs::read_to_string(&stat)?;
+            let fields: Vec<&str> = stat.split(' ').collect();
+            Ok(fields[13..15].join(" "))
+        };
+        let mut last = times()?;
+        loop {
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            let now = times()?;
+            if now == last {
+                break;
+            }
+            last = now;
+        }
+        kill_process(pid, Signal::TERM)?;
+        let output = child.wait_with_output()?;
+        ensure!(
+            output.status.signal() == Some(Signal::TERM.as_raw()),
+            "{arguments:?}: {output:?}"
+        );
+        ensure!(trace(&fixture)? == before, "{arguments:?} left a trace");
+    }
+    Ok(())
+}
+
 /// As under nohup(1).
 #[test]
 fn a_signal_that_is_ignored_stays_ignored() -> anyhow::Result<()> {
