@@ -97,11 +97,18 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<DetachReason> {
         ));
         return Ok(DetachReason::ByUser);
     }
+    let mut lost = None;
     match shown {
         Err(error) if is_owner => {
             stop(&vm.socket());
-            let why = message(&error);
-            say(&format!("{}: its output cannot be shown: {why}", vm.name));
+            let why = format!("its output cannot be shown: {}", message(&error));
+            say(&format!("{}: {why}", vm.name));
+            // A reader that went away has seen what it wanted.
+            let went_away = error
+                .chain()
+                .filter_map(|cause| cause.downcast_ref::<io::Error>())
+                .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe);
+            lost = (!went_away).then_some(Ending::Failed { reason: why });
         }
         shown => shown?,
     }
@@ -116,7 +123,7 @@ pub fn attach(vm: &VmDir, role: Attach) -> anyhow::Result<DetachReason> {
     }
     // Whoever waits for this command may use the name again.
     wait_until_free(vm, process.as_ref())?;
-    Ok(DetachReason::WithMachine(ending))
+    Ok(DetachReason::WithMachine(lost.unwrap_or(ending)))
 }
 
 /// Tells the user, if there is still one.

@@ -46,7 +46,7 @@ pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<ExitCode> {
         (None, _) => format!("Unmounted {dir}."),
         (Some(lost), None) => format!(
             "Unmounted {dir}. What was written and not committed is given up: {} of images, \
-             and files. (--keep keeps it.)",
+             and files that were made there. (--keep keeps it.)",
             size(lost.bytes)
         ),
         (Some(_), Some(place)) => format!(

@@ -4,6 +4,8 @@
 mod families;
 mod page;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use snapstore_host::metrics::{Machine, Mount};
@@ -76,9 +78,22 @@ pub fn add_stats(page: &mut Page, stats: &StoreStats) {
     }
 }
 
+/// A path as text. A byte that is no UTF-8 is written as `\xNN`: two mounts whose paths differ
+/// in such bytes only have series of their own.
+fn told_bytes(path: &OsStr) -> String {
+    let mut text = String::new();
+    for part in path.as_bytes().utf8_chunks() {
+        text += part.valid();
+        for byte in part.invalid() {
+            text += &format!("\\x{byte:02x}");
+        }
+    }
+    text
+}
+
 pub fn add_mounts(page: &mut Page, mounts: &[Mount]) {
     for mount in mounts {
-        let dir = mount.dir.to_string_lossy();
+        let dir = told_bytes(mount.dir.as_os_str());
         let dir: &[&str] = &[&dir];
         let mode = if mount.is_writable { "rw" } else { "ro" };
         let up = f64::from(u8::from(mount.counters.is_some()));
@@ -167,5 +182,18 @@ pub fn add_machines(page: &mut Page, machines: &[Machine]) {
             totals.freeze_pause_seconds,
             totals.freezes as f64,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_differ_in_bytes_that_are_no_text_stay_apart() {
+        let told = |bytes: &[u8]| told_bytes(OsStr::from_bytes(bytes));
+        assert_eq!(told("/mnt/näher".as_bytes()), "/mnt/näher");
+        assert_eq!(told(b"/mnt/\xff.1"), "/mnt/\\xff.1");
+        assert_ne!(told(b"/mnt/\xff"), told(b"/mnt/\xfe"));
     }
 }

@@ -306,6 +306,10 @@ impl PackSet {
     /// before the last start of the machine, or copied along with the store.
     fn next_number(&self) -> Result<PackNumber> {
         let counter_path = self.layout.locks().join("next-pack");
+        if let Some(reason) = regular::oddity(&counter_path) {
+            let path = counter_path;
+            return Err(Damage::File { path, reason }.into());
+        }
         let text = regular::read_to_string(&counter_path).unwrap_or_default();
         let (counted, written) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
         let mut next: u32 = counted.parse().unwrap_or(1);

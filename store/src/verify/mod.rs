@@ -25,6 +25,7 @@ use crate::lock::{self, LockKind};
 use crate::pack::reader::PackReader;
 use crate::pack::{Location, PackNumber};
 use crate::progress::Progress;
+use crate::regular;
 use crate::store::Store;
 use crate::tags;
 use crate::users::Users;
@@ -77,6 +78,7 @@ impl Store {
             report.add(error, &[])?;
         }
         self.verify_config(report)?;
+        self.verify_counter(report)?;
         for lock in LockKind::ALL {
             if let Err(error) = lock::check(&self.layout, lock) {
                 report.add(error, &[])?;
@@ -118,6 +120,15 @@ impl Store {
             .into(),
             &[],
         )
+    }
+
+    /// That the counter of packs is a file. What is in it does no harm.
+    fn verify_counter(&self, report: &mut VerifyReport) -> Result<()> {
+        let path = self.layout.locks().join("next-pack");
+        match regular::oddity(&path) {
+            Some(reason) => report.add(Damage::File { path, reason }.into(), &[]),
+            None => Ok(()),
+        }
     }
 
     /// Follows every reference of every tagged snapshot.
