@@ -16,6 +16,7 @@ pub mod serve_ram;
 pub mod stats;
 pub mod tools;
 pub mod touch;
+pub mod view;
 pub mod vm_bare;
 pub mod vm_changes;
 pub mod vm_commit;
@@ -81,7 +82,7 @@ impl Needs {
 }
 
 /// Every benchmark: its name, what it needs, and what it does.
-pub const ALL: [(&str, Needs, Run); 25] = [
+pub const ALL: [(&str, Needs, Run); 29] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
     ("commit-diff-depth", Needs::Images, commit::diff_depth),
@@ -99,6 +100,10 @@ pub const ALL: [(&str, Needs, Run); 25] = [
     ("scale-tags", Needs::Nothing, scale::tags),
     ("scale-packs", Needs::Nothing, scale::packs),
     ("scale-gc", Needs::Nothing, scale::beside_gc),
+    ("view-write", Needs::Nothing, view::write),
+    ("view-load", Needs::Nothing, view::load),
+    ("view-commit", Needs::Nothing, view::commit),
+    ("view-bytes", Needs::Nothing, view::bytes),
     ("vm-restore", Needs::Machines, vm_restore::restore),
     ("vm-warm", Needs::Both, vm_warm::warm),
     ("vm-many", Needs::Machines, vm_many::many),
