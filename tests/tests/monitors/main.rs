@@ -5,6 +5,7 @@ mod firecracker;
 mod kills;
 mod layouts;
 mod qemu;
+mod qemu_descriptors;
 mod sockets;
 
 use std::fs;

@@ -20,16 +20,21 @@ struct Bed {
     root: PathBuf,
 }
 
+/// QEMU's program. `None`, and a line that says so, without one.
+pub fn program(test: &str) -> Option<PathBuf> {
+    let named = std::env::var_os("QEMU").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut found = std::env::split_paths(&path).map(|dir| dir.join("qemu-system-x86_64"));
+    let found = named.or_else(|| found.find(|path| path.is_file()));
+    if found.is_none() {
+        skipped(test, "there is no qemu-system-x86_64 in PATH");
+    }
+    found
+}
+
 impl Bed {
     fn find(test: &str) -> Option<Self> {
-        let named = std::env::var_os("QEMU").map(PathBuf::from);
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let mut found = std::env::split_paths(&path).map(|dir| dir.join("qemu-system-x86_64"));
-        let qemu = named.or_else(|| found.find(|path| path.is_file()));
-        let Some(qemu) = qemu else {
-            skipped(test, "there is no qemu-system-x86_64 in PATH");
-            return None;
-        };
+        let qemu = program(test)?;
         let bed = std::env::var_os("SNAPSTORE_BED").map(PathBuf::from);
         let Some(bed) = bed.filter(|bed| bed.join("guest/root.img").is_file()) else {
             skipped(

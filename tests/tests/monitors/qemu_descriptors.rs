@@ -1,0 +1,94 @@
+//! What an earlier commit, which was killed, may have left in QEMU.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+
+use anyhow::ensure;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde_json::{Value, json};
+
+use crate::qemu::program;
+use crate::{Fixture, Process};
+
+/// The number of the set through which a commit has the state written.
+const FD_SET: u64 = 0x736e_6170;
+
+/// A client that stays connected.
+struct Client(BufReader<UnixStream>);
+
+impl Client {
+    fn connect(socket: &str) -> anyhow::Result<Self> {
+        let mut client = Self(BufReader::new(UnixStream::connect(socket)?));
+        client.0.read_line(&mut String::new())?;
+        client.run(&json!({"execute": "qmp_capabilities"}), None)?;
+        Ok(client)
+    }
+
+    fn run(&mut self, command: &Value, file: Option<&File>) -> anyhow::Result<Value> {
+        let line = format!("{command}\n");
+        let fds: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
+        let mut space = [MaybeUninit::uninit(); 64];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            ensure!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+        }
+        let bytes = [IoSlice::new(line.as_bytes())];
+        sendmsg(self.0.get_ref(), &bytes, &mut ancillary, SendFlags::empty())?;
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line)?;
+            let mut said: Value = serde_json::from_str(&line)?;
+            if said.get("event").is_none() {
+                ensure!(said.get("error").is_none(), "{command}: {said}");
+                return Ok(said["return"].take());
+            }
+        }
+    }
+}
+
+/// QEMU closes what was handed to it when the last client leaves, and one that watches does not.
+#[test]
+fn what_a_killed_commit_left_in_qemu_is_not_written_to() -> anyhow::Result<()> {
+    let test = "what_a_killed_commit_left_in_qemu_is_not_written_to";
+    let Some(qemu) = program(test) else {
+        return Ok(());
+    };
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let sockets = ["qmp.sock", "watch.sock"].map(|name| fixture.text(name));
+    let mut machine = Command::new(qemu);
+    machine.args([
+        "-display",
+        "none",
+        "-nodefaults",
+        "-accel",
+        "tcg",
+        "-m",
+        "16",
+    ]);
+    for socket in &sockets {
+        machine.arg("-qmp");
+        machine.arg(format!("unix:{socket},server=on,wait=off"));
+    }
+    let mut process = Process::start(machine.stdin(Stdio::null()).stdout(Stdio::null()))?;
+    process.wait_for_socket(sockets[0].as_ref())?;
+    let mut watching = Client::connect(&sockets[1])?;
+    let left = fixture.path("left");
+    let add = json!({"execute": "add-fd", "arguments": {"fdset-id": FD_SET}});
+    watching.run(&add, Some(&File::create(&left)?))?;
+    let sets = json!({"execute": "query-fdsets"});
+    assert_eq!(watching.run(&sets, None)?[0]["fdset-id"], FD_SET);
+    for tag in ["t0", "t1"] {
+        fixture.cli.ok(&["commit", tag, "--qmp", &sockets[0]])?;
+        let state = fixture.shown(tag, "vmstate")?;
+        ensure!(state.len() > 1000, "{} bytes of state", state.len());
+        assert_eq!(watching.run(&sets, None)?, json!([]), "a set is left");
+    }
+    assert_eq!(left.metadata()?.len(), 0, "it went elsewhere");
+    Ok(())
+}
