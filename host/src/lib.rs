@@ -22,6 +22,7 @@ mod error;
 mod guest;
 mod hidden;
 pub mod look;
+mod mappings;
 pub mod metrics;
 pub mod monitor;
 pub mod monitors;

@@ -17,11 +17,12 @@ use anyhow::{Context as _, bail, ensure};
 use snapstore_store::{
     Extent, ImageRole, Input, InputData, InputKind, MountEntry, SnapshotId, Store,
 };
-use snapstore_vmm::memory::{HostSlot, ScanMethod, private_ranges};
+use snapstore_vmm::memory::{ScanMethod, private_ranges};
 
 use crate::commit::extents;
 use crate::error::{Busy, NotFound};
 use crate::look;
+use crate::mappings::{Mapped, Parts, parts};
 
 /// How long a process is watched for changes before it is taken for paused.
 const WATCHED: Duration = Duration::from_millis(50);
@@ -37,7 +38,7 @@ pub struct ForeignMemory {
     pub parent: SnapshotId,
     /// The changed pages, to be read from the process.
     pub input: Input,
-    /// How many bytes that is.
+    /// How many bytes of the process that is.
     pub changed_bytes: u64,
 }
 
@@ -59,7 +60,12 @@ pub(crate) fn memory_of_paused(store: &Store, pid: u32) -> anyhow::Result<Foreig
 fn look_at(store: &Store, pid: u32, is_paused: bool) -> anyhow::Result<ForeignMemory> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let table = fs::read_to_string(proc.join("maps")).map_err(|error| refused(pid, error))?;
-    let mapped: Vec<Mapped> = table.lines().filter_map(Mapped::of_image).collect();
+    let all: Vec<Mapped> = table.lines().filter_map(Mapped::parse).collect();
+    let mapped: Vec<Mapped> = all
+        .iter()
+        .filter(|it| is_memory_file(it))
+        .cloned()
+        .collect();
     let shown = shown_in(store, &mapped)?.ok_or_else(|| {
         NotFound(format!(
             "process {pid} has not mapped memory.bin of a mount of {}; only a monitor that was \
@@ -73,17 +79,19 @@ fn look_at(store: &Store, pid: u32, is_paused: bool) -> anyhow::Result<ForeignMe
         .iter()
         .find(|image| image.role == ImageRole::Memory)
         .context("the mounted snapshot has no memory")?;
-    let slots = slots(&mapped, &shown, image.size_bytes)?;
+    let is_image =
+        |it: &Mapped| is_memory_file(it) && (it.device, it.inode) == (shown.device, shown.inode);
+    let parts = parts(&all, is_image, image.size_bytes)?;
     let pagemap = File::open(proc.join("pagemap")).map_err(|error| refused(pid, error))?;
     let memory = File::open(proc.join("mem")).map_err(|error| refused(pid, error))?;
+    let zeros = File::open("/dev/zero").context("cannot open /dev/zero")?;
     let look = || -> anyhow::Result<_> {
-        let changed = private_ranges(&pagemap, &slots, ScanMethod::Automatic)?;
-        let extents = extents(&slots, &changed)?;
+        let extents = changed_parts(&pagemap, &parts)?;
         let bytes = match is_paused {
             true => 0,
             false => digest(&memory, &extents).map_err(|error| refused(pid, error))?,
         };
-        Ok((changed, extents, bytes))
+        Ok((extents, bytes))
     };
     let before = match is_paused {
         true => None,
@@ -92,8 +100,8 @@ fn look_at(store: &Store, pid: u32, is_paused: bool) -> anyhow::Result<ForeignMe
     if before.is_some() {
         std::thread::sleep(WATCHED);
     }
-    let (changed, extents, bytes) = look()?;
-    if before.is_some_and(|before| (&changed, bytes) != (&before.0, before.2)) {
+    let (extents, bytes) = look()?;
+    if before.is_some_and(|before| (&extents, bytes) != (&before.0, before.1)) {
         bail!(Busy(format!(
             "process {pid} writes to its guest's memory; pause the guest in its monitor first, \
              and take its state then"
@@ -101,12 +109,12 @@ fn look_at(store: &Store, pid: u32, is_paused: bool) -> anyhow::Result<ForeignMe
     }
     Ok(ForeignMemory {
         parent: shown.id,
-        changed_bytes: changed.iter().map(|range| range.end - range.start).sum(),
+        changed_bytes: of_memory(&extents).map(|extent| extent.length).sum(),
         input: Input {
             name: image.name.clone(),
             role: ImageRole::Memory,
             data: InputData::Extents {
-                files: vec![Arc::new(memory)],
+                files: vec![Arc::new(memory), Arc::new(zeros)],
                 label: format!("the memory of process {pid}"),
                 size_bytes: image.size_bytes,
                 extents,
@@ -116,11 +124,16 @@ fn look_at(store: &Store, pid: u32, is_paused: bool) -> anyhow::Result<ForeignMe
     })
 }
 
+/// Those that are read from the process.
+fn of_memory(extents: &[Extent]) -> impl Iterator<Item = &Extent> {
+    extents.iter().filter(|extent| extent.file == 0)
+}
+
 /// Tells whether the bytes have changed.
 fn digest(memory: &File, extents: &[Extent]) -> io::Result<u64> {
     let mut hasher = DefaultHasher::new();
     let mut buffer = vec![0; 1 << 20];
-    for extent in extents {
+    for extent in of_memory(extents) {
         let mut at = extent.file_offset;
         let end = at + extent.length;
         while at < end {
@@ -143,53 +156,10 @@ pub(crate) fn refused(pid: u32, error: io::Error) -> anyhow::Error {
     }
 }
 
-/// A mapping, as `/proc/PID/maps` tells (proc(5)).
-#[derive(Clone, Debug)]
-pub(crate) struct Mapped {
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-    /// Where it begins in its file.
-    pub(crate) offset: u64,
-    /// Of its file's filesystem; zeros if it has no file.
-    pub(crate) device: (u32, u32),
-    /// Zero if it has no file.
-    pub(crate) inode: u64,
-    pub(crate) path: PathBuf,
-    pub(crate) is_private: bool,
-}
-
-impl Mapped {
-    /// `None` for what is no private mapping of a file that is called as memory is.
-    fn of_image(line: &str) -> Option<Self> {
-        let mapped = Self::parse(line)?;
-        let name = mapped.path.file_name()?.to_str()?;
-        (mapped.is_private && MEMORY_FILES.contains(&name)).then_some(mapped)
-    }
-
-    /// `None` for what is no line of the table.
-    pub(crate) fn parse(line: &str) -> Option<Self> {
-        let mut words = line.splitn(6, ' ');
-        let (start, end) = words.next()?.split_once('-')?;
-        let is_private = words.next()?.ends_with('p');
-        let offset = words.next()?;
-        let (major, minor) = words.next()?.split_once(':')?;
-        let inode = words.next()?;
-        let path = PathBuf::from(words.next().unwrap_or_default().trim_start());
-        let hexadecimal = |text| u64::from_str_radix(text, 16).ok();
-        let device = (
-            u32::from_str_radix(major, 16).ok()?,
-            u32::from_str_radix(minor, 16).ok()?,
-        );
-        Some(Self {
-            start: hexadecimal(start)?,
-            end: hexadecimal(end)?,
-            offset: hexadecimal(offset)?,
-            device,
-            inode: inode.parse().ok()?,
-            path,
-            is_private,
-        })
-    }
+/// Whether it is a private mapping of a file that is called as memory is.
+fn is_memory_file(mapped: &Mapped) -> bool {
+    let name = mapped.path.file_name().and_then(|name| name.to_str());
+    mapped.is_private && name.is_some_and(|name| MEMORY_FILES.contains(&name))
 }
 
 /// A mounted snapshot that a process has mapped.
@@ -287,28 +257,34 @@ fn id_of(mount: &MountEntry, file: MountedFile<'_>) -> anyhow::Result<Option<Sna
     Ok(None)
 }
 
-/// Where the image is in the process, each part once.
-fn slots(mapped: &[Mapped], shown: &Shown, size_bytes: u64) -> anyhow::Result<Vec<HostSlot>> {
-    let mut slots: Vec<HostSlot> = mapped
-        .iter()
-        .filter(|it| (it.device, it.inode) == (shown.device, shown.inode))
-        .filter(|it| it.offset < size_bytes)
-        .map(|it| HostSlot {
-            guest_address: 0,
-            image_offset: it.offset,
-            length: (it.end - it.start).min(size_bytes - it.offset),
-            host_address: it.start,
-        })
-        .collect();
-    slots.sort_by_key(|slot| slot.image_offset);
-    for pair in slots.windows(2) {
-        ensure!(
-            pair[0].image_offset + pair[0].length <= pair[1].image_offset,
-            "the process has mapped a part of memory.bin twice, and which one its guest writes \
-             to is not known"
-        );
+/// The changed pages of an image: from the process's memory, which is the first file, or
+/// zeros, which are the second.
+fn changed_parts(pagemap: &File, parts: &Parts) -> anyhow::Result<Vec<Extent>> {
+    let changed = private_ranges(pagemap, &parts.mapped, ScanMethod::Automatic)?;
+    let mut found = extents(&parts.mapped, &changed)?;
+    let touched = private_ranges(pagemap, &parts.replaced, ScanMethod::Automatic)?;
+    found.extend(extents(&parts.replaced, &touched)?);
+    for slot in &parts.replaced {
+        let (mut at, end) = (slot.image_offset, slot.image_offset + slot.length);
+        let inside = touched.iter().filter(|it| at < it.end && it.start < end);
+        let bounds: Vec<_> = inside
+            .map(|it| (it.start, it.end))
+            .chain([(end, end)])
+            .collect();
+        for (from, to) in bounds {
+            if at < from {
+                found.push(Extent {
+                    image_offset: at,
+                    file: 1,
+                    file_offset: 0,
+                    length: from - at,
+                });
+            }
+            at = to;
+        }
     }
-    Ok(slots)
+    found.sort_unstable_by_key(|extent| extent.image_offset);
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -318,7 +294,8 @@ mod tests {
     #[test]
     fn private_mappings_of_memory_are_read() {
         let line = "7f0000000000-7f0000200000 rw-p 00100000 00:4a 5  /mnt/a b/memory.bin";
-        let mapped = Mapped::of_image(line).unwrap();
+        let mapped = Mapped::parse(line).unwrap();
+        assert!(is_memory_file(&mapped));
         assert_eq!(mapped.path, Path::new("/mnt/a b/memory.bin"));
         assert_eq!((mapped.offset, mapped.inode), (1 << 20, 5));
         assert_eq!(mapped.device, (0, 0x4a));
@@ -327,35 +304,7 @@ mod tests {
             "7f0000000000-7f0000200000 rw-p 00000000 00:4a 5  /mnt/root.img",
             "7f0000000000-7f0000200000 rw-p 00000000 00:00 0",
         ] {
-            assert!(Mapped::of_image(line).is_none(), "{line}");
+            assert!(!is_memory_file(&Mapped::parse(line).unwrap()), "{line}");
         }
-    }
-
-    #[test]
-    fn a_part_that_is_mapped_twice_is_refused() {
-        let mapped = |start: u64, offset: u64| Mapped {
-            start,
-            end: start + (1 << 20),
-            offset,
-            device: (0, 1),
-            inode: 1,
-            path: "/mnt/memory.bin".into(),
-            is_private: true,
-        };
-        let shown = Shown {
-            id: SnapshotId::from_hex(&"0".repeat(64)).unwrap(),
-            device: (0, 1),
-            inode: 1,
-        };
-        let apart = [mapped(1 << 30, 0), mapped(1 << 31, 1 << 20)];
-        assert_eq!(slots(&apart, &shown, 3 << 19).unwrap()[1].length, 1 << 19);
-        assert!(
-            slots(
-                &[mapped(1 << 30, 0), mapped(1 << 31, 4096)],
-                &shown,
-                2 << 20
-            )
-            .is_err()
-        );
     }
 }

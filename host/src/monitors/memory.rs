@@ -18,7 +18,8 @@ use super::adapter::Budget;
 use super::peer::Peer;
 use super::record::Record;
 use crate::commit::{data_ranges, extents};
-use crate::monitor::{Mapped, MountedFile, refused, snapshot_of};
+use crate::mappings::Mapped;
+use crate::monitor::{MountedFile, refused, snapshot_of};
 
 /// How much is copied at once.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -192,7 +193,8 @@ pub fn copied(from: &File, extents: &[Extent]) -> anyhow::Result<(File, Vec<Exte
     Ok((into, moved))
 }
 
-/// A copy of an input's extents, if there is room for it; else it must stand still.
+/// A copy of what an input has of its first file, if there is room for it; else that must
+/// stand still.
 pub fn kept(input: Input, budget: &mut Budget) -> anyhow::Result<(Input, bool)> {
     let InputData::Extents {
         files,
@@ -203,12 +205,19 @@ pub fn kept(input: Input, budget: &mut Budget) -> anyhow::Result<(Input, bool)> 
     else {
         return Ok((input, true));
     };
-    if !budget.take(extents.iter().map(|extent| extent.length).sum()) {
+    let (first, mut others): (Vec<Extent>, Vec<Extent>) =
+        extents.iter().partition(|extent| extent.file == 0);
+    if !budget.take(first.iter().map(|extent| extent.length).sum()) {
         return Ok((input, true));
     }
-    let (file, extents) = copied(&files[0], extents)?;
+    let (file, mut extents) = copied(&files[0], &first)?;
+    extents.append(&mut others);
+    extents.sort_unstable_by_key(|extent| extent.image_offset);
     let data = InputData::Extents {
-        files: vec![Arc::new(file)],
+        files: [Arc::new(file)]
+            .into_iter()
+            .chain(files[1..].iter().cloned())
+            .collect(),
         label: label.clone(),
         size_bytes: *size_bytes,
         extents,

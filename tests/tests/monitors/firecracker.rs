@@ -13,13 +13,13 @@ use crate::{Fixture, PAGE, Process, double, http, set};
 
 const MIB: usize = 1 << 20;
 
-struct Double {
+pub struct Double {
     _process: Process,
-    socket: String,
+    pub socket: String,
 }
 
 impl Double {
-    fn boot(
+    pub fn boot(
         fixture: &Fixture,
         program: &Path,
         environment: &[(&str, &str)],
@@ -36,7 +36,7 @@ impl Double {
         Self::boot_with(fixture, program, environment, &config)
     }
 
-    fn boot_with(
+    pub fn boot_with(
         fixture: &Fixture,
         program: &Path,
         environment: &[(&str, &str)],
@@ -59,7 +59,7 @@ impl Double {
     }
 }
 
-fn write(socket: &str, page: usize, fill: u8) -> anyhow::Result<()> {
+pub fn write(socket: &str, page: usize, fill: u8) -> anyhow::Result<()> {
     http(
         socket,
         "PUT",
@@ -69,7 +69,7 @@ fn write(socket: &str, page: usize, fill: u8) -> anyhow::Result<()> {
     .map(drop)
 }
 
-fn is_running(socket: &str) -> anyhow::Result<bool> {
+pub fn is_running(socket: &str) -> anyhow::Result<bool> {
     Ok(http(socket, "GET", "/", &serde_json::Value::Null)?.contains("Running"))
 }
 

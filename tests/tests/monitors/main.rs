@@ -2,6 +2,7 @@
 
 mod cloud_hypervisor;
 mod firecracker;
+mod firecracker_memory;
 mod kills;
 mod layouts;
 mod qemu;

@@ -7,8 +7,9 @@ import argparse
 import json
 import mmap
 import os
+import socket
 
-from rest import PAGE, Refused, check, listen
+from rest import PAGE, Failed, Refused, check, listen
 
 MODES = ("Copy", "OnDemand") if os.environ.get("DOUBLE_COPIES") else ("Copy", "OnDemand", "CopyOnWrite")
 VERSION = os.environ.get("DOUBLE_VERSION", "53.0")
@@ -23,6 +24,12 @@ REQUESTS = {
 
 
 class Machine:
+    FAILURE = Failed.status
+
+    @staticmethod
+    def told(error):
+        return ["Error from API", error]
+
     def __init__(self, boot):
         self.state = None
         self.config = None
@@ -40,16 +47,27 @@ class Machine:
     def open_disks(self):
         self.disks = [open(disk["path"], "r+b", buffering=0) for disk in self.config["disks"]]
 
+    def open_lines(self):
+        for name in ("serial", "console", "debug_console"):
+            line = self.config.get(name, {"mode": "Off"})
+            if line["mode"] == "File":
+                open(line["file"], "w").close()
+            elif line["mode"] == "Socket":
+                if name != "serial":
+                    raise Failed(f"{name} cannot be a socket")
+                self.serial = socket.socket(socket.AF_UNIX)
+                self.serial.bind(line["socket"])
+
     def needs(self, *states):
         if self.state not in states:
-            raise Refused(f"the VM is in the state {self.state}")
+            raise Failed(f"the VM is in the state {self.state}")
 
     def answer(self, method, path, body):
         if not path.startswith("/api/v1/"):
             raise Refused(f"no such path: {path}")
         path = path[len("/api/v1/"):]
         if method == "GET" and path == "vmm.ping":
-            return {"build_version": f"v{VERSION}-double", "version": VERSION, "pid": os.getpid(), "features": ["kvm"]}
+            return {"build_version": f"v{VERSION}", "version": f"{VERSION}.0", "pid": os.getpid(), "features": ["kvm"]}
         if method == "GET" and path == "vm.info":
             self.needs("Running", "Paused")
             return {"config": self.config, "state": self.state, "memory_actual_size": len(self.memory)}
@@ -68,14 +86,14 @@ class Machine:
             self.needs("Paused")
             if self.refuses:
                 self.refuses = False
-                raise Refused("not now")
+                raise Failed("not now")
             self.state = "Running"
         elif path == "vm.snapshot":
             self.needs("Paused")
             self.snapshot(self.directory(body["destination_url"]))
         elif path == "vm.restore":
             if self.state is not None:
-                raise Refused("the VM is created already")
+                raise Failed("the VM is created already")
             self.restore(self.directory(body["source_url"]), body.get("memory_restore_mode", "Copy"))
             self.state = "Running" if body.get("resume") else "Paused"
         else:
@@ -88,7 +106,7 @@ class Machine:
     @staticmethod
     def directory(url):
         if not url.startswith("file:///"):
-            raise Refused(f"{url} is no URL of a directory")
+            raise Failed(f"{url} is no URL of a directory")
         return url[len("file://"):]
 
     def snapshot(self, target):
@@ -97,17 +115,20 @@ class Machine:
                 json.dump(text, file)
         if os.environ.get("DOUBLE_FAILS") == "snapshot":
             os.unlink(os.path.join(target, "state.json"))
-            raise Refused("no space left")
+            raise Failed("no space left")
         with open(os.path.join(target, "memory-ranges"), "xb") as file:
             file.write(self.memory)
 
     def restore(self, source, mode):
         self.config = json.load(open(os.path.join(source, "config.json")))
         json.load(open(os.path.join(source, "state.json")))
+        if any(net.get("fds") for net in self.config.get("net") or []):
+            raise Refused("a network interface lacks its files")
+        self.open_lines()
         with open(os.path.join(source, "memory-ranges"), "rb") as file:
             size = self.config["memory"]["size"]
             if os.fstat(file.fileno()).st_size != size:
-                raise Refused("the memory's length is wrong")
+                raise Failed("the memory's length is wrong")
             if mode == "CopyOnWrite" and not self.config["memory"].get("shared"):
                 self.memory = mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
             else:

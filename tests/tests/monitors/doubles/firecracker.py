@@ -1,8 +1,10 @@
-"""Firecracker's API as its published description has it (swagger, of 1.12 to 1.17): requests
-that it does not describe are refused. There is no guest: memory is mapped and written as
-Firecracker does, and a test has pages written by PUT /test/write."""
+"""Firecracker's API as its published descriptions have it (swagger, of 1.12 to 1.17; DOUBLE_VERSION
+says of which): requests that this version does not describe are refused. There is no guest: memory
+is mapped and written as Firecracker does, and a test has pages written by PUT /test/write, and
+taken from the guest, as its balloon does, by PUT /test/discard."""
 
 import argparse
+import ctypes
 import json
 import mmap
 import os
@@ -11,24 +13,41 @@ import sys
 
 from rest import PAGE, Refused, check, listen
 
-PARTIAL = {"rate_limiter": dict}
+VERSION = os.environ.get("DOUBLE_VERSION", "1.16.0")
+MAP_FIXED = 0x10
+NUMBERS = tuple(int(number) for number in re.findall(r"\d+", VERSION)[:2])
+
+
+def since(major, minor, fields):
+    return fields if NUMBERS >= (major, minor) else {}
+
+
 # Path and method: the fields, with their types; those that are needed have a star.
 REQUESTS = {
     ("PATCH", "/vm"): {"*state": ("Paused", "Resumed")},
     ("PUT", "/snapshot/create"): {
         "*mem_file_path": str, "*snapshot_path": str, "snapshot_type": ("Full", "Diff")},
     ("PUT", "/snapshot/load"): {
-        "*snapshot_path": str, "enable_diff_snapshots": bool, "track_dirty_pages": bool,
+        "*snapshot_path": str, "enable_diff_snapshots": bool,
         "mem_file_path": str, "mem_backend": {"*backend_type": ("File", "Uffd"), "*backend_path": str},
         "resume_vm": bool, "network_overrides": [{"*iface_id": str, "*host_dev_name": str}],
-        "vsock_override": {"*uds_path": str}, "clock_realtime": bool},
+        **since(1, 13, {"track_dirty_pages": bool}),
+        **since(1, 16, {"vsock_override": {"*uds_path": str}, "clock_realtime": bool}),
+        **since(1, 17, {"huge_pages": ("Snapshot", "None", "Transparent", "2M")})},
     ("PATCH", "/drives/{id}"): {"*drive_id": str, "path_on_host": str, "rate_limiter": dict},
     ("PUT", "/test/write"): {"*page": int, "*fill": int},
+    ("PUT", "/test/discard"): {"*page": int, "*count": int},
 }
 READABLE = ["/", "/version", "/vm/config", "/machine-config"]
 
 
 class Machine:
+    FAILURE = "400 Bad Request"
+
+    @staticmethod
+    def told(error):
+        return {"fault_message": error}
+
     def __init__(self, options):
         self.options = options
         self.state = "Not started"
@@ -54,8 +73,8 @@ class Machine:
     def answer(self, method, path, body):
         if method == "GET" and path in READABLE and body is None:
             return {
-                "/": {"id": "double", "state": self.state, "vmm_version": "1.16.0", "app_name": "Firecracker"},
-                "/version": {"firecracker_version": "1.16.0"},
+                "/": {"id": "double", "state": self.state, "vmm_version": VERSION, "app_name": "Firecracker"},
+                "/version": {"firecracker_version": VERSION},
                 "/vm/config": self.config,
                 "/machine-config": self.config.get("machine-config", {}),
             }[path]
@@ -83,6 +102,8 @@ class Machine:
             for drive in self.config["drives"]:
                 if drive["drive_id"] == body["drive_id"]:
                     drive["path_on_host"] = body["path_on_host"]
+        elif path == "/test/discard":
+            self.discard(body["page"] * PAGE, body["count"] * PAGE)
         else:
             at = body["page"] * PAGE
             self.memory[at:at + PAGE] = bytes([body["fill"]]) * PAGE
@@ -92,9 +113,21 @@ class Machine:
                     os.pwrite(drive.fileno(), bytes([body["fill"]]) * PAGE, at)
         return None
 
+    def discard(self, at, length):
+        """Memory without a file takes the place of a mapped one's part: only so is it zero."""
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self.memory)) + at
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        wanted = mmap.PROT_READ | mmap.PROT_WRITE
+        how = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
+        numbers = (ctypes.c_size_t(length), wanted, how, -1, ctypes.c_long(0))
+        if libc.mmap(ctypes.c_void_p(start), *numbers) != start:
+            raise Refused(os.strerror(ctypes.get_errno()))
+
     def create(self, body):
-        if body.get("snapshot_type") == "Diff" and not self.tracks:
-            raise Refused("Diff snapshots need dirty page tracking")
+        # From 1.13 on a diff without a log has whatever mincore(2) says is at hand.
+        if body.get("snapshot_type") == "Diff" and not self.tracks and NUMBERS < (1, 13):
+            raise Refused("Diff snapshots are not allowed on uVMs with dirty page tracking disabled.")
         if os.environ.get("DOUBLE_FAILS") == "create":
             raise Refused("no space left")
         state = {"config": self.config, "state": "of the double"}
@@ -103,7 +136,7 @@ class Machine:
         file = os.open(body["mem_file_path"], os.O_WRONLY | os.O_CREAT)
         os.ftruncate(file, len(self.memory))
         pages = range(len(self.memory) // PAGE)
-        if body.get("snapshot_type") == "Diff":
+        if body.get("snapshot_type") == "Diff" and self.tracks:
             pages = sorted(self.dirty)
         for page in pages:
             part = self.memory[page * PAGE:(page + 1) * PAGE]
@@ -121,8 +154,13 @@ class Machine:
             raise Refused("either mem_backend or mem_file_path")
         state = json.load(open(body["snapshot_path"]))
         self.config = state["config"]
-        self.config["machine-config"]["track_dirty_pages"] = bool(
+        machine = self.config["machine-config"]
+        machine["track_dirty_pages"] = bool(
             body.get("enable_diff_snapshots") or body.get("track_dirty_pages"))
+        if body.get("huge_pages", "Snapshot") != "Snapshot":
+            machine["huge_pages"] = body["huge_pages"]
+        if machine.get("huge_pages") == "2M" and body["mem_backend"]["backend_type"] == "File":
+            raise Refused("Cannot restore hugetlbfs backed snapshot by mapping the memory file.")
         for drive in self.config["drives"]:
             self.open_drive(drive["drive_id"], drive["path_on_host"], drive["is_read_only"])
         known = {net["iface_id"] for net in self.config["network-interfaces"]}
@@ -145,7 +183,7 @@ def main():
     parser.add_argument("--boot")
     options = parser.parse_args()
     if options.version:
-        print("Firecracker v1.16.0\n\nSupported snapshot data format versions: v8.0.0")
+        print(f"Firecracker v{VERSION}\n\nSupported snapshot data format versions: v8.0.0")
         return
     if options.id and not re.fullmatch(r"[A-Za-z0-9-]{1,64}", options.id):
         sys.exit("the id is not valid")

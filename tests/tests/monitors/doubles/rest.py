@@ -8,7 +8,13 @@ PAGE = 4096
 
 
 class Refused(Exception):
-    pass
+    status = "400 Bad Request"
+
+
+class Failed(Refused):
+    """A request that was understood."""
+
+    status = "500 Internal Server Error"
 
 
 def check(value, wanted, what):
@@ -56,7 +62,8 @@ def serve(machine, client):
         status = "204 No Content" if answer is None else "200 OK"
         text = b"" if answer is None else json.dumps(answer).encode()
     except (Refused, OSError, ValueError) as error:
-        status, text = "400 Bad Request", json.dumps({"fault_message": str(error)}).encode()
+        status = getattr(error, "status", machine.FAILURE)
+        text = json.dumps(machine.told(str(error))).encode()
     client.sendall(
         f"HTTP/1.1 {status}\r\nConnection: keep-alive\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
