@@ -3,6 +3,7 @@
 mod cloud_hypervisor;
 mod firecracker;
 mod firecracker_memory;
+mod firecracker_versions;
 mod kills;
 mod layouts;
 mod qemu;
