@@ -19,6 +19,30 @@ const LONGEST_LINE_BYTES: usize = 16 << 10;
 const LONGEST_BODY_BYTES: usize = 4 << 20;
 const MOST_HEADERS: usize = 100;
 
+/// A request that was answered, and not done.
+#[derive(Debug)]
+pub struct Refused {
+    name: &'static str,
+    request: String,
+    /// As HTTP has it.
+    pub status: u16,
+    why: String,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            name,
+            request,
+            status,
+            why,
+        } = self;
+        write!(out, "{name} refuses {request} ({status}): {why}")
+    }
+}
+
+impl std::error::Error for Refused {}
+
 /// A monitor's interface.
 pub struct Http {
     socket: PathBuf,
@@ -106,7 +130,12 @@ impl Http {
             _ => None,
         };
         let why = why.unwrap_or_else(|| String::from_utf8_lossy(&said).trim().to_owned());
-        bail!("{} refuses {method} {path} ({status}): {why}", self.name)
+        bail!(Refused {
+            name: self.name,
+            request: format!("{method} {path}"),
+            status,
+            why,
+        })
     }
 
     fn answer(&self, wire: &mut Wire, deadline: Instant) -> anyhow::Result<(u16, Vec<u8>)> {

@@ -13,9 +13,9 @@ use crate::{Fixture, PAGE, Process, double, http, set};
 
 const MIB: usize = 1 << 20;
 
-struct Double {
+pub struct Double {
     _process: Process,
-    socket: String,
+    pub socket: String,
 }
 
 fn boot(fixture: &Fixture, program: &Path, environment: &[(&str, &str)]) -> anyhow::Result<Double> {
@@ -48,7 +48,12 @@ fn boot_with(
     environment: &[(&str, &str)],
     disk: &str,
 ) -> anyhow::Result<Double> {
-    let config = json!({
+    boot_as(fixture, program, environment, &config(disk))
+}
+
+/// A machine with a disk, as Cloud Hypervisor describes one.
+pub fn config(disk: &str) -> Value {
+    json!({
         "cpus": {"boot_vcpus": 1, "max_vcpus": 1},
         "memory": {"size": 4 * MIB, "thp": true, "shared": false},
         "disks": [{"path": disk, "readonly": false, "id": "_disk0"}],
@@ -56,7 +61,15 @@ fn boot_with(
         "serial": {"mode": "Tty"},
         "console": {"mode": "Off"},
         "payload": {"kernel": "vmlinux"},
-    });
+    })
+}
+
+pub fn boot_as(
+    fixture: &Fixture,
+    program: &Path,
+    environment: &[(&str, &str)],
+    config: &Value,
+) -> anyhow::Result<Double> {
     let path = fixture.text("config.json");
     fs::write(&path, config.to_string())?;
     let socket = fixture.text("api.sock");
@@ -78,7 +91,7 @@ fn write(socket: &str, page: usize, fill: u8) -> anyhow::Result<()> {
     http(socket, "PUT", "/api/v1/test.write", &body).map(drop)
 }
 
-fn is_running(socket: &str) -> anyhow::Result<bool> {
+pub fn is_running(socket: &str) -> anyhow::Result<bool> {
     Ok(http(socket, "GET", "/api/v1/vm.info", &Value::Null)?.contains("Running"))
 }
 

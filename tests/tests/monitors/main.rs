@@ -1,6 +1,7 @@
 //! Machines of other monitors: real ones where there are some, and sockets that are none.
 
 mod cloud_hypervisor;
+mod cloud_hypervisor_devices;
 mod firecracker;
 mod firecracker_memory;
 mod firecracker_versions;

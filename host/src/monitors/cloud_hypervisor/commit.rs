@@ -1,83 +1,69 @@
-//! Cloud Hypervisor, at its API socket.
-//!
-//! Its snapshot is a directory of three files with fixed names. Of a machine whose process
-//! has mapped the memory of a mount, the one with the memory is there already when it
-//! begins: Cloud Hypervisor then writes the two others and ends with an error, which costs
-//! neither time nor room. What the process changed of the mapped image is read instead.
+//! A machine of Cloud Hypervisor that runs.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use snapstore_store::{ImageRole, Input, InputData, InputKind, Snapshot, Store};
+use snapstore_store::{ImageRole, Input, InputData, InputKind, Store};
 
-use super::adapter::{
-    Budget, DESCRIPTION, FileNames, Kind, Launch, Monitor, Restorer, STATE, SharedMemory, Started,
-    Taken, runs,
-};
-use super::described::description;
-use super::disks::{self, OpenLayer, own_disk};
-use super::http::Http;
-use super::memory::{kept, whole};
-use super::peer::Peer;
-use super::qcow2;
-use crate::error::{NotFound, Usage};
+use super::description::{CONFIG, DEVICES, Description, MEMORY, NAME, PREFIX, interfaces};
+use crate::error::NotFound;
 use crate::monitor::memory_of_paused;
+use crate::monitors::adapter::{Budget, DESCRIPTION, Kind, Monitor, STATE, Taken, runs};
+use crate::monitors::disks::{self, OpenLayer};
+use crate::monitors::http::Http;
+use crate::monitors::memory::{kept, whole};
+use crate::monitors::peer::Peer;
+use crate::monitors::qcow2;
 use crate::runtime::Runtime;
 
-/// What it calls itself in messages.
-const NAME: &str = "Cloud Hypervisor";
-const PREFIX: &str = "/api/v1";
-/// The socket of a clone.
-const API: &str = "api.sock";
-/// The names of the files of a snapshot.
-const CONFIG: &str = "config.json";
-const DEVICES: &str = "state.json";
-const MEMORY: &str = "memory-ranges";
+/// Devices that have a state which is not the monitor's own.
+const ELSEWHERE: [&str; 8] = [
+    "fs",
+    "generic_vhost_user",
+    "pmem",
+    "devices",
+    "user_devices",
+    "vdpa",
+    "tpm",
+    "ivshmem",
+];
 /// The most files that one disk may consist of.
 const MOST_LAYERS: usize = 64;
-
-/// What a snapshot says of its machine.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Description {
-    /// Which description this is: 1.
-    format: u32,
-    /// The machine's working directory.
-    directory: PathBuf,
-    /// Its configuration, as Cloud Hypervisor wrote it.
-    config: Value,
-    /// For each of its disks the image, if the guest writes to it.
-    disks: Vec<Option<String>>,
-}
 
 /// Cloud Hypervisor, running.
 pub struct CloudHypervisor {
     http: Http,
     socket: PathBuf,
     peer: Peer,
+    /// As `--version` has it, too.
     version: String,
+    /// The release that this is, or will be.
+    release: String,
 }
 
 impl CloudHypervisor {
     pub fn connect(socket: &Path) -> anyhow::Result<Self> {
         let http = Http::new(socket, NAME, PREFIX);
         let said = http.first("/vmm.ping")?;
-        let version = said["version"]
-            .as_str()
+        let said = |name: &str| {
+            let version = said[name].as_str()?;
+            Some(version.trim_start_matches('v').to_owned())
+        };
+        let release = said("version")
             .with_context(|| format!("{} is no API socket of {NAME}", socket.display()))?;
-        let version = version.trim_start_matches('v').to_owned();
+        let version = said("build_version").unwrap_or_else(|| release.clone());
         let peer = Peer::of(http.peer()?)?;
         Ok(Self {
             http,
             socket: socket.to_owned(),
             peer,
             version,
+            release,
         })
     }
 
@@ -224,7 +210,7 @@ impl Monitor for CloudHypervisor {
             let layers = self.layers(disk)?;
             let is_qcow2 = layers.first().is_some_and(|top| top.is_qcow2);
             ensure!(
-                !is_qcow2 || !pauses_without_flushing(&self.version),
+                !is_qcow2 || !pauses_without_flushing(&self.release),
                 "the disk {} is a qcow2 image that the guest writes to, and {NAME} {} keeps parts of \
                  its tables in memory while the guest is paused: what is read of the file could be \
                  older than the memory; use a raw disk, or a version after 53.0",
@@ -232,12 +218,17 @@ impl Monitor for CloudHypervisor {
                 self.version
             );
         }
-        for name in ["fs", "pmem", "devices", "user_devices", "vdpa"] {
+        for name in ELSEWHERE {
+            let devices = &config[name];
             ensure!(
-                config[name].as_array().is_none_or(Vec::is_empty),
-                "the machine has {name}, which are not committed"
+                devices.is_null() || devices.as_array().is_some_and(Vec::is_empty),
+                "the machine has {name}, whose state is not in {NAME}, and which is not committed"
             );
         }
+        ensure!(
+            interfaces(&config).all(|net| net["vhost_user"] != true),
+            "the machine has a network interface that another process serves, which is not committed"
+        );
         // With memory, state and description.
         Ok(writable(&config).count() + 3)
     }
@@ -313,151 +304,9 @@ fn pauses_without_flushing(version: &str) -> bool {
     next().is_none_or(|major| (major, next().unwrap_or(0)) <= (53, 0))
 }
 
-/// The image is mapped for each clone alone, page by page.
-fn map_lazily(config: &mut Value) {
-    config["memory"]["shared"] = json!(false);
-    config["memory"]["thp"] = json!(false);
-}
-
 fn writable(config: &Value) -> impl Iterator<Item = &Value> {
     let disks = config["disks"].as_array().into_iter().flatten();
     disks.filter(|disk| disk["readonly"] != true)
-}
-
-/// Starts Cloud Hypervisor from snapshots.
-pub struct CloudHypervisorRestorer;
-
-impl Restorer for CloudHypervisorRestorer {
-    fn kind(&self) -> Kind {
-        Kind::CloudHypervisor
-    }
-
-    fn program(&self, _dir: &Path) -> anyhow::Result<PathBuf> {
-        Ok(PathBuf::from("cloud-hypervisor"))
-    }
-
-    fn version(&self, said: &str) -> Option<String> {
-        let rest = said.trim().strip_prefix("cloud-hypervisor v")?;
-        rest.split_whitespace().next().map(str::to_owned)
-    }
-
-    /// With a configuration that finds the disks in its working directory.
-    fn names(
-        &self,
-        about: Option<&Value>,
-        has: &dyn Fn(&str) -> bool,
-    ) -> anyhow::Result<FileNames> {
-        let about: Option<Description> = about.cloned().map(serde_json::from_value).transpose()?;
-        let mut made = Vec::new();
-        match about {
-            Some(mut about) => {
-                let disks = about.config["disks"].as_array_mut().into_iter().flatten();
-                for (disk, image) in disks.zip(&about.disks) {
-                    match image {
-                        Some(image) => {
-                            disk["path"] = json!(format!("{image}.img"));
-                            disk["image_type"] = json!("Raw");
-                            disk["backing_files"] = json!(false);
-                        }
-                        None => {
-                            let path = disk["path"].as_str().unwrap_or_default();
-                            disk["path"] = json!(about.directory.join(path));
-                        }
-                    }
-                }
-                map_lazily(&mut about.config);
-                made.push((
-                    CONFIG.to_owned(),
-                    serde_json::to_string_pretty(&about.config)?,
-                ));
-            }
-            None => ensure!(
-                has(CONFIG),
-                Usage(format!(
-                    "it has neither {CONFIG} (`commit --file \
-                     {CONFIG}=FILE`) nor {DESCRIPTION} (`commit --cloud-hypervisor`)"
-                ))
-            ),
-        }
-        Ok(FileNames {
-            memory: MEMORY,
-            state: DEVICES,
-            disks: Vec::new(),
-            made,
-        })
-    }
-
-    fn writes_to_view(&self) -> bool {
-        true
-    }
-
-    fn memory(&self, _: &str, _: &Snapshot) -> anyhow::Result<Option<SharedMemory>> {
-        Ok(None)
-    }
-
-    fn launch(&self, started: &Started<'_>) -> anyhow::Result<Launch> {
-        let about: Description = description(started.mount)?;
-        let mut config = about.config.clone();
-        let disks = config["disks"].as_array_mut().into_iter().flatten();
-        for (disk, image) in disks.zip(&about.disks) {
-            let Some(image) = image else {
-                let path = disk["path"].as_str().unwrap_or_default();
-                disk["path"] = json!(about.directory.join(path));
-                continue;
-            };
-            // Not an overlay on the mounted image: see `pauses_without_flushing`.
-            disk["path"] = json!(own_disk(started, image)?);
-            disk["image_type"] = json!("Raw");
-            disk["backing_files"] = json!(false);
-        }
-        map_lazily(&mut config);
-        for (name, file) in [("serial", "serial.sock"), ("console", "")] {
-            let line = &mut config[name];
-            if !line.is_object() || line["mode"] == "Off" || line["mode"] == "Null" {
-                continue;
-            }
-            *line = match file {
-                "" => json!({"mode": "Null"}),
-                file => json!({"mode": "Socket", "socket": started.dir.join(file)}),
-            };
-        }
-        let nets = config["net"].as_array_mut().into_iter().flatten();
-        for (net, tap) in nets.zip(started.taps) {
-            net["tap"] = json!(tap);
-        }
-        if config["vsock"].is_object() {
-            config["vsock"]["socket"] = json!(started.dir.join("vsock.sock"));
-        }
-        let dir = started.dir.join("snapshot");
-        fs::create_dir(&dir)?;
-        fs::write(dir.join(CONFIG), serde_json::to_vec_pretty(&config)?)?;
-        symlink(started.mount.join(STATE), dir.join(DEVICES))?;
-        symlink(started.mount.join("memory.bin"), dir.join(MEMORY))?;
-        let api = started.dir.join(API);
-        let memory = fs::metadata(started.mount.join("memory.bin"))?.len();
-        let cpus = about.config["cpus"]["boot_vcpus"].as_u64();
-        Ok(Launch {
-            arguments: vec!["--api-socket".to_owned(), api.display().to_string()],
-            fds: Vec::new(),
-            api,
-            memory_bytes: memory,
-            cpus: cpus.and_then(|cpus| u32::try_from(cpus).ok()),
-        })
-    }
-
-    fn load(&self, started: &Started<'_>, launch: &Launch, _pid: u32) -> anyhow::Result<()> {
-        let http = Http::new(&launch.api, NAME, PREFIX);
-        let url = format!("file://{}", started.dir.join("snapshot").display());
-        let lazily = json!({"source_url": url, "memory_restore_mode": "CopyOnWrite"});
-        if let Err(error) = http.put("/vm.restore", Some(&lazily)) {
-            tracing::info!(%error, "it does not map the image: it copies it");
-            http.put("/vm.restore", Some(&json!({"source_url": url})))?;
-        }
-        if started.run {
-            http.put("/vm.resume", None)?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
