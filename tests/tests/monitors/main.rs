@@ -8,7 +8,7 @@ mod firecracker_versions;
 mod kills;
 mod layouts;
 mod qemu;
-mod qemu_descriptors;
+mod qemu_alone;
 mod sockets;
 
 use std::fs;

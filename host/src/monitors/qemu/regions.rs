@@ -3,10 +3,12 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::commit::data_ranges;
 use crate::monitors::memory::GuestMemory;
 use crate::monitors::peer::Peer;
 use crate::monitors::qmp::Qmp;
@@ -115,6 +117,18 @@ pub fn read(
         bytes.push(0);
     }
     Ok((kept, bytes))
+}
+
+/// What is in the file of the regions. Most of it is a hole, which is not read.
+pub fn load(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut bytes = vec![0; usize::try_from(length)?];
+    for range in data_ranges(&file, length)? {
+        let part = usize::try_from(range.start)?..usize::try_from(range.end)?;
+        file.read_exact_at(&mut bytes[part], range.start)?;
+    }
+    Ok(bytes)
 }
 
 /// Writes them into a process that has not run its guest yet, where they differ.

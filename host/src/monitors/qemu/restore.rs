@@ -196,7 +196,8 @@ impl Restorer for QemuRestorer {
             Ok(written) => written.context("QEMU did not read all of the state")?,
             Err(_) => bail!("the state could not be written"),
         }
-        let bytes = fs::read(started.mount.join(REGIONS)).context("cannot read the regions")?;
+        let bytes =
+            regions::load(&started.mount.join(REGIONS)).context("cannot read the regions")?;
         regions::write(&mut qmp, &peer, &about.regions, &bytes)?;
         if started.run {
             qmp.run_long("cont", json!({}))?;

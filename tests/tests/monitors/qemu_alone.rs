@@ -1,4 +1,5 @@
-//! What an earlier commit, which was killed, may have left in QEMU.
+//! QEMU without an operating system: what an earlier commit, which was killed, may have left
+//! in it, and what a restore reads.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, IoSlice};
@@ -48,6 +49,53 @@ impl Client {
             }
         }
     }
+}
+
+/// A display's memory is attached to the snapshot, and most of it is a hole.
+#[test]
+fn a_restore_does_not_read_a_mount_from_end_to_end() -> anyhow::Result<()> {
+    let test = "a_restore_does_not_read_a_mount_from_end_to_end";
+    let Some(qemu) = program(test) else {
+        return Ok(());
+    };
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let socket = fixture.text("qmp.sock");
+    let mut machine = Command::new(&qemu);
+    machine.args([
+        "-display",
+        "none",
+        "-nodefaults",
+        "-accel",
+        "tcg",
+        "-m",
+        "16",
+    ]);
+    machine.args(["-device", "VGA", "-qmp"]);
+    machine.arg(format!("unix:{socket},server=on,wait=off"));
+    let mut process = Process::start(machine.stdin(Stdio::null()).stdout(Stdio::null()))?;
+    process.wait_for_socket(socket.as_ref())?;
+    let cli = &fixture.cli;
+    cli.ok(&["commit", "t0", "--qmp", &socket])?;
+    cli.ok(&[
+        "restore",
+        "t0",
+        "--with",
+        "qemu",
+        "--exec",
+        &qemu.display().to_string(),
+    ])?;
+    let mut mounts = std::fs::read_dir(fixture.path("run/mounts"))?;
+    let mount = mounts.find_map(|it| Some(it.ok()?.path()).filter(|path| path.is_dir()));
+    let mount = mount.unwrap_or_default().display().to_string();
+    let used = cli.json(&["show", "--mount", &mount])?;
+    let files = used["files"].as_array().cloned().unwrap_or_default();
+    let regions = files.iter().find(|it| it["name"] == "regions.bin");
+    let cached = regions.and_then(|it| it["cached_bytes"].as_u64());
+    ensure!(cached < Some(4 << 20), "{used}");
+    assert_eq!(used["reads_large"], false, "{used}");
+    Ok(())
 }
 
 /// QEMU closes what was handed to it when the last client leaves, and one that watches does not.
