@@ -111,7 +111,9 @@ fn of_remote(error: &snapstore_remote::Error) -> ErrorClass {
             | Protocol::Gone { .. }
             | Protocol::Ambiguous { .. },
         ) => ErrorClass::Busy,
-        Remote::BadUrl { .. } | Remote::Unusable { .. } => ErrorClass::Usage,
+        Remote::BadUrl { .. } | Remote::Unusable { .. } | Remote::InClear { .. } => {
+            ErrorClass::Usage
+        }
         _ => ErrorClass::Failed,
     }
 }

@@ -40,6 +40,10 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
     match error {
         Remote::NoRemote { .. } => Some("`snapstore remote init` makes one"),
         Remote::RemoteExists { .. } => Some("use it as it is"),
+        Remote::InClear { .. } => Some(
+            "use https://; for a test, `snapstore remote add --allow-http` with the same name \
+             and URL allows it",
+        ),
         Remote::Protocol(Protocol::Unanswered(_)) => {
             Some("it may have happened: run the command again, which finds out")
         }

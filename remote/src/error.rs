@@ -30,6 +30,14 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// A server that may only be reached without TLS, without leave to do so.
+    #[error("the endpoint {endpoint} of {url} is http://, which hides nothing on the way")]
+    InClear {
+        /// Where.
+        url: String,
+        /// The server.
+        endpoint: String,
+    },
     /// A bucket without a configuration.
     #[error("there is no remote in {url}")]
     NoRemote {

@@ -6,13 +6,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use super::count::{Counter, Counting};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::place::Place;
 
 const CONNECT_SECONDS: u64 = 10;
@@ -51,8 +51,14 @@ pub fn store(
                 builder = builder.with_region(region);
             }
             if let Some(endpoint) = &place.endpoint {
-                builder = builder.with_endpoint(endpoint);
+                // Of the environment's two variables the other one would count before this.
+                builder = builder
+                    .with_endpoint(endpoint)
+                    .with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
             }
+            let keys = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint];
+            let endpoint = keys.iter().find_map(|key| builder.get_config_value(key));
+            check_hidden(place, endpoint)?;
             if place.allow_http {
                 builder = builder.with_allow_http(true);
             }
@@ -74,6 +80,7 @@ pub fn store(
             if let Some(endpoint) = &place.endpoint {
                 builder = builder.with_base_url(endpoint);
             }
+            check_hidden(place, builder.get_config_value(&GoogleConfigKey::BaseUrl))?;
             Ok(Box::new(builder.build().map_err(wrong)?))
         }
         _ => {
@@ -88,6 +95,7 @@ pub fn store(
             if let Some(endpoint) = &place.endpoint {
                 builder = builder.with_endpoint(endpoint.clone());
             }
+            check_hidden(place, builder.get_config_value(&AzureConfigKey::Endpoint))?;
             if place.allow_http {
                 builder = builder.with_allow_http(true);
             }
@@ -117,6 +125,22 @@ fn retry(place: &Place, silent_seconds: Option<u64>) -> RetryConfig {
         },
         max_retries: silent_seconds.map_or(MOST_RETRIES, |_| 0),
         retry_timeout: Duration::from_secs(place.retry_seconds.unwrap_or(RETRY_SECONDS)),
+    }
+}
+
+/// That nothing goes over the network in clear without leave, wherever the endpoint was named:
+/// in the place, in its file of credentials or in the environment.
+fn check_hidden(place: &Place, endpoint: Option<String>) -> Result<()> {
+    let is_clear = |endpoint: &String| {
+        let scheme = endpoint.trim_start().get(..7);
+        scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"))
+    };
+    match endpoint.filter(is_clear) {
+        Some(endpoint) if !place.allow_http => Err(Error::InClear {
+            url: place.url.clone(),
+            endpoint,
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -279,10 +279,34 @@ fn a_place_that_cannot_be_is_refused() -> Outcome {
         allow_http: false,
         ..place
     };
-    let error = Remote::at(&place)?.tags().err().ok_or("refused")?;
-    assert!(
-        matches!(error, Error::Protocol(protocol::Error::Unanswered(_))),
-        "{error:?}"
-    );
+    let refused = |place: &Place| matches!(Remote::at(place), Err(Error::InClear { .. }));
+    for (url, endpoint) in [
+        ("s3://bucket", "http://127.0.0.1:1"),
+        ("az://bucket", "HTTP://127.0.0.1:1"),
+        ("gs://bucket", "http://127.0.0.1:1"),
+    ] {
+        let credentials = place.credentials.clone().filter(|_| url.starts_with("s3"));
+        let place = Place {
+            url: url.to_owned(),
+            endpoint: Some(endpoint.to_owned()),
+            credentials,
+            ..place.clone()
+        };
+        assert!(refused(&place), "{url}");
+    }
+    // Nor where the file of credentials names the endpoint.
+    let credentials = place.credentials.clone().ok_or("a file")?;
+    let mut text = fs::read_to_string(&credentials)?;
+    text += "AWS_ENDPOINT=http://127.0.0.1:1\nAWS_ALLOW_HTTP=true\n";
+    fs::write(&credentials, text)?;
+    let place = Place {
+        endpoint: None,
+        ..place
+    };
+    assert!(refused(&place));
+    Remote::at(&Place {
+        allow_http: true,
+        ..place
+    })?;
     Ok(())
 }
