@@ -68,6 +68,16 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
                  that needs it again with --replace, from a store that has it",
             )
         }
+        Remote::Protocol(Protocol::Missing { key, .. } | Protocol::Damaged { key, .. })
+            if key
+                .strip_prefix("refs/")
+                .is_some_and(|tag| tag.contains('/')) =>
+        {
+            Some(
+                "`snapstore push --replace` writes this tag anew, and `snapstore remote rm` \
+                 removes it; `snapstore remote verify` lists what else is damaged",
+            )
+        }
         // What is to be done about others, their own messages say.
         Remote::Protocol(Protocol::Missing { .. } | Protocol::Damaged { .. }) => {
             Some("`snapstore remote verify` lists what else is damaged")

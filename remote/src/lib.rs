@@ -19,6 +19,7 @@ mod cloud;
 mod dir;
 mod error;
 mod head;
+mod intact;
 mod lazy;
 mod objects;
 mod open;

@@ -13,6 +13,7 @@ use crate::{Error, Place, Remote};
 
 mod bodies;
 mod lazy;
+mod mending;
 #[cfg(feature = "cloud")]
 mod network;
 #[cfg(feature = "cloud")]
@@ -366,6 +367,8 @@ over_each_bucket! {
     long_objects_are_written_in_parts
     a_push_that_is_killed_at_any_request_is_run_again
     what_stays_there_reads_as_what_is_pulled
+    a_push_that_replaces_mends_what_is_gone_or_damaged
+    damage_of_others_stops_no_push
 }
 
 #[cfg(feature = "cloud")]

@@ -1,18 +1,20 @@
 //! What a push uploads: the leaves that the bucket has not, with the pages that it has
 //! not. What it has is known from the head of the nearest ancestor there, else of the
-//! snapshot that the tag named.
+//! snapshot that the tag named. What is damaged is nothing that it has.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
+use std::time::Instant;
 
 use serde::Serialize;
 use snapstore_store::{Parts, Progress, Root, Store};
 
 use crate::head::{Head, LeafPlace, PackBytes, PagePlace, Tree, decode_leaf};
+use crate::intact::Intact;
 use crate::protocol::{
-    Bucket as _, Current, Error, HeadSummary, Lease, Listing, Malformed, Name, RefKey, RefRecord,
-    Result, Reuse, Stored, Work, may_reuse, put_surely,
+    Bucket as _, Current, Error, HeadSummary, Lease, Listing, Name, RefKey, RefRecord, Result,
+    Reuse, Stored, Work, may_reuse, put_surely,
 };
 use crate::remote::Remote;
 
@@ -50,6 +52,8 @@ pub struct Upload<'a> {
     progress: &'a dyn Progress,
     report: &'a Mutex<PushReport>,
     failed: &'a Failed,
+    /// What was looked at, of a push that finds what its tag names damaged.
+    intact: Option<Intact>,
 }
 
 /// What is in the bucket already.
@@ -57,7 +61,7 @@ pub struct Upload<'a> {
 struct There {
     root: Option<RefKey>,
     head: Head,
-    moved: Vec<(Name, Name)>,
+    moved: BTreeMap<Name, Name>,
     listing: Option<Listing>,
     judged: HashMap<Name, bool>,
     relied: BTreeSet<RefKey>,
@@ -68,12 +72,51 @@ struct Run<'a> {
     remote: &'a Remote,
     lease: &'a mut Lease,
     there: There,
+    intact: Option<Intact>,
     head: Head,
     pack: PackBytes,
     uploaded: HashMap<[u8; 32], PagePlace>,
     nodes: BTreeSet<[u8; 32]>,
     done_pages: u64,
-    last_beat: std::time::Instant,
+    last_beat: Instant,
+}
+
+/// What is damaged, or of a newer version, is not reused: it stops no push of something else.
+fn usable<T>(found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(Error::Damaged { .. } | Error::Missing { .. } | Error::Newer { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn of_bucket(error: crate::Error) -> Error {
+    match error {
+        crate::Error::Protocol(error) => error,
+        other => Error::Work(Box::new(other)),
+    }
+}
+
+async fn beat_at_times(remote: &Remote, lease: &mut Lease, last: &mut Instant) -> Result<()> {
+    if last.elapsed().as_secs() >= BEAT_EVERY_SECONDS {
+        lease.beat(remote).await?;
+        *last = Instant::now();
+    }
+    Ok(())
+}
+
+impl There {
+    /// Takes this record's head as what is reused, if that can be read.
+    fn open(&mut self, remote: &Remote, root: &RefKey) -> Result<bool> {
+        let opened = remote.open_head_of(root.head, &root.key());
+        let Some(opened) = usable(opened.map_err(of_bucket))? else {
+            return Ok(false);
+        };
+        self.head = opened.head;
+        self.moved = opened.moved;
+        self.root = Some(root.clone());
+        Ok(true)
+    }
 }
 
 impl<'a> Upload<'a> {
@@ -92,6 +135,7 @@ impl<'a> Upload<'a> {
             progress,
             report,
             failed,
+            intact: None,
         }
     }
 
@@ -112,7 +156,10 @@ impl<'a> Upload<'a> {
 
     /// Finds the head whose leaves and packs are reused.
     async fn look(&self, remote: &Remote) -> Result<There> {
-        let listing = Listing::of_all(remote).await?;
+        let listing = match usable(Listing::of_all(remote).await)? {
+            Some(listing) => listing,
+            None => Listing::of_tag(remote, self.tag).await?,
+        };
         let mut named = BTreeMap::new();
         let mut of_tag = None;
         for tag in listing.tags() {
@@ -120,21 +167,28 @@ impl<'a> Upload<'a> {
                 continue;
             };
             let key = record.key();
-            let Some(bytes) = remote.get(&key).await? else {
+            let Some(Some(bytes)) = usable(remote.get(&key).await.map_err(Error::from))? else {
                 continue;
             };
-            let body = RefRecord::decode(&key, &bytes).map_err(|error| error.of(&key))?;
+            let body = RefRecord::decode(&key, &bytes).map_err(|error| error.of(&key));
+            let Some(body) = usable(body)? else {
+                continue;
+            };
             if tag == self.tag {
                 of_tag = Some(record.clone());
+                // Another one's is as good, and not what is to be mended.
+                named.entry(body.snapshot).or_insert(record);
+            } else {
+                named.insert(body.snapshot, record);
             }
-            named.insert(body.snapshot, record);
         }
-        let mut chosen = None;
+        let mut there = There::default();
         let mut next = Some(self.parts.id());
         for _ in 0..MOST_ANCESTORS {
             let Some(id) = next else { break };
-            chosen = named.get(id.as_bytes()).cloned();
-            if chosen.is_some() {
+            if let Some(root) = named.get(id.as_bytes())
+                && there.open(remote, root)?
+            {
                 break;
             }
             // An ancestor that is gone here ends the way there.
@@ -144,16 +198,8 @@ impl<'a> Upload<'a> {
                 .ok()
                 .and_then(|manifest| manifest.parent);
         }
-        let mut there = There::default();
-        if let Some(root) = chosen.or(of_tag) {
-            let key = root.head.head_key();
-            if let Some(bytes) = remote.get(&key).await? {
-                let wrong = |error: Malformed| error.of(&key);
-                let (summary, rest) = HeadSummary::decode(&key, &bytes).map_err(wrong)?;
-                there.head = Head::decode(rest, &summary.packs).map_err(wrong)?;
-                there.moved = summary.moved;
-                there.root = Some(root);
-            }
+        if let (None, Some(root)) = (&there.root, of_tag) {
+            there.open(remote, &root)?;
         }
         there.listing = Some(listing);
         Ok(there)
@@ -244,11 +290,17 @@ impl<'a> Upload<'a> {
 impl Work<Remote> for Upload<'_> {
     async fn store(&mut self, remote: &Remote, lease: &mut Lease) -> Result<Stored> {
         let there = self.look(remote).await?;
+        let mut intact = self.intact.take();
+        if let Some(intact) = &mut intact {
+            let moved = there.moved.iter();
+            intact.origins.learn(moved.map(|(from, to)| (*from, *to)));
+        }
         let pack = PackBytes::new(lease.next_name());
         let mut run = Run {
             remote,
             lease,
             there,
+            intact,
             head: Head {
                 manifest: self.parts.canonical_manifest().to_vec(),
                 ..Head::default()
@@ -257,7 +309,7 @@ impl Work<Remote> for Upload<'_> {
             uploaded: HashMap::new(),
             nodes: BTreeSet::new(),
             done_pages: 0,
-            last_beat: std::time::Instant::now(),
+            last_beat: Instant::now(),
         };
         let images = &self.parts.manifest().images;
         let pages: u64 = images.iter().map(|image| image.nonzero_pages).sum();
@@ -294,15 +346,34 @@ impl Work<Remote> for Upload<'_> {
             relied: run.there.relied,
         })
     }
+
+    async fn is_whole(
+        &mut self,
+        remote: &Remote,
+        lease: &mut Lease,
+        record: &RefKey,
+    ) -> Result<bool> {
+        let mut intact = Intact::default();
+        let opened = remote.open_head_of(record.head, &record.key());
+        let opened = usable(opened.map_err(of_bucket))?;
+        let opened = opened.filter(|opened| opened.snapshot == *self.parts.id().as_bytes());
+        let mut is_whole = opened.is_some();
+        let mut last_beat = Instant::now();
+        if let Some(opened) = opened {
+            intact.origins.learn(opened.moved);
+            for pack in opened.packs {
+                beat_at_times(remote, lease, &mut last_beat).await?;
+                is_whole = is_whole && intact.is_whole(remote, pack).map_err(of_bucket)?;
+            }
+        }
+        self.intact = Some(intact);
+        Ok(is_whole)
+    }
 }
 
 impl Run<'_> {
     async fn beat(&mut self) -> Result<()> {
-        if self.last_beat.elapsed().as_secs() >= BEAT_EVERY_SECONDS {
-            self.lease.beat(self.remote).await?;
-            self.last_beat = std::time::Instant::now();
-        }
-        Ok(())
+        beat_at_times(self.remote, self.lease, &mut self.last_beat).await
     }
 
     async fn finish_pack(&mut self) -> Result<u64> {
@@ -326,14 +397,15 @@ impl Run<'_> {
             return Ok(false);
         };
         let root = self.there.root.as_ref();
-        let may = match may_reuse(self.remote, self.lease, listing, pack, root).await? {
-            Reuse::No => false,
-            Reuse::Yes => true,
-            Reuse::OnTheWordOf(root) => {
-                self.there.relied.insert(root);
-                true
-            }
+        let reuse = may_reuse(self.remote, self.lease, listing, pack, root).await?;
+        let may = match &mut self.intact {
+            _ if reuse == Reuse::No => false,
+            Some(intact) => intact.is_whole(self.remote, pack).map_err(of_bucket)?,
+            None => true,
         };
+        if let (true, Reuse::OnTheWordOf(root)) = (may, reuse) {
+            self.there.relied.insert(root);
+        }
         self.there.judged.insert(pack, may);
         Ok(may)
     }
@@ -358,17 +430,19 @@ impl Run<'_> {
         let Some((id, place)) = place else {
             return Ok(known);
         };
-        let key = place.pack.pack_key();
+        let pack = place.pack;
         let range = (u64::from(place.offset), place.len as usize);
-        let Some(record) = self.remote.bucket.get(&key, Some(range))? else {
+        let record = self.remote.bucket.get(&pack.pack_key(), Some(range));
+        let record = usable(record.map_err(Error::from))?.flatten();
+        let leaf = record.and_then(|record| decode_leaf(id, &record).ok());
+        let Some((node, places)) = leaf else {
+            // It is not what was written.
+            self.there.judged.insert(pack, false);
             return Ok(known);
         };
-        let (node, places) = decode_leaf(id, &record).map_err(|error| error.of(&key))?;
         for ((_, id), mut place) in node.children.iter().zip(places) {
-            for (from, to) in &self.there.moved {
-                if place.pack == *from {
-                    place.pack = *to;
-                }
+            if let Some(to) = self.there.moved.get(&place.pack) {
+                place.pack = *to;
             }
             known.insert(*id, place);
         }

@@ -1,11 +1,12 @@
 //! Whether a bucket holds what its tags need, and whether it is what was written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::head::{Head, PACK_CHECK_LEN, PACK_HEAD_LEN, pack_check};
+use crate::head::Head;
+use crate::intact::Origins;
 use crate::protocol::{self, HeadSummary, Listing, Malformed, Name, RefRecord, State};
 use crate::remote::{Remote, block_on};
 
@@ -79,8 +80,7 @@ impl Remote {
             other => drop(other?),
         }
         let mut packs: BTreeMap<Name, Vec<String>> = BTreeMap::new();
-        // Of which pack a copy is one.
-        let mut origins: BTreeMap<Name, BTreeSet<Name>> = BTreeMap::new();
+        let mut origins = Origins::default();
         for record in listing.roots() {
             if snapstore_store::check_tag(&record.tag).is_err() {
                 continue;
@@ -133,9 +133,7 @@ impl Remote {
             });
             match decoded {
                 Ok(summary) => {
-                    for (origin, copy) in summary.moved {
-                        origins.entry(copy).or_default().insert(origin);
-                    }
+                    origins.learn(summary.moved);
                     for pack in summary.packs {
                         packs.entry(pack).or_default().push(record.tag.clone());
                     }
@@ -148,14 +146,11 @@ impl Remote {
             let key = pack.pack_key();
             let problem = match read_data {
                 false => (!self.bucket.exists(&key)?).then(|| "it is missing".to_owned()),
-                true => match self.object(&key)? {
-                    Err(error) => Some(error.to_string()),
-                    Ok(None) => Some("it is missing".to_owned()),
-                    Ok(Some(bytes)) => {
-                        report.read_bytes += bytes.len() as u64;
-                        wrong_pack(pack, &origins, &bytes).map(str::to_owned)
-                    }
-                },
+                true => {
+                    let (read_bytes, problem) = self.pack_problem(pack, &origins)?;
+                    report.read_bytes += read_bytes;
+                    problem
+                }
             };
             if let Some(problem) = problem {
                 report.findings.push(Finding {
@@ -175,34 +170,4 @@ impl Remote {
             other => Ok(Ok(other?)),
         }
     }
-}
-
-/// What is wrong with a pack's bytes. A copy has the check of what it is a copy of.
-fn wrong_pack(
-    name: Name,
-    origins: &BTreeMap<Name, BTreeSet<Name>>,
-    bytes: &[u8],
-) -> Option<&'static str> {
-    let body = bytes.len().checked_sub(PACK_CHECK_LEN);
-    let Some(body) = body.filter(|len| *len >= PACK_HEAD_LEN) else {
-        return Some("it is too short");
-    };
-    let (body, check) = bytes.split_at(body);
-    if pack_check(name, body) == check {
-        return None;
-    }
-    // A copy may be one of a copy.
-    let mut may_be = BTreeSet::new();
-    let mut left = vec![name];
-    while let Some(copy) = left.pop() {
-        for origin in origins.get(&copy).into_iter().flatten() {
-            if may_be.insert(*origin) {
-                left.push(*origin);
-            }
-        }
-    }
-    let is_copy = may_be
-        .iter()
-        .any(|origin| pack_check(*origin, body) == check);
-    (!is_copy).then_some("its bytes do not match their checksum")
 }

@@ -131,7 +131,8 @@ pub struct PushArgs {
     /// A remote of this store
     #[arg(value_name = "REMOTE")]
     pub remote: String,
-    /// Move the tag there if it names another snapshot
+    /// Move the tag there if it names another snapshot; if it names this one, read all that it
+    /// has there, and upload what is gone or damaged
     #[arg(long)]
     pub replace: bool,
 }

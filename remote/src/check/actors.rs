@@ -101,6 +101,26 @@ struct Upload {
 }
 
 impl Work<SimBucket> for Upload {
+    async fn is_whole(
+        &mut self,
+        bucket: &SimBucket,
+        _: &mut Lease,
+        record: &RefKey,
+    ) -> Result<bool, Error> {
+        let key = record.head.head_key();
+        let head = bucket.get(&key).await?;
+        let head = head.and_then(|bytes| Some(HeadSummary::decode(&key, &bytes).ok()?.0));
+        let Some(head) = head else {
+            return Ok(false);
+        };
+        for pack in &head.packs {
+            if !bucket.exists(&pack.pack_key()).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     async fn store(&mut self, bucket: &SimBucket, lease: &mut Lease) -> Result<Stored, Error> {
         let mut left = self.contents;
         let mut packs = Vec::new();

@@ -16,7 +16,7 @@ const RIVALS: u32 = 4;
 pub enum Mode {
     /// It is new. Pushing what it names already succeeds.
     New,
-    /// Whatever it named, it names this now.
+    /// Whatever it named, it names this now, and what it names is whole.
     Replace,
     /// The same change once more, of a writer that was fenced.
     Confirm(RefKey),
@@ -40,7 +40,8 @@ pub struct Stored {
 pub enum Pushed {
     /// By this record.
     Now(RefKey),
-    /// The tag named the snapshot before.
+    /// The tag named the snapshot before. Where it was to be replaced, all that it needs was
+    /// looked at.
     Already(RefKey),
 }
 
@@ -49,6 +50,18 @@ pub trait Work<B> {
     /// Uploads what is missing: packs, then the head. What it reuses it asks
     /// [`may_reuse`] for.
     async fn store(&mut self, bucket: &B, lease: &mut Lease) -> Result<Stored>;
+
+    /// Whether all that this record of the snapshot needs is there and as it was written.
+    /// Asked where a tag that is to be replaced names the snapshot already; if not,
+    /// [`Work::store`] reuses nothing but what it has looked at.
+    async fn is_whole(
+        &mut self,
+        _bucket: &B,
+        _lease: &mut Lease,
+        _record: &RefKey,
+    ) -> Result<bool> {
+        Ok(false)
+    }
 }
 
 /// Whether a push may rely on a pack that is there already: it exists, and is not
@@ -137,13 +150,18 @@ async fn steps<B: Bucket>(
     lease: &mut Lease,
 ) -> Result<Pushed> {
     let listing = Listing::of_tag(bucket, tag).await?;
-    if let Some(record) = check_free(bucket, &listing, tag, mode, snapshot).await? {
+    if let Some(record) = check_free(bucket, &listing, tag, mode, snapshot).await?
+        && (*mode != Mode::Replace || work.is_whole(bucket, lease, &record).await?)
+    {
         return Ok(Pushed::Already(record));
     }
     let stored = work.store(bucket, lease).await?;
     for _ in 0..RIVALS {
         let listing = Listing::of_tag(bucket, tag).await?;
-        if let Some(record) = check_free(bucket, &listing, tag, mode, snapshot).await? {
+        // What is replaced may be damaged, which what was stored is not.
+        if let Some(record) = check_free(bucket, &listing, tag, mode, snapshot).await?
+            && *mode != Mode::Replace
+        {
             return Ok(Pushed::Already(record));
         }
         let record = match mode {
@@ -269,13 +287,15 @@ async fn check_free<B: Bucket>(
         }
     }
     match (mode, current) {
-        (Mode::New | Mode::Replace, Current::Settled(record)) => {
-            match snapshot_of(bucket, &record).await? {
-                Some(named) if named == snapshot => Ok(Some(record)),
-                _ if *mode == Mode::Replace => Ok(None),
-                _ => Err(wrong(tag)),
-            }
-        }
+        (Mode::New, Current::Settled(record)) => match snapshot_of(bucket, &record).await? {
+            Some(named) if named == snapshot => Ok(Some(record)),
+            _ => Err(wrong(tag)),
+        },
+        (Mode::Replace, Current::Settled(record)) => match snapshot_of(bucket, &record).await {
+            // Whatever it said, this is said from now on.
+            Err(Error::Damaged { .. }) => Ok(None),
+            named => Ok((named? == Some(snapshot)).then_some(record)),
+        },
         (Mode::New, Current::Ambiguous) => Err(wrong(tag)),
         (Mode::New | Mode::Replace, _) => Ok(None),
         // Those above it may be void.

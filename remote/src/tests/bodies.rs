@@ -7,6 +7,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use snapstore_store::{GcOptions, Silent, Store};
 
 pub use super::lazy::what_stays_there_reads_as_what_is_pulled;
+pub use super::mending::{
+    a_push_that_replaces_mends_what_is_gone_or_damaged, damage_of_others_stops_no_push,
+};
 use super::{Outcome, Scene, commit, image, list, read};
 use crate::objects::{Objects, Part, Requests, no};
 use crate::protocol::{self, Listed, Options, Unanswered};

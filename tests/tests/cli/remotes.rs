@@ -1,10 +1,74 @@
 //! Remotes in directories: answers, exit codes, and what is advised.
 
 use std::fs;
+use std::path::PathBuf;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+use snapstore_tests::harness::{Cli, noise};
 
-use crate::Fixture;
+use crate::{Fixture, PAGE, list};
+
+/// A store with `base`, and a bucket that is a remote of it.
+fn with_remote() -> anyhow::Result<Fixture> {
+    let fixture = Fixture::new()?;
+    fixture.commit("base", &noise(1, 20 * PAGE), &[])?;
+    let url = format!("file://{}", fixture.path("mnt/bucket"));
+    fixture.cli.ok(&["remote", "add", "site", &url])?;
+    fixture.cli.ok(&["remote", "init", "site"])?;
+    Ok(fixture)
+}
+
+fn bucket(fixture: &Fixture) -> PathBuf {
+    fixture.dir.path().join("mnt/bucket")
+}
+
+/// The one object of its kind.
+fn object(fixture: &Fixture, kind: &str) -> anyhow::Result<PathBuf> {
+    let found = list(&bucket(fixture).join(kind))?.pop();
+    found.with_context(|| format!("no {kind}"))
+}
+
+fn flip(path: &std::path::Path) -> anyhow::Result<()> {
+    let mut bytes = fs::read(path)?;
+    let half = bytes.len() / 2;
+    bytes[half] ^= 1;
+    Ok(fs::write(path, bytes)?)
+}
+
+/// Another store that knows the remote.
+fn other(fixture: &Fixture, name: &str, init: &[&str]) -> anyhow::Result<Cli> {
+    let cli = Cli::new(&fixture.dir.path().join(name));
+    cli.ok(&[&["init"], init].concat())?;
+    let url = format!("file://{}", bucket(fixture).display());
+    cli.ok(&["remote", "add", "site", &url])?;
+    Ok(cli)
+}
+
+#[test]
+fn what_is_advised_about_damage_in_a_remote_mends_it() -> anyhow::Result<()> {
+    let fixture = with_remote()?;
+    let cli = &fixture.cli;
+    cli.ok(&["push", "base", "site"])?;
+    for kind in ["heads", "packs"] {
+        let other = other(&fixture, kind, &[])?;
+        flip(&object(&fixture, kind)?)?;
+        let error = other.fails(4, &["pull", "site/base"])?;
+        ensure!(error.contains("--replace"), "{error}");
+        let told = cli.json(&["push", "base", "site", "--replace"])?;
+        ensure!(told["already"] == false, "{told}");
+        other.ok(&["pull", "site/base"])?;
+        let told = cli.json(&["push", "base", "site", "--replace"])?;
+        ensure!(told["already"] == true, "{told}");
+        cli.ok(&["remote", "gc", "site"])?;
+    }
+    let other = other(&fixture, "other", &[])?;
+    flip(&object(&fixture, "refs/base")?)?;
+    let error = other.fails(4, &["pull", "site/base"])?;
+    ensure!(error.contains("push --replace"), "{error}");
+    cli.ok(&["push", "base", "site", "--replace"])?;
+    other.ok(&["pull", "site/base"])?;
+    Ok(())
+}
 
 #[test]
 fn a_server_is_reached_in_clear_only_with_leave() -> anyhow::Result<()> {

@@ -1,0 +1,112 @@
+//! What is gone or damaged in a bucket: what mends it, and what goes on without it.
+
+use snapstore_store::Silent;
+
+use super::{Outcome, Scene, commit, image, read};
+use crate::Error;
+use crate::protocol::{self, Options};
+
+fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[at] ^= 4;
+    bytes
+}
+
+/// A snapshot and its child: of both heads and of both packs each is deleted, and has a bit
+/// flipped in it.
+pub fn a_push_that_replaces_mends_what_is_gone_or_damaged(scene: &Scene) -> Outcome {
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    let pages: Vec<u8> = (0..1200).map(|at| (at % 7) as u8).collect();
+    let mut changed = pages.clone();
+    changed[5] = 99;
+    commit(&store, "base", &image(&pages), None)?;
+    commit(&store, "child", &image(&changed), Some("base"))?;
+    remote.push(&store, "base", "base", false, &Silent)?;
+    remote.push(&store, "child", "child", false, &Silent)?;
+    for kind in ["heads", "packs"] {
+        for number in 0..2 {
+            for is_gone in [true, false] {
+                let what = format!("{kind}-{number}-{is_gone}");
+                let key = scene.keys(kind)?.swap_remove(number);
+                let whole = scene.bytes(&key)?;
+                remote.bucket.delete(&key)?;
+                if !is_gone {
+                    remote.bucket.put(&key, &flipped(&whole, whole.len() / 2))?;
+                }
+                let findings = remote.verify(true)?.findings;
+                assert!(!findings.is_empty(), "{what}");
+                for (tag, pages) in [("base", &pages), ("child", &changed)] {
+                    let named = findings
+                        .iter()
+                        .any(|one| one.tags.iter().any(|it| it == tag));
+                    let report = remote.push(&store, tag, tag, true, &Silent)?;
+                    assert_eq!(report.already, !named, "{what}: {tag}: {report:?}");
+                    let other = scene.store(&format!("{what}-{tag}"))?;
+                    remote.pull(&other, tag, tag, false, &Silent)?;
+                    assert_eq!(read(&other, tag)?, image(pages), "{what}: {tag}");
+                    assert!(remote.push(&store, tag, tag, true, &Silent)?.already);
+                }
+                assert_eq!(remote.verify(true)?.findings, [], "{what}");
+                remote.collect(Options::default())?;
+                assert_eq!(remote.verify(true)?.findings, [], "{what}");
+            }
+        }
+    }
+    // What is whole is reused: of three leaves, one is in a pack of the snapshot's own.
+    changed[6] = 98;
+    commit(&store, "last", &image(&changed), Some("base"))?;
+    let before = scene.keys("packs")?;
+    remote.push(&store, "last", "last", false, &Silent)?;
+    let packs = scene.keys("packs")?;
+    let own = packs.iter().find(|key| !before.contains(key));
+    let own = own.ok_or("a pack of its own")?;
+    let bytes = scene.bytes(own)?;
+    scene.replace(own, &flipped(&bytes, bytes.len() / 2))?;
+    let report = remote.push(&store, "last", "last", true, &Silent)?;
+    assert_eq!(report.reused_leaves, 2, "{report:?}");
+    assert_eq!(remote.verify(true)?.findings, []);
+    Ok(())
+}
+
+/// A record, a head or a pack of another tag that is damaged: what needs it is not reused.
+pub fn damage_of_others_stops_no_push(scene: &Scene) -> Outcome {
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    let mut pages: Vec<u8> = (0..600).map(|at| (at % 7) as u8).collect();
+    commit(&store, "t", &image(&pages), None)?;
+    remote.push(&store, "t", "t", false, &Silent)?;
+    let damaged = |error: Error| matches!(error, Error::Protocol(protocol::Error::Damaged { .. }));
+    for (number, kind) in ["refs/t", "heads", "packs"].into_iter().enumerate() {
+        let key = scene.longest(kind)?;
+        let whole = scene.bytes(&key)?;
+        // In a pack that is its first leaf's record.
+        scene.replace(&key, &flipped(&whole, 40))?;
+        pages[3] = 100 + u8::try_from(number)?;
+        let tag = format!("u{number}");
+        commit(&store, &tag, &image(&pages), Some("t"))?;
+        let report = remote.push(&store, &tag, &tag, false, &Silent)?;
+        assert!(report.pages > 1, "{kind}: {report:?}");
+        let other = scene.store(&tag)?;
+        remote.pull(&other, &tag, &tag, false, &Silent)?;
+        assert_eq!(read(&other, &tag)?, image(&pages), "{kind}");
+        remote.remove(&tag)?;
+        // The tag itself is not taken for what it was, and can be set anew.
+        if kind == "refs/t" {
+            let pushed = remote.push(&store, "t", "t", false, &Silent);
+            assert!(pushed.is_err_and(damaged));
+        }
+        let report = remote.push(&store, "t", "t", true, &Silent)?;
+        assert!(!report.already, "{kind}");
+        assert_eq!(remote.verify(true)?.findings, [], "{kind}");
+        remote.collect(Options::default())?;
+    }
+    if scene.is_directory() {
+        let path = scene.object("refs/t");
+        std::fs::remove_file(&path)?;
+        std::os::unix::fs::symlink("/dev/null", &path)?;
+        commit(&store, "v", &image(&[9; 20]), None)?;
+        remote.push(&store, "v", "v", false, &Silent)?;
+    }
+    Ok(())
+}
