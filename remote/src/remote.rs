@@ -344,6 +344,29 @@ impl Remote {
         Ok(())
     }
 
+    /// Removes tags, each in turn. All of them are looked at first: if one is none, nothing is
+    /// removed. Those that were removed, also where a later one failed.
+    pub fn remove_all(&self, tags: &[String]) -> (Vec<String>, Result<()>) {
+        let mut removed = Vec::new();
+        let mut remove = || {
+            self.page_bytes()?;
+            for tag in tags.iter().filter(|_| tags.len() > 1) {
+                let listing = block_on(Listing::of_tag(self, tag))?;
+                if listing.current(tag, &BTreeSet::new()) == Current::Absent {
+                    let tag = tag.clone();
+                    return Err(protocol::Error::NoTag { tag }.into());
+                }
+            }
+            for tag in tags {
+                block_on(protocol::remove(self, tag, &who()))?;
+                removed.push(tag.clone());
+            }
+            Ok(())
+        };
+        let result = remove();
+        (removed, result)
+    }
+
     /// Collects what no tag and no view needs.
     ///
     /// # Errors

@@ -366,6 +366,7 @@ over_each_bucket! {
     a_part_behind_the_end_is_no_part
     long_objects_are_written_in_parts
     a_push_that_is_killed_at_any_request_is_run_again
+    of_several_tags_all_are_looked_at_before_one_is_removed
     what_stays_there_reads_as_what_is_pulled
     a_push_that_replaces_mends_what_is_gone_or_damaged
     damage_of_others_stops_no_push

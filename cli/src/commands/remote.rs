@@ -186,16 +186,7 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
             return tags(&context, &remote(&store, name)?);
         }
         RemoteCommand::Rm { name, tags } => {
-            let remote = remote(&store, name)?;
-            for tag in tags {
-                told(remote.remove(tag))?;
-            }
-            context.answer(&json!({"removed": tags}), || {
-                format!(
-                    "Removed {}; `snapstore remote gc {name}` frees the space.",
-                    tags.join(", ")
-                )
-            })?;
+            return rm(context, &remote(&store, name)?, name, tags);
         }
         RemoteCommand::Gc {
             name,
@@ -220,6 +211,28 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
             })?;
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn rm(context: &Context, remote: &Remote, name: &str, tags: &[String]) -> anyhow::Result<ExitCode> {
+    // In their order, each once.
+    let mut each: Vec<String> = Vec::new();
+    for tag in tags {
+        if !each.contains(tag) {
+            each.push(tag.clone());
+        }
+    }
+    let (removed, result) = remote.remove_all(&each);
+    // What was removed is the answer, also where a later one failed.
+    if !removed.is_empty() {
+        context.answer(&json!({"removed": removed}), || {
+            format!(
+                "Removed {}; `snapstore remote gc {name}` frees the space.",
+                removed.join(", ")
+            )
+        })?;
+    }
+    told(result)?;
     Ok(ExitCode::SUCCESS)
 }
 

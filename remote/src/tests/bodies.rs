@@ -421,3 +421,46 @@ pub fn a_push_that_is_killed_at_any_request_is_run_again(scene: &Scene) -> Outco
     }
     Err("a push makes less than a hundred requests".into())
 }
+
+/// One that is none, and then a host that is killed at each request.
+pub fn of_several_tags_all_are_looked_at_before_one_is_removed(scene: &Scene) -> Outcome {
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    commit(&store, "t", &image(&[1; 6]), None)?;
+    let names = |tags: &[&str]| -> Vec<String> { tags.iter().map(|&tag| tag.into()).collect() };
+    let left = || -> crate::Result<Vec<String>> {
+        Ok(remote.tags()?.into_iter().map(|one| one.tag).collect())
+    };
+    remote.push(&store, "t", "t", false, &Silent)?;
+    let (removed, result) = remote.remove_all(&names(&["t", "nope"]));
+    let none = |error| matches!(error, Error::Protocol(protocol::Error::NoTag { .. }));
+    assert!(result.is_err_and(none));
+    assert_eq!((removed, left()?), (names(&[]), names(&["t"])));
+    let mut told = Vec::new();
+    for at in 0..100 {
+        let tags = [format!("a{at}"), format!("b{at}")];
+        for tag in &tags {
+            remote.push(&store, "t", tag, false, &Silent)?;
+        }
+        let mut dying = scene.remote()?;
+        dying.bucket = Box::new(Dying {
+            bucket: scene.remote()?.bucket,
+            left: AtomicUsize::new(at),
+            is_done: false,
+        });
+        let (removed, result) = dying.remove_all(&tags);
+        let left = left()?;
+        assert!(removed.iter().all(|tag| !left.contains(tag)), "{removed:?}");
+        told.push(removed.len());
+        match result {
+            Ok(()) => break,
+            Err(error) => assert!(
+                matches!(&error, Error::Protocol(protocol::Error::Unanswered(_))),
+                "request {at}: {error:?}"
+            ),
+        }
+    }
+    told.dedup();
+    assert_eq!(told, [0, 1, 2]);
+    Ok(())
+}

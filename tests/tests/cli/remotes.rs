@@ -71,6 +71,39 @@ fn what_is_advised_about_damage_in_a_remote_mends_it() -> anyhow::Result<()> {
 }
 
 #[test]
+fn tags_of_a_remote_are_removed_all_or_those_that_are_told() -> anyhow::Result<()> {
+    let fixture = with_remote()?;
+    let cli = &fixture.cli;
+    let tags = ["base", "b", "c"];
+    for tag in &tags[1..] {
+        cli.ok(&["tag", "base", tag])?;
+    }
+    for tag in tags {
+        cli.ok(&["push", tag, "site"])?;
+    }
+    let left = || cli.ok(&["remote", "tags", "site", "-o", "{tag}"]);
+    let error = cli.fails(3, &["remote", "rm", "site", "base", "nope"])?;
+    ensure!(error.contains("nope"), "{error}");
+    ensure!(left()? == "b\nbase\nc\n", "{}", left()?);
+    // Nothing comes after the last number that there is.
+    let record = object(&fixture, "refs/b")?;
+    let name = record.file_name().context("a name")?.to_string_lossy();
+    let (_, rest) = name.split_once('-').context("a number")?;
+    fs::rename(
+        &record,
+        record.with_file_name(format!("ffffffffffffffff-{rest}")),
+    )?;
+    let output = cli.run(&["remote", "rm", "site", "base", "base", "b", "c", "--json"])?;
+    ensure!(output.status.code() == Some(5), "{output:?}");
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(told == serde_json::json!({"removed": ["base"]}), "{told}");
+    // This record is under another name than it was written.
+    let output = cli.run(&["remote", "tags", "site", "-o", "{tag}"])?;
+    ensure!(output.stdout == b"b\nc\n", "{output:?}");
+    Ok(())
+}
+
+#[test]
 fn a_server_is_reached_in_clear_only_with_leave() -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
     let cli = fixture.cli.clone();
