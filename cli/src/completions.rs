@@ -229,7 +229,7 @@ fn of_remotes(after: &str) -> Option<Vec<CompletionCandidate>> {
     let known = known.into_iter();
     Some(
         known
-            .map(|(name, place)| candidate(name + after, place.url))
+            .map(|(name, one)| candidate(name + after, one.place.url))
             .collect(),
     )
 }

@@ -40,9 +40,28 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
     match error {
         Remote::NoRemote { .. } => Some("`snapstore remote init` makes one"),
         Remote::RemoteExists { .. } => Some("use it as it is"),
+        Remote::NothingThere {
+            was_there: false, ..
+        } => Some(
+            "mount it, and run the command again; if the bucket is new, `snapstore remote init` \
+             makes it a remote",
+        ),
+        Remote::NothingThere {
+            was_there: true, ..
+        } => Some(
+            "mount it, and run the command again; to begin anew there, run `snapstore remote \
+             add` once more, and then `snapstore remote init`",
+        ),
         Remote::InClear { .. } => Some(
             "use https://; for a test, `snapstore remote add --allow-http` with the same name \
              and URL allows it",
+        ),
+        Remote::OtherPageSize { .. } => {
+            Some("`snapstore init --page-size` makes a store with pages as those")
+        }
+        Remote::Protocol(Protocol::Damaged { key, .. }) if key == "config" => Some(
+            "`snapstore remote init` makes it anew, from a store with pages as those of the \
+             snapshots there",
         ),
         Remote::Protocol(Protocol::Unanswered(_)) => {
             Some("it may have happened: run the command again, which finds out")

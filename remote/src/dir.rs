@@ -115,7 +115,10 @@ impl Objects for Directory {
     }
 
     fn is_absent(&self) -> bool {
-        matches!(fs::metadata(&self.root), Err(error) if error.kind() == io::ErrorKind::NotFound)
+        match fs::read_dir(&self.root) {
+            Ok(mut found) => found.next().is_none(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
     }
 
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Unanswered> {

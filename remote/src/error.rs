@@ -44,6 +44,14 @@ pub enum Error {
         /// Where.
         url: String,
     },
+    /// No directory, or an empty one.
+    #[error("nothing is there (is its filesystem mounted?): {url}")]
+    NothingThere {
+        /// Where.
+        url: String,
+        /// Whether there was a remote when this store last looked.
+        was_there: bool,
+    },
     /// There is one already.
     #[error("there is a remote in {url}")]
     RemoteExists {

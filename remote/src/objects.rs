@@ -17,7 +17,8 @@ pub type Part = (u64, usize);
 pub trait Objects: Debug + Send + Sync {
     /// Makes the place, where that is for hosts to do.
     fn create(&self) -> Result<(), Unanswered>;
-    /// Whether there is no such place.
+    /// Whether there is no such place, or nothing at all in it: so is a directory where
+    /// nothing is mounted.
     fn is_absent(&self) -> bool;
     /// Writes an object: whole and durable, or not at all.
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Unanswered>;

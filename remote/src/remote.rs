@@ -8,14 +8,14 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
-use snapstore_store::{SnapshotId, Store};
+use snapstore_store::{SnapshotId, Store, page_size_of_manifest};
 
 use crate::error::{Error, Result};
 use crate::objects::{Objects, Requests};
 use crate::place::Place;
 use crate::protocol::{
-    self, Bucket, Collected, Current, LeaseKind, Listed, Listing, Options, RefRecord, Session,
-    Unanswered, seal, unseal,
+    self, Bucket, Collected, Current, LeaseKind, Listed, Listing, Options, Part, RefRecord,
+    Session, Unanswered, seal, unseal,
 };
 
 pub(crate) const CONFIG_KEY: &str = "config";
@@ -33,6 +33,7 @@ pub struct Remote {
     pub(crate) bucket: Box<dyn Objects>,
     silence_seconds: u64,
     waits: bool,
+    was_there: bool,
 }
 
 /// What a bucket says of itself.
@@ -138,6 +139,7 @@ impl Remote {
             bucket: crate::open::open(place)?,
             silence_seconds: PUSH_SILENCE_SECONDS,
             waits: true,
+            was_there: false,
         })
     }
 
@@ -153,6 +155,14 @@ impl Remote {
     pub fn patience(mut self, silence: Duration, waits: bool) -> Self {
         self.silence_seconds = silence.as_secs();
         self.waits = waits;
+        self
+    }
+
+    /// Whether this store has used a remote there. Then a directory that is empty is no new
+    /// bucket: what was mounted there is not.
+    #[must_use]
+    pub fn was_there(mut self, was_there: bool) -> Self {
+        self.was_there = was_there;
         self
     }
 
@@ -175,16 +185,40 @@ impl Remote {
         })
     }
 
-    /// Makes a bucket a remote.
+    /// Makes a bucket a remote, or makes its configuration anew if that is lost or damaged.
     ///
     /// # Errors
-    /// [`Error::RemoteExists`]; if the bucket did not answer.
+    /// [`Error::RemoteExists`]; [`Error::NothingThere`] if there was a remote;
+    /// [`Error::OtherPageSize`] if snapshots there have other pages; if the bucket did not
+    /// answer.
     pub fn init(&self, page_bytes: u32) -> Result<()> {
+        if self.was_there && self.bucket.is_absent() {
+            return Err(self.nothing_there());
+        }
         self.bucket.create()?;
-        if self.bucket.exists(CONFIG_KEY)? {
-            return Err(Error::RemoteExists {
+        let is_damaged = match self.config_there() {
+            Ok(None) => false,
+            Ok(Some(_)) => {
+                return Err(Error::RemoteExists {
+                    url: self.url.clone(),
+                });
+            }
+            Err(Error::Protocol(protocol::Error::Damaged { .. })) => true,
+            Err(error) => return Err(error),
+        };
+        let store_bytes = page_bytes.into();
+        if let Some(remote_bytes) = self.page_bytes_of_heads()?
+            && remote_bytes != store_bytes
+        {
+            return Err(Error::OtherPageSize {
                 url: self.url.clone(),
+                remote_bytes,
+                store_bytes,
             });
+        }
+        if is_damaged {
+            // A server may refuse to write over it. Without it all is as if it was lost.
+            self.bucket.delete(CONFIG_KEY)?;
         }
         let mut payload = page_bytes.to_le_bytes().to_vec();
         payload.extend_from_slice(&crate::random().map_err(no_random)?.to_le_bytes());
@@ -196,7 +230,7 @@ impl Remote {
     /// The size of its pages.
     ///
     /// # Errors
-    /// [`Error::NoRemote`]; if its configuration is damaged or newer.
+    /// [`Error::NoRemote`], [`Error::NothingThere`]; if its configuration is damaged or newer.
     pub fn page_bytes(&self) -> Result<u64> {
         Ok(self.config()?.page_bytes)
     }
@@ -204,21 +238,55 @@ impl Remote {
     pub(crate) fn config(&self) -> Result<Config> {
         // All commands begin here, so nothing has been asked for yet.
         if self.bucket.is_absent() {
-            return Err(Error::NoRemote {
-                url: self.url.clone(),
-            });
+            return Err(self.nothing_there());
         }
-        let bytes = self.bucket.get(CONFIG_KEY, None)?;
-        let bytes = bytes.ok_or_else(|| Error::NoRemote {
+        self.config_there()?.ok_or_else(|| Error::NoRemote {
             url: self.url.clone(),
-        })?;
+        })
+    }
+
+    fn nothing_there(&self) -> Error {
+        Error::NothingThere {
+            url: self.url.clone(),
+            was_there: self.was_there,
+        }
+    }
+
+    /// The size of the pages of the snapshots that are there, if there are any: the first
+    /// head that can be read tells.
+    fn page_bytes_of_heads(&self) -> Result<Option<u64>> {
+        let mut newer = None;
+        for listed in self.bucket.list("heads/")? {
+            let Some(Part::Head(name)) = Part::parse(&listed.key) else {
+                continue;
+            };
+            match self.open_head_of(name, CONFIG_KEY) {
+                Ok(opened) => {
+                    if let Some(size) = page_size_of_manifest(&opened.head.manifest) {
+                        return Ok(Some(size.bytes()));
+                    }
+                }
+                Err(error @ Error::Protocol(protocol::Error::Newer { .. })) => newer = Some(error),
+                Err(Error::Protocol(
+                    protocol::Error::Damaged { .. } | protocol::Error::Missing { .. },
+                )) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        newer.map_or(Ok(None), Err)
+    }
+
+    fn config_there(&self) -> Result<Option<Config>> {
+        let Some(bytes) = self.bucket.get(CONFIG_KEY, None)? else {
+            return Ok(None);
+        };
         let payload = unseal(CONFIG, CONFIG_KEY, &bytes).map_err(|error| error.of(CONFIG_KEY))?;
         let id = payload.last_chunk::<16>();
         match (payload.first_chunk::<4>(), id) {
-            (Some(bytes), Some(id)) if payload.len() == 20 => Ok(Config {
+            (Some(bytes), Some(id)) if payload.len() == 20 => Ok(Some(Config {
                 page_bytes: u32::from_le_bytes(*bytes).into(),
                 id: *id,
-            }),
+            })),
             _ => Err(protocol::Malformed::Wrong("it has another length")
                 .of(CONFIG_KEY)
                 .into()),

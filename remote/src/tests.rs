@@ -197,21 +197,34 @@ fn what_is_no_object_is_neither_waited_for_nor_read() -> Outcome {
     Ok(())
 }
 
+/// As where a filesystem is not mounted: that is no bucket without a remote, and where a store
+/// has used one, none is made.
 #[test]
-fn a_bucket_that_is_not_there_is_not_found() -> Outcome {
+fn a_directory_with_nothing_in_it_is_no_new_bucket() -> Outcome {
     let scene = Scene::new()?;
     let remote = scene.remote()?;
     let store = scene.store("store")?;
     commit(&store, "t", &image(&[1; 6]), None)?;
     fs::remove_dir_all(scene.bucket())?;
-    let gone = |error: Error| matches!(error, Error::NoRemote { .. });
-    assert!(
-        remote
-            .push(&store, "t", "t", false, &Silent)
-            .is_err_and(gone)
-    );
-    assert!(remote.collect(Options::default()).is_err_and(gone));
-    assert!(remote.tags().is_err_and(gone));
+    for is_made in [false, true] {
+        if is_made {
+            fs::create_dir(scene.bucket())?;
+        }
+        let gone = |error: Error| matches!(error, Error::NothingThere { .. });
+        let pushed = remote.push(&store, "t", "t", false, &Silent);
+        assert!(pushed.is_err_and(gone));
+        assert!(remote.collect(Options::default()).is_err_and(gone));
+        assert!(remote.tags().is_err_and(gone));
+        let used = scene.remote()?.was_there(true);
+        assert!(used.init(4096).is_err_and(gone));
+        assert_eq!(count(&scene.bucket()), 0);
+    }
+    // Something else is there.
+    fs::create_dir(scene.bucket().join("lost+found"))?;
+    let none = |error: Error| matches!(error, Error::NoRemote { .. });
+    assert!(remote.tags().is_err_and(none));
+    scene.remote()?.was_there(true).init(4096)?;
+    remote.push(&store, "t", "t", false, &Silent)?;
     Ok(())
 }
 
@@ -370,6 +383,7 @@ over_each_bucket! {
     what_stays_there_reads_as_what_is_pulled
     a_push_that_replaces_mends_what_is_gone_or_damaged
     damage_of_others_stops_no_push
+    a_configuration_that_is_lost_or_damaged_is_made_anew_for_the_same_pages
 }
 
 #[cfg(feature = "cloud")]

@@ -139,7 +139,8 @@ pub use stats::{Reclaimable, SnapshotStats, StoreStats};
 pub use store::Store;
 pub use transfer::{
     ExportRequest, Exported, ExportedSnapshot, ImportRequest, Imported, ImportedSnapshot,
-    NodeParts, Parts, PartsWriter, Receiving, Root, decode_page, snapshot_of_manifest,
+    NodeParts, Parts, PartsWriter, Receiving, Root, decode_page, page_size_of_manifest,
+    snapshot_of_manifest,
 };
 pub use upgrade::UpgradeReport;
 pub use usage::StoreUsage;

@@ -27,7 +27,7 @@ pub enum RemoteCommand {
         #[command(flatten)]
         form: FormArgs,
     },
-    /// Make a bucket a remote, with pages as this store has them
+    /// Make a bucket a remote, with pages as this store has them, or mend its configuration
     Init {
         /// A remote of this store
         name: String,

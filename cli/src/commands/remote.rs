@@ -37,42 +37,55 @@ pub(super) fn told<T>(result: snapstore_remote::Result<T>) -> anyhow::Result<T> 
     })
 }
 
-/// A place that needs no options is written as its URL alone.
+/// A remote as a store knows it.
 #[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum Known {
-    Url(String),
-    Place(Place),
+pub struct Known {
+    #[serde(flatten)]
+    pub place: Place,
+    /// Whether the store has used a remote in this directory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    used: bool,
 }
 
-impl From<Known> for Place {
-    fn from(known: Known) -> Self {
-        match known {
-            Known::Url(url) => Self::new(&url),
-            Known::Place(place) => place,
+/// A place of which there is nothing else to say is written as its URL alone.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Url(String),
+    Known(Known),
+}
+
+impl From<Written> for Known {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Url(url) => Self {
+                place: Place::new(&url),
+                used: false,
+            },
+            Written::Known(known) => known,
         }
     }
 }
 
-impl From<Place> for Known {
-    fn from(place: Place) -> Self {
-        match place == Place::new(&place.url) {
-            true => Self::Url(place.url),
-            false => Self::Place(place),
+impl From<Known> for Written {
+    fn from(known: Known) -> Self {
+        match !known.used && known.place == Place::new(&known.place.url) {
+            true => Self::Url(known.place.url),
+            false => Self::Known(known),
         }
     }
 }
 
 /// The remotes of the store at this path.
-pub fn remotes(store: &Path) -> anyhow::Result<BTreeMap<String, Place>> {
+pub fn remotes(store: &Path) -> anyhow::Result<BTreeMap<String, Known>> {
     let path = store.join(FILE);
     match fs::read(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
         read => {
             let read = read.with_context(|| format!("cannot read {}", path.display()))?;
-            let known: BTreeMap<String, Known> = serde_json::from_slice(&read)
+            let written: BTreeMap<String, Written> = serde_json::from_slice(&read)
                 .with_context(|| format!("{} does not list remotes", path.display()))?;
-            Ok(known
+            Ok(written
                 .into_iter()
                 .map(|(name, one)| (name, one.into()))
                 .collect())
@@ -80,13 +93,41 @@ pub fn remotes(store: &Path) -> anyhow::Result<BTreeMap<String, Place>> {
     }
 }
 
+fn write(store: &Path, known: BTreeMap<String, Known>) -> anyhow::Result<()> {
+    let written: BTreeMap<_, Written> = known
+        .into_iter()
+        .map(|(name, one)| (name, one.into()))
+        .collect();
+    let path = store.join(FILE);
+    let part = store.join(format!("{FILE}.{}", std::process::id()));
+    fs::write(&part, serde_json::to_vec_pretty(&written)?)
+        .and_then(|()| fs::rename(&part, &path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
 pub(super) fn remote(store: &Store, name: &str) -> anyhow::Result<Remote> {
-    let place = remotes(store.path())?.remove(name).ok_or_else(|| {
+    let known = remotes(store.path())?.remove(name).ok_or_else(|| {
         NotFound(format!(
             "there is no remote {name:?}; `snapstore remote add` makes one known"
         ))
     })?;
-    told(Remote::at(&place))
+    Ok(told(Remote::at(&known.place))?.was_there(known.used))
+}
+
+/// Remembers that a remote was there: if its directory is empty later, nothing is mounted
+/// there. A server does not answer then, so nothing has to be known of it.
+fn remember(store: &Store, name: &str) {
+    let remember = || {
+        let mut known = remotes(store.path())?;
+        match known.get_mut(name) {
+            Some(one) if !one.used && one.place.url.starts_with("file:") => one.used = true,
+            _ => return Ok(()),
+        }
+        write(store.path(), known)
+    };
+    if let Err(error) = remember() {
+        tracing::warn!(%error, "that this remote was there is not remembered");
+    }
 }
 
 fn add(context: &Context, store: &Store, name: &str, place: Place) -> anyhow::Result<ExitCode> {
@@ -94,20 +135,15 @@ fn add(context: &Context, store: &Store, name: &str, place: Place) -> anyhow::Re
     told(Remote::at(&place))?;
     let mut known = remotes(store.path())?;
     // Another key for the same bucket is the same remote.
-    if known.get(name).is_some_and(|known| known.url != place.url) {
+    let before = known.get(name).map(|known| &known.place.url);
+    if before.is_some_and(|url| *url != place.url) {
         bail!("remote {name:?} is another one; choose another name");
     }
     let url = place.url.clone();
-    known.insert(name.to_owned(), place);
-    let known: BTreeMap<_, Known> = known
-        .into_iter()
-        .map(|(name, one)| (name, one.into()))
-        .collect();
-    let path = store.path().join(FILE);
-    let part = store.path().join(format!("{FILE}.{}", std::process::id()));
-    fs::write(&part, serde_json::to_vec_pretty(&known)?)
-        .and_then(|()| fs::rename(&part, &path))
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    // It is taken for new, also if it was used: it may be made anew.
+    let used = false;
+    known.insert(name.to_owned(), Known { place, used });
+    write(store.path(), known)?;
     context.answer(&json!({"name": name, "url": url}), || {
         format!("{name} is {url}; `snapstore remote init {name}` makes a new bucket a remote.")
     })?;
@@ -157,12 +193,12 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
             let context = context.listing(form, &REMOTES)?;
             let known = remotes(store.path())?;
             let urls = known.iter();
-            let urls = urls.map(|(name, one)| json!({"name": name, "url": one.url}));
+            let urls = urls.map(|(name, one)| json!({"name": name, "url": one.place.url}));
             let value = json!({"remotes": urls.collect::<Vec<_>>()});
             context.answer(&value, || {
                 let rows: Vec<_> = known
                     .iter()
-                    .map(|(name, one)| vec![name.clone(), one.url.clone()])
+                    .map(|(name, one)| vec![name.clone(), one.place.url.clone()])
                     .collect();
                 table(&["NAME", "URL"], 2, &rows)
             })?;
@@ -171,6 +207,7 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
             let remote = remote(&store, name)?;
             let bytes = store.page_size().bytes();
             told(remote.init(u32::try_from(bytes)?))?;
+            remember(&store, name);
             let value = json!({"remote": name, "page_bytes": bytes});
             context.answer(&value, || format!("{} is a remote now.", remote.url()))?;
         }
@@ -329,6 +366,7 @@ pub fn push(context: &Context, args: &PushArgs) -> anyhow::Result<ExitCode> {
     let remote = remote(&store, &args.remote)?;
     let bar = Bar::new(Unit::Bytes);
     let report = told(remote.push(&store, &args.tag, &args.tag, args.replace, &bar))?;
+    remember(&store, &args.remote);
     context.answer(&with_requests(&report, &remote)?, || {
         let id = report.id.get(..12).unwrap_or_default();
         match report.already {
@@ -359,6 +397,7 @@ pub fn pull(context: &Context, args: &PullArgs) -> anyhow::Result<ExitCode> {
     let as_tag = args.as_tag.as_deref().unwrap_or(tag);
     let bar = Bar::new(Unit::Bytes);
     let pulled = told(remote.pull(&store, tag, as_tag, args.replace, &bar))?;
+    remember(&store, name);
     context.answer(&with_requests(&pulled, &remote)?, || {
         format!(
             "Pulled {} {}: {} pages, {}.",

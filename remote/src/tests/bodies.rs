@@ -8,6 +8,7 @@ use snapstore_store::{GcOptions, Silent, Store};
 
 pub use super::lazy::what_stays_there_reads_as_what_is_pulled;
 pub use super::mending::{
+    a_configuration_that_is_lost_or_damaged_is_made_anew_for_the_same_pages,
     a_push_that_replaces_mends_what_is_gone_or_damaged, damage_of_others_stops_no_push,
 };
 use super::{Outcome, Scene, commit, image, list, read};

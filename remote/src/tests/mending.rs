@@ -1,6 +1,6 @@
 //! What is gone or damaged in a bucket: what mends it, and what goes on without it.
 
-use snapstore_store::Silent;
+use snapstore_store::{PageSize, Silent, Store};
 
 use super::{Outcome, Scene, commit, image, read};
 use crate::Error;
@@ -108,5 +108,58 @@ pub fn damage_of_others_stops_no_push(scene: &Scene) -> Outcome {
         commit(&store, "v", &image(&[9; 20]), None)?;
         remote.push(&store, "v", "v", false, &Silent)?;
     }
+    Ok(())
+}
+
+pub fn a_configuration_that_is_lost_or_damaged_is_made_anew_for_the_same_pages(
+    scene: &Scene,
+) -> Outcome {
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    let bytes = image(&[1; 60]);
+    commit(&store, "t", &bytes, None)?;
+    let config = scene.bytes("config")?;
+    // There is nothing yet that has pages.
+    for page_bytes in [65536, 4096] {
+        scene.replace("config", &flipped(&config, 20))?;
+        remote.init(page_bytes)?;
+        assert_eq!(remote.page_bytes()?, u64::from(page_bytes));
+    }
+    remote.push(&store, "t", "t", false, &Silent)?;
+    let exists = |error: Error| matches!(error, Error::RemoteExists { .. });
+    assert!(remote.init(4096).is_err_and(exists));
+    for damaged in [None, Some(flipped(&config, 20)), Some(Vec::new())] {
+        remote.bucket.delete("config")?;
+        if let Some(damaged) = &damaged {
+            remote.bucket.put("config", damaged)?;
+        }
+        let other_pages = |error: Error| {
+            let Error::OtherPageSize {
+                remote_bytes,
+                store_bytes,
+                ..
+            } = error
+            else {
+                return false;
+            };
+            (remote_bytes, store_bytes) == (4096, 65536)
+        };
+        assert!(remote.init(65536).is_err_and(other_pages));
+        // Nothing was done.
+        assert_eq!(remote.bucket.get("config", None)?, damaged);
+        remote.init(4096)?;
+        let name = format!("other{}", damaged.map_or(1, |bytes| bytes.len()));
+        let other = scene.store(&name)?;
+        remote.pull(&other, "t", "t", false, &Silent)?;
+        assert_eq!(read(&other, "t")?, bytes);
+    }
+    let path = scene.dir.path().join("large");
+    let large = Store::create(&path, PageSize::KIB_64)?;
+    let other_pages = |error: Error| matches!(error, Error::OtherPageSize { .. });
+    assert!(
+        remote
+            .pull(&large, "t", "t", false, &Silent)
+            .is_err_and(other_pages)
+    );
     Ok(())
 }

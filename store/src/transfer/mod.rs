@@ -51,5 +51,6 @@ mod parts;
 pub use export::{ExportRequest, Exported, ExportedSnapshot};
 pub use import::{ImportRequest, Imported, ImportedSnapshot};
 pub use parts::{
-    NodeParts, Parts, PartsWriter, Receiving, Root, decode_page, snapshot_of_manifest,
+    NodeParts, Parts, PartsWriter, Receiving, Root, decode_page, page_size_of_manifest,
+    snapshot_of_manifest,
 };

@@ -239,6 +239,15 @@ pub fn snapshot_of_manifest(canonical: &[u8]) -> [u8; 32] {
     *SnapshotId::of_manifest(canonical).as_bytes()
 }
 
+/// The size of the pages of the snapshot with this canonical manifest; none if no version
+/// that is known wrote it so.
+#[must_use]
+pub fn page_size_of_manifest(canonical: &[u8]) -> Option<PageSize> {
+    let sizes = [PageSize::KIB_4, PageSize::KIB_16, PageSize::KIB_64];
+    let mut sizes = sizes.into_iter();
+    sizes.find(|size| Manifest::decode(canonical, *size).is_ok())
+}
+
 /// Writes parts as a stream that [`Store::import`] reads.
 pub struct PartsWriter<W> {
     out: StreamWriter<W>,

@@ -70,6 +70,83 @@ fn what_is_advised_about_damage_in_a_remote_mends_it() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The directory is below a mount point where nothing is mounted, or is one.
+#[test]
+fn a_remote_that_is_not_mounted_does_not_answer() -> anyhow::Result<()> {
+    let fixture = with_remote()?;
+    let cli = &fixture.cli;
+    cli.ok(&["push", "base", "site"])?;
+    let new = other(&fixture, "new", &[])?;
+    let away = fixture.dir.path().join("away");
+    fs::rename(bucket(&fixture), &away)?;
+    for is_made in [false, true] {
+        if is_made {
+            fs::create_dir(bucket(&fixture))?;
+        }
+        for command in ["push base site", "pull site/base", "remote tags site"] {
+            let command: Vec<&str> = command.split(' ').collect();
+            let error = cli.fails(6, &command)?;
+            ensure!(error.contains("mounted?"), "{error}");
+            ensure!(error.contains("remote add"), "{error}");
+        }
+        // There was a remote, so none is made.
+        let error = cli.fails(6, &["remote", "init", "site"])?;
+        ensure!(error.contains("mounted?"), "{error}");
+        // Who has not used it cannot know.
+        let error = new.fails(6, &["remote", "tags", "site"])?;
+        ensure!(
+            error.contains("mounted?") && error.contains("remote init"),
+            "{error}"
+        );
+        ensure!(fs::read_dir(bucket(&fixture)).is_ok() == is_made);
+    }
+    fs::remove_dir(bucket(&fixture))?;
+    fs::rename(&away, bucket(&fixture))?;
+    new.ok(&["pull", "site/base"])?;
+    cli.ok(&["push", "base", "site"])?;
+    // To begin anew.
+    fs::remove_dir_all(bucket(&fixture))?;
+    new.fails(6, &["remote", "init", "site"])?;
+    let url = format!("file://{}", bucket(&fixture).display());
+    cli.ok(&["remote", "add", "site", &url])?;
+    cli.ok(&["remote", "init", "site"])?;
+    cli.ok(&["push", "base", "site"])?;
+    let listed = cli.json(&["remote", "list"])?;
+    ensure!(
+        listed["remotes"] == serde_json::json!([{"name": "site", "url": url}]),
+        "{listed}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_remote_whose_configuration_is_damaged_or_lost_is_made_whole_again() -> anyhow::Result<()> {
+    let fixture = with_remote()?;
+    let cli = &fixture.cli;
+    cli.ok(&["push", "base", "site"])?;
+    let large = other(&fixture, "large", &["--page-size", "64K"])?;
+    let config = bucket(&fixture).join("config");
+    for is_lost in [false, true] {
+        match is_lost {
+            false => flip(&config)?,
+            true => fs::remove_file(&config)?,
+        }
+        let code = if is_lost { 3 } else { 4 };
+        for command in ["pull site/base", "remote verify site", "push base site"] {
+            let command: Vec<&str> = command.split(' ').collect();
+            let error = cli.fails(code, &command)?;
+            ensure!(error.contains("remote init"), "{error}");
+        }
+        let error = large.fails(1, &["remote", "init", "site"])?;
+        ensure!(error.contains("4096") && error.contains("65536"), "{error}");
+        cli.ok(&["remote", "init", "site"])?;
+        let name = format!("pulled-{is_lost}");
+        cli.ok(&["pull", "site/base", "--as", &name])?;
+        cli.fails(1, &["remote", "init", "site"])?;
+    }
+    Ok(())
+}
+
 #[test]
 fn tags_of_a_remote_are_removed_all_or_those_that_are_told() -> anyhow::Result<()> {
     let fixture = with_remote()?;
