@@ -150,7 +150,8 @@ pub fn mount(
     let warm = Warm::start(
         view.store().clone(),
         counters.clone(),
-        options.prefetch,
+        // Who brings what is elsewhere knows what is worth bringing before it is asked for.
+        options.prefetch && !is_foreign,
         not_pinned.is_none(),
         options.read_ahead_bytes,
     );

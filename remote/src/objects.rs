@@ -2,6 +2,7 @@
 //! done; [`crate::protocol`] says what has to hold of it.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -24,6 +25,15 @@ pub trait Objects: Debug + Send + Sync {
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Unanswered>;
     /// Reads an object, or as much of a part as there is.
     fn get(&self, key: &str, part: Option<Part>) -> Result<Option<Vec<u8>>, Unanswered>;
+    /// The same, if that takes no longer than this. A directory cannot tell.
+    fn get_within(
+        &self,
+        key: &str,
+        part: Option<Part>,
+        _within: Duration,
+    ) -> Result<Option<Vec<u8>>, Unanswered> {
+        self.get(key, part)
+    }
     /// Whether there is an object.
     fn exists(&self, key: &str) -> Result<bool, Unanswered>;
     /// The objects whose keys begin so; `prefix` ends with a slash.

@@ -1,28 +1,28 @@
 //! From a place to what answers there.
 
 use std::path::Path;
+use std::time::Duration;
 
 use crate::dir::Directory;
 use crate::error::{Error, Result};
 use crate::objects::Objects;
 use crate::place::Place;
 
-/// How long a request may be silent, in seconds, that somebody waits for: who asks has it
-/// tried again.
-const DEMAND_SILENT_SECONDS: u64 = 5;
+/// How long a request may be silent that somebody waits for: who asks has it tried again.
+const DEMAND_SILENT: Duration = Duration::from_secs(5);
 
 /// Nothing is asked of it yet.
 pub(crate) fn open(place: &Place) -> Result<Box<dyn Objects>> {
     open_silent(place, None)
 }
 
-/// The same for requests that somebody waits for: each is one attempt, which does not take
-/// long to find out that nobody answers.
-pub(crate) fn open_for_demand(place: &Place) -> Result<Box<dyn Objects>> {
-    open_silent(place, Some(DEMAND_SILENT_SECONDS))
+/// The same for requests that somebody waits for, so long at most: each is one attempt, which
+/// does not take long to find out that nobody answers.
+pub(crate) fn open_for_demand(place: &Place, patience: Duration) -> Result<Box<dyn Objects>> {
+    open_silent(place, Some(DEMAND_SILENT.min(patience)))
 }
 
-fn open_silent(place: &Place, silent_seconds: Option<u64>) -> Result<Box<dyn Objects>> {
+fn open_silent(place: &Place, silent: Option<Duration>) -> Result<Box<dyn Objects>> {
     let bad = || Error::BadUrl {
         url: place.url.clone(),
     };
@@ -41,7 +41,7 @@ fn open_silent(place: &Place, silent_seconds: Option<u64>) -> Result<Box<dyn Obj
                 return Err(bad());
             }
             let prefix = prefix.trim_end_matches('/');
-            open_cloud(place, (scheme, bucket, prefix), silent_seconds)
+            open_cloud(place, (scheme, bucket, prefix), silent)
         }
         _ => Err(bad()),
     }
@@ -51,16 +51,20 @@ fn open_silent(place: &Place, silent_seconds: Option<u64>) -> Result<Box<dyn Obj
 fn open_cloud(
     place: &Place,
     (scheme, bucket, prefix): (&str, &str, &str),
-    silent_seconds: Option<u64>,
+    silent: Option<Duration>,
 ) -> Result<Box<dyn Objects>> {
     Ok(Box::new(crate::cloud::Cloud::open(
         place,
         (scheme, bucket, prefix),
-        silent_seconds,
+        silent,
     )?))
 }
 
 #[cfg(not(feature = "cloud"))]
-fn open_cloud(place: &Place, _: (&str, &str, &str), _: Option<u64>) -> Result<Box<dyn Objects>> {
+fn open_cloud(
+    place: &Place,
+    _: (&str, &str, &str),
+    _: Option<Duration>,
+) -> Result<Box<dyn Objects>> {
     Err(place.unusable("this program was built without the feature `cloud`"))
 }

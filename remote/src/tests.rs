@@ -8,6 +8,8 @@ use snapstore_store::{
     CommitRequest, ImageRole, Input, InputData, InputKind, PageSize, ParentChoice, Silent, Store,
 };
 
+use snapstore_tests::servers;
+
 use crate::protocol::{self, Options};
 use crate::{Error, Place, Remote};
 
@@ -16,8 +18,6 @@ mod lazy;
 mod mending;
 #[cfg(feature = "cloud")]
 mod network;
-#[cfg(feature = "cloud")]
-mod servers;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -86,9 +86,22 @@ impl Scene {
     /// Of a bucket of a server.
     #[cfg(feature = "cloud")]
     fn of(server: &servers::Server) -> Result<Self, Box<dyn std::error::Error>> {
+        let servers::Place {
+            url,
+            endpoint,
+            region,
+            credentials,
+        } = server.place();
         let scene = Self {
             dir: tempfile::tempdir()?,
-            place: server.place()?,
+            place: Place {
+                url,
+                endpoint: Some(endpoint),
+                region,
+                allow_http: true,
+                credentials: Some(credentials),
+                retry_seconds: Some(10),
+            },
         };
         scene.remote()?.init(4096)?;
         Ok(scene)

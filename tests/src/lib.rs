@@ -4,7 +4,9 @@ pub mod crashing;
 pub mod harness;
 pub mod inherited;
 pub mod powercut;
+pub mod proxy;
 pub mod scale;
+pub mod servers;
 pub mod shared_map;
 #[cfg(feature = "sim")]
 pub mod sim;

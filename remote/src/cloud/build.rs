@@ -15,9 +15,9 @@ use super::count::{Counter, Counting};
 use crate::error::{Error, Result};
 use crate::place::Place;
 
-const CONNECT_SECONDS: u64 = 10;
+const CONNECT: Duration = Duration::from_secs(10);
 /// A server that sends nothing for so long, or takes so long for a part of 8 MiB.
-const SILENT_SECONDS: u64 = 60;
+const SILENT: Duration = Duration::from_secs(60);
 const RETRY_SECONDS: u64 = 60;
 /// The time is the bound: pauses grow from a tenth of a second to ten.
 const MOST_RETRIES: usize = 1000;
@@ -27,7 +27,7 @@ const MOST_CREDENTIALS_BYTES: u64 = 64 << 10;
 pub fn store(
     place: &Place,
     (scheme, bucket): (&str, &str),
-    silent_seconds: Option<u64>,
+    silent: Option<Duration>,
     counter: &Arc<Counter>,
 ) -> Result<Box<dyn ObjectStore>> {
     // There is one already if this is not the first bucket.
@@ -41,8 +41,8 @@ pub fn store(
                 // One deletion at a time is what every server knows.
                 .with_disable_bulk_delete(true)
                 .with_bucket_name(bucket)
-                .with_retry(retry(place, silent_seconds))
-                .with_client_options(client(silent_seconds))
+                .with_retry(retry(place, silent))
+                .with_client_options(client(silent))
                 .with_http_connector(connector);
             for (name, value) in credentials {
                 builder = builder.with_config(name.parse().map_err(wrong)?, value);
@@ -65,13 +65,13 @@ pub fn store(
             Ok(Box::new(builder.build().map_err(wrong)?))
         }
         "gs" => {
-            let mut options = client(silent_seconds);
+            let mut options = client(silent);
             if place.allow_http {
                 options = options.with_allow_http(true);
             }
             let mut builder = GoogleCloudStorageBuilder::from_env()
                 .with_bucket_name(bucket)
-                .with_retry(retry(place, silent_seconds))
+                .with_retry(retry(place, silent))
                 .with_client_options(options)
                 .with_http_connector(connector);
             for (name, value) in credentials {
@@ -86,8 +86,8 @@ pub fn store(
         _ => {
             let mut builder = MicrosoftAzureBuilder::from_env()
                 .with_container_name(bucket)
-                .with_retry(retry(place, silent_seconds))
-                .with_client_options(client(silent_seconds))
+                .with_retry(retry(place, silent))
+                .with_client_options(client(silent))
                 .with_http_connector(connector);
             for (name, value) in credentials {
                 builder = builder.with_config(name.parse().map_err(wrong)?, value);
@@ -104,26 +104,22 @@ pub fn store(
     }
 }
 
-fn client(silent_seconds: Option<u64>) -> ClientOptions {
+fn client(silent: Option<Duration>) -> ClientOptions {
     ClientOptions::new()
-        .with_connect_timeout(Duration::from_secs(
-            silent_seconds.unwrap_or(CONNECT_SECONDS),
-        ))
-        .with_read_timeout(Duration::from_secs(
-            silent_seconds.unwrap_or(SILENT_SECONDS),
-        ))
+        .with_connect_timeout(silent.unwrap_or(CONNECT))
+        .with_read_timeout(silent.unwrap_or(SILENT))
         // A long object takes as long as the line needs.
         .with_timeout_disabled()
 }
 
-fn retry(place: &Place, silent_seconds: Option<u64>) -> RetryConfig {
+fn retry(place: &Place, silent: Option<Duration>) -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig {
             init_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(10),
             base: 2.0,
         },
-        max_retries: silent_seconds.map_or(MOST_RETRIES, |_| 0),
+        max_retries: silent.map_or(MOST_RETRIES, |_| 0),
         retry_timeout: Duration::from_secs(place.retry_seconds.unwrap_or(RETRY_SECONDS)),
     }
 }

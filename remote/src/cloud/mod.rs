@@ -33,7 +33,7 @@ const MOST_AT_ONCE_BYTES: usize = 16 << 20;
 const PART_BYTES: usize = 8 << 20;
 const PARTS_AT_ONCE: usize = 4;
 /// However slowly a server answers, an operation ends.
-const MOST_SECONDS: u64 = 15 * 60;
+const MOST: Duration = Duration::from_secs(15 * 60);
 /// What is shown of what a server says.
 const MOST_TOLD_CHARS: usize = 600;
 
@@ -58,7 +58,7 @@ impl Cloud {
     pub fn open(
         place: &Place,
         (scheme, bucket, prefix): (&str, &str, &str),
-        silent_seconds: Option<u64>,
+        silent: Option<Duration>,
     ) -> Result<Self> {
         if Path::parse(prefix).is_err() {
             return Err(place.unusable("its prefix cannot be that of an object's name"));
@@ -71,7 +71,7 @@ impl Cloud {
             .build()
             .map_err(|error| place.unusable(format!("cannot start a thread: {error}")))?;
         Ok(Self {
-            store: build::store(place, (scheme, bucket), silent_seconds, &counter)?,
+            store: build::store(place, (scheme, bucket), silent, &counter)?,
             prefix: match prefix {
                 "" => String::new(),
                 prefix => format!("{prefix}/"),
@@ -94,9 +94,19 @@ impl Cloud {
         key: &str,
         work: impl Future<Output = Result<T, Unanswered>>,
     ) -> Result<T, Unanswered> {
+        self.wait_within(MOST, what, key, work)
+    }
+
+    fn wait_within<T>(
+        &self,
+        within: Duration,
+        what: &'static str,
+        key: &str,
+        work: impl Future<Output = Result<T, Unanswered>>,
+    ) -> Result<T, Unanswered> {
         self.runtime.block_on(async {
-            let bounded = tokio::time::timeout(Duration::from_secs(MOST_SECONDS), work);
-            let late = |_| no(what, key, format!("no end after {MOST_SECONDS} seconds"));
+            let late = |_| no(what, key, format!("no end after {within:?}"));
+            let bounded = tokio::time::timeout(within, work);
             bounded.await.map_err(late)?
         })
     }
@@ -266,6 +276,16 @@ impl Objects for Cloud {
     fn get(&self, key: &str, part: Option<Part>) -> Result<Option<Vec<u8>>, Unanswered> {
         let path = self.path("read", key)?;
         self.wait("read", key, self.read(key, &path, part))
+    }
+
+    fn get_within(
+        &self,
+        key: &str,
+        part: Option<Part>,
+        within: Duration,
+    ) -> Result<Option<Vec<u8>>, Unanswered> {
+        let path = self.path("read", key)?;
+        self.wait_within(within.min(MOST), "read", key, self.read(key, &path, part))
     }
 
     fn exists(&self, key: &str) -> Result<bool, Unanswered> {

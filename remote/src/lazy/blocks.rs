@@ -23,6 +23,12 @@ const DEMANDED_BLOCKS: u64 = 2;
 pub const AHEAD_BLOCKS: u64 = 16;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// What an attempt gets at least, however little is left of the time.
+const LEAST_ATTEMPT: Duration = Duration::from_millis(250);
+/// For so long after somebody waited in vain, who asks for the same gets one attempt, which
+/// takes no longer than this: for the kernel a page whose reading ahead has failed is not
+/// read yet, and it asks at once for the page alone.
+const IN_VAIN: Duration = Duration::from_secs(1);
 /// What is kept in memory where it cannot be kept on the disk.
 const MEMORY_BYTES: usize = 32 << 20;
 /// How long a request ahead waits at once for those that somebody waits for.
@@ -81,6 +87,8 @@ pub struct Blocks {
 struct Flights {
     at: HashMap<(Name, u64), Arc<Flight>>,
     demanded: usize,
+    /// What was waited for in vain lately, and until when that counts.
+    in_vain: VecDeque<(Name, Range<u64>, Instant)>,
     memory: VecDeque<(Name, Held)>,
     memory_bytes: usize,
 }
@@ -172,6 +180,7 @@ impl Blocks {
         }
         let mut held: Vec<Held> = Vec::new();
         let (mut waited, mut again) = (false, false);
+        let until = Instant::now() + self.timeout;
         loop {
             let mut flights = self.flights();
             flights.remembered(pack.name, range, &mut held);
@@ -195,6 +204,7 @@ impl Blocks {
                 return Ok(Read::NotAtHand);
             }
             waited = true;
+            let was_in_vain = flights.was_in_vain(pack.name, first);
             let (flight, is_own) = match flights.at.get(&(pack.name, first)) {
                 Some(flight) => (flight.clone(), false),
                 None => {
@@ -206,8 +216,16 @@ impl Blocks {
             };
             drop(flights);
             let landed = match is_own {
-                true => self.fly(pack, &flight, || self.get_patiently(pack, &flight.blocks)),
-                false => flight.wait(),
+                true if was_in_vain => self.fly(pack, &flight, || {
+                    self.get_once(pack, &flight.blocks, IN_VAIN, &self.counts.demanded)
+                }),
+                true => self.fly(pack, &flight, || {
+                    self.get_patiently(pack, &flight.blocks, until)
+                }),
+                false => match flight.wait(until) {
+                    Some(landed) => landed,
+                    None => return Err(Failure::late(&pack.key)),
+                },
             };
             match landed {
                 Ok(bytes) => {
@@ -252,7 +270,7 @@ impl Blocks {
         let flight = self.enter(&mut flights, pack.name, first..end, false, &is_there);
         drop(flights);
         let landed = self.fly(pack, &flight, || {
-            self.get_once(pack, &flight.blocks, &self.counts.ahead)
+            self.get_once(pack, &flight.blocks, Duration::MAX, &self.counts.ahead)
         });
         let whole = (flight.blocks.end - flight.blocks.start) * BLOCK_BYTES;
         landed.is_ok_and(|bytes| bytes.len() as u64 == whole) && flight.blocks.end < blocks.end
@@ -318,14 +336,22 @@ impl Blocks {
     }
 
     /// Asks until there is an answer, or the time is over.
-    fn get_patiently(&self, pack: &PackRef, blocks: &Range<u64>) -> Result<Vec<u8>, Failure> {
-        let until = Instant::now() + self.timeout;
+    fn get_patiently(
+        &self,
+        pack: &PackRef,
+        blocks: &Range<u64>,
+        until: Instant,
+    ) -> Result<Vec<u8>, Failure> {
         let mut pause = FIRST_PAUSE;
+        let left = || until.saturating_duration_since(Instant::now());
         loop {
-            match self.get_once(pack, blocks, &self.counts.demanded) {
+            let within = left().max(LEAST_ATTEMPT);
+            match self.get_once(pack, blocks, within, &self.counts.demanded) {
                 Err(Failure::Unanswered(error)) => {
-                    let left = until.saturating_duration_since(Instant::now());
+                    let left = left();
                     if left.is_zero() || self.has_ended() {
+                        let in_vain = (pack.name, blocks.clone(), Instant::now() + IN_VAIN);
+                        self.flights().in_vain.push_back(in_vain);
                         return Err(Failure::Unanswered(error));
                     }
                     // Not all hosts at once.
@@ -342,10 +368,11 @@ impl Blocks {
         &self,
         pack: &PackRef,
         blocks: &Range<u64>,
+        within: Duration,
         count: &AtomicU64,
     ) -> Result<Vec<u8>, Failure> {
         count.fetch_add(1, Ordering::Relaxed);
-        let got = self.get(pack, blocks);
+        let got = self.get(pack, blocks, within);
         match &got {
             Ok(bytes) => self
                 .counts
@@ -356,10 +383,15 @@ impl Blocks {
         got
     }
 
-    fn get(&self, pack: &PackRef, blocks: &Range<u64>) -> Result<Vec<u8>, Failure> {
+    fn get(
+        &self,
+        pack: &PackRef,
+        blocks: &Range<u64>,
+        within: Duration,
+    ) -> Result<Vec<u8>, Failure> {
         let len = usize::try_from((blocks.end - blocks.start) * BLOCK_BYTES);
         let part = (blocks.start * BLOCK_BYTES, len.unwrap_or(usize::MAX));
-        match self.objects.get(&pack.key, Some(part))? {
+        match self.objects.get_within(&pack.key, Some(part), within)? {
             Some(bytes) => Ok(bytes),
             // A filesystem that is not mounted has no objects at all.
             None => match self.objects.exists(crate::remote::CONFIG_KEY)? {
@@ -404,6 +436,16 @@ impl Blocks {
 }
 
 impl Flights {
+    /// Whether this block, or one beside it, was waited for in vain a moment ago.
+    fn was_in_vain(&mut self, name: Name, block: u64) -> bool {
+        let now = Instant::now();
+        self.in_vain.retain(|(_, _, until)| *until > now);
+        let mut lately = self.in_vain.iter();
+        lately.any(|(of, blocks, _)| {
+            *of == name && (blocks.start..=blocks.end + 1).contains(&(block + 1))
+        })
+    }
+
     /// What is in memory of a range, since it is not in the cache.
     fn remembered(&self, name: Name, range: &Range<u64>, held: &mut Vec<Held>) {
         let blocks = blocks_of(range);
@@ -447,14 +489,16 @@ impl Flights {
 }
 
 impl Flight {
-    fn wait(&self) -> Result<Arc<Vec<u8>>, Failure> {
+    /// `None` if it has not landed until then.
+    fn wait(&self, until: Instant) -> Option<Result<Arc<Vec<u8>>, Failure>> {
         let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(outcome) = &*outcome {
+            let left = until.saturating_duration_since(Instant::now());
+            if outcome.is_some() || left.is_zero() {
                 return outcome.clone();
             }
-            let woken = self.landed.wait(outcome);
-            outcome = woken.unwrap_or_else(PoisonError::into_inner);
+            let woken = self.landed.wait_timeout(outcome, left);
+            outcome = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

@@ -27,10 +27,19 @@ pub enum Failure {
 impl Failure {
     /// Nobody asked to the end.
     pub fn ended(key: &str) -> Self {
+        Self::unanswered(key, "the reading has ended")
+    }
+
+    /// Others asked, and have no answer yet.
+    pub fn late(key: &str) -> Self {
+        Self::unanswered(key, "there is no answer yet")
+    }
+
+    fn unanswered(key: &str, reason: &str) -> Self {
         Self::Unanswered(Unanswered {
             what: "read",
             key: key.to_owned(),
-            reason: "the reading has ended".to_owned(),
+            reason: reason.to_owned(),
             wrong: None,
         })
     }

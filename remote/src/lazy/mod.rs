@@ -70,7 +70,7 @@ impl Remote {
     /// # Errors
     /// As [`Remote::pull`].
     pub fn lazy(self, store: &Store, tag: &str, options: &LazyOptions) -> Result<Lazy> {
-        let demanded = crate::open::open_for_demand(&self.place)?;
+        let demanded = crate::open::open_for_demand(&self.place, options.timeout)?;
         self.lazy_by(store, tag, options, demanded)
     }
 

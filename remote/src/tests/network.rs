@@ -8,7 +8,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Mutex;
 use std::thread;
 
-use super::{Outcome, Scene, over, servers};
+use snapstore_tests::servers;
+
+use super::{Outcome, Scene, over};
 use crate::protocol::{self, Unanswered};
 use crate::{Error, Place, Remote};
 

@@ -9,6 +9,7 @@ mod lazily;
 mod lifecycle;
 mod logged;
 mod metrics;
+mod network;
 mod odd_stores;
 mod other_user;
 mod places;

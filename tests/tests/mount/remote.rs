@@ -11,13 +11,10 @@ use snapstore_tests::harness::{Cli, noise};
 use crate::lifecycle::{kill, wait_for_end};
 use crate::{Fixture, PAGE, names};
 
-const PAGES: usize = 1500;
+pub const PAGES: usize = 1500;
 
-/// A bucket with `base`, which one store has pushed; the fixture's own store has nothing.
-fn with_remote(test: &str) -> anyhow::Result<Option<(Fixture, Cli)>> {
-    let Some(fixture) = Fixture::new(test)? else {
-        return Ok(None);
-    };
+/// Another store than the fixture's, with `base`.
+pub fn commit_base(fixture: &Fixture) -> anyhow::Result<Cli> {
     let there = Cli::new(&fixture.path("there"));
     there.ok(&["init"])?;
     let memory = fixture.file("image", &noise(1, PAGES * PAGE))?;
@@ -26,6 +23,15 @@ fn with_remote(test: &str) -> anyhow::Result<Option<(Fixture, Cli)>> {
     let disk = format!("disk0={disk}");
     let arguments = ["commit", "base", "--memory", &memory, "--disk", &disk];
     there.ok(&[&arguments[..], &["--vmstate", &state]].concat())?;
+    Ok(there)
+}
+
+/// A bucket with `base`, which one store has pushed; the fixture's own store has nothing.
+fn with_remote(test: &str) -> anyhow::Result<Option<(Fixture, Cli)>> {
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(None);
+    };
+    let there = commit_base(&fixture)?;
     let url = format!("file://{}", fixture.path("bucket").display());
     for cli in [&there, &fixture.cli] {
         cli.ok(&["remote", "add", "site", &url])?;
@@ -35,14 +41,14 @@ fn with_remote(test: &str) -> anyhow::Result<Option<(Fixture, Cli)>> {
     Ok(Some((fixture, there)))
 }
 
-fn read_page(file: &File, number: usize) -> std::io::Result<Vec<u8>> {
+pub fn read_page(file: &File, number: usize) -> std::io::Result<Vec<u8>> {
     fadvise(file, 0, None, Advice::DontNeed)?;
     let mut page = vec![0; PAGE];
     file.read_exact_at(&mut page, (number * PAGE) as u64)?;
     Ok(page)
 }
 
-fn expect_page(file: &File, number: usize) -> anyhow::Result<()> {
+pub fn expect_page(file: &File, number: usize) -> anyhow::Result<()> {
     let page = read_page(file, number).with_context(|| format!("page {number}"))?;
     ensure!(
         page == noise(1, PAGES * PAGE)[number * PAGE..][..PAGE],
@@ -52,7 +58,7 @@ fn expect_page(file: &File, number: usize) -> anyhow::Result<()> {
 }
 
 /// The longest file below a directory.
-fn longest(dir: &Path) -> anyhow::Result<PathBuf> {
+pub fn longest(dir: &Path) -> anyhow::Result<PathBuf> {
     let mut found: Option<(u64, PathBuf)> = None;
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

@@ -2,14 +2,12 @@
 //! once for all tests of this process, and ends with it.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::{env, fs, thread};
-
-use crate::Place;
 
 const BUCKET: &str = "snaps";
 
@@ -28,32 +26,87 @@ fetch(`${url}/${account}/${name}?restype=container`, {method: 'PUT', headers: {
 });
 ";
 
+/// Where a bucket is, and how it is reached.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// `s3://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`.
+    pub url: String,
+    /// The server's URL, in clear.
+    pub endpoint: String,
+    /// The region, if it has one.
+    pub region: Option<String>,
+    /// A file with the keys.
+    pub credentials: PathBuf,
+}
+
+impl Place {
+    /// The same bucket by another way, such as a proxy that listens at this address.
+    #[must_use]
+    pub fn through(&self, address: SocketAddr) -> Self {
+        let rest = self.endpoint.split('/').skip(3).collect::<Vec<_>>();
+        let mut endpoint = format!("http://{address}");
+        for part in rest {
+            endpoint += &format!("/{part}");
+        }
+        Self {
+            endpoint,
+            ..self.clone()
+        }
+    }
+
+    /// How `snapstore remote add NAME` is told of it.
+    #[must_use]
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![self.url.clone(), "--allow-http".to_owned()];
+        let credentials = self.credentials.display().to_string();
+        let region = self.region.as_ref().map(|region| ("--region", region));
+        let options = [
+            ("--endpoint", &self.endpoint),
+            ("--credentials", &credentials),
+        ];
+        for (option, value) in options.into_iter().chain(region) {
+            arguments.extend([option.to_owned(), value.clone()]);
+        }
+        arguments
+    }
+}
+
 /// A server that runs.
+#[derive(Debug)]
 pub struct Server {
     place: Place,
+    address: SocketAddr,
     /// It ends when the other end of its standard input does.
     _process: Child,
 }
 
 impl Server {
     /// A bucket of one's own: a prefix that nobody else has.
-    pub fn place(&self) -> Result<Place, Box<dyn std::error::Error>> {
+    #[must_use]
+    pub fn place(&self) -> Place {
         let mut place = self.place.clone();
-        place.url += &format!("/{:032x}", crate::random()?);
-        Ok(place)
+        place.url += &format!("/{:032x}", fastrand::u128(..));
+        place
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 }
 
 /// The server, or why there is none.
 pub type Found = Result<Server, String>;
 
+/// moto's S3.
 pub static S3: LazyLock<Found> = LazyLock::new(|| {
     let program = program("moto/bin/moto_server")?;
     let dir = directory("s3")?;
     let args = ["-H", "127.0.0.1", "-p", "0"];
     let (process, address) = start(&program, &args, &dir)?;
     let told = |error: std::io::Error| format!("{address} does not answer: {error}");
-    let mut stream = TcpStream::connect(&address).map_err(told)?;
+    let mut stream = TcpStream::connect(address).map_err(told)?;
     let request = format!(
         "PUT /{BUCKET} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     );
@@ -69,16 +122,16 @@ pub static S3: LazyLock<Found> = LazyLock::new(|| {
     Ok(Server {
         place: Place {
             url: format!("s3://{BUCKET}"),
-            endpoint: Some(format!("http://{address}")),
+            endpoint: format!("http://{address}"),
             region: Some("us-east-1".to_owned()),
-            allow_http: true,
-            credentials: Some(secret(&dir, credentials)?),
-            retry_seconds: Some(10),
+            credentials: secret(&dir, credentials)?,
         },
+        address,
         _process: process,
     })
 });
 
+/// Azurite's Azure.
 pub static AZURE: LazyLock<Found> = LazyLock::new(|| {
     let program = program("node_modules/.bin/azurite-blob")?;
     let dir = directory("azure")?;
@@ -106,12 +159,11 @@ pub static AZURE: LazyLock<Found> = LazyLock::new(|| {
     Ok(Server {
         place: Place {
             url: format!("az://{BUCKET}"),
-            endpoint: Some(format!("http://{address}/tests")),
+            endpoint: format!("http://{address}/tests"),
             region: None,
-            allow_http: true,
-            credentials: Some(secret(&dir, credentials)?),
-            retry_seconds: Some(10),
+            credentials: secret(&dir, credentials)?,
         },
+        address,
         _process: process,
     })
 });
@@ -147,7 +199,7 @@ fn secret(dir: &Path, text: &str) -> Result<PathBuf, String> {
 
 /// Starts a server and waits until it says where it listens. A shell ends it, and removes
 /// its files, when this process is gone, however it ends.
-fn start(program: &Path, args: &[&str], dir: &Path) -> Result<(Child, String), String> {
+fn start(program: &Path, args: &[&str], dir: &Path) -> Result<(Child, SocketAddr), String> {
     const KEEP: &str = "dir=$1; shift; \"$@\" 2>&1 & read -r _; kill -9 $!; rm -rf \"$dir\"";
     let mut process = Command::new("sh")
         .args(["-c", KEEP, "sh"])
@@ -171,10 +223,10 @@ fn start(program: &Path, args: &[&str], dir: &Path) -> Result<(Child, String), S
             .chars()
             .take_while(char::is_ascii_digit)
             .collect();
-        if !port.is_empty() {
+        if let Ok(port) = port.parse::<u16>() {
             // It must never wait for a reader.
             thread::spawn(move || lines.for_each(drop));
-            return Ok((process, format!("127.0.0.1:{port}")));
+            return Ok((process, (Ipv4Addr::LOCALHOST, port).into()));
         }
         said += &line;
         said.push('\n');
