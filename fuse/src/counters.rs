@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use fuser::{Errno, ReplyXattr, Request};
 use serde::{Deserialize, Serialize};
-use snapstore_store::ErrorClass;
+use snapstore_store::{ErrorClass, ForeignSnapshot, Traffic};
 
 use crate::error::{Result, cannot};
 
@@ -73,6 +73,8 @@ pub struct MountCounters {
     pub sampled_hit_pages: u64,
     /// Pages that were asked for and are in no working set.
     pub missed_pages: u64,
+    /// What was asked for where the snapshot is, if it is elsewhere, by why.
+    pub elsewhere: Vec<Traffic>,
 }
 
 impl MountCounters {
@@ -115,11 +117,17 @@ pub(crate) struct Counters {
     sampled_pages: AtomicU64,
     sampled_hit_pages: AtomicU64,
     missed_pages: AtomicU64,
+    elsewhere: Option<ForeignSnapshot>,
 }
 
 impl Counters {
     /// Of a mount of which the kernel reads so much around a fault.
     pub fn new(read_ahead_bytes: u32) -> Self {
+        Self::of(read_ahead_bytes, None)
+    }
+
+    /// The same of one that shows this snapshot, which is elsewhere.
+    pub fn of(read_ahead_bytes: u32, elsewhere: Option<ForeignSnapshot>) -> Self {
         Self {
             began: Instant::now(),
             read_ahead_bytes,
@@ -128,6 +136,7 @@ impl Counters {
             sampled_pages: AtomicU64::new(0),
             sampled_hit_pages: AtomicU64::new(0),
             missed_pages: AtomicU64::new(0),
+            elsewhere,
         }
     }
 
@@ -224,6 +233,11 @@ impl Counters {
             sampled_pages: get(&self.sampled_pages),
             sampled_hit_pages: get(&self.sampled_hit_pages),
             missed_pages: get(&self.missed_pages),
+            elsewhere: self
+                .elsewhere
+                .iter()
+                .flat_map(ForeignSnapshot::traffic)
+                .collect(),
         }
     }
 

@@ -142,11 +142,15 @@ pub fn mount(
     };
     // fuser tells of threads that it cannot start only when it is done.
     find_threads(options.threads + MORE_THREADS).map_err(failed)?;
-    let is_foreign = matches!(what, MountTarget::Foreign(_));
+    let elsewhere = match what {
+        MountTarget::Foreign(snapshot) => Some(snapshot.clone()),
+        MountTarget::Snapshot(_) | MountTarget::AllTags => None,
+    };
+    let is_foreign = elsewhere.is_some();
     // What is elsewhere is kept there.
     let not_pinned = view.not_pinned().filter(|_| !is_foreign);
     let chores = Chores::start(view.clone()).map_err(failed)?;
-    let counters = Arc::new(Counters::new(options.read_ahead_bytes));
+    let counters = Arc::new(Counters::of(options.read_ahead_bytes, elsewhere));
     let warm = Warm::start(
         view.store().clone(),
         counters.clone(),

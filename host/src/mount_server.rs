@@ -99,6 +99,8 @@ pub struct RemoteReading {
     pub timeout: Duration,
     /// The most that is kept of what was read.
     pub cache_limit_bytes: u64,
+    /// Whether all of it is read in the end, as far as the limit allows.
+    pub fills: bool,
 }
 
 impl RemoteReading {
@@ -109,6 +111,9 @@ impl RemoteReading {
             "--cache-limit".into(),
             self.cache_limit_bytes.to_string().into(),
         ];
+        if self.fills {
+            arguments.push("--fill".into());
+        }
         if let Some(id) = &self.id {
             arguments.extend(["--of-snapshot".into(), id.into()]);
         }

@@ -7,9 +7,15 @@
 //!   4 count of inner nodes, children first, then each:   1 level   4 length   canonical part
 //!   4 count of leaves, then each:  32 id   4 number of its pack in the head's list   4 offset
 //!                                  4 length of its record   2 count   each 4: packs of its pages
+//!   of version 2, where a working set was laid apart:
+//!   4 number of its pack   4 where it ends there
+//!   4 count, then each: 4 number of a pack   4 its length
+//!   4 count, then each: 2 length   image's name   4 length   what `working-sets/` has of it
 //! pack
 //!      0  8  magic SNAPRPAK      8  4  version, 1      12  20  its own name
-//!     32  -  groups: a leaf's record, then those of its pages that are new, in order
+//!     32  -  groups: a leaf's record, then those of its pages that are new, in order;
+//!            of a leaf that was laid apart the pages alone. A working set's pack: its pages in
+//!            the order in which they are touched, before the first of a leaf its record
 //!      -  32 BLAKE3 of the pack's key, a zero byte, and all bytes before
 //! record of a leaf
 //!      4 length of the canonical part   canonical part
@@ -59,6 +65,31 @@ pub struct PagePlace {
     pub encoding: u8,
 }
 
+impl PagePlace {
+    /// There in a pack.
+    #[must_use]
+    pub fn new(pack: Name, offset: usize, len: usize, encoding: u8) -> Self {
+        Self {
+            pack,
+            offset: u32_of(offset),
+            len: u32_of(len),
+            encoding,
+        }
+    }
+}
+
+/// How long the record is of a leaf with so many pages in so many packs.
+#[must_use]
+pub fn record_len(canonical_len: usize, packs: usize, pages: usize) -> usize {
+    4 + canonical_len + 2 + packs * Name::LEN + pages * PAGE_PLACE_LEN
+}
+
+/// About how long one is at most.
+#[must_use]
+pub fn most_record_len() -> u64 {
+    24 << 10
+}
+
 /// The tree of an image.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tree {
@@ -81,6 +112,21 @@ pub struct Head {
     pub nodes: Vec<(u8, Vec<u8>)>,
     /// The leaves.
     pub leaves: BTreeMap<[u8; 32], LeafPlace>,
+    /// What is to be read first, if that is known.
+    pub first: Option<First>,
+}
+
+/// A working set that was laid apart.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct First {
+    /// Its pack.
+    pub pack: Name,
+    /// Where it ends there.
+    pub end: u32,
+    /// How long packs are, as far as their writer knew.
+    pub lengths: BTreeMap<Name, u32>,
+    /// What was recorded, by the images' names: as the store keeps it.
+    pub sets: Vec<(String, Vec<u8>)>,
 }
 
 impl Head {
@@ -106,9 +152,7 @@ impl Head {
         append(&mut out, &self.manifest);
         out.extend_from_slice(&u32_of(self.trees.len()).to_le_bytes());
         for tree in &self.trees {
-            let len = u16::try_from(tree.image.len()).expect("names are short");
-            out.extend_from_slice(&len.to_le_bytes());
-            out.extend_from_slice(tree.image.as_bytes());
+            append_name(&mut out, &tree.image);
             out.push(tree.level);
             out.extend_from_slice(&tree.id);
         }
@@ -129,12 +173,36 @@ impl Head {
                 .iter()
                 .for_each(|pack| out.extend_from_slice(&number(pack)));
         }
+        if let Some(first) = &self.first {
+            out.extend_from_slice(&number(&first.pack));
+            out.extend_from_slice(&first.end.to_le_bytes());
+            let known = first.lengths.iter();
+            let known: Vec<_> = known
+                .filter(|(pack, _)| packs.binary_search(pack).is_ok())
+                .collect();
+            out.extend_from_slice(&u32_of(known.len()).to_le_bytes());
+            for (pack, len) in known {
+                out.extend_from_slice(&number(pack));
+                out.extend_from_slice(&len.to_le_bytes());
+            }
+            out.extend_from_slice(&u32_of(first.sets.len()).to_le_bytes());
+            for (image, set) in &first.sets {
+                append_name(&mut out, image);
+                append(&mut out, set);
+            }
+        }
         out
     }
 
+    /// The version of a head that holds this.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        1 + u32::from(self.first.is_some())
+    }
+
     /// # Errors
-    /// If no version wrote it so.
-    pub fn decode(bytes: &[u8], packs: &[Name]) -> Result<Self, Malformed> {
+    /// If no head of this version was written so.
+    pub fn decode(version: u32, bytes: &[u8], packs: &[Name]) -> Result<Self, Malformed> {
         let mut fields = Fields(bytes);
         let wrong = Malformed::Wrong("it names a pack that it does not list");
         let pack = |number: u32| packs.get(number as usize).copied().ok_or(wrong);
@@ -144,10 +212,8 @@ impl Head {
             ..Self::default()
         };
         for _ in 0..fields.count(35)? {
-            let len = usize::from(u16::from_le_bytes(fields.array()?));
-            let image = String::from_utf8(fields.take(len)?.to_vec());
             head.trees.push(Tree {
-                image: image.map_err(|_| Malformed::Wrong("an image has no name"))?,
+                image: name_of(&mut fields)?,
                 level: fields.array::<1>()?[0],
                 id: fields.array()?,
             });
@@ -173,6 +239,23 @@ impl Head {
                     packs: of_pages,
                 },
             );
+        }
+        if version > 1 {
+            let mut first = First {
+                pack: pack(fields.u32()?)?,
+                end: fields.u32()?,
+                lengths: BTreeMap::new(),
+                sets: Vec::new(),
+            };
+            for _ in 0..fields.count(8)? {
+                first.lengths.insert(pack(fields.u32()?)?, fields.u32()?);
+            }
+            for _ in 0..fields.count(6)? {
+                let image = name_of(&mut fields)?;
+                let len = fields.count(1)?;
+                first.sets.push((image, fields.take(len)?.to_vec()));
+            }
+            head.first = Some(first);
         }
         fields.end()?;
         Ok(head)
@@ -248,7 +331,7 @@ impl PackBytes {
         }
         let names: Vec<Name> = packs.iter().copied().collect();
         let start = self.bytes.len();
-        let len = 4 + canonical.len() + 2 + names.len() * Name::LEN + pages.len() * PAGE_PLACE_LEN;
+        let len = record_len(canonical.len(), names.len(), pages.len());
         let mut offset = start + len;
         let mut places = Vec::with_capacity(pages.len());
         append(&mut self.bytes, canonical);
@@ -261,12 +344,7 @@ impl PackBytes {
             let place = match page {
                 Ok(place) => *place,
                 Err((encoding, bytes)) => {
-                    let place = PagePlace {
-                        pack: self.name,
-                        offset: u32_of(offset),
-                        len: u32_of(bytes.len()),
-                        encoding: *encoding,
-                    };
+                    let place = PagePlace::new(self.name, offset, bytes.len(), *encoding);
                     offset += bytes.len();
                     place
                 }
@@ -291,6 +369,13 @@ impl PackBytes {
             packs,
         };
         (leaf, places)
+    }
+
+    /// Adds a page alone.
+    pub fn add_page(&mut self, encoding: u8, bytes: &[u8]) -> PagePlace {
+        let place = PagePlace::new(self.name, self.bytes.len(), bytes.len(), encoding);
+        self.bytes.extend_from_slice(bytes);
+        place
     }
 
     /// All its bytes.
@@ -343,6 +428,18 @@ pub fn decode_leaf(id: &[u8; 32], record: &[u8]) -> Result<(NodeParts, Vec<PageP
     }
     fields.end()?;
     Ok((node, places))
+}
+
+fn append_name(out: &mut Vec<u8>, name: &str) {
+    let len = u16::try_from(name.len()).expect("names are short");
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(name.as_bytes());
+}
+
+fn name_of(fields: &mut Fields<'_>) -> Result<String, Malformed> {
+    let len = usize::from(u16::from_le_bytes(fields.array()?));
+    let name = String::from_utf8(fields.take(len)?.to_vec());
+    name.map_err(|_| Malformed::Wrong("an image has no name"))
 }
 
 fn append(out: &mut Vec<u8>, bytes: &[u8]) {

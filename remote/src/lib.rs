@@ -18,6 +18,7 @@ mod check;
 mod cloud;
 mod dir;
 mod error;
+mod first;
 mod head;
 mod intact;
 mod lazy;
@@ -35,7 +36,7 @@ mod upload;
 mod verify;
 
 pub use error::{Error, Result};
-pub use lazy::{Lazy, LazyCounts, LazyOptions};
+pub use lazy::{Lazy, LazyCounts, LazyOptions, Requested};
 pub use objects::Requests;
 pub use place::Place;
 pub use pull::Pulled;

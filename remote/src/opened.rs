@@ -44,7 +44,7 @@ impl Remote {
         let bytes = self.needed(&key, needed_by)?;
         let wrong = |error: Malformed| error.of(&key);
         let (summary, rest) = HeadSummary::decode(&key, &bytes).map_err(wrong)?;
-        let head = Head::decode(rest, &summary.packs).map_err(wrong)?;
+        let head = Head::decode(summary.version, rest, &summary.packs).map_err(wrong)?;
         if snapshot_of_manifest(&head.manifest) != summary.snapshot {
             return Err(wrong(Malformed::Wrong(OTHER_SNAPSHOT)).into());
         }

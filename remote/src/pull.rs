@@ -9,7 +9,7 @@ use std::thread;
 use serde::Serialize;
 use snapstore_store::{
     Error as StoreError, ImportRequest, Imported, NodeParts, PartsWriter, Progress, Receiving,
-    Silent, Store, decode_page,
+    Silent, SnapshotId, Store, WorkingSet, check_tag, decode_page,
 };
 
 use crate::error::{Error, Result};
@@ -159,6 +159,7 @@ impl Remote {
             bytes: opened.len_bytes,
         };
         let imported = fetch.import(as_tag, replace)?;
+        fetch.keep_working_sets(SnapshotId::from_hex(&hex(&opened.snapshot)));
         Ok(Pulled {
             id: hex(&opened.snapshot),
             tag: as_tag.to_owned(),
@@ -170,6 +171,24 @@ impl Remote {
 }
 
 impl Fetch<'_> {
+    /// Keeps what is known of those who restored it before, if nothing is known here. It is
+    /// a guess, which may be lost.
+    fn keep_working_sets(&self, id: Option<SnapshotId>) {
+        let sets = self.head.first.iter().flat_map(|first| &first.sets);
+        for (image, set) in sets {
+            // Its name becomes a part of a file's name.
+            let is_image = self.head.trees.iter().any(|tree| tree.image == *image);
+            let is_name = is_image && check_tag(image).is_ok();
+            let (Some(id), true, Some(set)) = (id, is_name, WorkingSet::from_bytes(set)) else {
+                continue;
+            };
+            if matches!(self.store.working_set(id, image), Ok(None)) {
+                let kept = self.store.keep_working_set(id, image, &set);
+                kept.unwrap_or_else(|error| tracing::debug!(%error, "a working set is not kept"));
+            }
+        }
+    }
+
     fn import(&mut self, tag: &str, replace: bool) -> Result<Imported> {
         let mut attempts = ATTEMPTS;
         loop {

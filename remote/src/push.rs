@@ -3,10 +3,11 @@
 use std::cell::Cell;
 use std::sync::Mutex;
 
-use snapstore_store::{Progress, Store};
+use snapstore_store::{Parts, Progress, Store};
 
 use crate::error::{Error, Result};
-use crate::protocol::{self, Mode, Pushed};
+use crate::first::Wanted;
+use crate::protocol::{self, Mode, Pushed, RefKey};
 use crate::remote::{Remote, block_on, who};
 use crate::upload::{PushReport, Upload};
 
@@ -33,19 +34,35 @@ impl Remote {
         });
         let failed = Cell::new(None);
         let mut work = Upload::new(store, &parts, tag, progress, &report, &failed);
-        let pushed = block_on(protocol::push(
-            self,
-            tag,
-            &mode,
-            snapshot,
-            &who(),
-            &mut work,
-        ));
-        if let Some(error) = failed.take() {
-            return Err(Error::Store(error));
-        }
+        let who = who();
+        let mut push = |mode: &Mode| {
+            let pushed = protocol::push(self, tag, mode, snapshot, &who, &mut work);
+            match (block_on(pushed), failed.take()) {
+                (_, Some(error)) => Err(Error::Store(error)),
+                (pushed, None) => Ok(pushed?),
+            }
+        };
+        let already = match push(&mode)? {
+            Pushed::Now(_) => false,
+            Pushed::Already(record) if self.lacks_working_set(store, &parts, &record)? => {
+                // The same snapshot once more, in other packs.
+                push(&Mode::Repack(record))?;
+                true
+            }
+            Pushed::Already(_) => true,
+        };
         let mut report = report.into_inner().unwrap_or_default();
-        report.already = matches!(pushed?, Pushed::Already(_));
+        report.already = already;
         Ok(report)
+    }
+
+    /// Whether there is one here, and none there.
+    fn lacks_working_set(&self, store: &Store, parts: &Parts<'_>, record: &RefKey) -> Result<bool> {
+        let wanted = Wanted::of(store, parts);
+        if wanted.sets.is_empty() {
+            return Ok(false);
+        }
+        let head = self.open_head(record)?.head;
+        Ok(head.first.is_none() && wanted.is_of(&head))
     }
 }

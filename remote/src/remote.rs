@@ -293,10 +293,12 @@ impl Remote {
         }
     }
 
-    pub(crate) fn check_pages(&self, store: &Store) -> Result<()> {
-        let (remote_bytes, store_bytes) = (self.page_bytes()?, store.page_size().bytes());
+    /// What the bucket says of itself, if its pages are as long as the store's.
+    pub(crate) fn check_pages(&self, store: &Store) -> Result<Config> {
+        let config = self.config()?;
+        let (remote_bytes, store_bytes) = (config.page_bytes, store.page_size().bytes());
         match remote_bytes == store_bytes {
-            true => Ok(()),
+            true => Ok(config),
             false => Err(Error::OtherPageSize {
                 url: self.url.clone(),
                 remote_bytes,

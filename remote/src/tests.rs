@@ -14,6 +14,7 @@ use crate::protocol::{self, Options};
 use crate::{Error, Place, Remote};
 
 mod bodies;
+mod first;
 mod lazy;
 mod mending;
 #[cfg(feature = "cloud")]
@@ -397,6 +398,8 @@ over_each_bucket! {
     a_push_that_replaces_mends_what_is_gone_or_damaged
     damage_of_others_stops_no_push
     a_configuration_that_is_lost_or_damaged_is_made_anew_for_the_same_pages
+    a_working_set_goes_with_its_snapshot
+    a_working_set_that_is_recorded_later_is_pushed_by_the_next_push
 }
 
 #[cfg(feature = "cloud")]

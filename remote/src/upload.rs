@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde::Serialize;
 use snapstore_store::{Parts, Progress, Root, Store};
 
+use crate::first::{Apart, Wanted, first};
 use crate::head::{Head, LeafPlace, PackBytes, PagePlace, Tree, decode_leaf};
 use crate::intact::Intact;
 use crate::protocol::{
@@ -40,6 +41,8 @@ pub struct PushReport {
     pub reused_pages: u64,
     /// Leaves that were there as they are.
     pub reused_leaves: u64,
+    /// Pages of its working set, which was laid apart; all of them were uploaded.
+    pub working_set_pages: u64,
     /// Bytes that were uploaded.
     pub bytes: u64,
 }
@@ -54,6 +57,7 @@ pub struct Upload<'a> {
     failed: &'a Failed,
     /// What was looked at, of a push that finds what its tag names damaged.
     intact: Option<Intact>,
+    wanted: Wanted,
 }
 
 /// What is in the bucket already.
@@ -76,6 +80,9 @@ struct Run<'a> {
     head: Head,
     pack: PackBytes,
     uploaded: HashMap<[u8; 32], PagePlace>,
+    apart: Apart,
+    /// How long the packs are that were uploaded.
+    lengths: BTreeMap<Name, u32>,
     nodes: BTreeSet<[u8; 32]>,
     done_pages: u64,
     last_beat: Instant,
@@ -136,6 +143,7 @@ impl<'a> Upload<'a> {
             report,
             failed,
             intact: None,
+            wanted: Wanted::of(store, parts),
         }
     }
 
@@ -214,7 +222,7 @@ impl<'a> Upload<'a> {
         first: u64,
     ) -> Result<()> {
         if root.level == 0 {
-            return self.leaf(run, root, old.get(&first)).await;
+            return self.leaf(run, root, old.get(&first), (image, first)).await;
         }
         let node = self.local(self.parts.node(root))?;
         let leaves = 512_u64.saturating_pow(u32::from(root.level) - 1);
@@ -232,12 +240,27 @@ impl<'a> Upload<'a> {
         Ok(())
     }
 
-    async fn leaf(&self, run: &mut Run<'_>, leaf: Root, old: Option<&[u8; 32]>) -> Result<()> {
-        if run.head.leaves.contains_key(&leaf.id) {
+    async fn leaf(
+        &self,
+        run: &mut Run<'_>,
+        leaf: Root,
+        old: Option<&[u8; 32]>,
+        (image, number): (&str, u64),
+    ) -> Result<()> {
+        if run.head.leaves.contains_key(&leaf.id) || run.apart.has(&leaf.id) {
             return Ok(());
         }
         run.beat().await?;
-        if let Some(place) = run.there.head.leaves.get(&leaf.id).cloned()
+        let is_there = run.there.head.leaves.get(&leaf.id).cloned();
+        if let Some(slots) = self.wanted.slots(image, number) {
+            let old = if is_there.is_some() {
+                Some(&leaf.id)
+            } else {
+                old
+            };
+            return self.leaf_apart(run, leaf, old, slots).await;
+        }
+        if let Some(place) = is_there
             && run.may_use_all(&place).await?
         {
             run.head.leaves.insert(leaf.id, place);
@@ -272,7 +295,56 @@ impl<'a> Upload<'a> {
             run.uploaded.insert(*id, place);
         }
         run.head.leaves.insert(leaf.id, place);
-        run.done_pages += pages.len() as u64;
+        self.done(run, new, reused).await
+    }
+
+    /// A leaf of the working set: its record, and those of its pages that are touched, go to
+    /// a pack of their own.
+    async fn leaf_apart(
+        &self,
+        run: &mut Run<'_>,
+        leaf: Root,
+        old: Option<&[u8; 32]>,
+        slots: &BTreeMap<usize, usize>,
+    ) -> Result<()> {
+        let known = run.known(old).await?;
+        let node = self.local(self.parts.node(leaf))?;
+        let mut places = Vec::with_capacity(node.children.len());
+        let (mut new, mut reused, mut apart) = (0, 0, 0);
+        for (slot, id) in &node.children {
+            if let Some(touched) = slots.get(slot) {
+                let mut bytes = Vec::new();
+                let encoding = self.local(self.parts.encoded_page(id, &mut bytes))?;
+                run.apart.add_page(*touched, *id, encoding, bytes);
+                places.push((*id, None));
+                apart += 1;
+                continue;
+            }
+            let place = known.get(id).or_else(|| run.uploaded.get(id)).copied();
+            let place = match place {
+                Some(place) if run.may_use(place.pack).await? => {
+                    reused += 1;
+                    place
+                }
+                _ => {
+                    let mut bytes = Vec::new();
+                    let encoding = self.local(self.parts.encoded_page(id, &mut bytes))?;
+                    new += 1;
+                    let place = run.pack.add_page(encoding, &bytes);
+                    run.uploaded.insert(*id, place);
+                    place
+                }
+            };
+            places.push((*id, Some(place)));
+        }
+        run.apart.add_leaf(leaf.id, node.canonical, places);
+        self.count(|report| report.working_set_pages += apart);
+        self.done(run, new + apart, reused).await
+    }
+
+    /// So many pages of a leaf were new, and so many were there.
+    async fn done(&self, run: &mut Run<'_>, new: u64, reused: u64) -> Result<()> {
+        run.done_pages += new + reused;
         let page_bytes = self.store.page_size().bytes();
         self.progress.advance(run.done_pages * page_bytes);
         self.count(|report| {
@@ -283,6 +355,22 @@ impl<'a> Upload<'a> {
             let bytes = run.finish_pack().await?;
             self.count(|report| report.bytes += bytes);
         }
+        Ok(())
+    }
+
+    /// Uploads what was laid apart.
+    async fn upload_apart(&self, run: &mut Run<'_>) -> Result<()> {
+        let apart = std::mem::take(&mut run.apart);
+        if apart.is_empty() {
+            return Ok(());
+        }
+        let (pack, leaves) = apart.into_pack(run.lease.next_name());
+        let mut first = first(&pack, &self.wanted);
+        run.head.leaves.extend(leaves);
+        let bytes = run.upload(pack).await?;
+        self.count(|report| report.bytes += bytes);
+        first.lengths.clone_from(&run.lengths);
+        run.head.first = Some(first);
         Ok(())
     }
 }
@@ -307,6 +395,8 @@ impl Work<Remote> for Upload<'_> {
             },
             pack,
             uploaded: HashMap::new(),
+            apart: Apart::default(),
+            lengths: BTreeMap::new(),
             nodes: BTreeSet::new(),
             done_pages: 0,
             last_beat: Instant::now(),
@@ -328,11 +418,13 @@ impl Work<Remote> for Upload<'_> {
             let bytes = run.finish_pack().await?;
             self.count(|report| report.bytes += bytes);
         }
+        self.upload_apart(&mut run).await?;
         let snapshot = *self.parts.id().as_bytes();
         let head = run.lease.next_name();
         let key = head.head_key();
         let packs = run.head.packs();
         let summary = HeadSummary {
+            version: run.head.version(),
             snapshot,
             packs: packs.clone(),
             moved: Vec::new(),
@@ -379,10 +471,16 @@ impl Run<'_> {
     async fn finish_pack(&mut self) -> Result<u64> {
         let next = PackBytes::new(self.lease.next_name());
         let pack = std::mem::replace(&mut self.pack, next);
-        let key = pack.name.pack_key();
+        self.upload(pack).await
+    }
+
+    async fn upload(&mut self, pack: PackBytes) -> Result<u64> {
+        let name = pack.name;
         let bytes = pack.finish();
-        put_surely(self.remote, &key, &bytes).await?;
-        Ok(bytes.len() as u64)
+        put_surely(self.remote, &name.pack_key(), &bytes).await?;
+        let len = u32::try_from(bytes.len()).expect("a pack is far below 4 GiB");
+        self.lengths.insert(name, len);
+        Ok(len.into())
     }
 
     /// Whether a pack may be relied on. Its own ones may.

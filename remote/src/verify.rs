@@ -125,7 +125,7 @@ impl Remote {
                 }
             };
             let decoded = HeadSummary::decode(&head_key, &bytes).and_then(|(summary, rest)| {
-                let head = Head::decode(rest, &summary.packs)?;
+                let head = Head::decode(summary.version, rest, &summary.packs)?;
                 match (summary.snapshot == body.snapshot, head.packs().len()) {
                     (true, needed) if needed <= summary.packs.len() => Ok(summary),
                     _ => Err(Malformed::Wrong("it is of another snapshot than its tag")),

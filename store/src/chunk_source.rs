@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use quick_cache::sync::Cache;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Damage, Error, Result};
 use crate::format::node::{self, Child, Node};
@@ -32,6 +33,20 @@ pub enum Waiting {
 /// asked for.
 pub type Fits<'a> = dyn FnMut(u8, &[u8]) -> bool + 'a;
 
+/// What a source has asked for where the chunks are, for one cause.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    /// Why: `demand`, since somebody waited for it, and others.
+    pub cause: String,
+    /// Requests.
+    pub requests: u64,
+    /// Of these, those that failed.
+    pub failed_requests: u64,
+    /// Bytes that came.
+    pub bytes: u64,
+}
+
 /// Where the chunks of a [`crate::ForeignSnapshot`] are.
 pub trait ChunkSource: fmt::Debug + Send + Sync {
     /// What the id of a node is the hash of.
@@ -52,6 +67,11 @@ pub trait ChunkSource: fmt::Debug + Send + Sync {
         waiting: Waiting,
         fits: &mut Fits<'_>,
     ) -> Result<()>;
+
+    /// What was asked for so far, if that is counted.
+    fn traffic(&self) -> Vec<Traffic> {
+        Vec::new()
+    }
 }
 
 /// The chunks of a source, each compared with its id.
@@ -83,6 +103,10 @@ impl ForeignChunks {
 
     pub fn page_size(&self) -> PageSize {
         self.page_size
+    }
+
+    pub fn traffic(&self) -> Vec<Traffic> {
+        self.source.traffic()
     }
 
     /// These chunks for who waits, or does not.

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chunk_source::{ChunkSource, ForeignChunks};
+use crate::chunk_source::{ChunkSource, ForeignChunks, Traffic};
 use crate::error::{Damage, Result};
 use crate::id::SnapshotId;
 use crate::image::ImageReader;
@@ -54,6 +54,12 @@ impl ForeignSnapshot {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// What was asked for so far where it is, by why.
+    #[must_use]
+    pub fn traffic(&self) -> Vec<Traffic> {
+        self.chunks.traffic()
     }
 
     /// Reads one of its images.

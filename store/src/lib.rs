@@ -109,7 +109,7 @@ mod verify;
 mod working_set;
 
 pub use cancel::Cancel;
-pub use chunk_source::{ChunkSource, Fits, Waiting};
+pub use chunk_source::{ChunkSource, Fits, Traffic, Waiting};
 pub use commit::input::{Extent, Input, InputData, InputKind};
 pub use commit::read_at::ReadAt;
 pub use commit::unchanging::{FileState, Unchanging};

@@ -162,6 +162,11 @@ pub struct RestoreArgs {
     pub nets: Vec<NetSpec>,
     #[command(flatten)]
     pub reading: ReadingArgs,
+    /// Of REMOTE/TAG: read no more of it than the machine needs. Otherwise all of it is read
+    /// in the end, when there is nothing else to do, as far as --cache-limit allows: then the
+    /// machine needs the remote no more
+    #[arg(long)]
+    pub no_fill: bool,
     #[command(flatten)]
     pub start: StartArgs,
 }

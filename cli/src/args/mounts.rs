@@ -39,7 +39,8 @@ pub struct MountArgs {
     /// Threads that answer the kernel
     #[arg(long, default_value_t = ServerRequest::THREADS, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub threads: u8,
-    /// Give no page to the kernel before it is asked for
+    /// Give no page to the kernel before it is asked for; of REMOTE/TAG: do not read first
+    /// what those who restored it before touched first
     #[arg(long)]
     pub no_prefetch: bool,
     /// Give the files the names that a monitor looks for: qemu, firecracker or
@@ -74,6 +75,10 @@ pub struct MountArgs {
     pub discard: bool,
     #[command(flatten)]
     pub reading: ReadingArgs,
+    /// Of REMOTE/TAG: read all of it in the end, when there is nothing else to do, as far as
+    /// --cache-limit allows
+    #[arg(long)]
+    pub fill: bool,
     /// Mount REMOTE/TAG only if it names this snapshot
     #[arg(long, hide = true, value_name = "ID")]
     pub of_snapshot: Option<String>,

@@ -52,20 +52,29 @@ impl std::fmt::Display for RemoteTagName {
 }
 
 /// As it was asked for.
-pub fn reading(args: &ReadingArgs, id: Option<String>) -> RemoteReading {
+pub fn reading(args: &ReadingArgs, fills: bool) -> RemoteReading {
     RemoteReading {
-        id,
+        id: None,
         timeout: std::time::Duration::from_secs(args.remote_timeout),
         cache_limit_bytes: args.cache_limit,
+        fills,
     }
 }
 
-/// Begins to read a snapshot where it is.
-pub fn begin(store: &Store, name: &RemoteTagName, reading: &RemoteReading) -> anyhow::Result<Lazy> {
+/// Begins to read a snapshot where it is, what is likely to be touched first before it is
+/// asked for.
+pub fn begin(
+    store: &Store,
+    name: &RemoteTagName,
+    reading: &RemoteReading,
+    prefetches: bool,
+) -> anyhow::Result<Lazy> {
     let options = LazyOptions {
         cache: Some(store.path().join(CACHE)),
         cache_limit_bytes: reading.cache_limit_bytes,
         timeout: reading.timeout,
+        prefetches,
+        fills: reading.fills,
     };
     let lazy = told(name.open(store)?.lazy(store, &name.tag, &options))?;
     let id = lazy.snapshot().id().to_string();
@@ -80,18 +89,25 @@ pub fn begin(store: &Store, name: &RemoteTagName, reading: &RemoteReading) -> an
 
 /// Ends the reading; the log tells what it took.
 pub fn end(lazy: Lazy) {
+    let counts = lazy.counts();
     let LazyCounts {
-        fetched_bytes,
-        demanded_requests,
-        ahead_requests,
-        failed_requests,
+        demand,
+        working_set,
+        ahead,
+        fill,
         thrown_away,
-    } = lazy.counts();
+    } = counts;
     tracing::info!(
-        fetched_bytes,
-        demanded_requests,
-        ahead_requests,
-        failed_requests,
+        fetched_bytes = counts.fetched_bytes(),
+        failed_requests = counts.failed_requests(),
+        demand_requests = demand.requests,
+        demand_bytes = demand.bytes,
+        working_set_requests = working_set.requests,
+        working_set_bytes = working_set.bytes,
+        ahead_requests = ahead.requests,
+        ahead_bytes = ahead.bytes,
+        fill_requests = fill.requests,
+        fill_bytes = fill.bytes,
         thrown_away,
         "a remote was read"
     );
@@ -104,6 +120,7 @@ pub fn find(
     store: &Store,
     name: &str,
     args: &ReadingArgs,
+    fills: bool,
 ) -> anyhow::Result<(String, Option<(SnapshotId, RemoteReading)>)> {
     let Some(remote_name) = RemoteTagName::parse(name)? else {
         return Ok((name.to_owned(), None));
@@ -111,7 +128,7 @@ pub fn find(
     let id = told(remote_name.open(store)?.snapshot_of(&remote_name.tag))?;
     match store.tags_of(id)?.pop() {
         Some(tag) => Ok((tag, None)),
-        None => Ok((name.to_owned(), Some((id, reading(args, None))))),
+        None => Ok((name.to_owned(), Some((id, reading(args, fills))))),
     }
 }
 

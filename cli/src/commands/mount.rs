@@ -14,7 +14,7 @@ use snapstore_fuse::{
     mount_writable,
 };
 use snapstore_host::monitors::{self, Kind};
-use snapstore_host::mount_server::{Announcement, ServerRequest, Writing, launch};
+use snapstore_host::mount_server::{Announcement, RemoteReading, ServerRequest, Writing, launch};
 use snapstore_host::mounts::lock_dir;
 use snapstore_host::{ChildFailure, Usage, look, runtime};
 use snapstore_remote::Lazy;
@@ -123,12 +123,12 @@ fn serve(
     let layout = layout(&store, args, what)?;
     let dir = std::path::absolute(dir)?;
     let others = around(context, &store)?.others;
-    let reading = lazy::reading(&args.reading, args.of_snapshot.clone());
+    let reading = reading(args);
     let (target, lazy) = match what {
         What::AllTags => (MountTarget::AllTags, None),
         What::Snapshot(name) => (MountTarget::Snapshot(name.clone()), None),
         What::Remote(name) => {
-            let lazy = lazy::begin(&store, name, &reading)?;
+            let lazy = lazy::begin(&store, name, &reading, !args.no_prefetch)?;
             (MountTarget::Foreign(lazy.snapshot().clone()), Some(lazy))
         }
     };
@@ -188,6 +188,14 @@ fn serve(
         Ended::Discarded => tracing::info!(dir = %dir.display(), "what was written is given up"),
     }
     Ok(())
+}
+
+/// How a remote is read.
+fn reading(args: &MountArgs) -> RemoteReading {
+    RemoteReading {
+        id: args.of_snapshot.clone(),
+        ..lazy::reading(&args.reading, args.fill)
+    }
 }
 
 /// How a mount can be written.
@@ -351,8 +359,7 @@ fn start_server(
     snapstore_fuse::prepare(dir, &around(context, &store)?, &look::is_dead)?;
     let request = ServerRequest {
         snapshot: what.name(),
-        reading: matches!(what, What::Remote(_))
-            .then(|| lazy::reading(&args.reading, args.of_snapshot.clone())),
+        reading: matches!(what, What::Remote(_)).then(|| reading(args)),
         dir: dir.to_owned(),
         allow_other: args.allow_other,
         read_ahead_bytes: args.read_ahead,

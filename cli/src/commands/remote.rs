@@ -370,6 +370,11 @@ pub fn push(context: &Context, args: &PushArgs) -> anyhow::Result<ExitCode> {
     context.answer(&with_requests(&report, &remote)?, || {
         let id = report.id.get(..12).unwrap_or_default();
         match report.already {
+            true if report.working_set_pages > 0 => format!(
+                "{} names {id} there already; {} pages that are touched first were added.",
+                args.tag,
+                count(report.working_set_pages),
+            ),
             true => format!("{} names {id} there already.", args.tag),
             false => format!(
                 "Pushed {} {id} to {}: {} pages, {}; {} pages of its changed leaves and {} \

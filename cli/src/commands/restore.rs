@@ -24,7 +24,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let store = context.open()?;
     let runtime = Runtime::open()?;
-    let (snapshot, elsewhere) = lazy::find(&store, &args.snapshot, &args.reading)?;
+    let (snapshot, elsewhere) = lazy::find(&store, &args.snapshot, &args.reading, !args.no_fill)?;
     let request = RestoreRequest {
         snapshot: &snapshot,
         elsewhere,

@@ -50,6 +50,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
                 remote_timeout: 0,
                 cache_limit: 0,
             },
+            no_fill: true,
             start: args.start.clone(),
         };
         return restore::run(context, &restore);

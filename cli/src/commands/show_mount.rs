@@ -51,6 +51,15 @@ fn describe(used: &MountUse) -> String {
         size(counters.read_ahead_bytes),
         count(counters.pushed_pages),
     );
+    for one in &counters.elsewhere {
+        out += &format!(
+            "Remote     {} in {} requests, {} failed: {}\n",
+            size(one.bytes),
+            count(one.requests),
+            count(one.failed_requests),
+            one.cause.replace('_', " ")
+        );
+    }
     if used.writable {
         out += &format!(
             "Written    {} in {} requests\n",

@@ -88,6 +88,13 @@ families! {
         "Of the pages left out, those that were asked for.");
     MOUNT_MISSED_PAGES = mount("snapstore_mount_prefetch_missed_pages_total", Counter,
         "Pages touched in the first seconds of an image's use that are in no working set.");
+    MOUNT_REMOTE_REQUESTS = Family::new("snapstore_mount_remote_requests_total", Counter,
+        &["mount", "cause"],
+        "Requests to the remote whose snapshot the mount shows. Causes are demand, working_set, ahead and fill.");
+    MOUNT_REMOTE_FAILED = Family::new("snapstore_mount_remote_failed_requests_total", Counter,
+        &["mount", "cause"], "Of those, requests that failed.");
+    MOUNT_REMOTE_BYTES = Family::new("snapstore_mount_remote_bytes_total", Counter,
+        &["mount", "cause"], "Bytes that came from that remote.");
 
     MACHINE_UP = machine("snapstore_machine_up", Gauge,
         "1 if the machine answers in time, 0 if it does not or has ended badly.");

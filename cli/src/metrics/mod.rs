@@ -127,6 +127,12 @@ pub fn add_mounts(page: &mut Page, mounts: &[Mount]) {
         for (family, number) in numbers.into_iter().chain(written) {
             page.add(family, dir, number as f64);
         }
+        for one in &counters.elsewhere {
+            let labels = &[dir[0], one.cause.as_str()];
+            page.add(&of::MOUNT_REMOTE_REQUESTS, labels, one.requests as f64);
+            page.add(&of::MOUNT_REMOTE_FAILED, labels, one.failed_requests as f64);
+            page.add(&of::MOUNT_REMOTE_BYTES, labels, one.bytes as f64);
+        }
     }
 }
 

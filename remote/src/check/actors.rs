@@ -192,6 +192,7 @@ async fn store_head(
     let key = head.head_key();
     let snapshot = id(contents);
     let summary = HeadSummary {
+        version: 1,
         snapshot,
         packs,
         moved: Vec::new(),

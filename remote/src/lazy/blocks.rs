@@ -4,16 +4,16 @@
 //! that brings it. A flight is entered before its request leaves, and leaves the table after
 //! what it brought is in the cache; so what is in neither is truly not there.
 
-use std::collections::{HashMap, VecDeque};
-use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::lazy::cache::{BLOCK_BYTES, Cache, blocks_of};
+use crate::lazy::counts::{Cause, Counts};
 use crate::lazy::failure::Failure;
+use crate::lazy::flights::{Flight, Flights, Held, IN_VAIN};
 use crate::objects::Objects;
 use crate::protocol::{Name, Unanswered};
 
@@ -25,12 +25,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// What an attempt gets at least, however little is left of the time.
 const LEAST_ATTEMPT: Duration = Duration::from_millis(250);
-/// For so long after somebody waited in vain, who asks for the same gets one attempt, which
-/// takes no longer than this: for the kernel a page whose reading ahead has failed is not
-/// read yet, and it asks at once for the page alone.
-const IN_VAIN: Duration = Duration::from_secs(1);
-/// What is kept in memory where it cannot be kept on the disk.
-const MEMORY_BYTES: usize = 32 << 20;
 /// How long a request ahead waits at once for those that somebody waits for.
 const GIVE_WAY: Duration = Duration::from_millis(100);
 
@@ -56,18 +50,15 @@ pub enum Read {
     NotAtHand,
 }
 
-/// What was read of a bucket.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Bytes that came.
-    pub bytes: AtomicU64,
-    /// Requests for what somebody waited for, and requests ahead.
-    pub demanded: AtomicU64,
-    pub ahead: AtomicU64,
-    /// Of both, those that failed.
-    pub failed: AtomicU64,
-    /// Parts that did not fit their ids and were thrown away.
-    pub thrown_away: AtomicU64,
+/// What became of blocks that nobody waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Brought {
+    /// A part of them is there, and there may be more to do.
+    Some,
+    /// There is nothing more to do.
+    All,
+    /// The bucket did not answer.
+    Nothing,
 }
 
 /// The packs of a bucket.
@@ -81,57 +72,6 @@ pub struct Blocks {
     quiet: Condvar,
     ended: AtomicBool,
     pub counts: Counts,
-}
-
-#[derive(Debug, Default)]
-struct Flights {
-    at: HashMap<(Name, u64), Arc<Flight>>,
-    demanded: usize,
-    /// What was waited for in vain lately, and until when that counts.
-    in_vain: VecDeque<(Name, Range<u64>, Instant)>,
-    memory: VecDeque<(Name, Held)>,
-    memory_bytes: usize,
-}
-
-/// A request under way, for consecutive blocks.
-#[derive(Debug)]
-struct Flight {
-    blocks: Range<u64>,
-    is_demanded: bool,
-    outcome: Mutex<Option<Result<Arc<Vec<u8>>, Failure>>>,
-    landed: Condvar,
-}
-
-/// What a flight brought.
-#[derive(Clone)]
-struct Held {
-    first: u64,
-    bytes: Arc<Vec<u8>>,
-}
-
-impl fmt::Debug for Held {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { first, bytes } = self;
-        write!(f, "{} bytes from block {first} on", bytes.len())
-    }
-}
-
-impl Held {
-    /// The blocks of which it has anything.
-    fn has(&self, block: u64) -> bool {
-        let count = (self.bytes.len() as u64).div_ceil(BLOCK_BYTES);
-        (self.first..self.first + count).contains(&block)
-    }
-
-    /// What it has of a range of the pack.
-    fn part(&self, range: &Range<u64>) -> &[u8] {
-        let start = self.first * BLOCK_BYTES;
-        let inside = |at: u64| {
-            let at = usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
-            at.min(self.bytes.len())
-        };
-        &self.bytes[inside(range.start)..inside(range.end)]
-    }
 }
 
 impl Blocks {
@@ -153,9 +93,14 @@ impl Blocks {
         self.quiet.notify_all();
     }
 
-    /// A part did not fit its id.
-    pub fn count_thrown_away(&self) {
-        self.counts.thrown_away.fetch_add(1, Ordering::Relaxed);
+    /// Whether what is brought stays here.
+    pub fn keeps(&self) -> bool {
+        self.cache.is_some()
+    }
+
+    /// Whether something more can be kept without something else going.
+    pub fn has_room(&self) -> bool {
+        self.cache.as_ref().is_some_and(Cache::has_room)
     }
 
     pub fn has_ended(&self) -> bool {
@@ -217,7 +162,7 @@ impl Blocks {
             drop(flights);
             let landed = match is_own {
                 true if was_in_vain => self.fly(pack, &flight, || {
-                    self.get_once(pack, &flight.blocks, IN_VAIN, &self.counts.demanded)
+                    self.get_once(pack, &flight.blocks, IN_VAIN, Cause::Demand)
                 }),
                 true => self.fly(pack, &flight, || {
                     self.get_patiently(pack, &flight.blocks, until)
@@ -248,13 +193,18 @@ impl Blocks {
         }
     }
 
-    /// Brings what is missing of these blocks, if nobody brings it already, with one
-    /// attempt. Returns whether there may be more to do.
-    pub fn read_ahead(&self, pack: &PackRef, blocks: Range<u64>) -> bool {
+    /// Brings what is missing of these blocks and nobody brings already, with one attempt,
+    /// once nobody waits for anything else. What may as well never be needed has to wait for
+    /// all others.
+    pub fn bring(&self, pack: &PackRef, blocks: Range<u64>, cause: Cause) -> Brought {
         let cached = self.cache.as_ref();
         let is_there = |block| cached.is_some_and(|cache| cache.has(pack.name, block));
         let mut flights = self.flights();
-        while flights.demanded > 0 && !self.has_ended() {
+        let has_others = |flights: &Flights| match cause {
+            Cause::Fill => !flights.at.is_empty(),
+            _ => flights.demanded > 0,
+        };
+        while has_others(&flights) && !self.has_ended() {
             let waited = self.quiet.wait_timeout(flights, GIVE_WAY);
             flights = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -264,16 +214,23 @@ impl Blocks {
         };
         let first = blocks.clone().find(is_free);
         let Some(first) = first.filter(|_| !self.has_ended()) else {
-            return false;
+            return Brought::All;
         };
         let end = blocks.end.min(first + AHEAD_BLOCKS);
         let flight = self.enter(&mut flights, pack.name, first..end, false, &is_there);
         drop(flights);
         let landed = self.fly(pack, &flight, || {
-            self.get_once(pack, &flight.blocks, Duration::MAX, &self.counts.ahead)
+            self.get_once(pack, &flight.blocks, Duration::MAX, cause)
         });
         let whole = (flight.blocks.end - flight.blocks.start) * BLOCK_BYTES;
-        landed.is_ok_and(|bytes| bytes.len() as u64 == whole) && flight.blocks.end < blocks.end
+        match landed {
+            Err(Failure::Unanswered(_)) => Brought::Nothing,
+            Ok(bytes) if bytes.len() as u64 == whole && flight.blocks.end < blocks.end => {
+                Brought::Some
+            }
+            // What is damaged or missing is told to whoever needs it.
+            _ => Brought::All,
+        }
     }
 
     /// What is there of a part of a pack does not fit: it is read anew.
@@ -346,12 +303,11 @@ impl Blocks {
         let left = || until.saturating_duration_since(Instant::now());
         loop {
             let within = left().max(LEAST_ATTEMPT);
-            match self.get_once(pack, blocks, within, &self.counts.demanded) {
+            match self.get_once(pack, blocks, within, Cause::Demand) {
                 Err(Failure::Unanswered(error)) => {
                     let left = left();
                     if left.is_zero() || self.has_ended() {
-                        let in_vain = (pack.name, blocks.clone(), Instant::now() + IN_VAIN);
-                        self.flights().in_vain.push_back(in_vain);
+                        self.flights().note_in_vain(pack.name, blocks.clone());
                         return Err(Failure::Unanswered(error));
                     }
                     // Not all hosts at once.
@@ -369,17 +325,11 @@ impl Blocks {
         pack: &PackRef,
         blocks: &Range<u64>,
         within: Duration,
-        count: &AtomicU64,
+        cause: Cause,
     ) -> Result<Vec<u8>, Failure> {
-        count.fetch_add(1, Ordering::Relaxed);
+        self.counts.asked(cause);
         let got = self.get(pack, blocks, within);
-        match &got {
-            Ok(bytes) => self
-                .counts
-                .bytes
-                .fetch_add(bytes.len() as u64, Ordering::Relaxed),
-            Err(_) => self.counts.failed.fetch_add(1, Ordering::Relaxed),
-        };
+        self.counts.answered(cause, got.as_ref().ok().map(Vec::len));
         got
     }
 
@@ -432,74 +382,6 @@ impl Blocks {
 
     fn flights(&self) -> MutexGuard<'_, Flights> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Flights {
-    /// Whether this block, or one beside it, was waited for in vain a moment ago.
-    fn was_in_vain(&mut self, name: Name, block: u64) -> bool {
-        let now = Instant::now();
-        self.in_vain.retain(|(_, _, until)| *until > now);
-        let mut lately = self.in_vain.iter();
-        lately.any(|(of, blocks, _)| {
-            *of == name && (blocks.start..=blocks.end + 1).contains(&(block + 1))
-        })
-    }
-
-    /// What is in memory of a range, since it is not in the cache.
-    fn remembered(&self, name: Name, range: &Range<u64>, held: &mut Vec<Held>) {
-        let blocks = blocks_of(range);
-        let of_pack = self.memory.iter().filter(|(of, _)| *of == name);
-        for (_, one) in of_pack {
-            let is_known = |block: &u64| held.iter().any(|held| held.has(*block));
-            if blocks
-                .clone()
-                .any(|block| one.has(block) && !is_known(&block))
-            {
-                held.push(one.clone());
-            }
-        }
-    }
-
-    fn remembers(&self, name: Name, block: u64) -> bool {
-        let mut memory = self.memory.iter();
-        memory.any(|(of, held)| *of == name && held.has(block))
-    }
-
-    fn remember(&mut self, name: Name, held: Held) {
-        self.memory_bytes += held.bytes.len();
-        self.memory.push_back((name, held));
-        while self.memory_bytes > MEMORY_BYTES {
-            let Some((_, oldest)) = self.memory.pop_front() else {
-                break;
-            };
-            self.memory_bytes -= oldest.bytes.len();
-        }
-    }
-
-    fn forget(&mut self, name: Name, range: &Range<u64>) {
-        let mut gone = 0;
-        self.memory.retain(|(of, held)| {
-            let goes = *of == name && blocks_of(range).any(|block| held.has(block));
-            gone += if goes { held.bytes.len() } else { 0 };
-            !goes
-        });
-        self.memory_bytes -= gone;
-    }
-}
-
-impl Flight {
-    /// `None` if it has not landed until then.
-    fn wait(&self, until: Instant) -> Option<Result<Arc<Vec<u8>>, Failure>> {
-        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            if outcome.is_some() || left.is_zero() {
-                return outcome.clone();
-            }
-            let woken = self.landed.wait_timeout(outcome, left);
-            outcome = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
     }
 }
 

@@ -37,6 +37,8 @@ const MOST_OPEN: usize = 128;
 const USED: Duration = Duration::from_secs(60);
 /// After so much it is looked at how much there is.
 const LOOK_BYTES: u64 = 8 << 20;
+/// With less room than this nothing is brought that nobody has asked for.
+const ROOM_BYTES: u64 = 4 << 20;
 /// A disk with less room than a part of this is left alone.
 const LEAST_ROOM: u64 = 20;
 
@@ -49,6 +51,8 @@ pub struct Cache {
     limit_bytes: u64,
     open: Mutex<HashMap<Name, Arc<Pack>>>,
     unseen_bytes: AtomicU64,
+    /// How much there was when that was last looked at.
+    seen_bytes: AtomicU64,
     /// Whether it was said that nothing can be written.
     told: AtomicBool,
 }
@@ -79,6 +83,7 @@ impl Cache {
             limit_bytes,
             open: Mutex::default(),
             unseen_bytes: AtomicU64::new(0),
+            seen_bytes: AtomicU64::new(0),
             told: AtomicBool::new(false),
         };
         cache.keep_limit()?;
@@ -88,6 +93,13 @@ impl Cache {
     /// Whether a block is there, as far as this process knows, or by the map.
     pub fn has(&self, name: Name, block: u64) -> bool {
         self.pack(name, false).is_some_and(|pack| pack.has(block))
+    }
+
+    /// Whether something more can be kept without something else going.
+    pub fn has_room(&self) -> bool {
+        let of = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed);
+        let used_bytes = of(&self.seen_bytes) + of(&self.unseen_bytes);
+        !self.told.load(Ordering::Relaxed) && used_bytes + ROOM_BYTES <= self.limit_bytes
     }
 
     /// A range of a pack, if all of it is there.
@@ -252,6 +264,7 @@ impl Cache {
             }
             total_bytes -= len_bytes;
         }
+        self.seen_bytes.store(total_bytes, Ordering::Relaxed);
         // Before the other lock: who has that one may wait for this one.
         drop(alone);
         // Their room is free only when nobody has them open.

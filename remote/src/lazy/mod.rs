@@ -1,20 +1,24 @@
 //! A snapshot of a bucket that is read where it is, as it is asked for.
 //!
-//! `source` goes from the head to leaves to pages; `blocks` reads parts of packs, each
-//! once at a time; `cache` keeps them on this host; `ahead` and `stream` read what is
-//! likely to be asked for next; `keep` keeps the snapshot in the bucket.
+//! `source` goes from the head (`places`) to leaves to pages; `blocks` reads parts of packs,
+//! each once at a time (`flights`); `cache` keeps them on this host; `ahead` reads what nobody has asked
+//! for yet: the working set, what `stream` says is likely to be asked for next, and the rest
+//! (`fill`); `counts` tells why what was read; `keep` keeps the snapshot in the bucket.
 
 mod ahead;
 mod blocks;
 mod cache;
+mod counts;
 mod failure;
+mod fill;
+mod flights;
 mod keep;
+mod places;
 mod source;
 mod stream;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use snapstore_store::{ForeignSnapshot, Store};
@@ -23,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::lazy::ahead::Ahead;
 use crate::lazy::blocks::Blocks;
 use crate::lazy::cache::Cache;
+pub use crate::lazy::counts::{LazyCounts, Requested};
 use crate::lazy::keep::Keeper;
 use crate::lazy::source::Source;
 use crate::objects::Objects;
@@ -38,6 +43,10 @@ pub struct LazyOptions {
     pub cache_limit_bytes: u64,
     /// How long a read waits for a bucket that does not answer.
     pub timeout: Duration,
+    /// Whether what is likely to be touched first is read before it is asked for.
+    pub prefetches: bool,
+    /// Whether all of it is read in the end, as far as the limit allows.
+    pub fills: bool,
 }
 
 /// A snapshot of a bucket that stays there.
@@ -46,21 +55,6 @@ pub struct Lazy {
     source: Arc<Source>,
     keeper: Keeper,
     reaches_network: bool,
-}
-
-/// What was read so far.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LazyCounts {
-    /// Bytes that came from the bucket.
-    pub fetched_bytes: u64,
-    /// Requests for what somebody waited for.
-    pub demanded_requests: u64,
-    /// Requests for what was likely to be asked for next.
-    pub ahead_requests: u64,
-    /// Of both, those that failed.
-    pub failed_requests: u64,
-    /// Parts that were not what they should have been, and were read anew.
-    pub thrown_away: u64,
 }
 
 impl Remote {
@@ -82,8 +76,7 @@ impl Remote {
         options: &LazyOptions,
         demanded: Box<dyn Objects>,
     ) -> Result<Lazy> {
-        self.check_pages(store)?;
-        let bucket = hex(&self.config()?.id);
+        let bucket = hex(&self.check_pages(store)?.id);
         let view = block_on(view(&self, tag, &who()))?;
         match self.shown(store, &view, options, demanded, &bucket) {
             Ok((snapshot, source)) => Ok(Lazy {
@@ -125,7 +118,8 @@ impl Remote {
         let ahead = Ahead::start(&blocks).map_err(no_thread)?;
         let label = format!("{} of {}", opened.key, self.url());
         let manifest = opened.head.manifest.clone();
-        let source = Arc::new(Source::new(opened, blocks, ahead));
+        let wanted = (options.prefetches, options.fills);
+        let source = Arc::new(Source::new(opened, blocks, ahead, wanted));
         let page_size = store.page_size();
         let snapshot =
             ForeignSnapshot::new(&manifest, page_size, Path::new(&label), source.clone())?;
@@ -146,18 +140,16 @@ impl Lazy {
         self.reaches_network
     }
 
+    /// Whether all of it is being read: not once it is here, or there is no room for it.
+    #[must_use]
+    pub fn fills(&self) -> bool {
+        self.source.fills()
+    }
+
     /// What was read so far.
     #[must_use]
     pub fn counts(&self) -> LazyCounts {
-        let counts = &self.source.blocks().counts;
-        let of = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
-        LazyCounts {
-            fetched_bytes: of(&counts.bytes),
-            demanded_requests: of(&counts.demanded),
-            ahead_requests: of(&counts.ahead),
-            failed_requests: of(&counts.failed),
-            thrown_away: of(&counts.thrown_away),
-        }
+        self.source.blocks().counts.sum()
     }
 
     /// Nobody reads it any more: it may go from the bucket.

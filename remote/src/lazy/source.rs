@@ -5,21 +5,22 @@
 //! request of a leaf brings its record and what follows, as far as that is little, and a
 //! page elsewhere is one more request.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use quick_cache::sync::Cache;
-use snapstore_store::{ChunkSource, Error, Fits, NodeParts, Result, Waiting};
+use snapstore_store::{ChunkSource, Error, Fits, Result, Traffic, Waiting};
 
-use crate::head::{PACK_HEAD_LEN, PagePlace, decode_leaf};
+use crate::head::{PagePlace, decode_leaf};
 use crate::lazy::ahead::Ahead;
-use crate::lazy::blocks::{Blocks, PackRef, Read};
+use crate::lazy::blocks::{Blocks, Read};
 use crate::lazy::cache::blocks_of;
+use crate::lazy::counts::Cause;
 use crate::lazy::failure::Failure;
-use crate::lazy::stream::Stream;
+use crate::lazy::fill::Fill;
+use crate::lazy::places::{Pack, Places, nodes_of};
 use crate::opened::Opened;
-use crate::protocol::Name;
 
 /// How much of what follows a leaf's record is asked for with it.
 const GROUP_BYTES: u64 = 256 << 10;
@@ -33,25 +34,6 @@ const OTHER_PAGE: &str = "a page in it is not the one that its leaf names";
 const OTHER_LEAF: &str = "it has no leaf with the id that its head names";
 const NO_NODE: &str = "it refers to a node that it does not hold";
 const NO_PACK: &str = "it has a leaf that names a pack which its head does not list";
-
-/// A pack, and who reads it in order.
-#[derive(Debug)]
-struct Pack {
-    pack: Arc<PackRef>,
-    /// As far as the head tells, it is at least so long.
-    end: u64,
-    stream: Mutex<Stream>,
-}
-
-/// Where a leaf's record is.
-#[derive(Clone, Copy, Debug)]
-struct LeafAt {
-    pack: usize,
-    offset: u32,
-    len: u32,
-    /// Where the next record begins that the head knows of.
-    next: u64,
-}
 
 /// Where the page of a slot is.
 #[derive(Clone, Copy, Debug)]
@@ -68,91 +50,48 @@ struct PageAt {
 pub struct Source {
     head_key: String,
     nodes: HashMap<[u8; 32], (u8, Vec<u8>)>,
-    leaves: HashMap<[u8; 32], LeafAt>,
-    packs: Vec<Pack>,
-    /// Where in that list a pack is that a record names.
-    numbers: HashMap<Name, usize>,
+    places: Arc<Places>,
     pages: Cache<[u8; 32], Arc<Vec<PageAt>>>,
     blocks: Arc<Blocks>,
     ahead: Ahead,
 }
 
 impl Source {
-    /// The chunks of a head.
-    pub fn new(opened: Opened, blocks: Arc<Blocks>, ahead: Ahead) -> Self {
-        let Opened {
-            key,
-            head,
-            packs: listed,
-            moved,
-            ..
-        } = opened;
-        let mut source = Self {
-            head_key: key,
-            nodes: HashMap::new(),
-            leaves: HashMap::new(),
-            packs: Vec::new(),
-            numbers: HashMap::new(),
+    /// The chunks of a head. The working set is asked for at once; all the rest, if it is
+    /// wanted, when there is nothing else to do.
+    pub fn new(
+        opened: Opened,
+        blocks: Arc<Blocks>,
+        ahead: Ahead,
+        (prefetches, fills): (bool, bool),
+    ) -> Self {
+        let places = Arc::new(Places::of(&opened.head, &opened.packs, &opened.moved));
+        let first = places.first.clone().filter(|_| prefetches);
+        if let Some((pack, part)) = first.filter(|_| blocks.keeps()) {
+            let blocks = blocks_of(&part);
+            ahead.give_working_set(&places.packs[pack].pack, *blocks.start()..*blocks.end() + 1);
+        }
+        if fills && blocks.keeps() {
+            ahead.give_fill(Fill::new(&places));
+        }
+        Self {
+            head_key: opened.key,
+            nodes: nodes_of(opened.head.nodes),
+            places,
             pages: Cache::new(LEAVES_CACHED),
             blocks,
             ahead,
-        };
-        let named = head.packs();
-        for name in listed.iter().chain(moved.keys()).chain(&named) {
-            source.add_pack(*name, *moved.get(name).unwrap_or(name));
         }
-        let mut places = BTreeMap::new();
-        for (id, leaf) in &head.leaves {
-            places.insert((source.numbers[&leaf.pack], leaf.offset), (*id, leaf.len));
-        }
-        let mut after: Option<(usize, u32)> = None;
-        for ((pack, offset), (id, len)) in places.into_iter().rev() {
-            let next = match after {
-                Some((of, next)) if of == pack => u64::from(next),
-                _ => u64::MAX,
-            };
-            after = Some((pack, offset));
-            let end = u64::from(offset) + u64::from(len);
-            source.packs[pack].end = source.packs[pack].end.max(end);
-            let leaf = LeafAt {
-                pack,
-                offset,
-                len,
-                next,
-            };
-            source.leaves.insert(id, leaf);
-        }
-        for (level, canonical) in head.nodes {
-            if let Some(node) = NodeParts::parse(&canonical, level) {
-                source.nodes.insert(node.id(), (level, canonical));
-            }
-        }
-        source
+    }
+
+    /// Whether some of all the rest is still to be read.
+    pub fn fills(&self) -> bool {
+        self.ahead.fills()
     }
 
     /// What was read so far.
     pub fn blocks(&self) -> &Blocks {
         &self.blocks
-    }
-
-    fn add_pack(&mut self, name: Name, at: Name) {
-        if self.numbers.contains_key(&name) {
-            return;
-        }
-        let known = self.numbers.get(&at).copied();
-        let number = known.unwrap_or_else(|| {
-            self.packs.push(Pack {
-                pack: Arc::new(PackRef {
-                    name: at,
-                    key: at.pack_key(),
-                }),
-                end: PACK_HEAD_LEN as u64,
-                stream: Mutex::default(),
-            });
-            self.packs.len() - 1
-        });
-        self.numbers.insert(name, number);
-        self.numbers.insert(at, number);
     }
 
     fn told(&self, failure: Failure) -> Error {
@@ -190,7 +129,7 @@ impl Source {
                 return Err(Error::NotAtHand);
             }
             self.blocks.forget(&pack.pack, range);
-            self.blocks.count_thrown_away();
+            self.blocks.counts.thrown_away();
             if !is_last {
                 tracing::warn!(pack = pack.pack.key, "read anew: {reason}");
             }
@@ -207,7 +146,7 @@ impl Source {
         let Some(ahead) = touched else {
             return;
         };
-        let end = ahead.end.min(blocks_of(&(0..pack.end)).end() + 1);
+        let end = ahead.end.min(blocks_of(&(0..pack.end())).end() + 1);
         if ahead.start < end {
             self.ahead.give(&pack.pack, ahead.start..end);
         }
@@ -215,12 +154,12 @@ impl Source {
 
     /// A leaf's canonical part, and where its pages are.
     fn leaf(&self, id: &[u8; 32], waiting: Waiting) -> Result<(Vec<u8>, Arc<Vec<PageAt>>)> {
-        let leaf = self.leaves.get(id).copied();
+        let leaf = self.places.leaves.get(id).copied();
         let leaf = leaf.ok_or_else(|| self.damaged(&self.head_key, NO_NODE))?;
         if leaf.len > LONGEST_BYTES {
             return Err(self.damaged(&self.head_key, ODD_PLACE));
         }
-        let pack = &self.packs[leaf.pack];
+        let pack = &self.places.packs[leaf.pack];
         let start = u64::from(leaf.offset);
         let record = start..start + u64::from(leaf.len);
         let group = start..leaf.next.min(record.end + GROUP_BYTES).max(record.end);
@@ -233,11 +172,12 @@ impl Source {
                 len,
                 encoding,
             } = place;
-            let number = self.numbers.get(&name).copied();
+            let number = self.places.numbers.get(&name).copied();
             let number = number.ok_or_else(|| self.damaged(&pack.pack.key, NO_PACK))?;
             if len > LONGEST_BYTES {
                 return Err(self.damaged(&pack.pack.key, ODD_PLACE));
             }
+            self.places.packs[number].reaches(u64::from(offset) + u64::from(len));
             Ok(PageAt {
                 slot: u16::try_from(*slot).expect("a slot is below 512"),
                 pack: u32::try_from(number).expect("a head lists fewer packs"),
@@ -277,12 +217,25 @@ impl ChunkSource for Source {
         let at = pages.binary_search_by_key(&slot, |page| usize::from(page.slot));
         let page = at.ok().map(|at| pages[at]);
         let page = page.ok_or_else(|| self.damaged(&self.head_key, NO_NODE))?;
-        let pack = &self.packs[page.pack as usize];
+        let pack = &self.places.packs[page.pack as usize];
         let start = u64::from(page.offset);
         let range = start..start + u64::from(page.len.max(1));
         self.read(pack, (&range, &range), waiting, OTHER_PAGE, |bytes| {
             fits(page.encoding, bytes).then_some(())
         })
+    }
+
+    fn traffic(&self) -> Vec<Traffic> {
+        let all = Cause::ALL.iter().map(|cause| {
+            let of = self.blocks.counts.of(*cause);
+            Traffic {
+                cause: cause.name().to_owned(),
+                requests: of.requests,
+                failed_requests: of.failed,
+                bytes: of.bytes,
+            }
+        });
+        all.collect()
     }
 }
 

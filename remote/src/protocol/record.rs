@@ -11,13 +11,15 @@
 
 use std::collections::BTreeSet;
 
-use crate::protocol::sealed::Fields;
+use crate::protocol::sealed::{Fields, seal_as, unseal_up_to};
 use crate::protocol::{Malformed, Name, Part, seal, unseal};
 
 const REF: [u8; 8] = *b"SNAPREF1";
 const CONDEMN: [u8; 8] = *b"SNAPCOND";
 const FENCE: [u8; 8] = *b"SNAPFENC";
 const HEAD: [u8; 8] = *b"SNAPHEAD";
+/// The newest version of a head.
+const HEAD_VERSION: u32 = 2;
 
 /// What a tag's record holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,6 +102,8 @@ pub fn fence(key: &str) -> Vec<u8> {
 /// What the protocol needs of a head.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HeadSummary {
+    /// The version of the head, of which its rest depends.
+    pub version: u32,
     /// The snapshot.
     pub snapshot: [u8; 32],
     /// All packs that it needs, own ones and those of others.
@@ -125,7 +129,7 @@ impl HeadSummary {
             payload.extend_from_slice(&to.to_bytes());
         }
         payload.extend_from_slice(rest);
-        seal(HEAD, key, &payload)
+        seal_as(self.version, HEAD, key, &payload)
     }
 
     /// The beginning, and the bytes that follow it.
@@ -133,7 +137,8 @@ impl HeadSummary {
     /// # Errors
     /// If the head is damaged or newer.
     pub fn decode<'a>(key: &str, bytes: &'a [u8]) -> Result<(Self, &'a [u8]), Malformed> {
-        let mut fields = Fields(unseal(HEAD, key, bytes)?);
+        let (version, payload) = unseal_up_to(HEAD_VERSION, HEAD, key, bytes)?;
+        let mut fields = Fields(payload);
         let snapshot = fields.array()?;
         let count = fields.count(Name::LEN)?;
         let packs = (0..count).map(|_| Ok(Name::from_bytes(&fields.array()?)));
@@ -143,6 +148,7 @@ impl HeadSummary {
         let moved = (0..count).map(|_| Ok((name()?, name()?)));
         let moved = moved.collect::<Result<_, Malformed>>()?;
         let summary = Self {
+            version,
             snapshot,
             packs,
             moved,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!      0   8  magic, one per kind
-//!      8   4  format version, 1
+//!      8   4  format version, 1; of some heads 2
 //!     12   4  length n of the payload
 //!     16   n  payload
 //!   16+n  32  BLAKE3 of the object's key and all bytes before this field
@@ -40,10 +40,16 @@ impl Malformed {
 /// The bytes of an object.
 #[must_use]
 pub fn seal(magic: [u8; 8], key: &str, payload: &[u8]) -> Vec<u8> {
+    seal_as(VERSION, magic, key, payload)
+}
+
+/// The same of an object of which there are several versions.
+#[must_use]
+pub fn seal_as(version: u32, magic: [u8; 8], key: &str, payload: &[u8]) -> Vec<u8> {
     let len = u32::try_from(payload.len()).expect("sealed objects are far below 4 GiB");
     let mut bytes = Vec::with_capacity(HEAD_LEN + payload.len() + HASH_LEN);
     bytes.extend_from_slice(&magic);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&version.to_le_bytes());
     bytes.extend_from_slice(&len.to_le_bytes());
     bytes.extend_from_slice(payload);
     let hash = checksum(key, &bytes);
@@ -56,6 +62,20 @@ pub fn seal(magic: [u8; 8], key: &str, payload: &[u8]) -> Vec<u8> {
 /// # Errors
 /// If it is not what its writer made, or of a newer version.
 pub fn unseal<'a>(magic: [u8; 8], key: &str, bytes: &'a [u8]) -> Result<&'a [u8], Malformed> {
+    Ok(unseal_up_to(VERSION, magic, key, bytes)?.1)
+}
+
+/// The same of an object of which there are so many versions: which one it is, and its
+/// payload.
+///
+/// # Errors
+/// As [`unseal`].
+pub fn unseal_up_to<'a>(
+    newest: u32,
+    magic: [u8; 8],
+    key: &str,
+    bytes: &'a [u8],
+) -> Result<(u32, &'a [u8]), Malformed> {
     let body = bytes.len().checked_sub(HASH_LEN);
     let body = body.filter(|len| *len >= HEAD_LEN);
     let (body, hash) = bytes.split_at(body.ok_or(Malformed::Wrong("it is too short"))?);
@@ -70,13 +90,14 @@ pub fn unseal<'a>(magic: [u8; 8], key: &str, bytes: &'a [u8]) -> Result<&'a [u8]
         ));
     }
     let field = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| body[at + byte]));
-    if field(8) != VERSION {
-        return Err(Malformed::Newer(field(8)));
+    let version = field(8);
+    if !(VERSION..=newest).contains(&version) {
+        return Err(Malformed::Newer(version));
     }
     if usize::try_from(field(12)) != Ok(body.len() - HEAD_LEN) {
         return Err(Malformed::Wrong("its length is not the one it tells"));
     }
-    Ok(&body[HEAD_LEN..])
+    Ok((version, &body[HEAD_LEN..]))
 }
 
 fn checksum(key: &str, bytes: &[u8]) -> [u8; HASH_LEN] {

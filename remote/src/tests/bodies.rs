@@ -6,6 +6,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use snapstore_store::{GcOptions, Silent, Store};
 
+pub use super::first::{
+    a_working_set_goes_with_its_snapshot,
+    a_working_set_that_is_recorded_later_is_pushed_by_the_next_push,
+};
 pub use super::lazy::what_stays_there_reads_as_what_is_pulled;
 pub use super::mending::{
     a_configuration_that_is_lost_or_damaged_is_made_anew_for_the_same_pages,

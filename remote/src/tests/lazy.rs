@@ -17,12 +17,12 @@ use crate::{Error, Lazy, LazyOptions};
 
 /// What a bucket does to those who read it.
 #[derive(Debug, Default)]
-struct Mood {
+pub struct Mood {
     /// Reads of packs that are held.
     held: Mutex<bool>,
     released: Condvar,
-    waiting: AtomicUsize,
-    reads: AtomicUsize,
+    pub waiting: AtomicUsize,
+    pub reads: AtomicUsize,
     is_gone: AtomicBool,
     /// Of heads alone nothing comes.
     keeps_heads: AtomicBool,
@@ -34,7 +34,29 @@ impl Mood {
         *self.held.lock().expect("no panic") = true;
     }
 
-    fn release(&self) {
+    /// One that holds reads from the beginning.
+    pub fn held() -> Arc<Self> {
+        let mood = Self::default();
+        mood.hold();
+        Arc::new(mood)
+    }
+
+    /// One of a bucket that does not answer.
+    pub fn gone() -> Arc<Self> {
+        let mood = Self::default();
+        mood.go();
+        Arc::new(mood)
+    }
+
+    pub fn go(&self) {
+        self.is_gone.store(true, Relaxed);
+    }
+
+    pub fn come_back(&self) {
+        self.is_gone.store(false, Relaxed);
+    }
+
+    pub fn release(&self) {
         *self.held.lock().expect("no panic") = false;
         self.released.notify_all();
     }
@@ -95,43 +117,59 @@ impl Objects for Moody {
     }
 }
 
-fn options(scene: &Scene) -> LazyOptions {
+pub fn options(scene: &Scene) -> LazyOptions {
     LazyOptions {
         cache: Some(scene.dir.path().join("cache")),
         cache_limit_bytes: u64::MAX,
         timeout: Duration::from_secs(60),
+        prefetches: true,
+        fills: false,
     }
 }
 
-fn begin(
+pub fn begin(
     scene: &Scene,
     store: &Store,
     tag: &str,
     options: &LazyOptions,
 ) -> Result<(Lazy, Arc<Mood>), Box<dyn std::error::Error>> {
     let mood = Arc::new(Mood::default());
+    let lazy = begin_in(scene, store, tag, options, &mood)?;
+    Ok((lazy, mood))
+}
+
+/// The same of a bucket in this mood.
+pub fn begin_in(
+    scene: &Scene,
+    store: &Store,
+    tag: &str,
+    options: &LazyOptions,
+    mood: &Arc<Mood>,
+) -> Result<Lazy, Box<dyn std::error::Error>> {
     let demanded = Box::new(Moody {
         bucket: scene.remote()?.bucket,
         mood: mood.clone(),
     });
-    let lazy = scene.remote()?.lazy_by(store, tag, options, demanded)?;
-    Ok((lazy, mood))
+    Ok(scene.remote()?.lazy_by(store, tag, options, demanded)?)
 }
 
-fn memory(lazy: &Lazy) -> ImageReader {
+pub fn memory(lazy: &Lazy) -> ImageReader {
     let snapshot = lazy.snapshot();
     let image = snapshot.manifest().image("memory").expect("it has memory");
     snapshot.image_reader(image)
 }
 
-fn page(reader: &ImageReader, number: usize) -> snapstore_store::Result<Vec<u8>> {
+pub fn page(reader: &ImageReader, number: usize) -> snapstore_store::Result<Vec<u8>> {
     let mut bytes = vec![0; PAGE];
     reader.read_at(&mut bytes, (number * PAGE) as u64)?;
     Ok(bytes)
 }
 
 /// A bucket with `base`, and what is in it.
-fn with_base(scene: &Scene, pages: &[u8]) -> Result<(Store, Vec<u8>), Box<dyn std::error::Error>> {
+pub fn with_base(
+    scene: &Scene,
+    pages: &[u8],
+) -> Result<(Store, Vec<u8>), Box<dyn std::error::Error>> {
     let store = scene.store("store")?;
     let bytes = image(pages);
     commit(&store, "base", &bytes, None)?;
@@ -203,8 +241,8 @@ fn what_is_not_asked_for_stays_where_it_is() -> Outcome {
         assert_eq!(page(&reader, number)?, bytes[number * PAGE..][..PAGE]);
     }
     let counts = lazy.counts();
-    assert!(counts.fetched_bytes < 1 << 21, "{counts:?}");
-    assert!(counts.demanded_requests <= 6, "{counts:?}");
+    assert!(counts.fetched_bytes() < 1 << 21, "{counts:?}");
+    assert!(counts.demand.requests <= 6, "{counts:?}");
     Ok(())
 }
 
@@ -220,10 +258,10 @@ fn who_reads_in_order_is_read_ahead_of() -> Outcome {
     }
     assert!(read == bytes, "other bytes");
     let counts = lazy.counts();
-    assert!(counts.ahead_requests > 10, "{counts:?}");
+    assert!(counts.ahead.requests > 10, "{counts:?}");
     // Each byte once.
     assert!(
-        counts.fetched_bytes < bytes.len() as u64 * 11 / 10,
+        counts.fetched_bytes() < bytes.len() as u64 * 11 / 10,
         "{counts:?}"
     );
     Ok(())
@@ -360,7 +398,7 @@ fn a_bucket_that_does_not_answer_is_waited_for_and_then_an_error_that_passes() -
     mood.is_gone.store(true, Relaxed);
     thread::scope(|scope| -> Outcome {
         let reading = scope.spawn(|| page(&reader, 3));
-        while lazy.counts().failed_requests < 2 {
+        while lazy.counts().failed_requests() < 2 {
             thread::yield_now();
         }
         mood.is_gone.store(false, Relaxed);
@@ -405,7 +443,7 @@ fn a_directory_that_goes_and_comes_back_is_waited_for() -> Outcome {
         }
         thread::scope(|scope| -> Outcome {
             let reading = scope.spawn(|| page(&reader, 3));
-            while lazy.counts().failed_requests < 2 {
+            while lazy.counts().failed_requests() < 2 {
                 assert!(!reading.is_finished(), "an empty directory is no bucket");
                 thread::yield_now();
             }

@@ -62,6 +62,20 @@ impl Store {
     }
 }
 
+impl WorkingSet {
+    /// As it is kept (docs/FORMAT.md), for whoever keeps it elsewhere.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// What [`WorkingSet::to_bytes`] gave; `None` if this is something else.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        decode(bytes)
+    }
+}
+
 /// The files of working sets, each with the snapshot it is of, and what is left of such
 /// files that were never finished.
 pub(crate) fn files(layout: &Layout) -> Vec<(Option<SnapshotId>, PathBuf)> {

@@ -1,8 +1,12 @@
 //! Mounts of snapshots that stay in a bucket over the network: moto's S3, and Azurite.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use serde_json::Value;
 use snapstore_tests::harness::{Cli, noise, skipped};
 use snapstore_tests::proxy::{Line, Proxy};
 use snapstore_tests::servers::{AZURE, Found, Place, S3};
@@ -52,6 +56,18 @@ fn scene(test: &str, server: &Found) -> anyhow::Result<Option<Scene>> {
 }
 
 impl Scene {
+    /// What the server of a mount has asked for, by why.
+    fn asked(&self, dir: &Path) -> anyhow::Result<BTreeMap<String, Value>> {
+        let shown = dir.display().to_string();
+        let answer = self.fixture.cli.json(&["show", "--mount", &shown])?;
+        let all = answer["counters"]["elsewhere"].as_array();
+        let named = all.context("counters")?.iter().map(|one| {
+            let cause = one["cause"].as_str().unwrap_or_default();
+            (cause.to_owned(), one.clone())
+        });
+        Ok(named.collect())
+    }
+
     fn leases(&self) -> anyhow::Result<usize> {
         let answer = self.there.json(&["remote", "leases", "site"])?;
         Ok(answer["leases"].as_array().context("leases")?.len())
@@ -92,6 +108,8 @@ macro_rules! over_each_server {
 
 over_each_server! {
     a_snapshot_is_read_whole_and_its_lease_goes
+    a_mount_reads_what_is_asked_for
+    what_is_touched_first_comes_first_and_the_rest_in_the_end
     what_was_read_needs_no_server
     a_server_that_is_cut_off_or_hangs_is_waited_for_and_then_an_error_that_passes
 }
@@ -119,6 +137,68 @@ mod bodies {
         scene.fixture.umount(&dir)?;
         wait_for_end(pid)?;
         ensure!(scene.leases()? == 0);
+        Ok(())
+    }
+
+    pub fn a_mount_reads_what_is_asked_for(mut scene: Scene) -> anyhow::Result<()> {
+        let (dir, _) = scene.fixture.mount(Some("site/base"), "mnt")?;
+        expect_page(&File::open(dir.join("memory.bin"))?, 3)?;
+        let asked = scene.asked(&dir)?;
+        ensure!(asked["demand"]["requests"] == 1, "{asked:?}");
+        let others = ["working_set", "ahead", "fill"];
+        ensure!(
+            others.iter().all(|cause| asked[*cause]["requests"] == 0),
+            "{asked:?}"
+        );
+        let metrics = scene.fixture.cli.ok(&["metrics"])?;
+        ensure!(
+            metrics.contains("snapstore_mount_remote_requests_total{"),
+            "{metrics}"
+        );
+        Ok(())
+    }
+
+    pub fn what_is_touched_first_comes_first_and_the_rest_in_the_end(
+        mut scene: Scene,
+    ) -> anyhow::Result<()> {
+        // A store that has restored it knows.
+        let local = scene.fixture.mountpoint("local")?;
+        let shown = local.display().to_string();
+        let mounted = scene.there.json(&["mount", "base", &shown])?;
+        let file = File::open(local.join("memory.bin"))?;
+        for number in [700, 1100, 5] {
+            expect_page(&file, number)?;
+        }
+        drop(file);
+        scene.there.ok(&["umount", &shown])?;
+        let pid = mounted["server_pid"].as_u64().context("a server")?;
+        wait_for_end(u32::try_from(pid)?)?;
+        let pushed = scene.there.json(&["push", "base", "site"])?;
+        let pages = pushed["working_set_pages"].as_u64();
+        ensure!(pushed["already"] == true && pages >= Some(3), "{pushed}");
+
+        let dir = scene.fixture.mountpoint("mnt")?;
+        let shown = dir.display().to_string();
+        scene
+            .fixture
+            .cli
+            .ok(&["mount", "--fill", "site/base", &shown])?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let asked = loop {
+            let asked = scene.asked(&dir)?;
+            let bytes = asked.values().filter_map(|one| one["bytes"].as_u64());
+            // None of its pages can be compressed.
+            if bytes.sum::<u64>() >= ((PAGES + 40) * PAGE) as u64 {
+                break asked;
+            }
+            ensure!(Instant::now() < deadline, "{asked:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        ensure!(asked["demand"]["requests"] == 0, "{asked:?}");
+        ensure!(asked["working_set"]["requests"] != 0, "{asked:?}");
+        scene.proxy.cut();
+        let memory = fs::read(dir.join("memory.bin"))?;
+        ensure!(memory == noise(1, PAGES * PAGE), "other bytes are shown");
         Ok(())
     }
 
