@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build install deb dist deb-tests quickstart demo test sim soak mutations bench bench-scale check clean
+.PHONY: help setup build install deb dist deb-tests quickstart demo test sim soak mutations bench bench-scale bench-remote check clean
 
 # Finds a cargo that is new enough wherever it was installed.
 with_cargo := . scripts/toolchain.sh;
@@ -63,6 +63,10 @@ bench-scale: setup ## Measure what depends on how much a store holds: 10^7 chunk
 	@$(with_cargo) cargo build --release --locked -p snapstore -p snapstore-bench; \
 	cargo run --release --locked -p snapstore-bench --bin bench -- \
 		scale-chunks scale-tags scale-packs scale-gc
+
+bench-remote: setup ## Measure lazy mounts of a bucket at 1, 10 and 50 ms, 100 and 1000 Mbit/s
+	@$(with_cargo) cargo build --release --locked -p snapstore -p snapstore-bench; \
+	cargo run --release --locked -p snapstore-bench --bin bench -- remote
 
 check: setup ## Run formatter, linter and documentation only
 	@scripts/test.sh --checks-only

@@ -10,6 +10,7 @@ pub mod fault;
 pub mod guest;
 pub mod mounts;
 pub mod read;
+pub mod remote;
 pub mod report;
 pub mod scale;
 pub mod serve_ram;
@@ -83,6 +84,7 @@ impl Needs {
 
 /// Every benchmark: its name, what it needs, and what it does.
 pub const ALL: [(&str, Needs, Run); 29] = [
+pub const ALL: [(&str, Needs, Run); 26] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
     ("commit-diff-depth", Needs::Images, commit::diff_depth),
@@ -104,6 +106,7 @@ pub const ALL: [(&str, Needs, Run); 29] = [
     ("view-load", Needs::Nothing, view::load),
     ("view-commit", Needs::Nothing, view::commit),
     ("view-bytes", Needs::Nothing, view::bytes),
+    ("remote", Needs::Nothing, remote::remote),
     ("vm-restore", Needs::Machines, vm_restore::restore),
     ("vm-warm", Needs::Both, vm_warm::warm),
     ("vm-many", Needs::Machines, vm_many::many),

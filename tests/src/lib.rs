@@ -3,6 +3,7 @@
 pub mod crashing;
 pub mod harness;
 pub mod inherited;
+pub mod object_server;
 pub mod powercut;
 pub mod proxy;
 pub mod scale;
