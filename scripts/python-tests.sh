@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+scripts="$PWD/scripts"
 skip() { echo "SKIPPED python: $*"; exit 0; }
 program="$(realpath "${1:-${CARGO_TARGET_DIR:-target}/debug/snapstore}")"
 python="$(command -v python3)" || skip "there is no python3"
@@ -31,4 +32,8 @@ cd "$work/python"
 "$cache/bin/mypy" --cache-dir "$work/mypy"
 # Not the sources that are here, but what was installed.
 rm -r snapstore
+if command -v as >/dev/null && command -v ld >/dev/null; then
+    "$scripts/small-guest.sh" "$work/guest.bin"
+    export SNAPSTORE_GUEST="$work/guest.bin"
+fi
 SNAPSTORE="$program" SNAPSTORE_RUNTIME_DIR="$work/run" "$cache/bin/pytest" -q -p no:cacheprovider tests

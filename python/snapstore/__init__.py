@@ -3,10 +3,10 @@
 A :class:`Store` calls the program ``snapstore`` and reads its JSON.
 """
 
-from .errors import Busy, Damaged, NotFound, SnapstoreError, UsageError
-from .machine import Machine, Output
+from .errors import Busy, Damaged, NotFound, SnapstoreError, Unanswered, UsageError
+from .machine import Machine, Machines, Output
 from .mount import Mount
-from .store import Image, ImageDiff, Snapshot, Store
+from .store import Image, ImageDiff, Snapshot, Store, Tag
 
 __all__ = [
     "Busy",
@@ -14,11 +14,14 @@ __all__ = [
     "Image",
     "ImageDiff",
     "Machine",
+    "Machines",
     "Mount",
     "NotFound",
     "Output",
     "Snapshot",
     "SnapstoreError",
     "Store",
+    "Tag",
+    "Unanswered",
     "UsageError",
 ]

@@ -32,7 +32,17 @@ class Busy(SnapstoreError):
     """Another process holds what is needed (exit code 5); trying again may help."""
 
 
-_BY_CODE: dict[int, type[SnapstoreError]] = {2: UsageError, 3: NotFound, 4: Damaged, 5: Busy}
+class Unanswered(SnapstoreError):
+    """A remote did not answer (exit code 6): what was asked for may have happened."""
+
+
+_BY_CODE: dict[int, type[SnapstoreError]] = {
+    2: UsageError,
+    3: NotFound,
+    4: Damaged,
+    5: Busy,
+    6: Unanswered,
+}
 
 
 def of(code: int, message: str) -> SnapstoreError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
 from .program import Program
 
@@ -14,9 +14,14 @@ from .program import Program
 class Output:
     """What a command in a guest printed, and how it ended."""
 
+    #: That of the command; 128 and the signal's number if a signal ended it.
     code: int
     stdout: str
     stderr: str
+    #: Whether it was killed since its time was over.
+    timed_out: bool = False
+    #: Bytes of both outputs that are not here: of each, 16 MiB are.
+    omitted_bytes: int = 0
 
 
 class Machine:
@@ -31,15 +36,20 @@ class Machine:
         return self._program.json("ps", self.name)
 
     def exec(self, *command: str, timeout_seconds: int | None = None) -> Output:
-        """Runs a command in the guest, through its agent.
+        """Runs a command in the guest, through its agent, to its end, however it ends.
 
-        The code is that of the command; 128 and the signal's number if a signal ended it.
+        :raises SnapstoreError: if it was not run: there is no such machine, agent or command.
         """
         limit = [] if timeout_seconds is None else ["--timeout", str(timeout_seconds)]
-        line = self._program.command("exec", self.name, *limit, "--", *command)
-        done = self._program.run(line)
-        out, err = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
-        return Output(done.returncode, out, err)
+        answer = self._program.json("exec", self.name, *limit, "--", *command, told="exit_code")
+        code, signal = answer["exit_code"], answer["signal"]
+        return Output(
+            code=128 + signal if code is None else code,
+            stdout=answer["stdout"],
+            stderr=answer["stderr"],
+            timed_out=answer["timed_out"],
+            omitted_bytes=answer["stdout_omitted_bytes"] + answer["stderr_omitted_bytes"],
+        )
 
     def pause(self) -> None:
         """Stops its vCPUs."""
@@ -63,7 +73,13 @@ class Machines(Sequence[Machine]):
     def __init__(self, machines: Sequence[Machine]) -> None:
         self._machines = list(machines)
 
-    def __getitem__(self, at: Any) -> Any:
+    @overload
+    def __getitem__(self, at: int) -> Machine: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Machine]: ...
+
+    def __getitem__(self, at: int | slice) -> Machine | list[Machine]:
         return self._machines[at]
 
     def __len__(self) -> int:

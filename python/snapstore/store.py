@@ -261,13 +261,15 @@ class Store:
     def restore(
         self, snapshot: str, *options: str, name: str | None = None, count: int = 1
     ) -> Machines:
-        """Starts machines from a snapshot. ``options`` are those of ``snapstore restore``."""
-        name = name or snapshot
-        self._program.json(
-            "restore", snapshot, "--detach", "--name", name, "-n", str(count), *options
+        """Starts machines from a snapshot. ``options`` are those of ``snapstore restore``.
+
+        They are called after ``name``, or after the tag, with numbers where names are taken.
+        """
+        named = [] if name is None else ["--name", name]
+        answer = self._program.json(
+            "restore", snapshot, "--detach", "-n", str(count), *named, *options
         )
-        names = [name] if count == 1 else [f"{name}.{number}" for number in range(1, count + 1)]
-        return Machines([Machine(self._program, name) for name in names])
+        return Machines([Machine(self._program, it["name"]) for it in answer["machines"]])
 
     def machines(self) -> Sequence[Machine]:
         """All machines of this user."""
