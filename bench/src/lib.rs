@@ -83,8 +83,7 @@ impl Needs {
 }
 
 /// Every benchmark: its name, what it needs, and what it does.
-pub const ALL: [(&str, Needs, Run); 29] = [
-pub const ALL: [(&str, Needs, Run); 26] = [
+pub const ALL: [(&str, Needs, Run); 30] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
     ("commit-diff-depth", Needs::Images, commit::diff_depth),
