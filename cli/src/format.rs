@@ -79,6 +79,14 @@ pub fn count(number: u64) -> String {
     out
 }
 
+/// `1 pack`, `2 packs`: of what has its plural with an s.
+pub fn counted(number: u64, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        number => format!("{} {what}s", count(number)),
+    }
+}
+
 /// Seconds as a time that is short: `0.0123` as `12.3 ms`.
 pub fn millis(seconds: f64) -> String {
     if seconds < 9.9995 {

@@ -2,11 +2,15 @@
 //! no options, since it does not know who shows its messages.
 
 use snapstore_store::{Damage, Error, Finding};
+use snapstore_vmm::agent::AgentError;
 
 /// What can be done about the first error of the store among an error's causes.
 pub fn of(error: &anyhow::Error) -> Option<&'static str> {
     if let Some(error) = error.downcast_ref() {
         return about_remote(error);
+    }
+    if let Some(AgentError::NoAgent { .. }) = error.downcast_ref() {
+        return Some("does the guest run snapstore-agent, and has it booted?");
     }
     error.chain().find_map(|cause| {
         let wrapped = match cause.downcast_ref() {

@@ -9,6 +9,7 @@ use crate::args::DoctorArgs;
 use crate::context::Context;
 use crate::exit;
 use crate::form::Fields;
+use crate::format::counted;
 
 const FIELDS: Fields = Fields {
     rows: "checks",
@@ -36,7 +37,11 @@ pub fn run(context: &Context, args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         out.extend(checks.iter().map(describe));
         out + &match (errors, warnings) {
             (0, 0) => "All is as it should be.".to_owned(),
-            (errors, warnings) => format!("{errors} errors, {warnings} warnings."),
+            (errors, warnings) => format!(
+                "{}, {}.",
+                counted(errors as u64, "error"),
+                counted(warnings as u64, "warning")
+            ),
         }
     })?;
     Ok(match errors {

@@ -13,7 +13,7 @@ use snapstore_store::{ExportRequest, Exported, Store};
 
 use crate::args::ExportArgs;
 use crate::context::Context;
-use crate::format::{count, size};
+use crate::format::{count, counted, size};
 use crate::logging::say;
 use crate::progress::{Bar, Unit};
 use crate::stoppable::Stoppable;
@@ -102,7 +102,7 @@ fn to_file(context: &Context, store: &Store, request: &ExportRequest) -> anyhow:
 }
 
 /// A file that is not whole yet; it goes when this is dropped, unless it was renamed.
-struct Part(PathBuf);
+pub struct Part(pub PathBuf);
 
 impl Drop for Part {
     fn drop(&mut self) {
@@ -134,8 +134,5 @@ pub fn left_out(exported: &Exported) -> String {
 }
 
 pub fn snapshots(number: usize) -> String {
-    match number {
-        1 => "1 snapshot".to_owned(),
-        number => format!("{} snapshots", count(number as u64)),
-    }
+    counted(number as u64, "snapshot")
 }

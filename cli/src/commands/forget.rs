@@ -13,7 +13,7 @@ use crate::args::{ForgetArgs, GroupBy};
 use crate::commands::tag::{tell_unreadable, unreadable};
 use crate::context::Context;
 use crate::form::Fields;
-use crate::format::{size, table, time};
+use crate::format::{counted, size, table, time};
 
 const FIELDS: Fields = Fields {
     rows: "tags",
@@ -76,15 +76,17 @@ pub fn run(context: &Context, args: &ForgetArgs) -> anyhow::Result<ExitCode> {
     context.answer(&value, || {
         let mut out = describe(&plan, &group, &listing);
         let kept = plan.len() - goes.len();
+        let tags = |number: usize| counted(number as u64, "tag");
         out += &match (args.dry_run, goes.len()) {
-            (_, 0) => format!("Nothing to remove; {kept} tags stay.\n"),
+            (_, 0) => format!("Nothing to remove; {} kept.\n", tags(kept)),
             (true, count) => format!(
-                "Would remove {count} tags and keep {kept}; `gc` could then free at least {}.\n",
+                "Would remove {} and keep {kept}; `gc` could then free at least {}.\n",
+                tags(count),
                 size(frees.unwrap_or(0))
             ),
             (false, _) => format!(
-                "Removed {} tags and kept {}; `snapstore gc` frees the space.\n",
-                removed.len(),
+                "Removed {} and kept {}; `snapstore gc` frees the space.\n",
+                tags(removed.len()),
                 plan.len() - removed.len()
             ),
         };

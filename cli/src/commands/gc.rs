@@ -12,7 +12,7 @@ use snapstore_store::{
 use crate::args::GcArgs;
 use crate::context::Context;
 use crate::exit;
-use crate::format::{count, size, table};
+use crate::format::{count, counted, size, table};
 use crate::hints;
 use crate::progress::{Bar, Unit};
 
@@ -181,7 +181,10 @@ fn describe(report: &GcReport, dry_run: bool) -> String {
             ]
         })
         .collect();
-    let kept = report.plan.packs.len() - rows.len();
+    let kept = match report.plan.packs.len() - rows.len() {
+        1 => "1 pack stays as it is".to_owned(),
+        kept => format!("{} packs stay as they are", count(kept as u64)),
+    };
     let mut out = String::new();
     if !rows.is_empty() {
         out += &table(
@@ -192,17 +195,17 @@ fn describe(report: &GcReport, dry_run: bool) -> String {
     }
     if dry_run {
         let would_be_freed = size(report.plan.freed_bytes());
-        out += &format!("Would free {would_be_freed}; {kept} packs stay as they are.\n");
+        out += &format!("Would free {would_be_freed}; {kept}.\n");
         return out + &left(report);
     }
     out += &format!(
-        "Freed {}; {kept} packs stay as they are.\n",
+        "Freed {}; {kept}.\n",
         size(u64::try_from(report.freed_bytes).unwrap_or(0))
     );
     if report.waiting_packs > 0 {
         out += &format!(
-            "{} packs go at a later gc, when these commits have ended: {}.\n",
-            report.waiting_packs,
+            "A later gc frees {} more, when these commits have ended: {}.\n",
+            counted(report.waiting_packs, "pack"),
             report.waiting_for.join(", ")
         );
     }
@@ -214,10 +217,7 @@ fn describe(report: &GcReport, dry_run: bool) -> String {
 }
 
 fn describe_optimized(report: &OptimizeReport, dry_run: bool) -> String {
-    let packs = |number: u64| match number {
-        1 => "1 pack".to_owned(),
-        number => format!("{} packs", count(number)),
-    };
+    let packs = |number: u64| counted(number, "pack");
     let mut out = match (report.packs, dry_run) {
         (0, _) if report.left_packs == 0 => return "Everything is optimised.\n".to_owned(),
         (0, _) => String::new(),

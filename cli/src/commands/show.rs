@@ -12,7 +12,7 @@ use super::show_mount;
 use crate::args::ShowArgs;
 use crate::context::Context;
 use crate::form::Fields;
-use crate::format::{count, duration, size, table, time};
+use crate::format::{count, counted, duration, size, table, time};
 
 const FIELDS: Fields = Fields {
     rows: "",
@@ -135,10 +135,10 @@ fn describe_set(page_bytes: u64, image: &Image, set: &Recorded) -> String {
         ),
     };
     format!(
-        "Working set of {name}: {} in {} pages, of {} recordings, the last one {} ago; {pushed}\n",
+        "Working set of {name}: {} in {}, of {}, the last one {} ago; {pushed}\n",
         size(set.pages().count() as u64 * page_bytes),
-        count(set.pages().count() as u64),
-        set.recordings(),
+        counted(set.pages().count() as u64, "page"),
+        counted(set.recordings().into(), "recording"),
         duration(age.unwrap_or_default().as_secs_f64()),
     )
 }

@@ -8,7 +8,7 @@ use crate::args::StatsArgs;
 use crate::commands::tag;
 use crate::context::Context;
 use crate::form::Fields;
-use crate::format::{count, size, table};
+use crate::format::{count, counted, size, table};
 
 const FIELDS: Fields = Fields {
     rows: "per_snapshot",
@@ -86,10 +86,10 @@ fn describe(stats: &StoreStats) -> String {
     ]
     .map(|(what, bytes, note)| vec![what.to_owned(), size(bytes), note]);
     let mut out = format!(
-        "{} snapshots, {} distinct pages, {} packs\n",
-        stats.snapshots,
-        count(stats.distinct_pages),
-        stats.packs
+        "{}, {}, {}\n",
+        counted(stats.snapshots, "snapshot"),
+        counted(stats.distinct_pages, "distinct page"),
+        counted(stats.packs, "pack")
     );
     out += &table(&["", "BYTES", ""], 1, &rows);
     let rows: Vec<_> = stats

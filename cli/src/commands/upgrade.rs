@@ -6,7 +6,7 @@ use snapstore_store::{Store, UpgradeReport};
 
 use crate::args::UpgradeArgs;
 use crate::context::Context;
-use crate::format::{count, size};
+use crate::format::{count, counted, size};
 use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &UpgradeArgs) -> anyhow::Result<ExitCode> {
@@ -25,8 +25,8 @@ fn describe(report: &UpgradeReport, dry_run: bool) -> String {
         out += "Goes on with an upgrade that was interrupted.\n";
     }
     let packs = format!(
-        "{} packs ({})",
-        count(report.packs),
+        "{} ({})",
+        counted(report.packs, "pack"),
         size(report.pack_bytes)
     );
     if dry_run {

@@ -8,7 +8,7 @@ use crate::args::VerifyArgs;
 use crate::context::Context;
 use crate::exit;
 use crate::form::Fields;
-use crate::format::{count, size};
+use crate::format::{count, counted, size};
 use crate::hints;
 use crate::progress::{Bar, Unit};
 
@@ -73,16 +73,17 @@ fn touched(finding: &Finding, report: &VerifyReport) -> String {
 fn describe(report: &VerifyReport) -> String {
     let read = if report.chunks_read > 0 {
         format!(
-            ", {} chunks ({}) read",
-            count(report.chunks_read),
+            ", {} ({}) read",
+            counted(report.chunks_read, "chunk"),
             size(report.bytes_read)
         )
     } else {
         String::new()
     };
     let mut out = format!(
-        "Checked {} packs and {} snapshots{read}.\n",
-        report.packs, report.snapshots
+        "Checked {} and {}{read}.\n",
+        counted(report.packs, "pack"),
+        counted(report.snapshots, "snapshot")
     );
     for finding in &report.findings {
         let touched = touched(finding, report);

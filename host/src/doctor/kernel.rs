@@ -132,14 +132,20 @@ fn overcommit() -> Option<Check> {
             "each machine counts with all of its memory, also what it never touches",
             "`sysctl vm.overcommit_memory=0`",
         ),
-        mode => Check::ok("overcommit", mode.to_string()),
+        mode => Check::ok(
+            "overcommit",
+            format!("{mode}: memory that is never touched costs nothing"),
+        ),
     })
 }
 
 fn clock() -> Option<Check> {
     let source = read("/sys/devices/system/clocksource/clocksource0/current_clocksource")?;
     Some(match source.as_str() {
-        "tsc" | "kvm-clock" => Check::ok("clock", source),
+        "tsc" | "kvm-clock" => Check::ok(
+            "clock",
+            format!("{source}, which is read without the kernel"),
+        ),
         _ => Check::warning(
             "clock",
             source,

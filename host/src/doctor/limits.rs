@@ -38,7 +38,10 @@ const DEFAULT_MAPPINGS: u64 = 65_530;
 fn mappings() -> Option<Check> {
     let mappings = number("/proc/sys/vm/max_map_count")?;
     Some(match mappings {
-        DEFAULT_MAPPINGS.. => Check::ok("max_map_count", mappings.to_string()),
+        DEFAULT_MAPPINGS.. => Check::ok(
+            "max_map_count",
+            format!("{mappings} pieces of memory in a process"),
+        ),
         _ => Check::warning(
             "max_map_count",
             mappings.to_string(),

@@ -334,7 +334,7 @@ pub(crate) struct StreamReader<R> {
     pub page_bytes: u32,
 }
 
-const CUT: &str = "it ends before its end; it was cut off";
+const CUT: &str = "it was cut off: more has to follow here";
 const FLIPPED: &str = "its bytes do not match their checksum";
 
 impl<R: Read> StreamReader<R> {

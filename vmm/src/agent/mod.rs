@@ -36,7 +36,7 @@ const MAX_ANSWER_BYTES: usize = 32;
 #[non_exhaustive]
 pub enum AgentError {
     /// Nobody answers.
-    #[error("no agent answers in the guest (port {port} of {}): {source}; does the guest run snapstore-agent, and has it booted?", path.display())]
+    #[error("no agent answers in the guest (port {port} of {}): {source}", path.display())]
     NoAgent {
         /// The socket of the machine's vsock device.
         path: PathBuf,
