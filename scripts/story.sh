@@ -65,8 +65,8 @@ step 'snapstore init'
 step 'snapstore run deb --kernel vmlinuz --initrd initrd --cmdline "console=ttyS0 panic=1 quiet" --mem 256M --disk root.img -d'
 step 'snapstore exec deb --wait 120 -- uname -srv'
 said Debian
-step 'snapstore exec deb -i -- tee /root/adder.py < adder.py > /dev/null'
-step 'snapstore exec deb -i -- tee /root/ask.py < ask.py > /dev/null'
+step 'snapstore cp adder.py deb:/root/adder.py'
+step 'snapstore cp ask.py deb:/root/ask.py'
 step 'snapstore exec deb -- sh -c "setsid python3 /root/adder.py >/tmp/adder.log 2>&1 </dev/null &"'
 step 'snapstore exec deb -- sh -c "until [ -S /tmp/adder ]; do sleep 0.1; done; python3 /root/ask.py base=1"'
 said "base = 1,"

@@ -16,7 +16,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 pub use machines::{
-    ConsoleArgs, ExecArgs, PsArgs, RestoreArgs, RunArgs, StartArgs, StopArgs, VmArgs,
+    ConsoleArgs, CpArgs, ExecArgs, PsArgs, RestoreArgs, RunArgs, StartArgs, StopArgs, VmArgs,
 };
 pub use mounts::{MountArgs, ReadingArgs, UmountArgs, WarmArgs};
 pub use pictures::{MapArgs, ReportArgs};
@@ -110,9 +110,12 @@ pub enum Command {
     /// End virtual machines
     Stop(StopArgs),
     /// Attach to a virtual machine's serial line
+    #[command(visible_alias = "attach")]
     Console(ConsoleArgs),
     /// Run a command in a guest, through its agent
     Exec(ExecArgs),
+    /// Copy a file to or from a guest, through its agent
+    Cp(CpArgs),
     /// Give a snapshot another name
     Tag(TagArgs),
     /// List tags

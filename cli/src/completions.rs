@@ -33,29 +33,50 @@ enum Named {
     Remote,
     /// A tag of a remote, of which only the remote is known here.
     RemoteTag,
-    /// A snapshot and a directory, or a directory alone: which of them is not known here.
+    /// A snapshot of the store, or of a remote, of which only the remote is known here.
+    SnapshotAnywhere,
+    /// That and a directory, or a directory alone: which of them is not known here.
     SnapshotOrDir,
+    /// A machine with a colon, or a file.
+    MachineOrFile,
+    /// One of these words.
+    Word(&'static [&'static str]),
 }
 
-use Named::{Machine, Mount, Remote, RemoteTag, Snapshot, SnapshotOrDir, Tag};
+use Named::{
+    Machine, MachineOrFile, Mount, Remote, RemoteTag, Snapshot, SnapshotAnywhere, SnapshotOrDir,
+    Tag, Word,
+};
+
+const MONITORS: Named = Word(&["qemu", "firecracker", "cloud-hypervisor"]);
 
 /// Commands, their arguments, and what those name.
-const NAMED: [(&str, &str, Named); 33] = [
+const NAMED: &[(&str, &str, Named)] = &[
     ("commit", "parent", Snapshot),
     ("commit", "vm", Machine),
     ("commit", "mount", Mount),
     ("mount", "what", SnapshotOrDir),
+    ("mount", "layout", MONITORS),
     ("umount", "dir", Mount),
     ("run", "or_restore", Snapshot),
-    ("restore", "snapshot", Snapshot),
+    (
+        "run",
+        "cpu",
+        Word(&["host", "x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4"]),
+    ),
+    ("restore", "snapshot", SnapshotAnywhere),
+    ("restore", "with", MONITORS),
     ("ps", "name", Machine),
     ("pause", "name", Machine),
     ("resume", "name", Machine),
     ("stop", "names", Machine),
     ("console", "name", Machine),
     ("exec", "name", Machine),
+    ("cp", "from", MachineOrFile),
+    ("cp", "to", MachineOrFile),
     ("tag", "source", Snapshot),
     ("rm", "tags", Tag),
+    ("forget", "group_by", Word(&["none", "chain", "label:"])),
     ("log", "tag", Snapshot),
     ("show", "snapshot", Snapshot),
     ("diff", "old", Snapshot),
@@ -95,7 +116,8 @@ pub fn script(shell: &str) -> std::io::Result<Vec<u8>> {
 /// The command line with what can be named.
 fn command() -> Command {
     NAMED
-        .into_iter()
+        .iter()
+        .copied()
         .fold(Cli::command(), |cli, (command, argument, named)| {
             let completed = move |it: Arg| match it.get_id() == argument {
                 true => it.add(ArgValueCompleter::new(named)),
@@ -120,11 +142,17 @@ impl ValueCompleter for Named {
         };
         let mut found = match self {
             Tag => tags(),
-            Snapshot | SnapshotOrDir => snapshots(typed),
-            Machine => machines(),
+            Snapshot => snapshots(typed),
+            SnapshotAnywhere | SnapshotOrDir => snapshots(typed).map(|mut found| {
+                found.extend(of_remotes("/").unwrap_or_default());
+                found
+            }),
+            Machine => machines(""),
+            MachineOrFile => machines(":"),
             Mount => mounts(),
             Remote => of_remotes(""),
             RemoteTag => of_remotes("/"),
+            Word(words) => Some(words.iter().map(CompletionCandidate::new).collect()),
         }
         .unwrap_or_default();
         found.retain(begins);
@@ -132,6 +160,9 @@ impl ValueCompleter for Named {
         let is_path = matches!(self, SnapshotOrDir) || matches!(self, Mount) && found.is_empty();
         if is_path {
             found.extend(PathCompleter::dir().complete(typed));
+        }
+        if matches!(self, MachineOrFile) {
+            found.extend(PathCompleter::file().complete(typed));
         }
         found
     }
@@ -201,7 +232,8 @@ fn snapshots(typed: &OsStr) -> Option<Vec<CompletionCandidate>> {
     Some(found)
 }
 
-fn machines() -> Option<Vec<CompletionCandidate>> {
+/// With this after their names.
+fn machines(after: &str) -> Option<Vec<CompletionCandidate>> {
     // Not made by looking.
     if !runtime_dir().exists() {
         return None;
@@ -209,7 +241,7 @@ fn machines() -> Option<Vec<CompletionCandidate>> {
     let vms = Runtime::open().ok()?.vms().ok()?;
     Some(
         vms.into_iter()
-            .map(|vm| CompletionCandidate::new(vm.name))
+            .map(|vm| CompletionCandidate::new(vm.name + after))
             .collect(),
     )
 }
@@ -249,10 +281,31 @@ mod tests {
             }
             let mut arguments = command.get_arguments();
             assert!(
-                arguments.any(|it| it.get_id() == argument),
+                arguments.any(|it| it.get_id() == *argument),
                 "{name} has no {argument}"
             );
         }
         command().debug_assert();
+    }
+
+    /// What is offered as a word is understood.
+    #[test]
+    fn each_word_is_one() {
+        for (name, argument, named) in NAMED {
+            let Word(words) = named else { continue };
+            for word in *words {
+                let option = format!("--{}={}", argument.replace('_', "-"), word);
+                let option = option.replace("label:", "label:KEY");
+                let rest: &[&str] = match *name {
+                    "mount" => &["tag", "dir"],
+                    "run" => &["name", "--kernel", "file"],
+                    "restore" => &["tag"],
+                    _ => &[],
+                };
+                let words = ["snapstore", name, &option].into_iter();
+                let parsed = Cli::command().try_get_matches_from(words.chain(rest.iter().copied()));
+                assert!(parsed.is_ok(), "{name} {option}: {:?}", parsed.err());
+            }
+        }
     }
 }

@@ -109,6 +109,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Stop(args) => commands::control::stop(&context, &args),
         Command::Console(args) => commands::control::console(&args),
         Command::Exec(args) => commands::exec::run(&context, &args),
+        Command::Cp(args) => commands::cp::run(&context, &args),
         Command::Tag(args) => commands::tag::set(&context, &args),
         Command::Tags(args) => commands::tag::list(&context, &args),
         Command::Rm(args) => commands::tag::remove(&context, &args),

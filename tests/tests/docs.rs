@@ -210,6 +210,85 @@ fn commands_that_are_shown_are_known() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The commands of the program, those of `remote` with it.
+fn commands() -> anyhow::Result<Vec<String>> {
+    let listed = |of: &[&str]| -> anyhow::Result<Vec<String>> {
+        let output = Command::new(program()?).args(of).arg("--help").output()?;
+        let help = String::from_utf8(output.stdout)?;
+        let (_, list) = help.split_once("Commands:\n").context("no commands")?;
+        let lines = list.lines().take_while(|line| !line.is_empty());
+        // What goes on in another line is further right.
+        let lines = lines.filter(|line| !line.starts_with("   "));
+        let names = lines.filter_map(|line| Some(line.split_whitespace().next()?.to_owned()));
+        Ok(names.filter(|name| name != "help").collect())
+    };
+    let mut all = listed(&[])?;
+    let of_remote = listed(&["remote"])?.into_iter();
+    all.extend(of_remote.map(|name| format!("remote {name}")));
+    Ok(all)
+}
+
+/// The options of a command that no document names: by `--name` anywhere, or by its
+/// letter in a line with the command.
+fn untold(command: &str, documents: &str) -> anyhow::Result<Vec<String>> {
+    let output = Command::new(program()?)
+        .args(command.split(' '))
+        .arg("--help")
+        .output()?;
+    let help = String::from_utf8(output.stdout)?;
+    // Those that all commands have are said once.
+    let help = help.split("\nGlobal options:").next().unwrap_or(&help);
+    let mut missing = Vec::new();
+    for line in help.lines().map(str::trim_start) {
+        let mut names = line.split(&[' ', ','][..]).filter(|word| !word.is_empty());
+        let (letter, long) = match (names.next(), names.next()) {
+            (Some(letter), Some(long)) if letter.len() == 2 && long.starts_with("--") => {
+                (Some(letter), long)
+            }
+            (Some(long), _) if long.starts_with("--") => (None, long),
+            _ => continue,
+        };
+        let ends = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '-');
+        let named = |text: &str, name: &str| text.split(name).skip(1).any(ends);
+        let word = command.split(' ').next_back().unwrap_or(command);
+        let by_letter = letter.is_some_and(|letter| {
+            let mut lines = documents.lines();
+            lines.any(|line| named(line, word) && named(line, letter))
+        });
+        if long != "--help" && !by_letter && !named(documents, long) {
+            missing.push(format!("{command} {long}"));
+        }
+    }
+    Ok(missing)
+}
+
+#[test]
+fn every_command_and_option_is_told() -> anyhow::Result<()> {
+    let mut text = String::new();
+    for document in documents()? {
+        // What changed once need not be so.
+        if !document.ends_with("CHANGELOG.md") {
+            text += &fs::read_to_string(document)?;
+        }
+    }
+    let readme = fs::read_to_string(root().join("README.md"))?;
+    let mut missing = Vec::new();
+    let commands = commands()?;
+    ensure!(commands.len() > 40, "{commands:?}");
+    for command in &commands {
+        let name = command.split(' ').next_back().unwrap_or(command);
+        if !readme.contains(name) {
+            missing.push(command.clone());
+        }
+        missing.extend(untold(command, &text)?);
+    }
+    ensure!(missing.is_empty(), "no document tells of {missing:?}");
+    // The check is one.
+    let without = text.replace("--keep-within", "");
+    ensure!(untold("forget", &without)? == ["forget --keep-within"]);
+    Ok(())
+}
+
 #[test]
 fn a_command_that_is_not_known_is_found() -> anyhow::Result<()> {
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();

@@ -1,5 +1,6 @@
 //! Machines.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -222,6 +223,27 @@ pub struct ExecArgs {
     /// The command and its arguments
     #[arg(required = true, last = true)]
     pub command: Vec<String>,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  snapstore cp app.conf web:/etc/app.conf
+  snapstore cp web:/var/log/app.log .
+  snapstore exec web -- tar -c -C /etc . | tar -x -C etc       a directory
+
+The guest has to run snapstore-agent (docs/AGENT.md) and have sh, cat, chmod and mv. What a name
+leads to is replaced once the copy is whole, or stays. Into a guest a file keeps its permissions.")]
+pub struct CpArgs {
+    /// A file of this host, - for standard input, or MACHINE:PATH for one of a guest
+    #[arg(value_name = "FROM")]
+    pub from: OsString,
+    /// The other: a file or a directory, or - for standard output
+    #[arg(value_name = "TO")]
+    pub to: OsString,
+    /// How long the agent may take to answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub wait: Duration,
 }
 
 #[derive(Args)]

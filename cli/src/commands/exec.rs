@@ -49,7 +49,8 @@ pub fn run(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCode> {
             }
         }
     });
-    let ended = ended.or_else(|error| Err(explained(error, &runtime, args)?))?;
+    let command = args.command.first().map_or("", String::as_str);
+    let ended = ended.or_else(|error| Err(explained(error, &runtime, &args.name, command)?))?;
     let value = json!({
         "exit_code": ended.code,
         "signal": ended.signal,
@@ -94,7 +95,7 @@ impl Kept {
 }
 
 /// The agent of a guest that may still boot, or have to notice that it was restored.
-fn connect(runtime: &Runtime, vm: &VmDir, wait: Duration) -> anyhow::Result<AgentClient> {
+pub fn connect(runtime: &Runtime, vm: &VmDir, wait: Duration) -> anyhow::Result<AgentClient> {
     let began = Instant::now();
     let attempt = |patience| {
         AgentClient::connect_while(&vm.vsock(), AGENT_PORT, patience, || vm.is_running())
@@ -130,23 +131,23 @@ fn connect(runtime: &Runtime, vm: &VmDir, wait: Duration) -> anyhow::Result<Agen
 
 /// What a command that could not be run to its end came to, with its name. An error is
 /// that of a machine that has ended.
-fn explained(
+pub fn explained(
     error: AgentError,
     runtime: &Runtime,
-    args: &ExecArgs,
+    machine: &str,
+    command: &str,
 ) -> anyhow::Result<anyhow::Error> {
     match error {
         AgentError::Refused {
             kind: agent::ErrorKind::NotFound,
             message,
         } => Ok(NoCommand(format!(
-            "{} has no command {}: {message}; name one of its PATH, or give its whole path",
-            args.name,
-            args.command.first().map_or("", String::as_str)
+            "{machine} has no command {command}: {message}; name one of its PATH, or give its \
+             whole path"
         ))
         .into()),
         AgentError::Connection(_) => {
-            runtime.running(&args.name)?;
+            runtime.running(machine)?;
             Ok(error.into())
         }
         error => Ok(error.into()),

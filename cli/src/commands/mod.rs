@@ -6,6 +6,7 @@ pub mod commit_vm;
 pub mod completions;
 pub mod control;
 pub mod copy;
+pub mod cp;
 pub mod diff;
 pub mod doctor;
 pub mod exec;

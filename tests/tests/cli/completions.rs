@@ -86,7 +86,7 @@ fn a_mount_is_offered_tags_and_directories() -> anyhow::Result<()> {
 }
 
 #[test]
-fn remotes_are_offered_by_name() -> anyhow::Result<()> {
+fn remotes_and_words_of_options_are_offered_by_name() -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
     let url = format!("file://{}", fixture.path("bucket"));
     fixture.cli.ok(&["remote", "add", "site", &url])?;
@@ -95,6 +95,10 @@ fn remotes_are_offered_by_name() -> anyhow::Result<()> {
         (&["snapstore", "pull", "si"], "site/"),
         (&["snapstore", "remote", "gc", "si"], "site"),
         (&["snapstore", "remote", "tags", "si"], "site"),
+        (&["snapstore", "mount", "si"], "site/"),
+        (&["snapstore", "restore", "si"], "site/"),
+        (&["snapstore", "restore", "x", "--with", "q"], "qemu"),
+        (&["snapstore", "forget", "--group-by", "c"], "chain"),
     ] {
         assert_eq!(offered(&fixture, words)?, [says], "{words:?}");
     }

@@ -7,6 +7,7 @@ mod clock;
 mod confined;
 mod console;
 mod control;
+mod copying;
 mod cpu;
 mod damaged_snapshots;
 mod dead_mount_server;
