@@ -8,7 +8,7 @@ use crate::args::StatsArgs;
 use crate::commands::tag;
 use crate::context::Context;
 use crate::form::Fields;
-use crate::format::{count, counted, size, table};
+use crate::format::{counted, size, table};
 
 const FIELDS: Fields = Fields {
     rows: "per_snapshot",
