@@ -47,6 +47,53 @@ in_root() {
         exec chroot . "$@"' - "$root" "$@"
 }
 
+# Boots the systemd of the root $1, which runs /t/booted.sh and ends. 9: that cannot be had here, as it says.
+boot() {
+    local root="$1" groups=/sys/fs/cgroup code=0
+    [ -f "$groups/cgroup.procs" ] || groups=/sys/fs/cgroup/unified
+    groups="$groups/snapstore-deb-tests.$$"
+    mkdir "$groups" 2>/dev/null || { echo "there are no control groups of version 2 to be had"; return 9; }
+    printf '%s\n' '[Unit]' Requires=basic.target After=basic.target Wants=t.service AllowIsolate=yes \
+        >"$root/etc/systemd/system/t.target"
+    # What it prints is shown as it comes; the exit code of systemd is that of the service.
+    printf '%s\n' '[Unit]' After=basic.target SuccessAction=exit FailureAction=exit \
+        '[Service]' Type=oneshot 'ExecStart=/bin/bash /t/booted.sh' TimeoutStartSec=900 \
+        StandardOutput=append:/t/said StandardError=append:/t/said >"$root/etc/systemd/system/t.service"
+    # shellcheck disable=SC2016
+    bash -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' - "$groups" \
+        unshare --mount --pid --fork --kill-child --net --cgroup --uts --ipc bash -c '
+        set -e
+        root="$1"
+        mount --make-rprivate /
+        mount --bind "$root" "$root"
+        mount -t proc proc "$root/proc"
+        mount -t sysfs -o ro sysfs "$root/sys"
+        mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+        mount -t tmpfs -o mode=755 tmpfs "$root/dev"
+        for node in null zero full random urandom tty; do
+            touch "$root/dev/$node"
+            mount --bind "/dev/$node" "$root/dev/$node"
+        done
+        mkdir "$root/dev/pts" "$root/dev/shm"
+        mount -t devpts devpts "$root/dev/pts"
+        mount -t tmpfs tmpfs "$root/dev/shm"
+        mount -t tmpfs -o mode=755 tmpfs "$root/run"
+        mount -t tmpfs tmpfs "$root/tmp"
+        cd "$root"
+        pivot_root . .
+        umount -l .
+        exec chroot . env -i container=chroot PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+            /lib/systemd/systemd --unit=t.target --log-target=console --log-level=notice' - "$root" \
+        </dev/null >"$work/console" 2>&1 || code=$?
+    find "$groups" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    [ ! -s "$root/t/said" ] || cat "$root/t/said"
+    if [ "$code" != 0 ] || [ ! -s "$root/t/said" ]; then
+        echo "FAILED booted: systemd ended with $code"
+        tail -n 20 "$work/console" | sed 's/^/    /'
+        return 1
+    fi
+}
+
 # Makes the roots SUITE-bare.tar and SUITE-system.tar.
 make_roots() {
     local suite="$1" root="$work/new"
@@ -113,17 +160,25 @@ for suite in "${@:-bookworm trixie}"; do for suite in $suite; do
     if [ ! -f "$cache/$suite-bare.tar" ]; then
         make_roots "$suite" || { echo "SKIPPED $suite: cannot be made from $mirror"; continue; }
     fi
-    for kind in bare system; do
+    for kind in bare system booted; do
         root="$work/$suite-$kind"
         mkdir "$root"
-        tar -C "$root" -xf "$cache/$suite-$kind.tar"
+        tar -C "$root" -xf "$cache/$suite-${kind/booted/system}.tar"
         mkdir "$root/t"
         cp "$package" "$root/t/snapstore.deb"
         cp -r "$work/dist" "$root/t/dist"
-        cp "$work/guest.bin" tests/packaging/in-root.sh "$root/t/"
+        cp "$work/guest.bin" tests/packaging/{in-root,booted}.sh "$root/t/"
         echo "--- $suite, $kind ---"
         unshare=(--net)
-        in_root "$root" /bin/bash /t/in-root.sh "$kind" || failed=$((failed + 1))
+        if [ "$kind" != booted ]; then
+            in_root "$root" /bin/bash /t/in-root.sh "$kind" || failed=$((failed + 1))
+        else
+            check "booted: install" in_root "$root" dpkg -i /t/snapstore.deb
+            code=0
+            boot "$root" >"$work/booted" 2>&1 || code=$?
+            if [ "$code" = 9 ]; then echo "SKIPPED booted: $(cat "$work/booted")"; else cat "$work/booted"; fi
+            [ "$code" = 0 ] || [ "$code" = 9 ] || failed=$((failed + 1))
+        fi
         rm -rf --one-file-system "$root"
     done
 done; done

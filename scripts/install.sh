@@ -38,7 +38,8 @@ done
 put 644 packaging/snapstore.sysusers "$lib/sysusers.d/snapstore.conf"
 put 644 packaging/snapstore.tmpfiles "$lib/tmpfiles.d/snapstore.conf"
 
-for file in README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT docs/*.md; do
+for file in README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE-APACHE LICENSE-MIT python/README.md \
+    docs/*.md docs/*.png docs/decisions/*.md; do
     put 644 "$file" "$share/doc/snapstore/$file"
 done
 for example in packaging/examples/* packaging/grafana/* packaging/snapstore.default; do
