@@ -131,6 +131,18 @@ fn check_diffs(args: &CommitArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// When a time from `now` on is over, as a label says it.
+fn end_of(span: Duration, now: SystemTime) -> Result<String, Usage> {
+    let when = now.checked_add(span);
+    let when = when.filter(|when| *when <= SystemTime::UNIX_EPOCH + LAST_SECOND);
+    let when = when.ok_or_else(|| {
+        Usage(
+            "--expires ends after the year 9999; see whether this host's clock is right".to_owned(),
+        )
+    })?;
+    Ok(humantime::format_rfc3339_seconds(when).to_string())
+}
+
 /// The labels of the request.
 pub fn labels(args: &CommitArgs) -> anyhow::Result<BTreeMap<String, String>> {
     let mut labels = BTreeMap::new();
@@ -140,17 +152,7 @@ pub fn labels(args: &CommitArgs) -> anyhow::Result<BTreeMap<String, String>> {
         }
     }
     if let Some(span) = args.expires {
-        let when = SystemTime::now()
-            .checked_add(span)
-            .filter(|when| *when <= SystemTime::UNIX_EPOCH + LAST_SECOND)
-            .ok_or_else(|| {
-                Usage(
-                    "--expires ends after the year 9999; give a shorter time, and see whether \
-                     this host's clock is right"
-                        .to_owned(),
-                )
-            })?;
-        let when = humantime::format_rfc3339_seconds(when).to_string();
+        let when = end_of(span, SystemTime::now())?;
         if labels.insert(EXPIRES.to_owned(), when).is_some() {
             bail!(Usage(format!(
                 "--expires and --label {EXPIRES}= say the same; give one of them"
@@ -165,4 +167,19 @@ pub fn labels(args: &CommitArgs) -> anyhow::Result<BTreeMap<String, String>> {
         )));
     }
     Ok(labels)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_far_in_the_future_is_told() {
+        let year = Duration::from_secs(365 * 86400);
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(end_of(year, at(0)).unwrap(), "1971-01-01T00:00:00Z");
+        assert!(end_of(year, at(253_402_300_000)).is_err());
+        assert!(end_of(Duration::MAX, at(0)).is_err());
+    }
 }

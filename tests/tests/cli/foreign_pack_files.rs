@@ -69,10 +69,26 @@ fn nothing_at_all() -> anyhow::Result<()> {
 #[test]
 fn a_pack_that_was_cut() -> anyhow::Result<()> {
     let name = "00000009.pack";
-    is_reported(
-        &with_file(name, |good| good[..good.len() - 1].to_vec())?,
-        name,
-    )
+    is_reported(&with_file(name, |good| good[..10_000].to_vec())?, name)
+}
+
+/// Its entries are there, and say that it is one more copy of each chunk.
+#[test]
+fn a_pack_without_its_last_byte() -> anyhow::Result<()> {
+    let name = "00000009.pack";
+    let fixture = with_file(name, |good| good[..good.len() - 1].to_vec())?;
+    let output = fixture.cli.run(&["verify"])?;
+    let text = String::from_utf8(output.stdout)?;
+    ensure!(output.status.code() == Some(4), "{text}");
+    ensure!(text.contains(name), "{name} is not named: {text}");
+    fixture.cli.ok(&["gc"])?;
+    ensure!(
+        !fixture.cli.store().join("packs").join(name).exists(),
+        "nothing needs the copy"
+    );
+    ensure!(fixture.memory("base")? == noise(1, 8 * PAGE), "base");
+    fixture.cli.ok(&["verify", "--read-data"])?;
+    Ok(())
 }
 
 /// The number says nothing of what is in a pack: it is one more copy of each chunk.

@@ -135,9 +135,6 @@ fn what_has_expired_is_forgotten() -> anyhow::Result<()> {
             "expires=never",
         ],
     )?;
-    let memory = fixture.path("memory");
-    let never = ["commit", "x", "--memory", &memory, "--expires", "8000y"];
-    fixture.refused(2, "9999", &never)?;
     Ok(())
 }
 
