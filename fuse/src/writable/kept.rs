@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::place::{Shown, all, read};
+use super::place::{Shown, all};
 use crate::error::Result;
 
 /// A view that can be gone on with.
@@ -31,7 +31,7 @@ pub struct KeptView {
 pub fn kept_views(overlays: &Path) -> Result<Vec<KeptView>> {
     let mut kept = Vec::new();
     for place in all(overlays)? {
-        let Ok(shown) = read::<Shown>(&place, "view.json") else {
+        let Ok(Some(shown)) = Shown::of(&place) else {
             continue;
         };
         if is_served(&place) {

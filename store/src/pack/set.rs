@@ -83,11 +83,24 @@ impl PackSet {
 
     /// Opens the pack that is in its place now, whatever is open.
     pub fn open_now(&self, number: PackNumber) -> Result<Option<PackReader>> {
-        let open = || {
-            let path = self.layout.pack(number);
+        let path = self.layout.pack(number);
+        self.with_descriptors(|| {
             let blocks = self.blocks.clone();
             PackReader::open(&path, number, self.page_size, &self.keys, blocks)
-        };
+        })
+    }
+
+    /// Opens a pack that was cut off among its chunks: [`PackReader::open_unsealed`].
+    pub fn open_unsealed(&self, number: PackNumber) -> Result<Option<PackReader>> {
+        let path = self.layout.pack(number);
+        self.with_descriptors(|| {
+            let blocks = self.blocks.clone();
+            PackReader::open_unsealed(&path, number, self.page_size, &self.keys, blocks)
+        })
+    }
+
+    /// Opens a file; packs that are open give up theirs if there are no more descriptors.
+    fn with_descriptors<T>(&self, open: impl Fn() -> Result<T>) -> Result<T> {
         match open() {
             Err(error) if error.lacks_descriptors() => {
                 self.open.clear();
@@ -95,18 +108,6 @@ impl PackSet {
             }
             other => other,
         }
-    }
-
-    /// Opens a pack that was cut off among its chunks: [`PackReader::open_unsealed`].
-    pub fn open_unsealed(&self, number: PackNumber) -> Result<Option<PackReader>> {
-        let path = self.layout.pack(number);
-        PackReader::open_unsealed(
-            &path,
-            number,
-            self.page_size,
-            &self.keys,
-            self.blocks.clone(),
-        )
     }
 
     /// Whether the pack that was read is in its place now: the same file, or one of

@@ -28,7 +28,8 @@ const FRAME_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// The longest stretch that is looked through: that of many lost blocks in a row is
 /// looked through in part.
 const MAX_STRETCH: u64 = 64 << 20;
-/// No stored chunk is longer, in a pack without a seal.
+/// What begins nearer to the end of what was read is read anew, with what follows it. A chunk
+/// that is longer may be taken for something else there, which decodes to nothing.
 const LONGEST_CHUNK: usize = 1 << 20;
 
 /// Damaged blocks that follow each other.
