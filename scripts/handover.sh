@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fills a directory with what stock Linux guests need on the machines of scripts/bed.sh
-# (give it as --in): `snapstore`, and `initrd`, the bed's with the guest agent.
+# (give it as --in): `snapstore`, `snapstore-machine`, and `initrd`, the bed's with the guest agent.
 #
 #   scripts/handover.sh BED DIRECTORY PROGRAM [FILE]...
 #
@@ -11,7 +11,7 @@ bed="$1" directory="$2" program="$3"; shift 3
 agent="$("$(dirname "$0")/agent.sh")"
 handover="$(mktemp -d)"
 trap 'rm -rf "$handover"' EXIT
-strip -o "$directory/snapstore" "$program"
+for one in snapstore snapstore-machine; do strip -o "$directory/$one" "${program%/*}/$one"; done
 [ $# = 0 ] || cp "$@" "$directory/"
 mkdir "$handover/handover"
 install -m 755 "$agent" "$handover/handover/agent"

@@ -3,7 +3,7 @@
 #
 #   scripts/install.sh
 #
-# The program, the guest's agent, man pages, completions, systemd's files, licences, examples.
+# The program, that of machines, the guest's agent, man pages, completions, systemd's files, licences, examples.
 # Man pages and completions come out of the program itself, so that they are those of its --help.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,6 +21,9 @@ put() { install -D -m "$1" "$2" "$3"; }
 put 755 "$program" "$root/bin/snapstore"
 strip "$root/bin/snapstore"
 put 755 "$agent" "$root/lib/snapstore/snapstore-agent"
+# No program for users: what `snapstore` starts for each machine.
+put 755 "${program%/*}/snapstore-machine" "$root/lib/snapstore/snapstore-machine"
+strip "$root/lib/snapstore/snapstore-machine"
 
 "$program" generate "$share/man/man1"
 for page in "$share"/man/man1/snapstore*.1; do gzip -9 -n -f "$page"; done

@@ -63,10 +63,35 @@ pub fn tidy() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The program of machines, their supervisor, and whoever looks at a mount: it is smaller
+/// than this one, so that it starts faster and each machine takes less memory.
+const MACHINE_PROGRAM: &str = "snapstore-machine";
+/// Where it is, from the directory of this program.
+const MACHINE_PLACES: [&str; 2] = ["", "../lib/snapstore"];
+/// The environment's variable that tells the program of machines the version of the one
+/// that starts it: they speak a language that changes.
+pub const MACHINE_OF: &str = "SNAPSTORE_MACHINE_OF";
+
 /// This program, to be started in the background with other arguments. Paths that
 /// it is given are absolute: no directory of the caller's stays in use.
 pub fn command() -> anyhow::Result<Command> {
-    let mut command = Command::new(own_program()?);
+    Ok(in_background(Command::new(own_program()?)))
+}
+
+/// As [`command`], for a hidden command that needs no store: the program of machines, or
+/// this one, which has the same commands, if it was put somewhere alone.
+pub fn machine_command() -> anyhow::Result<Command> {
+    let own = own_program()?;
+    let machine = own.parent().and_then(|directory| {
+        let places = MACHINE_PLACES.map(|place| directory.join(place).join(MACHINE_PROGRAM));
+        places.into_iter().find(|path| path.is_file())
+    });
+    let mut command = in_background(Command::new(machine.unwrap_or(own)));
+    command.env(MACHINE_OF, env!("CARGO_PKG_VERSION"));
+    Ok(command)
+}
+
+fn in_background(mut command: Command) -> Command {
     let kept = KEPT
         .iter()
         .filter_map(|name| Some((name, std::env::var_os(name)?)));
@@ -74,7 +99,7 @@ pub fn command() -> anyhow::Result<Command> {
     if let Some(format) = FORMAT.get() {
         command.env(LOG_FORMAT, format);
     }
-    Ok(command)
+    command
 }
 
 /// The path of this program.

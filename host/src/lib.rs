@@ -39,8 +39,8 @@ mod supervisor;
 pub mod views;
 pub mod warm;
 
-pub use background::{LOG_FORMAT, detach, own_program, set_log_format, tidy};
+pub use background::{LOG_FORMAT, MACHINE_OF, detach, own_program, set_log_format, tidy};
 pub use build::{DiskAccess, DiskSpec, MachineSource, Overlays, check_kind};
 pub use error::{Busy, ChildFailure, ErrorClass, NotFound, Usage, class, message};
-pub use hidden::run_if_hidden;
+pub use hidden::{run_if_hidden, run_if_machine};
 pub use spec::Spec;

@@ -152,7 +152,7 @@ struct Look {
 
 impl Look {
     fn start(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Self> {
-        let mut child = background::command()?
+        let mut child = background::machine_command()?
             .arg(COMMAND)
             .args(arguments)
             .stdin(Stdio::null())

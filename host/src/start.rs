@@ -45,7 +45,7 @@ pub fn start(
     for fd in kept {
         background::hand_on(*fd)?;
     }
-    let mut host = background::command()?
+    let mut host = background::machine_command()?
         .arg(supervisor::COMMAND)
         // Of a machine's process: one heap for all of its threads, and what its
         // start freed goes back to the system (mallopt(3)).

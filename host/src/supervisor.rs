@@ -7,10 +7,10 @@
 //! cleared away by the next command that lists machines.
 
 use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{WaitOptions, WaitStatus, wait};
-use snapstore_vmm::confine::keep_only;
+use snapstore_vmm::confine::{Made, keep_only};
 
 use crate::background;
 use crate::error::ChildFailure;
@@ -28,6 +28,9 @@ use crate::spec::{self, FAILED, NOT_STARTED, Spec, announce};
 
 /// The hidden command that starts machines and supervises them.
 pub const COMMAND: &str = "vm-host";
+
+/// The very program that runs, whatever has become of its file.
+const OWN: &CStr = c"/proc/self/exe";
 
 /// What is said of a machine that made a system call it may not make.
 const FORBIDDEN: &str = "it was ended by a forbidden system call: a fault of this program, or an \
@@ -60,7 +63,7 @@ fn run(spec: &Spec, line: &str) -> anyhow::Result<u8> {
     let pids = if spec.share_layout {
         fork_all(spec, &claims)?
     } else {
-        execute_all(line, &claims, &kept)?
+        execute_all(line, spec.confine, &claims, &kept)?
     };
     drop(kept);
     let_go_of_starter()?;
@@ -96,7 +99,12 @@ fn fork_all(spec: &Spec, claims: &[NameLock]) -> anyhow::Result<Vec<i32>> {
 
 /// A process for each that executes this program anew: no two have the same layout of
 /// their addresses.
-fn execute_all(line: &str, claims: &[NameLock], kept: &[OwnedFd]) -> anyhow::Result<Vec<i32>> {
+fn execute_all(
+    line: &str,
+    confine: bool,
+    claims: &[NameLock],
+    kept: &[OwnedFd],
+) -> anyhow::Result<Vec<i32>> {
     let file = memfd_create("spec", MemfdFlags::empty()).context("cannot pass on the machines")?;
     let mut file = File::from(file);
     file.write_all(line.as_bytes())?;
@@ -108,15 +116,15 @@ fn execute_all(line: &str, claims: &[NameLock], kept: &[OwnedFd]) -> anyhow::Res
         fcntl_setfd(claim.lock(), FdFlags::empty())?;
         let fds = [file.as_fd(), claim.lock()].into_iter();
         let fds = fds.chain(kept.iter().map(|fd| fd.as_fd()));
-        // The very program that runs, whatever has become of its file.
-        let child = Command::new("/proc/self/exe")
-            .arg(process::COMMAND)
-            .arg(number.to_string())
-            .args(fds.map(|fd| raw(fd).to_string()))
-            .spawn()
-            .context("cannot start a machine's process")?;
+        let arguments: Vec<CString> = [OWN.to_str()?, process::COMMAND, &number.to_string()]
+            .map(ToOwned::to_owned)
+            .into_iter()
+            .chain(fds.map(|fd| raw(fd).to_string()))
+            .map(CString::new)
+            .collect::<Result<_, _>>()?;
+        let group = confine.then(|| Made::new(&claim.vm.name, |dir| claim.vm.record_group(dir)));
+        pids.push(snapstore_vmm::execute_in(group.flatten(), OWN, &arguments)?);
         fcntl_setfd(claim.lock(), FdFlags::CLOEXEC)?;
-        pids.push(i32::try_from(child.id())?);
     }
     Ok(pids)
 }

@@ -45,4 +45,4 @@ pub use machine::{
 pub use signals::{
     MEMORY_LOST_EXIT_CODE, PANICKED_EXIT_CODE, end_on_lost_memory, end_on_panic, forbid_merging,
 };
-pub use spawn::fork_each;
+pub use spawn::{execute_in, fork_each};

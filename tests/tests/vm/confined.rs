@@ -379,6 +379,13 @@ fn a_machines_control_group_goes_whatever_happens() -> Result<()> {
     let pid = lab.pid("web")?.to_string();
     let inside = fs::read_to_string(web.join("cgroup.procs"))?;
     ensure!(inside.trim() == pid, "{pid} is not alone: {inside}");
+    // It began there: whoever starts it makes its group.
+    let starter = field(&threads(lab.pid("web")?)?[0], "PPid")?;
+    ensure!(
+        web.ends_with(format!("snapstore-web-{starter}")),
+        "{}",
+        web.display()
+    );
     // In order; killed; killed without a supervisor, as `ps` finds it.
     lab.stop("web")?;
     eventually("the group goes with its machine", || {

@@ -25,6 +25,7 @@ mod names;
 mod panicking;
 mod pausing;
 mod precopy;
+mod programs;
 mod ready;
 mod remote;
 mod reseed;

@@ -11,6 +11,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,55 @@ struct Place {
     own: PathBuf,
 }
 
+/// A group that was made for a process that is about to be started in it. To begin there
+/// costs nothing; to enter it later takes the kernel 10 ms and more, since it waits for all
+/// that look at the process's group (`cgroup_threadgroup_rwsem`).
+pub struct Made {
+    dir: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Made {
+    /// A group for the machine `name`, if one can be had. `record` as of [`Group::enter`],
+    /// which the process that begins there calls all the same.
+    #[must_use]
+    pub fn new(name: &str, record: impl FnOnce(&Path) -> io::Result<()>) -> Option<Self> {
+        let (parent, _) = Place::of_this_process().ok()?.parent();
+        let dir = group_dir(&parent, name);
+        record(&dir).and_then(|()| fs::create_dir(&dir)).ok()?;
+        let fd = fs::File::open(&dir).map(OwnedFd::from);
+        fd.inspect_err(|_| drop(fs::remove_dir(&dir)))
+            .map(|fd| Self { dir, fd })
+            .ok()
+    }
+
+    /// The group's directory, for `CLONE_INTO_CGROUP` (clone(2)).
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Removes it: nothing could be started in it.
+    pub(crate) fn discard(self) {
+        let _ = fs::remove_dir(self.dir);
+    }
+}
+
+/// The directory of a group for the machine `name`, made by this process.
+fn group_dir(parent: &Path, name: &str) -> PathBuf {
+    parent.join(format!("{PREFIX}{name}-{}", std::process::id()))
+}
+
+/// Whether this is the directory of a group that was made for the machine `name`.
+fn is_for(dir: &Path, name: &str) -> bool {
+    let maker = || {
+        let dir = dir.file_name()?.to_str()?;
+        dir.strip_prefix(PREFIX)?
+            .strip_prefix(name)?
+            .strip_prefix('-')
+    };
+    maker().is_some_and(|maker| maker.parse::<u32>().is_ok())
+}
+
 /// The group that this process has entered, if there is one.
 pub struct Group {
     entered: Option<Entered>,
@@ -48,33 +98,45 @@ pub struct Group {
 
 struct Entered {
     dir: PathBuf,
-    /// Where the process was before.
+    /// Where the process was before, or the one that started it in the group.
     from: PathBuf,
     controllers: Vec<&'static str>,
 }
 
 impl Group {
-    /// Makes a group for the machine `name` and enters it with this process. `record` is
-    /// told its directory before it is there: whoever clears away after the machine calls
-    /// [`remove_group`] with it.
+    /// Makes a group for the machine `name` and enters it with this process, unless it was
+    /// started in one that was [`Made`] for that. `record` is told its directory before it
+    /// is there: whoever clears away after the machine calls [`remove_group`] with it.
     pub fn enter(name: &str, record: impl FnOnce(&Path) -> io::Result<()>) -> Self {
         let place = match Place::of_this_process() {
             Ok(place) => place,
             Err(lacks) => return Self::none(lacks),
         };
-        let (parent, controllers) = place.parent();
-        let dir = parent.join(format!("{PREFIX}{name}-{}", std::process::id()));
-        let entered = record(&dir)
-            .and_then(|()| fs::create_dir(&dir))
-            .and_then(|()| {
-                fs::write(dir.join("cgroup.procs"), "0").inspect_err(|_| {
-                    let _ = fs::remove_dir(&dir);
-                })
-            });
-        if let Err(error) = entered {
-            let parent = parent.display();
-            return Self::none(format!("{parent} is not delegated: {error}"));
-        }
+        let begun_in = is_for(&place.own, name).then(|| place.own.clone());
+        let (parent, controllers, from, dir) = match begun_in {
+            Some(dir) => {
+                let parent = dir.parent().unwrap_or(&place.mount).to_owned();
+                let controllers = enable(&parent);
+                let from = place.of_starter().unwrap_or_else(|| parent.clone());
+                (parent, controllers, from, dir)
+            }
+            None => {
+                let (parent, controllers) = place.parent();
+                let dir = group_dir(&parent, name);
+                let entered = record(&dir)
+                    .and_then(|()| fs::create_dir(&dir))
+                    .and_then(|()| {
+                        fs::write(dir.join("cgroup.procs"), "0").inspect_err(|_| {
+                            let _ = fs::remove_dir(&dir);
+                        })
+                    });
+                if let Err(error) = entered {
+                    let parent = parent.display();
+                    return Self::none(format!("{parent} is not delegated: {error}"));
+                }
+                (parent, controllers, place.own, dir)
+            }
+        };
         let missing: Vec<_> = CONTROLLERS
             .into_iter()
             .filter(|controller| !controllers.contains(controller))
@@ -84,7 +146,7 @@ impl Group {
         Self {
             entered: Some(Entered {
                 dir,
-                from: place.own,
+                from,
                 controllers,
             }),
             lacks,
@@ -179,6 +241,14 @@ impl Place {
     fn of_this_process() -> Result<Self, String> {
         let read = |path| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
         Self::parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)
+    }
+
+    /// The group of the process that started this one.
+    fn of_starter(&self) -> Option<PathBuf> {
+        let starter = rustix::process::getppid()?.as_raw_nonzero();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let groups = fs::read_to_string(format!("/proc/{starter}/cgroup")).ok()?;
+        Some(Self::parse(&mounts, &groups).ok()?.own)
     }
 
     fn parse(mounts: &str, groups: &str) -> Result<Self, String> {
@@ -350,6 +420,26 @@ mod tests {
         let wanted = (2 << 30) + (8 << 20) + (16 << 20) + ALLOWANCE_BYTES;
         assert_eq!(report.limits["memory_bytes"], wanted);
         group.keep();
+    }
+
+    #[test]
+    fn a_group_is_that_of_one_machine() {
+        let is_for = |dir: &str| is_for(Path::new(dir), "web-1");
+        assert!(is_for("/x/snapstore-web-1-77"));
+        for other in [
+            "/",
+            "/x/snapstore-web-1",
+            "/x/snapstore-web-1-77-8",
+            "/x/snapstore-web-12-7",
+            "/x/web-1-7",
+        ] {
+            assert!(!is_for(other), "{other}");
+        }
+        assert_eq!(
+            group_dir(Path::new("/x"), "web-1").parent(),
+            Some(Path::new("/x"))
+        );
+        assert!(super::is_for(&group_dir(Path::new("/x"), "web-1"), "web-1"));
     }
 
     #[test]
