@@ -23,6 +23,7 @@ pub mod vm_changes;
 pub mod vm_commit;
 pub mod vm_confine;
 pub mod vm_frozen;
+pub mod vm_heads;
 pub mod vm_many;
 pub mod vm_pause;
 pub mod vm_restore;
@@ -109,6 +110,7 @@ pub const ALL: [(&str, Needs, Run); 30] = [
     ("vm-restore", Needs::Machines, vm_restore::restore),
     ("vm-warm", Needs::Both, vm_warm::warm),
     ("vm-many", Needs::Machines, vm_many::many),
+    ("vm-heads", Needs::Machines, vm_heads::heads),
     ("vm-pause", Needs::Machines, vm_pause::pause),
     ("vm-changes", Needs::Machines, vm_changes::changes),
     ("vm-commit", Needs::Machines, vm_commit::commit),

@@ -33,6 +33,8 @@ pub struct MountOptions {
     /// Whether pages that were touched first in earlier mounts are given to the kernel
     /// before anybody asks for them.
     pub prefetch: bool,
+    /// Whether what is touched first is remembered for the next mount.
+    pub records: bool,
     /// The names of the files of the one snapshot that is shown. That of a writable mount is
     /// in its own options.
     pub layout: Layout,
@@ -45,6 +47,7 @@ impl Default for MountOptions {
             read_ahead_bytes: 128 << 10,
             allow_other: false,
             prefetch: true,
+            records: true,
             layout: Layout::default(),
         }
     }
@@ -156,7 +159,7 @@ pub fn mount(
         counters.clone(),
         // Who brings what is elsewhere knows what is worth bringing before it is asked for.
         options.prefetch && !is_foreign,
-        not_pinned.is_none(),
+        options.records && not_pinned.is_none(),
         options.read_ahead_bytes,
     );
     let warming = Warming(warm.map_err(failed)?);

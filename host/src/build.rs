@@ -15,13 +15,14 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use snapstore_vmm::control::Seconds;
-use snapstore_vmm::memory::{GuestMemory, MemoryLayout};
+use snapstore_vmm::memory::{Base, GuestMemory, MemoryLayout};
 use snapstore_vmm::state::{
     Baseline, MAX_STATE_BYTES, MachineState, StateError, VirtioDeviceState,
 };
 use snapstore_vmm::virtio::{Block, Disk, Entropy, VirtioDevice, Vsock};
 use snapstore_vmm::{Assembled, Console, Error, Kernel};
 
+use crate::common::CommonMemory;
 use crate::error::Usage;
 use crate::networks::{self, NetSpec};
 use crate::runtime::VSOCK;
@@ -51,6 +52,9 @@ pub enum MachineSource {
     Restore {
         /// The snapshot's files.
         dir: PathBuf,
+        /// A memory that is nearly the same, which other machines have mapped.
+        #[serde(default)]
+        common: Option<CommonMemory>,
     },
 }
 
@@ -122,12 +126,22 @@ pub fn build(
             stages.end("map");
             Assembled::boot(memory, (*cpus, cpu), &kernel, console, devices).map_err(usage)?
         }
-        MachineSource::Restore { dir } => {
+        MachineSource::Restore { dir, common } => {
             let state = read_state(&dir.join("vmstate"))?;
             let image = open(&dir.join("memory.bin"))?;
             let devices = saved_devices(&state, dir, nets, overlays)?;
             stages.end("open");
-            let memory = GuestMemory::from_image(MemoryLayout::new(state.memory_bytes)?, &image)?;
+            let layout = MemoryLayout::new(state.memory_bytes)?;
+            let memory = match common {
+                None => GuestMemory::from_image(layout, &image)?,
+                Some(common) => {
+                    let base = Base {
+                        image: &open(&common.image)?,
+                        differs: &common.differs,
+                    };
+                    GuestMemory::from_image_over(layout, &image, Some(&base))?
+                }
+            };
             stages.end("map");
             Assembled::restore(&state, memory, console, devices)?
         }

@@ -17,6 +17,7 @@ mod background;
 mod build;
 pub mod capped_log;
 pub mod commit;
+mod common;
 pub mod doctor;
 mod error;
 mod guest;

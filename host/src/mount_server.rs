@@ -71,7 +71,7 @@ pub struct ServerRequest {
     /// A tag, the beginning of a snapshot id, or a tag of a remote; every tag without it.
     pub snapshot: Option<String>,
     /// How a remote is read, if it is one of a remote.
-    pub reading: Option<RemoteReading>,
+    pub remote: Option<RemoteReading>,
     /// The mount point.
     pub dir: PathBuf,
     /// Whether other users may read the mount.
@@ -80,14 +80,37 @@ pub struct ServerRequest {
     pub read_ahead_bytes: u64,
     /// Threads that answer the kernel.
     pub threads: u8,
-    /// Whether what was touched first in earlier mounts is read before it is asked for.
-    pub prefetch: bool,
+    /// What is read before it is asked for.
+    pub reading: Reading,
     /// The mount ends once nobody holds a shared lock on this file.
     pub while_locked: Option<PathBuf>,
     /// The name of the layout of its files.
     pub layout: Option<Kind>,
     /// For a mount that can be written.
     pub writable: Option<Writing>,
+}
+
+/// What a server reads of its own accord, and what it learns from what is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reading {
+    /// What was touched first in earlier mounts, before it is asked for.
+    Ahead,
+    /// Nothing but what is asked for.
+    Asked,
+    /// As [`Reading::Asked`]; and what is asked for is no working set, since machines map
+    /// only what their memory has of its own.
+    Part,
+}
+
+impl Reading {
+    /// As a user wants it.
+    #[must_use]
+    pub fn wanted(prefetch: bool) -> Self {
+        match prefetch {
+            true => Self::Ahead,
+            false => Self::Asked,
+        }
+    }
 }
 
 /// How a snapshot is read that stays in a remote.
@@ -182,12 +205,12 @@ impl ServerRequest {
     pub fn new(dir: &Path) -> Self {
         Self {
             snapshot: None,
-            reading: None,
+            remote: None,
             dir: dir.to_owned(),
             allow_other: false,
             read_ahead_bytes: Self::READ_AHEAD_BYTES,
             threads: Self::THREADS,
-            prefetch: true,
+            reading: Reading::Ahead,
             while_locked: None,
             layout: None,
             writable: None,
@@ -260,8 +283,10 @@ fn server_command(store: &Store, request: &ServerRequest) -> anyhow::Result<Comm
     if request.allow_other {
         command.arg("--allow-other");
     }
-    if !request.prefetch {
-        command.arg("--no-prefetch");
+    match request.reading {
+        Reading::Ahead => {}
+        Reading::Asked => drop(command.arg("--no-prefetch")),
+        Reading::Part => drop(command.args(["--no-prefetch", "--no-recording"])),
     }
     if let Some(lock) = &request.while_locked {
         command.arg("--while-locked").arg(lock);
@@ -269,8 +294,8 @@ fn server_command(store: &Store, request: &ServerRequest) -> anyhow::Result<Comm
     if let Some(layout) = request.layout {
         command.args(["--layout", layout.name()]);
     }
-    if let Some(reading) = &request.reading {
-        command.args(reading.arguments());
+    if let Some(remote) = &request.remote {
+        command.args(remote.arguments());
     }
     if let Some(writable) = &request.writable {
         command.args(writable.arguments()?);

@@ -25,7 +25,7 @@ use snapstore_store::{SnapshotId, Store};
 
 use crate::error::Busy;
 use crate::look;
-use crate::mount_server::{RemoteReading, ServerRequest, Writing, launch};
+use crate::mount_server::{Reading, RemoteReading, ServerRequest, Writing, launch};
 use crate::runtime::{Runtime, is_same};
 
 /// How often a mount that is just ending is looked at again, and how long that
@@ -63,12 +63,12 @@ impl Shown<'_> {
     }
 }
 
-/// A mount that shows the snapshot; started if there is none, with `prefetch` or without.
+/// A mount that shows the snapshot; started if there is none, to be read like that.
 pub fn find_or_start(
     runtime: &Runtime,
     store: &Store,
     shown: &Shown<'_>,
-    prefetch: bool,
+    reading: Reading,
 ) -> anyhow::Result<MountedSnapshot> {
     let id = shown.id;
     if let Some(dir) = find(store, id, &runtime.mounts())? {
@@ -84,7 +84,7 @@ pub fn find_or_start(
             std::thread::sleep(RETRY);
             continue;
         };
-        start(runtime, store, shown, prefetch, &lock_path)?;
+        start(runtime, store, shown, reading, &lock_path)?;
         return Ok(MountedSnapshot {
             dir,
             users_lock: Some(lock),
@@ -131,7 +131,7 @@ pub fn start_writable(
     let request = ServerRequest {
         snapshot: Some(id.to_string()),
         while_locked: Some(lock_path.clone()),
-        prefetch: false,
+        reading: Reading::Asked,
         writable: Some(Writing {
             count: Some(u32::try_from(count)?),
             owner: user,
@@ -172,12 +172,27 @@ fn try_share(path: &Path) -> anyhow::Result<Option<File>> {
     Ok(is_same(&lock, path).then_some(lock))
 }
 
+/// The users' lock of a mount that is there, which then stays; `None` if nobody has it any
+/// more.
+pub(crate) fn share_if_used(path: &Path) -> anyhow::Result<Option<File>> {
+    let Ok(lock) = File::open(path) else {
+        return Ok(None);
+    };
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        other => {
+            other.with_context(|| format!("cannot lock {}", path.display()))?;
+            Ok(is_same(&lock, path).then_some(lock))
+        }
+    }
+}
+
 /// Starts the server unless it is there; one process at a time does so.
 fn start(
     runtime: &Runtime,
     store: &Store,
     shown: &Shown<'_>,
-    prefetch: bool,
+    reading: Reading,
     lock_path: &Path,
 ) -> anyhow::Result<()> {
     let id = shown.id;
@@ -197,7 +212,7 @@ fn start(
         tracing::warn!(dir = %dir.display(), "the mount's server does not answer; another is started");
         snapstore_fuse::unmount(dir, true, &look::is_dead)?;
     }
-    let (name, reading) = match shown.elsewhere {
+    let (name, remote) = match shown.elsewhere {
         None => (id.to_string(), None),
         Some((name, reading)) => {
             let id = Some(id.to_string());
@@ -212,9 +227,9 @@ fn start(
     };
     let request = ServerRequest {
         snapshot: Some(name),
-        reading,
+        remote,
         while_locked: Some(lock_path.to_owned()),
-        prefetch,
+        reading,
         ..ServerRequest::new(dir)
     };
     launch(store, &request)?;

@@ -8,9 +8,10 @@ use snapstore_store::{NotPinned, SnapshotId, Store};
 use snapstore_vmm::control::Origin;
 
 use crate::build::{MachineSource, Overlays};
+use crate::common;
 use crate::error::Usage;
 use crate::monitors::DESCRIPTION;
-use crate::mount_server::RemoteReading;
+use crate::mount_server::{Reading, RemoteReading};
 use crate::mounts::{self, Shown};
 use crate::networks::{self, NetSpec};
 use crate::runtime::{Reservation, Runtime};
@@ -36,6 +37,9 @@ pub struct RestoreRequest<'a> {
     /// Whether pages that are likely to be touched are read before they are, if the
     /// snapshot has to be mounted.
     pub prefetch: bool,
+    /// Whether memory that is equal to that of other snapshots' machines is mapped from their
+    /// mount ([`crate::common`]).
+    pub common: bool,
 }
 
 /// Machines that can be started: with [`start`](crate::start::start), as long as this lives.
@@ -76,15 +80,33 @@ pub fn prepare(
     let base = request.name.unwrap_or(tag);
     let (names, reserved) = free_names(runtime, base, request.name.is_some(), request.count)?;
     let nets = networks::of_machines(request.nets, &names)?;
-    let mounted = mounts::find_or_start(runtime, store, &shown, request.prefetch)?;
+    let common = (request.common && request.elsewhere.is_none())
+        .then(|| common::find(runtime, store, id))
+        .flatten();
+    let (common, common_lock) = common.unzip();
+    let reading = match common {
+        // What is touched first is mostly read through the other mount.
+        Some(_) => Reading::Part,
+        None => Reading::wanted(request.prefetch),
+    };
+    let mounted = mounts::find_or_start(runtime, store, &shown, reading)?;
     check_restorable(snapshot, &mounted.dir)?;
     let mut kept: Vec<OwnedFd> = pin.map(snapstore_store::Pin::into_fd).into_iter().collect();
-    kept.extend(mounted.users_lock.map(OwnedFd::from));
+    kept.extend(
+        mounted
+            .users_lock
+            .into_iter()
+            .chain(common_lock)
+            .map(OwnedFd::from),
+    );
     Ok(Restoration {
         spec: Spec {
             overlays: request.overlays,
             names,
-            what: MachineSource::Restore { dir: mounted.dir },
+            what: MachineSource::Restore {
+                dir: mounted.dir,
+                common,
+            },
             nets,
             origin: Origin {
                 snapshot: Some(id.to_string()),

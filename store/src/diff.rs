@@ -1,5 +1,7 @@
 //! What differs between two snapshots.
 
+use std::ops::ControlFlow;
+
 use crate::error::Result;
 use crate::manifest::{Image, Manifest};
 use crate::store::Store;
@@ -72,8 +74,30 @@ impl Store {
         names.dedup();
         names
             .into_iter()
-            .map(|name| self.diff_image(name, old.image(name), new.image(name)))
+            .map(|name| {
+                let diff = self.diff_image(name, old.image(name), new.image(name), u64::MAX)?;
+                Ok(diff.expect("there is no limit"))
+            })
             .collect()
+    }
+
+    /// As [`Store::diff`] of one image that both snapshots have; `None` if more than
+    /// `most_pages` differ, or one of them has none of that name. Takes no longer than that
+    /// many pages need.
+    ///
+    /// # Errors
+    /// As [`Store::diff`].
+    pub fn diff_up_to(
+        &self,
+        old: &Manifest,
+        new: &Manifest,
+        image: &str,
+        most_pages: u64,
+    ) -> Result<Option<ImageDiff>> {
+        match (old.image(image), new.image(image)) {
+            (Some(old), Some(new)) => self.diff_image(image, Some(old), Some(new), most_pages),
+            _ => Ok(None),
+        }
     }
 
     fn diff_image(
@@ -81,14 +105,18 @@ impl Store {
         name: &str,
         old: Option<&Image>,
         new: Option<&Image>,
-    ) -> Result<ImageDiff> {
+        most_pages: u64,
+    ) -> Result<Option<ImageDiff>> {
         let either = old.or(new).expect("the name comes from one of them");
         let nothing = Tree::new(either.tree().shape(), None);
         let tree = |image: Option<&Image>| image.map_or(nothing, Image::tree);
         let page_bytes = self.page_size().bytes();
         let mut ranges: Vec<ChangedRange> = Vec::new();
         let mut pages = 0;
-        changed_pages(&self.chunks, &tree(old), &tree(new), &mut |page| {
+        let done = changed_pages(&self.chunks, &tree(old), &tree(new), &mut |page| {
+            if pages == most_pages {
+                return ControlFlow::Break(());
+            }
             pages += 1;
             let offset_bytes = page * page_bytes;
             match ranges.last_mut() {
@@ -100,13 +128,14 @@ impl Store {
                     length_bytes: page_bytes,
                 }),
             }
+            ControlFlow::Continue(())
         })?;
-        Ok(ImageDiff {
+        Ok(done.is_continue().then(|| ImageDiff {
             name: name.to_owned(),
             old_size_bytes: old.map(|image| image.size_bytes),
             new_size_bytes: new.map(|image| image.size_bytes),
             changed_pages: pages,
             ranges,
-        })
+        }))
     }
 }

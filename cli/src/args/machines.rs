@@ -155,6 +155,10 @@ pub struct RestoreArgs {
     /// asks for it. Otherwise those come first that machines restored before touched first
     #[arg(long)]
     pub no_prefetch: bool,
+    /// Map all memory from this snapshot's own mount. Otherwise what it has in common with a
+    /// snapshot of which machines run already is mapped from that one's, and held once
+    #[arg(long, conflicts_with = "with")]
+    pub no_common_memory: bool,
     /// Connect a network interface of the snapshot, in their order, to this tap, with
     /// an address of its own. {} stands for the number that the machine's name ends in
     /// after a dot, else 1. An interface without a tap has its link down, and what the

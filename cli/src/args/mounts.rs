@@ -70,6 +70,9 @@ pub struct MountArgs {
     /// unmounted with --keep
     #[arg(long, requires = "rw")]
     pub resume: bool,
+    /// What is read of it is no working set
+    #[arg(long, hide = true, requires = "foreground")]
+    pub no_recording: bool,
     /// What is in no commit goes with the mount
     #[arg(long, hide = true, requires = "foreground")]
     pub discard: bool,

@@ -14,7 +14,9 @@ use snapstore_fuse::{
     mount_writable,
 };
 use snapstore_host::monitors::{self, Kind};
-use snapstore_host::mount_server::{Announcement, RemoteReading, ServerRequest, Writing, launch};
+use snapstore_host::mount_server::{
+    Announcement, Reading, RemoteReading, ServerRequest, Writing, launch,
+};
 use snapstore_host::mounts::lock_dir;
 use snapstore_host::{ChildFailure, Usage, look, runtime};
 use snapstore_remote::Lazy;
@@ -117,6 +119,7 @@ fn serve(
         read_ahead_bytes: u32::try_from(args.read_ahead).unwrap_or(u32::MAX),
         allow_other: args.allow_other,
         prefetch: !args.no_prefetch,
+        records: !args.no_recording,
         layout: Layout::default(),
     };
     let store = context.open_resolved()?;
@@ -359,12 +362,12 @@ fn start_server(
     snapstore_fuse::prepare(dir, &around(context, &store)?, &look::is_dead)?;
     let request = ServerRequest {
         snapshot: what.name(),
-        reading: matches!(what, What::Remote(_)).then(|| reading(args)),
+        remote: matches!(what, What::Remote(_)).then(|| reading(args)),
         dir: dir.to_owned(),
         allow_other: args.allow_other,
         read_ahead_bytes: args.read_ahead,
         threads: args.threads,
-        prefetch: !args.no_prefetch,
+        reading: Reading::wanted(!args.no_prefetch),
         while_locked: args.while_locked.clone(),
         layout: args.layout,
         writable: args.rw.then(|| writing(args)),

@@ -34,6 +34,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         overlays: Overlays::new(args.start.overlay_dir.as_deref(), args.start.overlay_limit)?,
         share_layout: args.share_layout,
         prefetch: !args.no_prefetch,
+        common: !args.no_common_memory,
     };
     let mut restoration = prepare(&runtime, &store, request)?;
     if let Some(why) = &restoration.not_pinned {

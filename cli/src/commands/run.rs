@@ -43,6 +43,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             count: 1,
             share_layout: false,
             no_prefetch: false,
+            no_common_memory: false,
             require_reseed: args.require_reseed,
             nets: args.nets.clone(),
             // It is a tag of this store: no remote is read.

@@ -19,6 +19,7 @@ use super::record::Record;
 use crate::background;
 use crate::build::Overlays;
 use crate::error::{ChildFailure, NotFound, Usage};
+use crate::mount_server::Reading;
 use crate::mounts;
 use crate::networks::{self, NetSpec};
 use crate::runtime::Runtime;
@@ -81,7 +82,8 @@ pub fn restore(
     let base = wanted.name.unwrap_or(wanted.snapshot);
     let (names, reserved) = free_names(runtime, base, wanted.name.is_some(), wanted.count)?;
     let nets = networks::of_machines(wanted.nets, &names)?;
-    let mounted = mounts::find_or_start(runtime, store, &mounts::Shown::here(id), wanted.prefetch)?;
+    let reading = Reading::wanted(wanted.prefetch);
+    let mounted = mounts::find_or_start(runtime, store, &mounts::Shown::here(id), reading)?;
     let program = match wanted.program {
         Some(path) => path.to_owned(),
         None => restorer.program(&mounted.dir)?,

@@ -15,6 +15,7 @@ mod kinds;
 mod runs;
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::chunks::Chunks;
@@ -275,7 +276,10 @@ impl Target {
 
 fn changed_since(chunks: &Chunks, before: &Tree, tree: &Tree) -> Result<Changed> {
     let mut changed = Changed::default();
-    changed_pages(chunks, before, tree, &mut |page| changed.add(page))?;
+    let _ = changed_pages(chunks, before, tree, &mut |page| {
+        changed.add(page);
+        ControlFlow::Continue(())
+    })?;
     Ok(changed)
 }
 

@@ -1,5 +1,7 @@
 //! Comparing two page trees, skipping equal subtrees.
 
+use std::ops::ControlFlow;
+
 use crate::chunks::Chunks;
 use crate::error::Result;
 use crate::format::node::{Child, FAN_OUT};
@@ -12,8 +14,8 @@ pub(crate) fn changed_pages(
     chunks: &Chunks,
     old: &Tree,
     new: &Tree,
-    differs: &mut dyn FnMut(u64),
-) -> Result<()> {
+    differs: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>> {
     let level = old.shape().root_level().max(new.shape().root_level());
     let lift = |tree: &Tree| Side {
         child: tree.root(),
@@ -63,10 +65,10 @@ fn compare(
     new: Side,
     level: u8,
     first_page: u64,
-    differs: &mut dyn FnMut(u64),
-) -> Result<()> {
+    differs: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>> {
     if old.same_as(new) {
-        return Ok(());
+        return Ok(ControlFlow::Continue(()));
     }
     let pairs = old
         .children(chunks, level)?
@@ -74,11 +76,16 @@ fn compare(
         .zip(new.children(chunks, level)?);
     for (slot, (old, new)) in pairs.enumerate() {
         let page = first_page + slot as u64 * pages_per_child(level);
-        if level > 0 {
-            compare(chunks, old, new, level - 1, page, differs)?;
-        } else if !old.same_as(new) {
-            differs(page);
+        let goes_on = if level > 0 {
+            compare(chunks, old, new, level - 1, page, differs)?
+        } else if old.same_as(new) {
+            ControlFlow::Continue(())
+        } else {
+            differs(page)
+        };
+        if goes_on.is_break() {
+            return Ok(goes_on);
         }
     }
-    Ok(())
+    Ok(ControlFlow::Continue(()))
 }

@@ -4,6 +4,7 @@
 mod chain;
 mod changed;
 mod clock;
+mod common_memory;
 mod confined;
 mod console;
 mod control;

@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
@@ -19,9 +20,19 @@ use vm_memory::{
 use super::holes::holes;
 use super::host_slot::HostSlot;
 use super::layout::{MemoryLayout, PAGE_BYTES, Slot};
-use super::mapping::{advise, cannot_be_read, make_anonymous};
+use super::mapping::{advise, cannot_be_read, make_anonymous, map_from};
 use crate::error::OsContext as _;
 use crate::{Error, Result};
+
+/// An image that other machines have mapped, which is nearly the one that is wanted.
+#[derive(Debug)]
+pub struct Base<'a> {
+    /// The other image, of the same length.
+    pub image: &'a File,
+    /// Where it may differ, in bytes, of whole pages: there the image itself is mapped. Each
+    /// is a mapping of its own, of which a process has 65530 (`vm.max_map_count`).
+    pub differs: &'a [Range<u64>],
+}
 
 /// A guest's memory, mapped readable and writable, one mapping for each slot.
 ///
@@ -59,17 +70,39 @@ impl GuestMemory {
     /// [`Error::ImageLength`] if the image is not exactly as long as the memory;
     /// [`Error::Os`] if it cannot be examined or mapped.
     pub fn from_image(layout: MemoryLayout, image: &File) -> Result<Self> {
-        let found = image.metadata().os("examine the memory image")?.len();
-        if found != layout.size_bytes() {
-            return Err(Error::ImageLength {
-                found,
-                expected: layout.size_bytes(),
-            });
-        }
-        let shared = Arc::new(image.try_clone().os("open the memory image again")?);
+        Self::from_image_over(layout, image, None)
+    }
+
+    /// As [`GuestMemory::from_image`]. Where the image is equal to one that other machines
+    /// have mapped, that is mapped: pages that they have read are not read again, and not
+    /// held twice.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::from_image`], also of the other image; [`Error::Os`] if a range is
+    /// not within the image, or not of whole pages.
+    pub fn from_image_over(
+        layout: MemoryLayout,
+        image: &File,
+        base: Option<&Base<'_>>,
+    ) -> Result<Self> {
+        let found = length(image, &layout)?;
+        let below = base.map_or(image, |base| base.image);
+        length(below, &layout)?;
+        let shared = Arc::new(below.try_clone().os("open the memory image again")?);
         let mut regions = Vec::with_capacity(layout.slots().len());
         for slot in layout.slots() {
             let mut region = map(slot, Some(Arc::clone(&shared)))?;
+            for own in base.iter().flat_map(|base| base.differs) {
+                let within = slot.image_offset..slot.image_offset + slot.length;
+                let own = own.start.max(within.start)..own.end.min(within.end);
+                if own.is_empty() {
+                    continue;
+                }
+                let part = host_size(own.start - slot.image_offset)
+                    ..host_size(own.end - slot.image_offset);
+                map_from(&mut region, part, image, own.start)
+                    .os("map what differs from the memory image of others")?;
+            }
             let within = slot.image_offset..slot.image_offset + slot.length;
             for hole in holes(image, found, within).os("find the memory image's holes")? {
                 let part = host_size(hole.start - slot.image_offset)
@@ -143,6 +176,18 @@ impl GuestMemory {
             .iter()
             .any(|slot| (slot.host_address..slot.host_end()).contains(&address))
     }
+}
+
+/// The image's length, which is that of the memory.
+fn length(image: &File, layout: &MemoryLayout) -> Result<u64> {
+    let found = image.metadata().os("examine the memory image")?.len();
+    if found != layout.size_bytes() {
+        return Err(Error::ImageLength {
+            found,
+            expected: layout.size_bytes(),
+        });
+    }
+    Ok(found)
 }
 
 /// Maps a slot privately from the image, or anonymously.
@@ -220,6 +265,77 @@ mod tests {
             })
             .collect();
         assert_eq!(file_parts, [0..MIB, 2 * MIB..3 * MIB]);
+    }
+
+    #[test]
+    fn what_is_equal_is_mapped_from_the_image_of_others() {
+        let base = testing::image(6 * GIB, &[0..2 * MIB, 5 * GIB..5 * GIB + MIB]);
+        let image = testing::image(6 * GIB, &[0..2 * MIB, 5 * GIB..5 * GIB + MIB]);
+        // In the image alone; in both; across the slots' border; and a hole of the image's.
+        let other = [1; 8192];
+        image.write_all_at(&other, 4096).unwrap();
+        image.write_all_at(&other, 3 * GIB - 4096).unwrap();
+        base.write_all_at(&other, 16 * MIB).unwrap();
+        let differs = [
+            4096..3 * 4096,
+            16 * MIB..16 * MIB + 8192,
+            3 * GIB - 4096..3 * GIB + 4096,
+        ];
+        let layout = MemoryLayout::new(6 * GIB).unwrap();
+        let below = Base {
+            image: &base,
+            differs: &differs,
+        };
+        let memory = GuestMemory::from_image_over(layout, &image, Some(&below)).unwrap();
+        // What the other image says now is what an equal page reads as: it is that one's.
+        base.write_all_at(&[2], MIB).unwrap();
+        image.write_all_at(&[3], MIB).unwrap();
+        for (address, byte) in [
+            (0, DATA),
+            (4096, 1),
+            (3 * 4096 - 1, 1),
+            (3 * 4096, DATA),
+            (MIB, 2),
+            (16 * MIB, 0),
+            (3 * GIB - 1, 1),
+            (4 * GIB, 1),
+            (4 * GIB + 4095, 1),
+            (4 * GIB + 4096, 0),
+            (6 * GIB, DATA),
+        ] {
+            assert_eq!(testing::read(&memory, address), byte, "at {address:#x}");
+        }
+        // And writes go to neither.
+        testing::write(&memory, 4096, 9);
+        testing::write(&memory, 0, 9);
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let written = private_ranges(&pagemap, &memory.host_slots(), ScanMethod::Automatic);
+        assert_eq!(written.unwrap(), [0..8192]);
+        for file in [&base, &image] {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, 0).unwrap();
+            assert_eq!(byte, [DATA]);
+        }
+    }
+
+    #[test]
+    fn a_base_that_does_not_fit_is_refused() {
+        let layout = || MemoryLayout::new(2 * MIB).unwrap();
+        let image = testing::image(2 * MIB, &[]);
+        let short = testing::image(MIB, &[]);
+        let over = |base, differs: &[Range<u64>]| {
+            let below = Base {
+                image: base,
+                differs,
+            };
+            GuestMemory::from_image_over(layout(), &image, Some(&below)).map(drop)
+        };
+        assert!(matches!(
+            over(&short, &[]),
+            Err(Error::ImageLength { found, .. }) if found == MIB
+        ));
+        assert!(over(&image, &[100..4096]).is_err());
+        over(&image, &[MIB..4 * MIB]).unwrap();
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Changing what backs a mapping of guest memory.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous};
 use vm_memory::MmapRegion;
 
 /// Puts anonymous memory, reading as zeros, in place of a part of a mapping.
@@ -29,6 +30,35 @@ pub(super) fn make_anonymous(region: &mut MmapRegion<()>, part: Range<usize>) ->
             length,
             ProtFlags::READ | ProtFlags::WRITE,
             MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
+        )?;
+    }
+    Ok(())
+}
+
+/// Puts a private mapping of a file in place of a part of a mapping, from the offset
+/// `from_bytes` of the file on, a multiple of the page size.
+///
+/// # Errors
+/// As [`make_anonymous`].
+pub(super) fn map_from(
+    region: &mut MmapRegion<()>,
+    part: Range<usize>,
+    file: &File,
+    from_bytes: u64,
+) -> io::Result<()> {
+    if part.start >= part.end || part.end > region.size() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let length = part.end - part.start;
+    // SAFETY: as in `make_anonymous`.
+    unsafe {
+        mmap(
+            region.as_ptr().add(part.start).cast(),
+            length,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
+            file,
+            from_bytes,
         )?;
     }
     Ok(())

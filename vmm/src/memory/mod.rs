@@ -39,7 +39,7 @@ mod written;
 pub use copy::{CopyRoom, PageCopy};
 pub(crate) use copy::{limit_bytes, private_pages};
 pub use freeze::{Frozen, FrozenFiles};
-pub use guest::GuestMemory;
+pub use guest::{Base, GuestMemory};
 pub use host_slot::HostSlot;
 pub use layout::{
     DEVICE_HOLE_END, DEVICE_HOLE_START, MAX_SIZE_BYTES, MIN_SIZE_BYTES, MemoryLayout, PAGE_BYTES,

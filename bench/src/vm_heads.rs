@@ -1,0 +1,95 @@
+//! Machines of several heads of a chain, which hold what these have in common once.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use crate::Bench;
+use crate::report::{Comparison, Unit};
+use crate::stats::take_turns;
+use crate::vm_rig::{FIRST, MIB_PAGES, Talk, Touch as _, boot, lab};
+use snapstore_tests::vm::Lab;
+
+const HEADS: u32 = 10;
+/// What all guests have written before the first commit, in MiB.
+const DATA_MIB: u32 = 64;
+/// What each machine reads once it runs, in MiB; all heads have the same there.
+const READ_MIB: u32 = 32;
+/// What a guest writes between two commits, in pages.
+const STEP_PAGES: u32 = 256;
+/// Until the kernel has freed what the last machines had.
+const CALM: Duration = Duration::from_millis(1000);
+
+/// Ten machines of ten heads against ten of one head, and against ten of ten heads that
+/// share nothing.
+///
+/// # Errors
+/// If something fails.
+pub fn heads(bench: &mut Bench) -> anyhow::Result<()> {
+    let lab = lab("vm-heads")?;
+    let mut guest = boot(&lab, "chain", "512M")?;
+    guest.write(FIRST, DATA_MIB * MIB_PAGES, 0)?;
+    for head in 0..HEADS {
+        let first = FIRST + (READ_MIB + 1 + head) * MIB_PAGES;
+        guest.write(first, STEP_PAGES, head)?;
+        lab.commit(&format!("head{head}"), "chain")?;
+    }
+    lab.stop("chain")?;
+    let lab = &lab;
+    let done = take_turns(
+        bench.rounds,
+        vec![
+            Box::new(|_| measure(lab, |head| format!("head{head}"), &[])),
+            Box::new(|_| measure(lab, |_| format!("head{}", HEADS - 1), &[])),
+            Box::new(|_| measure(lab, |head| format!("head{head}"), &["--no-common-memory"])),
+        ],
+    )?;
+    let [ours, one, apart] = done.as_slice() else {
+        anyhow::bail!("one for each subject");
+    };
+    let whats = [
+        ("restore 10 machines of 10 heads", Unit::Seconds, 1.1),
+        ("their PSS, once each has read 32 MiB", Unit::Bytes, 1.25),
+    ];
+    for (number, (what, unit, aim)) in whats.into_iter().enumerate() {
+        for (against, other, aim) in [
+            ("10 of one head", one, Some(aim)),
+            ("--no-common-memory", apart, None),
+        ] {
+            bench.report.add(&Comparison {
+                what: what.to_owned(),
+                unit,
+                product: ours[number].clone(),
+                against: against.to_owned(),
+                baseline: other[number].clone(),
+                aim,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The seconds of all commands, and the sum of PSS in bytes.
+fn measure(lab: &Lab, tag: impl Fn(u32) -> String, more: &[&str]) -> anyhow::Result<Vec<f64>> {
+    sleep(CALM);
+    let mut seconds = 0.0;
+    for machine in 0..HEADS {
+        let name = format!("machine{machine}");
+        let begin = Instant::now();
+        lab.restore(&tag(machine), &[&["--name", &name], more].concat())?;
+        seconds += begin.elapsed().as_secs_f64();
+        Talk::to(lab, &name)?.read(FIRST, READ_MIB * MIB_PAGES, 0)?;
+    }
+    let mut pss = 0.0;
+    for machine in lab.machines()? {
+        let pid = machine["pid"].as_u64().context("no process")?;
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let kib = line.and_then(|line| line.split_whitespace().next());
+        pss += kib.context("no Pss")?.parse::<f64>()? * 1024.0;
+    }
+    lab.cli.ok(&["stop", "--all"])?;
+    Ok(vec![seconds, pss])
+}
