@@ -84,7 +84,7 @@ impl Needs {
 }
 
 /// Every benchmark: its name, what it needs, and what it does.
-pub const ALL: [(&str, Needs, Run); 30] = [
+pub const ALL: [(&str, Needs, Run); 31] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
     ("commit-diff-depth", Needs::Images, commit::diff_depth),

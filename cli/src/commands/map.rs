@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use serde_json::Value;
-use snapstore_store::{Error, Image, ImageRole, Manifest, PageKind, PageMap, SnapshotId};
+use snapstore_host::NotFound;
+use snapstore_store::{Image, ImageRole, Manifest, PageKind, PageMap, SnapshotId};
 
 use crate::args::MapArgs;
 use crate::commands::tag::{tell_unreadable, unreadable};
@@ -67,15 +68,16 @@ fn chosen<'a>(manifest: &'a Manifest, args: &MapArgs) -> anyhow::Result<&'a Imag
         let by_file = |image: &&Image| image.file_name() == *name;
         let found = manifest.image(name);
         let found = found.or_else(|| manifest.images.iter().find(by_file));
-        return Ok(found.ok_or_else(|| Error::NotFound {
-            name: format!("{name} of {}", args.snapshot),
+        return Ok(found.ok_or_else(|| {
+            NotFound(format!(
+                "{0} has no image \"{name}\"; `snapstore show {0}` lists those it has",
+                args.snapshot
+            ))
         })?);
     }
     let order = |image: &&Image| (image.role == ImageRole::Memory, image.size_bytes);
     let image = manifest.images.iter().max_by_key(order);
-    Ok(image.ok_or_else(|| Error::NotFound {
-        name: format!("an image of {}", args.snapshot),
-    })?)
+    Ok(image.ok_or_else(|| NotFound(format!("{} has no images", args.snapshot)))?)
 }
 
 fn pages(number: u64) -> String {
