@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::ops::Range;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +23,6 @@ use snapstore_vmm::state::{
 use snapstore_vmm::virtio::{Block, Disk, Entropy, VirtioDevice, Vsock};
 use snapstore_vmm::{Assembled, Console, Error, Kernel};
 
-use crate::common::CommonMemory;
 use crate::error::Usage;
 use crate::networks::{self, NetSpec};
 use crate::runtime::VSOCK;
@@ -56,6 +56,15 @@ pub enum MachineSource {
         #[serde(default)]
         common: Option<CommonMemory>,
     },
+}
+
+/// Another snapshot's memory, as the process of a machine is told of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CommonMemory {
+    /// The file.
+    pub image: PathBuf,
+    /// Where the machine's own may differ, in bytes.
+    pub differs: Vec<Range<u64>>,
 }
 
 /// A disk that a user named.

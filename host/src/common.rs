@@ -10,12 +10,11 @@
 
 use std::fs::{self, File};
 use std::ops::Range;
-use std::path::PathBuf;
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
 use snapstore_store::{ImageDiff, SnapshotId, Store};
 
+use crate::build::CommonMemory;
 use crate::look;
 use crate::mounts;
 use crate::runtime::Runtime;
@@ -32,15 +31,6 @@ const MOST_DIFFERENT: u64 = 8;
 const MOST_RANGES: usize = 2048;
 /// Ranges nearer than so many bytes are one from the beginning.
 const NEAR_BYTES: u64 = 16 << 10;
-
-/// Another snapshot's memory, as the process of a machine is told of it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct CommonMemory {
-    /// The file.
-    pub image: PathBuf,
-    /// Where the machine's own may differ, in bytes.
-    pub differs: Vec<Range<u64>>,
-}
 
 /// A mount whose memory is nearly that of `id`, and the lock that keeps it. Nothing that
 /// fails here keeps a machine from its own mount.

@@ -93,7 +93,10 @@ fn a_map_of_several_images_is_of_the_one_that_is_named() -> anyhow::Result<()> {
         );
     }
     let said = fixture.cli.fails(3, &["map", "vm", "--image", "swap"])?;
-    assert!(said.contains("swap") && said.contains("`snapstore show vm` lists"), "{said}");
+    assert!(
+        said.contains("swap") && said.contains("`snapstore show vm` lists"),
+        "{said}"
+    );
     fixture.cli.fails(3, &["map", "nobody"])?;
     fixture.cli.fails(2, &["map", "vm", "--width", "3"])?;
     Ok(())
