@@ -83,3 +83,24 @@ impl From<protocol::Unanswered> for Error {
         Self::Protocol(error.into())
     }
 }
+
+/// What is damaged, or of a newer version, is not reused: it stops no push of something else.
+pub(crate) fn usable<T>(found: protocol::Result<T>) -> protocol::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(
+            protocol::Error::Damaged { .. }
+            | protocol::Error::Missing { .. }
+            | protocol::Error::Newer { .. },
+        ) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// As the protocol tells it.
+pub(crate) fn of_bucket(error: Error) -> protocol::Error {
+    match error {
+        Error::Protocol(error) => error,
+        other => protocol::Error::Work(Box::new(other)),
+    }
+}

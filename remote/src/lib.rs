@@ -30,6 +30,7 @@ pub mod protocol;
 mod pull;
 mod push;
 mod remote;
+mod reuse;
 #[cfg(test)]
 mod tests;
 mod upload;

@@ -1,6 +1,5 @@
 //! What a push uploads: the leaves that the bucket has not, with the pages that it has
-//! not. What it has is known from the head of the nearest ancestor there, else of the
-//! snapshot that the tag named. What is damaged is nothing that it has.
+//! not. `reuse` says what it has.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -10,19 +9,16 @@ use std::time::Instant;
 use serde::Serialize;
 use snapstore_store::{Parts, Progress, Root, Store};
 
+use crate::error::{of_bucket, usable};
 use crate::first::{Apart, Wanted, first};
-use crate::head::{Head, LeafPlace, PackBytes, PagePlace, Tree, decode_leaf};
+use crate::head::{Head, PackBytes, PagePlace, Tree};
 use crate::intact::Intact;
-use crate::protocol::{
-    Bucket as _, Current, Error, HeadSummary, Lease, Listing, Name, RefKey, RefRecord, Result,
-    Reuse, Stored, Work, may_reuse, put_surely,
-};
+use crate::protocol::{Error, HeadSummary, Lease, Name, RefKey, Result, Stored, Work, put_surely};
 use crate::remote::Remote;
+use crate::reuse::There;
 
 /// A pack is finished at this length.
 const PACK_LEN: usize = 64 << 20;
-/// How far back an ancestor is looked for.
-const MOST_ANCESTORS: usize = 1000;
 /// How often a long push gives a sign of life, in uploaded packs or leaves.
 const BEAT_EVERY_SECONDS: u64 = 60;
 
@@ -60,23 +56,11 @@ pub struct Upload<'a> {
     wanted: Wanted,
 }
 
-/// What is in the bucket already.
-#[derive(Default)]
-struct There {
-    root: Option<RefKey>,
-    head: Head,
-    moved: BTreeMap<Name, Name>,
-    listing: Option<Listing>,
-    judged: HashMap<Name, bool>,
-    relied: BTreeSet<RefKey>,
-}
-
 /// A push under way.
 struct Run<'a> {
     remote: &'a Remote,
     lease: &'a mut Lease,
     there: There,
-    intact: Option<Intact>,
     head: Head,
     pack: PackBytes,
     uploaded: HashMap<[u8; 32], PagePlace>,
@@ -88,42 +72,12 @@ struct Run<'a> {
     last_beat: Instant,
 }
 
-/// What is damaged, or of a newer version, is not reused: it stops no push of something else.
-fn usable<T>(found: Result<T>) -> Result<Option<T>> {
-    match found {
-        Ok(found) => Ok(Some(found)),
-        Err(Error::Damaged { .. } | Error::Missing { .. } | Error::Newer { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn of_bucket(error: crate::Error) -> Error {
-    match error {
-        crate::Error::Protocol(error) => error,
-        other => Error::Work(Box::new(other)),
-    }
-}
-
 async fn beat_at_times(remote: &Remote, lease: &mut Lease, last: &mut Instant) -> Result<()> {
     if last.elapsed().as_secs() >= BEAT_EVERY_SECONDS {
         lease.beat(remote).await?;
         *last = Instant::now();
     }
     Ok(())
-}
-
-impl There {
-    /// Takes this record's head as what is reused, if that can be read.
-    fn open(&mut self, remote: &Remote, root: &RefKey) -> Result<bool> {
-        let opened = remote.open_head_of(root.head, &root.key());
-        let Some(opened) = usable(opened.map_err(of_bucket))? else {
-            return Ok(false);
-        };
-        self.head = opened.head;
-        self.moved = opened.moved;
-        self.root = Some(root.clone());
-        Ok(true)
-    }
 }
 
 impl<'a> Upload<'a> {
@@ -160,57 +114,6 @@ impl<'a> Upload<'a> {
         if let Ok(mut report) = self.report.lock() {
             change(&mut report);
         }
-    }
-
-    /// Finds the head whose leaves and packs are reused.
-    async fn look(&self, remote: &Remote) -> Result<There> {
-        let listing = match usable(Listing::of_all(remote).await)? {
-            Some(listing) => listing,
-            None => Listing::of_tag(remote, self.tag).await?,
-        };
-        let mut named = BTreeMap::new();
-        let mut of_tag = None;
-        for tag in listing.tags() {
-            let Current::Settled(record) = listing.current(&tag, &BTreeSet::new()) else {
-                continue;
-            };
-            let key = record.key();
-            let Some(Some(bytes)) = usable(remote.get(&key).await.map_err(Error::from))? else {
-                continue;
-            };
-            let body = RefRecord::decode(&key, &bytes).map_err(|error| error.of(&key));
-            let Some(body) = usable(body)? else {
-                continue;
-            };
-            if tag == self.tag {
-                of_tag = Some(record.clone());
-                // Another one's is as good, and not what is to be mended.
-                named.entry(body.snapshot).or_insert(record);
-            } else {
-                named.insert(body.snapshot, record);
-            }
-        }
-        let mut there = There::default();
-        let mut next = Some(self.parts.id());
-        for _ in 0..MOST_ANCESTORS {
-            let Some(id) = next else { break };
-            if let Some(root) = named.get(id.as_bytes())
-                && there.open(remote, root)?
-            {
-                break;
-            }
-            // An ancestor that is gone here ends the way there.
-            next = self
-                .store
-                .manifest(id)
-                .ok()
-                .and_then(|manifest| manifest.parent);
-        }
-        if let (None, Some(root)) = (&there.root, of_tag) {
-            there.open(remote, &root)?;
-        }
-        there.listing = Some(listing);
-        Ok(there)
     }
 
     async fn node(
@@ -251,7 +154,7 @@ impl<'a> Upload<'a> {
             return Ok(());
         }
         run.beat().await?;
-        let is_there = run.there.head.leaves.get(&leaf.id).cloned();
+        let is_there = run.there.leaf(&leaf.id);
         if let Some(slots) = self.wanted.slots(image, number) {
             let old = if is_there.is_some() {
                 Some(&leaf.id)
@@ -261,13 +164,13 @@ impl<'a> Upload<'a> {
             return self.leaf_apart(run, leaf, old, slots).await;
         }
         if let Some(place) = is_there
-            && run.may_use_all(&place).await?
+            && run.there.may_use_all(run.remote, run.lease, &place).await?
         {
             run.head.leaves.insert(leaf.id, place);
             self.count(|report| report.reused_leaves += 1);
             return Ok(());
         }
-        let known = run.known(old).await?;
+        let known = run.there.known(run.remote, old)?;
         let node = self.local(self.parts.node(leaf))?;
         let mut pages = Vec::with_capacity(node.children.len());
         let (mut new, mut reused) = (0, 0);
@@ -307,7 +210,7 @@ impl<'a> Upload<'a> {
         old: Option<&[u8; 32]>,
         slots: &BTreeMap<usize, usize>,
     ) -> Result<()> {
-        let known = run.known(old).await?;
+        let known = run.there.known(run.remote, old)?;
         let node = self.local(self.parts.node(leaf))?;
         let mut places = Vec::with_capacity(node.children.len());
         let (mut new, mut reused, mut apart) = (0, 0, 0);
@@ -377,18 +280,13 @@ impl<'a> Upload<'a> {
 
 impl Work<Remote> for Upload<'_> {
     async fn store(&mut self, remote: &Remote, lease: &mut Lease) -> Result<Stored> {
-        let there = self.look(remote).await?;
-        let mut intact = self.intact.take();
-        if let Some(intact) = &mut intact {
-            let moved = there.moved.iter();
-            intact.origins.learn(moved.map(|(from, to)| (*from, *to)));
-        }
+        let there = There::look(remote, self.store, self.tag, self.parts.id()).await?;
+        let there = there.with(self.intact.take());
         let pack = PackBytes::new(lease.next_name());
         let mut run = Run {
             remote,
             lease,
             there,
-            intact,
             head: Head {
                 manifest: self.parts.canonical_manifest().to_vec(),
                 ..Head::default()
@@ -406,7 +304,7 @@ impl Work<Remote> for Upload<'_> {
         self.progress
             .begin(self.tag, pages * self.store.page_size().bytes());
         for (image, root) in self.parts.roots() {
-            let old = run.there.head.leaves_of(image);
+            let old = run.there.leaves_of(image);
             self.node(&mut run, root, image, &old, 0).await?;
             run.head.trees.push(Tree {
                 image: image.to_owned(),
@@ -435,7 +333,7 @@ impl Work<Remote> for Upload<'_> {
         Ok(Stored {
             snapshot,
             head,
-            relied: run.there.relied,
+            relied: run.there.into_relied(),
         })
     }
 
@@ -483,67 +381,7 @@ impl Run<'_> {
         Ok(len.into())
     }
 
-    /// Whether a pack may be relied on. Its own ones may.
     async fn may_use(&mut self, pack: Name) -> Result<bool> {
-        if pack.session == self.lease.session() {
-            return Ok(true);
-        }
-        if let Some(known) = self.there.judged.get(&pack) {
-            return Ok(*known);
-        }
-        let Some(listing) = &self.there.listing else {
-            return Ok(false);
-        };
-        let root = self.there.root.as_ref();
-        let reuse = may_reuse(self.remote, self.lease, listing, pack, root).await?;
-        let may = match &mut self.intact {
-            _ if reuse == Reuse::No => false,
-            Some(intact) => intact.is_whole(self.remote, pack).map_err(of_bucket)?,
-            None => true,
-        };
-        if let (true, Reuse::OnTheWordOf(root)) = (may, reuse) {
-            self.there.relied.insert(root);
-        }
-        self.there.judged.insert(pack, may);
-        Ok(may)
-    }
-
-    async fn may_use_all(&mut self, leaf: &LeafPlace) -> Result<bool> {
-        // Its record says where its pages were before packs were copied.
-        if !self.there.moved.is_empty() {
-            return Ok(false);
-        }
-        for pack in leaf.packs.iter().chain([&leaf.pack]) {
-            if !self.may_use(*pack).await? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// The pages of a leaf in the bucket, and where they are.
-    async fn known(&mut self, old: Option<&[u8; 32]>) -> Result<HashMap<[u8; 32], PagePlace>> {
-        let mut known = HashMap::new();
-        let place = old.and_then(|id| Some((id, self.there.head.leaves.get(id)?)));
-        let Some((id, place)) = place else {
-            return Ok(known);
-        };
-        let pack = place.pack;
-        let range = (u64::from(place.offset), place.len as usize);
-        let record = self.remote.bucket.get(&pack.pack_key(), Some(range));
-        let record = usable(record.map_err(Error::from))?.flatten();
-        let leaf = record.and_then(|record| decode_leaf(id, &record).ok());
-        let Some((node, places)) = leaf else {
-            // It is not what was written.
-            self.there.judged.insert(pack, false);
-            return Ok(known);
-        };
-        for ((_, id), mut place) in node.children.iter().zip(places) {
-            if let Some(to) = self.there.moved.get(&place.pack) {
-                place.pack = *to;
-            }
-            known.insert(*id, place);
-        }
-        Ok(known)
+        self.there.may_use(self.remote, self.lease, pack).await
     }
 }
