@@ -388,6 +388,7 @@ over_each_bucket! {
     hostile_objects_are_refused_and_named
     a_bucket_that_lost_all_records_is_not_emptied
     a_condemnation_that_is_damaged_is_named_with_the_way_out
+    a_tag_whose_removal_was_cut_off_is_made_anew
     a_bucket_keeps_what_it_has_to
     a_write_whose_answer_is_lost_is_written_again
     a_part_behind_the_end_is_no_part

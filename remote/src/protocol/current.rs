@@ -263,6 +263,34 @@ impl Listing {
         roots
     }
 
+    /// The number of the change by which a tag was removed, if nobody knows whether who
+    /// removed it was told so. All take the tag for removed then, and what is below it for
+    /// nothing.
+    #[must_use]
+    pub fn cut_off_removal(&self, tag: &str) -> Option<u64> {
+        let standing: Vec<&RefKey> = self.standing(tag).collect();
+        let mut seqs: Vec<u64> = standing.iter().map(|record| record.seq).collect();
+        seqs.dedup();
+        for seq in seqs {
+            let mut is_fenced = false;
+            let mut is_removal = true;
+            for record in standing.iter().filter(|record| record.seq == seq) {
+                match self.state(record) {
+                    State::Settled => return None,
+                    State::Active => {}
+                    State::Fenced => {
+                        is_fenced = true;
+                        is_removal &= record.kind == RefKind::Removed;
+                    }
+                }
+            }
+            if is_fenced {
+                return is_removal.then_some(seq);
+            }
+        }
+        None
+    }
+
     /// What a tag is, where these records are known to have lost what they need.
     #[must_use]
     pub fn current(&self, tag: &str, void: &BTreeSet<RefKey>) -> Current {
@@ -273,6 +301,7 @@ impl Listing {
         let mut seqs: Vec<u64> = standing.iter().map(|record| record.seq).collect();
         seqs.dedup();
         let mut active = None;
+        let removed = self.cut_off_removal(tag);
         for seq in seqs {
             let group = || standing.iter().copied().filter(move |one| one.seq == seq);
             if let Some(settled) = group().find(|one| self.state(one) == State::Settled) {
@@ -281,9 +310,7 @@ impl Listing {
                     _ => Current::Absent,
                 };
             }
-            let mut fenced = group().filter(|one| self.state(one) == State::Fenced);
-            let is_fenced = fenced.clone().next().is_some();
-            if is_fenced && fenced.all(|one| one.kind == RefKind::Removed) {
+            if removed == Some(seq) {
                 // It may have been told to have been removed.
                 return Current::Absent;
             }

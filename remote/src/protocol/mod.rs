@@ -29,7 +29,7 @@ pub(crate) use lease::condemnations;
 pub use lease::{Lease, LeaseKind, LeaseRecord, leases};
 pub use names::{Name, Part, RefKey, RefKind, Session};
 pub use push::{Mode, Pushed, Reuse, Stored, Work, confirm, may_reuse, push};
-pub use record::{CondemnRecord, HeadSummary, RefRecord};
+pub use record::{CondemnRecord, HeadSummary, RefRecord, fence};
 pub use remove::remove;
 pub use rule::Rule;
 pub use sealed::{Malformed, seal, unseal};

@@ -261,7 +261,10 @@ async fn check_free<B: Bucket>(
         // What may come to count is in the way, but for what is left of a push of the
         // same that was cut off.
         let judged = listing.judge(tag);
-        let before = judged.winner.filter(|one| one.kind == RefKind::Set);
+        // What is below a removal is nothing to anybody, though collections keep it.
+        let removed = listing.cut_off_removal(tag);
+        let stands = |one: &RefKey| one.kind == RefKind::Set && removed < Some(one.seq);
+        let before = judged.winner.filter(stands);
         if let Some(before) = before {
             return match snapshot_of(bucket, &before).await? == Some(snapshot) {
                 true => Ok(Some(before)),
@@ -269,7 +272,7 @@ async fn check_free<B: Bucket>(
             };
         }
         let pending = judged.pending;
-        for record in pending.iter().filter(|one| one.kind == RefKind::Set) {
+        for record in pending.iter().filter(|one| stands(one)) {
             let fenced = listing.state(record) == State::Fenced;
             if fenced && !bucket.exists(&record.head.head_key()).await? {
                 // It is void.

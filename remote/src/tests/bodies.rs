@@ -17,7 +17,9 @@ pub use super::mending::{
 };
 use super::{Outcome, Scene, commit, image, list, read};
 use crate::objects::{Objects, Part, Requests, no};
-use crate::protocol::{self, Listed, Options, Unanswered};
+use crate::protocol::{
+    self, Listed, Name, Options, RefKey, RefKind, RefRecord, Session, Unanswered,
+};
 use crate::{Error, Remote};
 
 pub fn only_what_is_missing_moves(scene: &Scene) -> Outcome {
@@ -181,6 +183,40 @@ pub fn a_bucket_that_lost_all_records_is_not_emptied(scene: &Scene) -> Outcome {
     // A removal is a record, too.
     remote.remove("t")?;
     assert_eq!(remote.collect(Options::default())?.deleted.len(), 2);
+    Ok(())
+}
+
+/// All say that there is no such tag, so a push that makes it must not say that it is there.
+pub fn a_tag_whose_removal_was_cut_off_is_made_anew(scene: &Scene) -> Outcome {
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    commit(&store, "a", &image(&[1; 6]), None)?;
+    commit(&store, "b", &image(&[2; 6]), None)?;
+    for again in ["a", "b"] {
+        remote.push(&store, "a", "t", true, &Silent)?;
+        let before = scene.keys("refs")?;
+        let before = before.iter().filter_map(|key| RefKey::parse(key)).max();
+        let before = before.ok_or("it has a record")?;
+        let session = Session(crate::random()?);
+        let removal = RefKey {
+            seq: before.seq + 1,
+            session,
+            kind: RefKind::Removed,
+            head: Name { session, number: 0 },
+            ..before
+        };
+        let key = removal.key();
+        let body = RefRecord { snapshot: [0; 32] }.encode(&key);
+        remote.bucket.put(&key, &body)?;
+        let fence = session.fence_key();
+        remote.bucket.put(&fence, &protocol::fence(&fence))?;
+        assert_eq!(remote.tags()?, []);
+        let report = remote.push(&store, again, "t", false, &Silent)?;
+        assert!(!report.already, "{report:?}");
+        let other = scene.store(again)?;
+        remote.pull(&other, "t", "t", false, &Silent)?;
+        assert_eq!(other.tag("t")?, store.tag(again)?);
+    }
     Ok(())
 }
 
