@@ -42,43 +42,43 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
     use snapstore_remote::Error as Remote;
     use snapstore_remote::protocol::Error as Protocol;
     match error {
-        Remote::NoRemote { .. } => Some("`snapstore remote init` makes one"),
+        Remote::NoRemote { .. } => Some("`snapstore remote init NAME` makes one"),
         Remote::RemoteExists { .. } => Some("use it as it is"),
         Remote::NothingThere {
             was_there: false, ..
         } => Some(
-            "mount it, and run the command again; if the bucket is new, `snapstore remote init` \
-             makes it a remote",
+            "mount it, and run the command again; if the bucket is new, `snapstore remote init \
+             NAME` makes it a remote",
         ),
         Remote::NothingThere {
             was_there: true, ..
         } => Some(
             "mount it, and run the command again; to begin anew there, run `snapstore remote \
-             add` once more, and then `snapstore remote init`",
+             add NAME URL` once more, and then `snapstore remote init NAME`",
         ),
         Remote::InClear { .. } => Some(
-            "use https://; for a test, `snapstore remote add --allow-http` with the same name \
-             and URL allows it",
+            "use https://; for a test, `snapstore remote add NAME URL --allow-http` with the same \
+             name and URL allows it",
         ),
         Remote::OtherPageSize { .. } => {
             Some("`snapstore init --page-size` makes a store with pages as those")
         }
         Remote::Protocol(Protocol::Damaged { key, .. }) if key == "config" => Some(
-            "`snapstore remote init` makes it anew, from a store with pages as those of the \
+            "`snapstore remote init NAME` makes it anew, from a store with pages as those of the \
              snapshots there",
         ),
         Remote::Protocol(Protocol::Unanswered(_)) => {
             Some("it may have happened: run the command again, which finds out")
         }
         Remote::Protocol(Protocol::TagExists { .. } | Protocol::Ambiguous { .. }) => {
-            Some("`snapstore push --replace` moves it")
+            Some("`snapstore push TAG NAME --replace` moves it")
         }
         Remote::Protocol(Protocol::NoTag { .. }) => {
-            Some("`snapstore remote tags` lists what there is")
+            Some("`snapstore remote tags NAME` lists what there is")
         }
         Remote::Protocol(Protocol::TagBusy { .. }) => Some(
-            "`snapstore remote leases` says whose it is; if that has ended, \
-                  `snapstore remote gc` gives it up after 15 minutes",
+            "`snapstore remote leases NAME` says whose it is; if that has ended, \
+                  `snapstore remote gc NAME` gives it up after 15 minutes",
         ),
         Remote::Protocol(Protocol::LeaseLost { .. } | Protocol::Gone { .. }) => {
             Some("run the command again")
@@ -87,7 +87,7 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
             if key.starts_with("packs/") || key.starts_with("heads/") =>
         {
             Some(
-                "`snapstore remote verify --read-data` lists what is damaged; push each snapshot \
+                "`snapstore remote verify NAME --read-data` lists what is damaged; push each snapshot \
                  that needs it again with --replace, from a store that has it",
             )
         }
@@ -97,13 +97,13 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
                 .is_some_and(|tag| tag.contains('/')) =>
         {
             Some(
-                "`snapstore push --replace` writes this tag anew, and `snapstore remote rm` \
-                 removes it; `snapstore remote verify` lists what else is damaged",
+                "`snapstore push TAG NAME --replace` writes this tag anew, and `snapstore remote rm \
+                 NAME TAG` removes it; `snapstore remote verify NAME` lists what else is damaged",
             )
         }
         // What is to be done about others, their own messages say.
         Remote::Protocol(Protocol::Missing { .. } | Protocol::Damaged { .. }) => {
-            Some("`snapstore remote verify` lists what else is damaged")
+            Some("`snapstore remote verify NAME` lists what else is damaged")
         }
         _ => None,
     }

@@ -1,13 +1,15 @@
 //! `snapstore remote`, `snapstore push` and `snapstore pull`
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use snapstore_host::{NotFound, Usage};
@@ -26,6 +28,9 @@ use crate::progress::{Bar, Unit};
 /// The remotes of a store, by their names: a JSON object of URLs, or of places with all that
 /// `remote add` was told, in this file of it.
 const FILE: &str = "remotes.json";
+/// Locked (flock(2)) by who changes it.
+const LOCK: &str = "locks/remotes";
+const NO_REMOTES: &str = "No remotes yet; `snapstore remote add NAME URL` makes one known.";
 /// After so long a silence a push is given up.
 const SILENCE: Duration = Duration::from_secs(15 * 60);
 
@@ -93,22 +98,44 @@ pub fn remotes(store: &Path) -> anyhow::Result<BTreeMap<String, Known>> {
     }
 }
 
-fn write(store: &Path, known: BTreeMap<String, Known>) -> anyhow::Result<()> {
+/// Changes which remotes the store knows, if `change` says that it has. Of those who do so at
+/// once each sees what the one before has written.
+fn change(
+    store: &Path,
+    change: impl FnOnce(&mut BTreeMap<String, Known>) -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let path = store.join(FILE);
+    let unwritten = || format!("cannot write {}", path.display());
+    let lock = store.join(LOCK);
+    let file = File::create(&lock).with_context(|| format!("cannot lock {}", lock.display()))?;
+    while let Err(error) = flock(&file, FlockOperation::LockExclusive) {
+        if error != Errno::INTR {
+            return Err(error).with_context(|| format!("cannot lock {}", lock.display()));
+        }
+    }
+    let mut known = remotes(store)?;
+    if !change(&mut known)? {
+        return Ok(());
+    }
     let written: BTreeMap<_, Written> = known
         .into_iter()
         .map(|(name, one)| (name, one.into()))
         .collect();
-    let path = store.join(FILE);
-    let part = store.join(format!("{FILE}.{}", std::process::id()));
-    fs::write(&part, serde_json::to_vec_pretty(&written)?)
+    let bytes = serde_json::to_vec_pretty(&written)?;
+    // Only who has the lock writes it. What is not durable when it is renamed may be empty
+    // after the power failed.
+    let part = store.join(format!("{FILE}.new"));
+    File::create(&part)
+        .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&part, &path))
-        .with_context(|| format!("cannot write {}", path.display()))
+        .and_then(|()| File::open(store)?.sync_all())
+        .with_context(unwritten)
 }
 
 pub(super) fn remote(store: &Store, name: &str) -> anyhow::Result<Remote> {
     let known = remotes(store.path())?.remove(name).ok_or_else(|| {
         NotFound(format!(
-            "there is no remote {name:?}; `snapstore remote add` makes one known"
+            "there is no remote {name:?}; `snapstore remote add NAME URL` makes one known"
         ))
     })?;
     Ok(told(Remote::at(&known.place))?.was_there(known.used))
@@ -117,13 +144,15 @@ pub(super) fn remote(store: &Store, name: &str) -> anyhow::Result<Remote> {
 /// Remembers that a remote was there: if its directory is empty later, nothing is mounted
 /// there. A server does not answer then, so nothing has to be known of it.
 fn remember(store: &Store, name: &str) {
+    let is_new = |one: &Known| !one.used && one.place.url.starts_with("file:");
     let remember = || {
-        let mut known = remotes(store.path())?;
-        match known.get_mut(name) {
-            Some(one) if !one.used && one.place.url.starts_with("file:") => one.used = true,
-            _ => return Ok(()),
+        if !remotes(store.path())?.get(name).is_some_and(is_new) {
+            return Ok(());
         }
-        write(store.path(), known)
+        change(store.path(), |known| {
+            let one = known.get_mut(name).filter(|one| is_new(one));
+            Ok(one.map(|one| one.used = true).is_some())
+        })
     };
     if let Err(error) = remember() {
         tracing::warn!(%error, "that this remote was there is not remembered");
@@ -133,17 +162,18 @@ fn remember(store: &Store, name: &str) {
 fn add(context: &Context, store: &Store, name: &str, place: Place) -> anyhow::Result<ExitCode> {
     check_tag(name)?;
     told(Remote::at(&place))?;
-    let mut known = remotes(store.path())?;
-    // Another key for the same bucket is the same remote.
-    let before = known.get(name).map(|known| &known.place.url);
-    if before.is_some_and(|url| *url != place.url) {
-        bail!("remote {name:?} is another one; choose another name");
-    }
     let url = place.url.clone();
-    // It is taken for new, also if it was used: it may be made anew.
-    let used = false;
-    known.insert(name.to_owned(), Known { place, used });
-    write(store.path(), known)?;
+    change(store.path(), |known| {
+        // Another key for the same bucket is the same remote.
+        let before = known.get(name).map(|known| &known.place.url);
+        if before.is_some_and(|url| *url != place.url) {
+            bail!("remote {name:?} is another one; choose another name");
+        }
+        // It is taken for new, also if it was used: it may be made anew.
+        let used = false;
+        known.insert(name.to_owned(), Known { place, used });
+        Ok(true)
+    })?;
     context.answer(&json!({"name": name, "url": url}), || {
         format!("{name} is {url}; `snapstore remote init {name}` makes a new bucket a remote.")
     })?;
@@ -196,6 +226,9 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
             let urls = urls.map(|(name, one)| json!({"name": name, "url": one.place.url}));
             let value = json!({"remotes": urls.collect::<Vec<_>>()});
             context.answer(&value, || {
+                if known.is_empty() {
+                    return NO_REMOTES.to_owned();
+                }
                 let rows: Vec<_> = known
                     .iter()
                     .map(|(name, one)| vec![name.clone(), one.place.url.clone()])
@@ -240,6 +273,9 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
             let context = context.listing(form, &LEASES)?;
             let leases = told(remote(&store, name)?.leases())?;
             context.answer(&json!({"leases": leases}), || {
+                if leases.is_empty() {
+                    return "Nobody works on it.".to_owned();
+                }
                 let rows: Vec<_> = leases
                     .iter()
                     .map(|one| vec![one.session.clone(), one.kind.to_owned(), one.who.clone()])
@@ -276,6 +312,9 @@ fn rm(context: &Context, remote: &Remote, name: &str, tags: &[String]) -> anyhow
 fn tags(context: &Context, remote: &Remote) -> anyhow::Result<ExitCode> {
     let tags = told(remote.tags())?;
     context.answer(&json!({"tags": tags}), || {
+        if tags.is_empty() {
+            return "No tags there yet; `snapstore push TAG NAME` makes one.".to_owned();
+        }
         let rows: Vec<_> = tags
             .iter()
             .map(|one| {

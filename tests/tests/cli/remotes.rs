@@ -210,3 +210,47 @@ fn a_server_is_reached_in_clear_only_with_leave() -> anyhow::Result<()> {
     ensure!(error.contains("--allow-http"), "{error}");
     Ok(())
 }
+
+/// Each writes the whole list.
+#[test]
+fn remotes_that_are_added_at_once_are_all_known() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    fixture.cli.ok(&["init"])?;
+    std::thread::scope(|scope| {
+        let add = |number: usize| {
+            let cli = fixture.cli.clone();
+            scope.spawn(move || {
+                let (name, url) = (format!("site{number}"), format!("s3://bucket/{number}"));
+                cli.ok(&["remote", "add", &name, &url]).map(|_| ())
+            })
+        };
+        let threads: Vec<_> = (0..12).map(add).collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined
+            .map(|added| added.expect("no panic"))
+            .collect::<anyhow::Result<()>>()
+    })?;
+    let listed = fixture.cli.json(&["remote", "list"])?;
+    let listed = listed["remotes"].as_array().map(Vec::len);
+    ensure!(listed == Some(12), "{listed:?}");
+    Ok(())
+}
+
+#[test]
+fn lists_of_nothing_say_so_and_hints_are_whole_commands() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    let cli = &fixture.cli;
+    let said = cli.ok(&["remote", "list"])?;
+    ensure!(said.contains("No remotes yet"), "{said}");
+    let url = format!("file://{}", fixture.path("bucket"));
+    std::fs::create_dir_all(fixture.path("bucket/lost+found"))?;
+    cli.ok(&["remote", "add", "site", &url])?;
+    let error = cli.fails(3, &["remote", "tags", "site"])?;
+    ensure!(error.contains("`snapstore remote init NAME`"), "{error}");
+    cli.ok(&["remote", "init", "site"])?;
+    let said = cli.ok(&["remote", "leases", "site"])?;
+    ensure!(said.contains("Nobody"), "{said}");
+    let said = cli.ok(&["remote", "tags", "site"])?;
+    ensure!(said.contains("No tags there yet"), "{said}");
+    Ok(())
+}
