@@ -9,9 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use snapstore_store::{Parts, SnapshotId, Store};
 
-use crate::head::{
-    First, Head, LeafPlace, PACK_HEAD_LEN, PackBytes, PagePlace, most_record_len, record_len,
-};
+use crate::head::{First, Head, LeafPlace, PagePlace, most_record_len, record_len};
+use crate::pack::{PACK_HEAD_LEN, PackBytes};
 use crate::protocol::Name;
 
 /// The most of a working set that is laid apart.
@@ -158,13 +157,13 @@ impl Apart {
                     let leaf = &self.leaves[leaf];
                     let pages = leaf.places.iter();
                     let pages: Vec<_> = pages
-                        .map(|(id, place)| Ok(place.unwrap_or_else(|| places[id])))
+                        .map(|(id, place)| (*id, Ok(place.unwrap_or_else(|| places[id]))))
                         .collect();
                     leaves.push((leaf.id, pack.add(&leaf.canonical, &pages).0));
                 }
                 Part::Page(id) => {
                     let (encoding, bytes) = &self.bytes[&id];
-                    let at = pack.add_page(*encoding, bytes);
+                    let at = pack.add_page(id, *encoding, bytes);
                     debug_assert_eq!(at, places[&id]);
                 }
             }
@@ -196,7 +195,7 @@ impl Leaf {
 pub fn first(pack: &PackBytes, wanted: &Wanted) -> First {
     First {
         pack: pack.name,
-        end: u32::try_from(pack.len()).expect("a pack is far below 4 GiB"),
+        end: u32::try_from(pack.groups_end()).expect("a pack is far below 4 GiB"),
         lengths: BTreeMap::new(),
         sets: wanted.sets.clone(),
     }

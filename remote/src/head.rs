@@ -1,4 +1,4 @@
-//! A head and its packs.
+//! A head, and what it names in packs.
 //!
 //! ```text
 //! head, after what `protocol::HeadSummary` has
@@ -11,12 +11,6 @@
 //!   4 number of its pack   4 where it ends there
 //!   4 count, then each: 4 number of a pack   4 its length
 //!   4 count, then each: 2 length   image's name   4 length   what `working-sets/` has of it
-//! pack
-//!      0  8  magic SNAPRPAK      8  4  version, 1      12  20  its own name
-//!     32  -  groups: a leaf's record, then those of its pages that are new, in order;
-//!            of a leaf that was laid apart the pages alone. A working set's pack: its pages in
-//!            the order in which they are touched, before the first of a leaf its record
-//!      -  32 BLAKE3 of the pack's key, a zero byte, and all bytes before
 //! record of a leaf
 //!      4 length of the canonical part   canonical part
 //!      2 count of packs, then each 20 name
@@ -32,11 +26,6 @@ use snapstore_store::NodeParts;
 use crate::protocol::sealed::Fields;
 use crate::protocol::{Malformed, Name};
 
-const PACK: [u8; 8] = *b"SNAPRPAK";
-/// What is in front of a pack's first group.
-pub const PACK_HEAD_LEN: usize = 32;
-/// What is behind its last one.
-pub const PACK_CHECK_LEN: usize = 32;
 const PAGE_PLACE_LEN: usize = 11;
 
 /// Where a leaf is.
@@ -123,7 +112,7 @@ pub struct First {
     pub pack: Name,
     /// Where it ends there.
     pub end: u32,
-    /// How long packs are, as far as their writer knew.
+    /// How long packs are without their lists of pages, as far as their writer knew.
     pub lengths: BTreeMap<Name, u32>,
     /// What was recorded, by the images' names: as the store keeps it.
     pub sets: Vec<(String, Vec<u8>)>,
@@ -289,115 +278,6 @@ impl Head {
     }
 }
 
-/// A pack that is being filled.
-pub struct PackBytes {
-    /// Its name.
-    pub name: Name,
-    bytes: Vec<u8>,
-}
-
-impl PackBytes {
-    /// An empty one.
-    #[must_use]
-    pub fn new(name: Name) -> Self {
-        let mut bytes = PACK.to_vec();
-        bytes.extend_from_slice(&1_u32.to_le_bytes());
-        bytes.extend_from_slice(&name.to_bytes());
-        Self { name, bytes }
-    }
-
-    /// How long it is.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Whether it holds nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == PACK_HEAD_LEN
-    }
-
-    /// Adds a leaf and those of its pages that are new: encoding and bytes of each, or
-    /// where it is.
-    pub fn add(
-        &mut self,
-        canonical: &[u8],
-        pages: &[Result<PagePlace, (u8, Vec<u8>)>],
-    ) -> (LeafPlace, Vec<PagePlace>) {
-        let mut packs: BTreeSet<Name> = BTreeSet::new();
-        for page in pages {
-            packs.insert(page.as_ref().map_or(self.name, |place| place.pack));
-        }
-        let names: Vec<Name> = packs.iter().copied().collect();
-        let start = self.bytes.len();
-        let len = record_len(canonical.len(), names.len(), pages.len());
-        let mut offset = start + len;
-        let mut places = Vec::with_capacity(pages.len());
-        append(&mut self.bytes, canonical);
-        let count = u16::try_from(names.len()).expect("at most 512 pages");
-        self.bytes.extend_from_slice(&count.to_le_bytes());
-        for name in &names {
-            self.bytes.extend_from_slice(&name.to_bytes());
-        }
-        for page in pages {
-            let place = match page {
-                Ok(place) => *place,
-                Err((encoding, bytes)) => {
-                    let place = PagePlace::new(self.name, offset, bytes.len(), *encoding);
-                    offset += bytes.len();
-                    place
-                }
-            };
-            let number = names.binary_search(&place.pack).expect("all are there");
-            let number = u16::try_from(number).expect("at most 512 pages");
-            self.bytes.extend_from_slice(&number.to_le_bytes());
-            self.bytes.extend_from_slice(&place.offset.to_le_bytes());
-            self.bytes.extend_from_slice(&place.len.to_le_bytes());
-            self.bytes.push(place.encoding);
-            places.push(place);
-        }
-        for page in pages {
-            if let Err((_, bytes)) = page {
-                self.bytes.extend_from_slice(bytes);
-            }
-        }
-        let leaf = LeafPlace {
-            pack: self.name,
-            offset: u32_of(start),
-            len: u32_of(len),
-            packs,
-        };
-        (leaf, places)
-    }
-
-    /// Adds a page alone.
-    pub fn add_page(&mut self, encoding: u8, bytes: &[u8]) -> PagePlace {
-        let place = PagePlace::new(self.name, self.bytes.len(), bytes.len(), encoding);
-        self.bytes.extend_from_slice(bytes);
-        place
-    }
-
-    /// All its bytes.
-    #[must_use]
-    pub fn finish(mut self) -> Vec<u8> {
-        let check = pack_check(self.name, &self.bytes);
-        self.bytes.extend_from_slice(&check);
-        self.bytes
-    }
-}
-
-/// The last bytes of a pack.
-#[must_use]
-pub fn pack_check(name: Name, bytes: &[u8]) -> [u8; PACK_CHECK_LEN] {
-    let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(name.pack_key().as_bytes())
-        .update(&[0])
-        .update(bytes);
-    hasher.finalize().into()
-}
-
 /// A leaf and where its pages are, in order.
 ///
 /// # Errors
@@ -442,11 +322,11 @@ fn name_of(fields: &mut Fields<'_>) -> Result<String, Malformed> {
     name.map_err(|_| Malformed::Wrong("an image has no name"))
 }
 
-fn append(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn append(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&u32_of(bytes.len()).to_le_bytes());
     out.extend_from_slice(bytes);
 }
 
-fn u32_of(number: usize) -> u32 {
+pub(crate) fn u32_of(number: usize) -> u32 {
     u32::try_from(number).expect("packs and heads are far below 4 GiB")
 }

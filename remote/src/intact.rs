@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::error::Result;
-use crate::head::{PACK_CHECK_LEN, PACK_HEAD_LEN, pack_check};
+use crate::pack::{PACK_CHECK_LEN, PACK_HEAD_LEN, pack_check};
 use crate::protocol::Name;
 use crate::remote::Remote;
 

@@ -16,15 +16,18 @@
 mod check;
 #[cfg(feature = "cloud")]
 mod cloud;
+mod collect;
 mod dir;
 mod error;
 mod first;
 mod head;
+mod hooks;
 mod intact;
 mod lazy;
 mod objects;
 mod open;
 mod opened;
+mod pack;
 mod place;
 pub mod protocol;
 mod pull;
@@ -37,7 +40,7 @@ mod upload;
 mod verify;
 
 pub use error::{Error, Result};
-pub use lazy::{Lazy, LazyCounts, LazyOptions, Requested};
+pub use lazy::{CACHE, Lazy, LazyCounts, LazyOptions, Requested};
 pub use objects::Requests;
 pub use place::Place;
 pub use pull::Pulled;

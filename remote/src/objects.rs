@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::hooks::LONGEST_RUN_BYTES;
 use crate::protocol::{Listed, Unanswered};
 
 /// Objects of one listing: with their keys they take half a GiB.
@@ -68,6 +69,7 @@ pub struct Requests {
 pub fn longest_bytes(key: &str) -> u64 {
     match kind_of(key) {
         "packs" => 256 << 20,
+        "hooks" => LONGEST_RUN_BYTES,
         // An image of 16 TiB has 8 million leaves.
         "heads" => 1 << 30,
         // These name what collections condemn.

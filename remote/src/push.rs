@@ -7,8 +7,9 @@ use snapstore_store::{Parts, Progress, Store};
 
 use crate::error::{Error, Result};
 use crate::first::Wanted;
+use crate::lazy::CACHE;
 use crate::protocol::{self, Mode, Pushed, RefKey};
-use crate::remote::{Remote, block_on, who};
+use crate::remote::{Remote, block_on, hex, who};
 use crate::upload::{PushReport, Upload};
 
 impl Remote {
@@ -24,7 +25,8 @@ impl Remote {
         replace: bool,
         progress: &(dyn Progress + Sync),
     ) -> Result<PushReport> {
-        self.check_pages(store)?;
+        let bucket = hex(&self.check_pages(store)?.id);
+        let cache = store.path().join(CACHE).join(bucket);
         let parts = store.parts(name)?;
         let snapshot = *parts.id().as_bytes();
         let mode = if replace { Mode::Replace } else { Mode::New };
@@ -33,7 +35,7 @@ impl Remote {
             ..PushReport::default()
         });
         let failed = Cell::new(None);
-        let mut work = Upload::new(store, &parts, tag, progress, &report, &failed);
+        let mut work = Upload::new(store, &parts, tag, progress, &report, &failed, cache);
         let who = who();
         let mut push = |mode: &Mode| {
             let pushed = protocol::push(self, tag, mode, snapshot, &who, &mut work);

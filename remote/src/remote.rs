@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::objects::{Objects, Requests};
 use crate::place::Place;
 use crate::protocol::{
-    self, Bucket, Collected, Current, LeaseKind, Listed, Listing, Options, Part, RefRecord,
-    Session, Unanswered, seal, unseal,
+    self, Bucket, Current, LeaseKind, Listed, Listing, Part, RefRecord, Session, Unanswered, seal,
+    unseal,
 };
 
 pub(crate) const CONFIG_KEY: &str = "config";
@@ -435,15 +435,6 @@ impl Remote {
         };
         let result = remove();
         (removed, result)
-    }
-
-    /// Collects what no tag and no view needs.
-    ///
-    /// # Errors
-    /// As [`protocol::collect`].
-    pub fn collect(&self, options: Options) -> Result<Collected> {
-        self.page_bytes()?;
-        Ok(block_on(protocol::collect(self, options))?)
     }
 
     /// Who works on it.

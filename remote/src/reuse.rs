@@ -1,5 +1,6 @@
 //! What a push reuses: what the bucket has is known from the head of the nearest ancestor
-//! there, else of the snapshot that the tag named. What is damaged is nothing that it has.
+//! there, else of the snapshot that the tag named, and then of pages that were found by hooks.
+//! What is damaged is nothing that it has.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -7,6 +8,7 @@ use snapstore_store::{SnapshotId, Store};
 
 use crate::error::{of_bucket, usable};
 use crate::head::{Head, LeafPlace, PagePlace, decode_leaf};
+use crate::hooks::Finding;
 use crate::intact::Intact;
 use crate::protocol::{
     Bucket as _, Current, Error, Lease, Listing, Name, RefKey, RefRecord, Result, Reuse, may_reuse,
@@ -21,9 +23,15 @@ const MOST_ANCESTORS: usize = 1000;
 pub struct There {
     /// What was looked at, of a push that mends.
     pub intact: Option<Intact>,
+    /// Pages of snapshots that this one has nothing to do with.
+    pub found: Finding,
     /// Whose head it is.
     root: Option<RefKey>,
+    /// Whether that is the snapshot itself, or one that it came from.
+    is_kin: bool,
     head: Head,
+    /// All that the head needs.
+    packs: BTreeSet<Name>,
     moved: BTreeMap<Name, Name>,
     listing: Option<Listing>,
     judged: HashMap<Name, bool>,
@@ -66,6 +74,7 @@ impl There {
             if let Some(root) = named.get(id.as_bytes())
                 && there.open(remote, root)?
             {
+                there.is_kin = true;
                 break;
             }
             // An ancestor that is gone here ends the way there.
@@ -85,6 +94,7 @@ impl There {
             return Ok(false);
         };
         self.head = opened.head;
+        self.packs = opened.packs.into_iter().collect();
         self.moved = opened.moved;
         self.root = Some(root.clone());
         Ok(true)
@@ -98,6 +108,11 @@ impl There {
             intact.origins.learn(moved.map(|(from, to)| (*from, *to)));
         }
         self
+    }
+
+    /// Whether an ancestor is there.
+    pub fn is_kin(&self) -> bool {
+        self.is_kin
     }
 
     /// The ids of an image's leaves there, by their numbers in it.
@@ -126,7 +141,8 @@ impl There {
         let Some(listing) = &self.listing else {
             return Ok(false);
         };
-        let root = self.root.as_ref();
+        // That record says nothing of packs that were found by hooks.
+        let root = self.root.as_ref().filter(|_| self.packs.contains(&pack));
         let reuse = may_reuse(remote, lease, listing, pack, root).await?;
         let may = match &mut self.intact {
             _ if reuse == Reuse::No => false,

@@ -15,6 +15,7 @@ use crate::{Error, Place, Remote};
 
 mod bodies;
 mod first;
+mod hooks;
 mod lazy;
 mod mending;
 #[cfg(feature = "cloud")]
@@ -400,6 +401,7 @@ over_each_bucket! {
     damage_of_others_stops_no_push
     a_configuration_that_is_lost_or_damaged_is_made_anew_for_the_same_pages
     a_working_set_goes_with_its_snapshot
+    pages_of_others_are_found_by_hooks
     a_working_set_that_is_recorded_later_is_pushed_by_the_next_push
 }
 

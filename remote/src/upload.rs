@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -11,14 +12,14 @@ use snapstore_store::{Parts, Progress, Root, Store};
 
 use crate::error::{of_bucket, usable};
 use crate::first::{Apart, Wanted, first};
-use crate::head::{Head, PackBytes, PagePlace, Tree};
+use crate::head::{Head, PagePlace, Tree};
+use crate::hooks::{self, Finding};
 use crate::intact::Intact;
+use crate::pack::{PACK_CHECK_LEN, PackBytes};
 use crate::protocol::{Error, HeadSummary, Lease, Name, RefKey, Result, Stored, Work, put_surely};
 use crate::remote::Remote;
 use crate::reuse::There;
 
-/// A pack is finished at this length.
-const PACK_LEN: usize = 64 << 20;
 /// How often a long push gives a sign of life, in uploaded packs or leaves.
 const BEAT_EVERY_SECONDS: u64 = 60;
 
@@ -35,6 +36,8 @@ pub struct PushReport {
     pub pages: u64,
     /// Pages that were there.
     pub reused_pages: u64,
+    /// Of these, pages of snapshots that this one did not come from.
+    pub found_pages: u64,
     /// Leaves that were there as they are.
     pub reused_leaves: u64,
     /// Pages of its working set, which was laid apart; all of them were uploaded.
@@ -54,6 +57,8 @@ pub struct Upload<'a> {
     /// What was looked at, of a push that finds what its tag names damaged.
     intact: Option<Intact>,
     wanted: Wanted,
+    /// Where runs of hooks are kept.
+    cache: PathBuf,
 }
 
 /// A push under way.
@@ -64,11 +69,14 @@ struct Run<'a> {
     head: Head,
     pack: PackBytes,
     uploaded: HashMap<[u8; 32], PagePlace>,
+    hooks: hooks::Run,
     apart: Apart,
-    /// How long the packs are that were uploaded.
+    /// How long the packs are that were uploaded, without their lists of pages.
     lengths: BTreeMap<Name, u32>,
     nodes: BTreeSet<[u8; 32]>,
     done_pages: u64,
+    /// Pages found by hooks since they were last counted.
+    found: u64,
     last_beat: Instant,
 }
 
@@ -88,6 +96,7 @@ impl<'a> Upload<'a> {
         progress: &'a dyn Progress,
         report: &'a Mutex<PushReport>,
         failed: &'a Failed,
+        cache: PathBuf,
     ) -> Self {
         Self {
             store,
@@ -98,7 +107,22 @@ impl<'a> Upload<'a> {
             failed,
             intact: None,
             wanted: Wanted::of(store, parts),
+            cache,
         }
+    }
+
+    /// Has all pages looked for.
+    fn want(&self, finding: &mut Finding) -> Result<()> {
+        let mut open: Vec<Root> = self.parts.roots().map(|(_, root)| root).collect();
+        while let Some(root) = open.pop() {
+            for (_, id) in &self.local(self.parts.node(root))?.children {
+                match root.level.checked_sub(1) {
+                    Some(level) => open.push(Root { id: *id, level }),
+                    None => finding.want(id),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// An error of the local store ends the push.
@@ -175,12 +199,7 @@ impl<'a> Upload<'a> {
         let mut pages = Vec::with_capacity(node.children.len());
         let (mut new, mut reused) = (0, 0);
         for (_, id) in &node.children {
-            let place = known.get(id).or_else(|| run.uploaded.get(id)).copied();
-            let place = match place {
-                Some(place) if run.may_use(place.pack).await? => Some(place),
-                _ => None,
-            };
-            pages.push(match place {
+            let page = match run.place(&known, id).await? {
                 Some(place) => {
                     reused += 1;
                     Ok(place)
@@ -191,7 +210,8 @@ impl<'a> Upload<'a> {
                     let encoding = self.local(self.parts.encoded_page(id, &mut bytes))?;
                     Err((encoding, bytes))
                 }
-            });
+            };
+            pages.push((*id, page));
         }
         let (place, places) = run.pack.add(&node.canonical, &pages);
         for ((_, id), place) in node.children.iter().zip(places) {
@@ -223,17 +243,16 @@ impl<'a> Upload<'a> {
                 apart += 1;
                 continue;
             }
-            let place = known.get(id).or_else(|| run.uploaded.get(id)).copied();
-            let place = match place {
-                Some(place) if run.may_use(place.pack).await? => {
+            let place = match run.place(&known, id).await? {
+                Some(place) => {
                     reused += 1;
                     place
                 }
-                _ => {
+                None => {
                     let mut bytes = Vec::new();
                     let encoding = self.local(self.parts.encoded_page(id, &mut bytes))?;
                     new += 1;
-                    let place = run.pack.add_page(encoding, &bytes);
+                    let place = run.pack.add_page(*id, encoding, &bytes);
                     run.uploaded.insert(*id, place);
                     place
                 }
@@ -253,8 +272,9 @@ impl<'a> Upload<'a> {
         self.count(|report| {
             report.pages += new;
             report.reused_pages += reused;
+            report.found_pages += std::mem::take(&mut run.found);
         });
-        if run.pack.len() >= PACK_LEN {
+        if run.pack.is_full() {
             let bytes = run.finish_pack().await?;
             self.count(|report| report.bytes += bytes);
         }
@@ -281,7 +301,17 @@ impl<'a> Upload<'a> {
 impl Work<Remote> for Upload<'_> {
     async fn store(&mut self, remote: &Remote, lease: &mut Lease) -> Result<Stored> {
         let there = There::look(remote, self.store, self.tag, self.parts.id()).await?;
-        let there = there.with(self.intact.take());
+        let mut there = there.with(self.intact.take());
+        if !there.is_kin() {
+            let mut last_beat = Instant::now();
+            there.found = hooks::find(
+                remote,
+                Some(&self.cache),
+                |finding| self.want(finding),
+                async || beat_at_times(remote, lease, &mut last_beat).await,
+            )
+            .await?;
+        }
         let pack = PackBytes::new(lease.next_name());
         let mut run = Run {
             remote,
@@ -293,6 +323,8 @@ impl Work<Remote> for Upload<'_> {
             },
             pack,
             uploaded: HashMap::new(),
+            hooks: hooks::Run::default(),
+            found: 0,
             apart: Apart::default(),
             lengths: BTreeMap::new(),
             nodes: BTreeSet::new(),
@@ -317,6 +349,8 @@ impl Work<Remote> for Upload<'_> {
             self.count(|report| report.bytes += bytes);
         }
         self.upload_apart(&mut run).await?;
+        let bytes = run.write_hooks().await?;
+        self.count(|report| report.bytes += bytes);
         let snapshot = *self.parts.id().as_bytes();
         let head = run.lease.next_name();
         let key = head.head_key();
@@ -373,12 +407,50 @@ impl Run<'_> {
     }
 
     async fn upload(&mut self, pack: PackBytes) -> Result<u64> {
-        let name = pack.name;
-        let bytes = pack.finish();
-        put_surely(self.remote, &name.pack_key(), &bytes).await?;
-        let len = u32::try_from(bytes.len()).expect("a pack is far below 4 GiB");
-        self.lengths.insert(name, len);
-        Ok(len.into())
+        let pack = pack.finish();
+        put_surely(self.remote, &pack.name.pack_key(), &pack.bytes).await?;
+        let check_len = u32::try_from(PACK_CHECK_LEN).expect("it is 32");
+        self.lengths.insert(pack.name, pack.list_at + check_len);
+        self.hooks.add(&pack);
+        let mut bytes = pack.bytes.len() as u64;
+        if self.hooks.is_full() {
+            bytes += self.write_hooks().await?;
+        }
+        Ok(bytes)
+    }
+
+    /// Tells others which pages were uploaded. Nobody relies on it.
+    async fn write_hooks(&mut self) -> Result<u64> {
+        let run = std::mem::take(&mut self.hooks);
+        if run.is_empty() {
+            return Ok(0);
+        }
+        let key = self.lease.next_name().hooks_key();
+        let bytes = run.encode(&key);
+        let written = put_surely(self.remote, &key, &bytes).await;
+        let written = usable(written.map_err(Error::from))?;
+        Ok(written.map_or(0, |()| bytes.len() as u64))
+    }
+
+    /// Where a page is that is there already, and may be used.
+    async fn place(
+        &mut self,
+        known: &HashMap<[u8; 32], PagePlace>,
+        id: &[u8; 32],
+    ) -> Result<Option<PagePlace>> {
+        let places = [known.get(id).copied(), self.uploaded.get(id).copied()];
+        for place in places {
+            if let Some(place) = place
+                && self.may_use(place.pack).await?
+            {
+                return Ok(Some(place));
+            }
+        }
+        let found = self.there.found.place(id);
+        let Some(found) = found else { return Ok(None) };
+        let may_use = self.may_use(found.pack).await?;
+        self.found += u64::from(may_use);
+        Ok(may_use.then_some(found))
     }
 
     async fn may_use(&mut self, pack: Name) -> Result<bool> {

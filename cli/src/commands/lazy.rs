@@ -3,7 +3,7 @@
 use anyhow::bail;
 use snapstore_host::mount_server::RemoteReading;
 use snapstore_host::{Busy, Usage};
-use snapstore_remote::{Lazy, LazyCounts, LazyOptions, Remote};
+use snapstore_remote::{CACHE, Lazy, LazyCounts, LazyOptions, Remote};
 use snapstore_store::{SnapshotId, Store, check_tag};
 use snapstore_vmm::control::Origin;
 
@@ -13,9 +13,6 @@ use crate::context::Context;
 use crate::format::{count, size};
 use crate::logging::say;
 use crate::progress::{Bar, Unit};
-
-/// Where what was read of remotes is kept, in a store.
-const CACHE: &str = "cache";
 
 /// A tag of a remote, as it is typed.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -416,13 +416,17 @@ pub fn push(context: &Context, args: &PushArgs) -> anyhow::Result<ExitCode> {
             ),
             true => format!("{} names {id} there already.", args.tag),
             false => format!(
-                "Pushed {} {id} to {}: {} pages, {}; {} pages of its changed leaves and {} \
+                "Pushed {} {id} to {}: {} pages, {}; {} pages of its changed leaves{} and {} \
                  leaves were there.",
                 args.tag,
                 args.remote,
                 count(report.pages),
                 size(report.bytes),
                 count(report.reused_pages),
+                match report.found_pages {
+                    0 => String::new(),
+                    found => format!(" ({} of them of other snapshots)", count(found)),
+                },
                 count(report.reused_leaves),
             ),
         }

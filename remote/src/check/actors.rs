@@ -11,6 +11,9 @@ use crate::protocol::{
 /// A push that is offered whatever pack there is.
 pub const ANYTHING: &str = "*";
 
+/// A push that looks for packs by hooks, and writes hooks of its own.
+pub const HOOKS: &str = "#";
+
 /// What one host does.
 #[derive(Clone, Debug)]
 pub enum Act {
@@ -125,7 +128,14 @@ impl Work<SimBucket> for Upload {
         let mut left = self.contents;
         let mut packs = Vec::new();
         let mut relied = BTreeSet::new();
-        if self.like == Some(ANYTHING) {
+        if self.like == Some(HOOKS) {
+            for run in bucket.list("hooks/").await? {
+                let run = bucket.get(&run.key).await?.unwrap_or_default();
+                let names = run.as_chunks().0.iter().map(Name::from_bytes);
+                self.offered.extend(names);
+            }
+        }
+        if [Some(ANYTHING), Some(HOOKS)].contains(&self.like) {
             let listing = Listing::of_tag(bucket, "").await?;
             for pack in &self.offered {
                 // What an index of hooks says that it holds.
@@ -172,6 +182,10 @@ impl Work<SimBucket> for Upload {
             let name = lease.next_name();
             put_surely(bucket, &name.pack_key(), &[left]).await?;
             own.push(name);
+            if self.like == Some(HOOKS) {
+                let run = lease.next_name().hooks_key();
+                put_surely(bucket, &run, &name.to_bytes()).await?;
+            }
         }
         if bucket.is_without(Rule::HeadListsAll) && !own.is_empty() {
             packs.clear();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::env;
 
-use super::actors::{ANYTHING, Act, add};
+use super::actors::{ANYTHING, Act, HOOKS, add};
 use super::explore::{Drawn, Every};
 use super::oracle::{contents_of, listing};
 use super::world::World;
@@ -234,6 +234,43 @@ fn ends(world: &mut World, chooser: &mut Drawn, with_epilogue: bool) -> Result<(
             add(world, "last collector", vec![Act::Collect, Act::Collect]);
             world.run(chooser).map(|_| ())
         }
+    }
+}
+
+/// A push that has found a pack by hooks, while that is condemned: nobody's record says that
+/// it is needed.
+fn found_by_hooks(seed: u64, without: Option<Rule>) -> Result<(), String> {
+    let mut chooser = Drawn::new(seed);
+    let faults = chooser.rng.u32(..3);
+    let mut world = World::new(without, faults, seed << 20);
+    let before = vec![push("a", 3, Some(HOOKS)), Act::Remove("a")];
+    set_up(&mut world, before)?;
+    let hosts = [
+        vec![push("b", 3, Some(HOOKS))],
+        vec![Act::Collect],
+        vec![Act::Collect, replace("b", 7, Some(HOOKS))],
+    ];
+    for (host, acts) in hosts.into_iter().enumerate() {
+        add(&mut world, &format!("host {host} {acts:?}"), acts);
+    }
+    ends(&mut world, &mut chooser, without.is_none())
+}
+
+#[test]
+fn packs_that_are_found_by_hooks_are_lost_to_no_collection() {
+    for seed in 1..=number("CHECK_HISTORIES", 2000) {
+        let lost = found_by_hooks(seed, None);
+        assert_eq!(lost, Ok(()), "seed {seed}");
+    }
+    for rule in [
+        Rule::CondemnedIsNotUsed,
+        Rule::ReusedExists,
+        Rule::WaitsForPushes,
+    ] {
+        let lost =
+            (1..15_000).find_map(|seed| Some((seed, found_by_hooks(seed, Some(rule)).err()?)));
+        println!("without {rule:?}: {lost:?}");
+        assert!(lost.is_some(), "without {rule:?} nothing is lost");
     }
 }
 

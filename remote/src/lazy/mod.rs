@@ -34,6 +34,9 @@ use crate::objects::Objects;
 use crate::protocol::{self, View, view};
 use crate::remote::{Remote, block_on, hex, who};
 
+/// What was read of remotes is kept in this directory of a store.
+pub const CACHE: &str = "cache";
+
 /// How a snapshot is read that stays in the bucket.
 #[derive(Clone, Debug)]
 pub struct LazyOptions {

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use snapstore_store::NodeParts;
 
-use crate::head::{Head, PACK_CHECK_LEN, PACK_HEAD_LEN};
+use crate::head::Head;
 use crate::lazy::blocks::PackRef;
 use crate::lazy::stream::Stream;
+use crate::pack::{PACK_CHECK_LEN, PACK_HEAD_LEN};
 use crate::protocol::Name;
 
 /// A pack, and who reads it in order.

@@ -5,6 +5,7 @@
 //! refs/TAG/SEQ-SESSION-REV-KIND-HEAD        a record of a tag; HEAD is SESSION-N of its writer
 //! heads/SESSION-N                           one snapshot
 //! packs/SESSION-N                           pages and leaves
+//! hooks/SESSION-N                           which pages are in which packs, of a sample
 //! lease/SESSION/BEAT                        who works on the bucket
 //! fence/SESSION                             whose word counts no more
 //! condemn/SESSION-N                         what a collection is about to delete
@@ -135,6 +136,18 @@ impl Name {
     #[must_use]
     pub fn head_key(self) -> String {
         format!("heads/{self}")
+    }
+
+    /// The key of a run of hooks.
+    #[must_use]
+    pub fn hooks_key(self) -> String {
+        format!("hooks/{self}")
+    }
+
+    /// The run of hooks that a key is of.
+    #[must_use]
+    pub fn parse_hooks(key: &str) -> Option<Self> {
+        Self::parse(key.strip_prefix("hooks/")?)
     }
 
     /// The key of the condemnation.
@@ -321,6 +334,8 @@ mod tests {
         }
         assert_eq!(Part::parse(&name.pack_key()), Some(Part::Pack(name)));
         assert_eq!(Part::parse(&name.head_key()), Some(Part::Head(name)));
+        assert_eq!(Name::parse_hooks(&name.hooks_key()), Some(name));
+        assert_eq!(Part::parse(&name.hooks_key()), None);
         assert_eq!(Part::parse("packs/7-3"), None);
         assert_eq!(Name::from_bytes(&name.to_bytes()), name);
         let beat = Session(5).beat_key(17);

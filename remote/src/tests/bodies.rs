@@ -10,6 +10,7 @@ pub use super::first::{
     a_working_set_goes_with_its_snapshot,
     a_working_set_that_is_recorded_later_is_pushed_by_the_next_push,
 };
+pub use super::hooks::pages_of_others_are_found_by_hooks;
 pub use super::lazy::what_stays_there_reads_as_what_is_pulled;
 pub use super::mending::{
     a_configuration_that_is_lost_or_damaged_is_made_anew_for_the_same_pages,
