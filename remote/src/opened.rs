@@ -6,7 +6,7 @@ use snapstore_store::snapshot_of_manifest;
 
 use crate::error::Result;
 use crate::head::Head;
-use crate::protocol::{self, HeadSummary, Malformed, Name, RefKey, RefRecord};
+use crate::protocol::{self, HeadSummary, Malformed, Name, RefKey, RefRecord, View};
 use crate::remote::Remote;
 
 const OTHER_SNAPSHOT: &str = "it is of another snapshot than its tag";
@@ -26,36 +26,26 @@ pub(crate) struct Opened {
 }
 
 impl Remote {
-    /// Reads the head of a record, which a view keeps.
+    /// The head of a view, which may have been read already.
+    pub(crate) fn open_view(&self, view: &View) -> Result<Opened> {
+        let read = view.read.as_ref();
+        let read = read.and_then(|read| Some((read.record.as_ref()?, read.head.as_ref()?)));
+        let Some((body, head)) = read else {
+            return self.open_head(&view.record);
+        };
+        opened(&view.record, body, || open(view.record.head, head))
+    }
+
+    /// Reads the head of a record.
     pub(crate) fn open_head(&self, record: &RefKey) -> Result<Opened> {
         let ref_key = record.key();
         let body = self.needed(&ref_key, "the tag")?;
-        let body = RefRecord::decode(&ref_key, &body).map_err(|error| error.of(&ref_key))?;
-        let opened = self.open_head_of(record.head, &ref_key)?;
-        match opened.snapshot == body.snapshot {
-            true => Ok(opened),
-            false => Err(Malformed::Wrong(OTHER_SNAPSHOT).of(&opened.key).into()),
-        }
+        opened(record, &body, || self.open_head_of(record.head, &ref_key))
     }
 
     /// Reads a head that somebody views.
     pub(crate) fn open_head_of(&self, name: Name, needed_by: &str) -> Result<Opened> {
-        let key = name.head_key();
-        let bytes = self.needed(&key, needed_by)?;
-        let wrong = |error: Malformed| error.of(&key);
-        let (summary, rest) = HeadSummary::decode(&key, &bytes).map_err(wrong)?;
-        let head = Head::decode(summary.version, rest, &summary.packs).map_err(wrong)?;
-        if snapshot_of_manifest(&head.manifest) != summary.snapshot {
-            return Err(wrong(Malformed::Wrong(OTHER_SNAPSHOT)).into());
-        }
-        Ok(Opened {
-            key,
-            snapshot: summary.snapshot,
-            head,
-            packs: summary.packs,
-            moved: summary.moved.into_iter().collect(),
-            len_bytes: bytes.len() as u64,
-        })
+        open(name, &self.needed(&name.head_key(), needed_by)?)
     }
 
     fn needed(&self, key: &str, needed_by: &str) -> Result<Vec<u8>> {
@@ -65,4 +55,34 @@ impl Remote {
             needed_by: needed_by.to_owned(),
         })?)
     }
+}
+
+/// A head, if it is of the snapshot that its record is of.
+fn opened(record: &RefKey, body: &[u8], open: impl FnOnce() -> Result<Opened>) -> Result<Opened> {
+    let ref_key = record.key();
+    let body = RefRecord::decode(&ref_key, body).map_err(|error| error.of(&ref_key))?;
+    let opened = open()?;
+    match opened.snapshot == body.snapshot {
+        true => Ok(opened),
+        false => Err(Malformed::Wrong(OTHER_SNAPSHOT).of(&opened.key).into()),
+    }
+}
+
+/// A head's bytes.
+fn open(name: Name, bytes: &[u8]) -> Result<Opened> {
+    let key = name.head_key();
+    let wrong = |error: Malformed| error.of(&key);
+    let (summary, rest) = HeadSummary::decode(&key, bytes).map_err(wrong)?;
+    let head = Head::decode(summary.version, rest, &summary.packs).map_err(wrong)?;
+    if snapshot_of_manifest(&head.manifest) != summary.snapshot {
+        return Err(wrong(Malformed::Wrong(OTHER_SNAPSHOT)).into());
+    }
+    Ok(Opened {
+        key,
+        snapshot: summary.snapshot,
+        head,
+        packs: summary.packs,
+        moved: summary.moved.into_iter().collect(),
+        len_bytes: bytes.len() as u64,
+    })
 }

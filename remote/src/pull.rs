@@ -67,13 +67,12 @@ impl Remote {
         replace: bool,
         progress: &(dyn Progress + Sync),
     ) -> Result<Pulled> {
-        self.check_pages(store)?;
         store.check_tag_free(as_tag, replace).or_else(|error| {
             // It may name this snapshot already.
             store.tag(as_tag)?.map(|_| ()).ok_or(error)
         })?;
-        let view = block_on(view(self, tag, &who()))?;
-        let opened = self.open_head(&view.record);
+        let (_, view) = self.view(Some(store), tag, true)?;
+        let opened = self.open_view(&view);
         let pulled = opened.and_then(|opened| self.take(store, opened, as_tag, replace, progress));
         // A lease that stays is given up by a collection.
         let _ = block_on(view.lease.end(self));
@@ -96,7 +95,7 @@ impl Remote {
         self.check_pages(store)?;
         match block_on(view(self, tag, &who())) {
             Ok(view) => {
-                let opened = self.open_head(&view.record);
+                let opened = self.open_view(&view);
                 let pulled = opened.and_then(|opened| match opened.snapshot == id {
                     true => self.take(store, opened, as_tag, false, progress).map(Some),
                     false => Ok(None),

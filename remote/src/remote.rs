@@ -196,15 +196,16 @@ impl Remote {
             return Err(self.nothing_there());
         }
         self.bucket.create()?;
-        let is_damaged = match self.config_there() {
-            Ok(None) => false,
-            Ok(Some(_)) => {
+        let found = self.bucket.get(CONFIG_KEY, None)?;
+        let is_damaged = match found.as_deref().map(config_from) {
+            None => false,
+            Some(Ok(_)) => {
                 return Err(Error::RemoteExists {
                     url: self.url.clone(),
                 });
             }
-            Err(Error::Protocol(protocol::Error::Damaged { .. })) => true,
-            Err(error) => return Err(error),
+            Some(Err(Error::Protocol(protocol::Error::Damaged { .. }))) => true,
+            Some(Err(error)) => return Err(error),
         };
         let store_bytes = page_bytes.into();
         if let Some(remote_bytes) = self.page_bytes_of_heads()?
@@ -236,13 +237,24 @@ impl Remote {
     }
 
     pub(crate) fn config(&self) -> Result<Config> {
-        // All commands begin here, so nothing has been asked for yet.
-        if self.bucket.is_absent() {
-            return Err(self.nothing_there());
+        self.check_there()?;
+        self.config_of(self.bucket.get(CONFIG_KEY, None)?)
+    }
+
+    /// That there is something. All commands begin here, so nothing has been asked for yet.
+    pub(crate) fn check_there(&self) -> Result<()> {
+        match self.bucket.is_absent() {
+            true => Err(self.nothing_there()),
+            false => Ok(()),
         }
-        self.config_there()?.ok_or_else(|| Error::NoRemote {
+    }
+
+    /// What these bytes of a bucket say of it.
+    pub(crate) fn config_of(&self, bytes: Option<Vec<u8>>) -> Result<Config> {
+        let bytes = bytes.ok_or_else(|| Error::NoRemote {
             url: self.url.clone(),
-        })
+        })?;
+        config_from(&bytes)
     }
 
     fn nothing_there(&self) -> Error {
@@ -276,29 +288,17 @@ impl Remote {
         newer.map_or(Ok(None), Err)
     }
 
-    fn config_there(&self) -> Result<Option<Config>> {
-        let Some(bytes) = self.bucket.get(CONFIG_KEY, None)? else {
-            return Ok(None);
-        };
-        let payload = unseal(CONFIG, CONFIG_KEY, &bytes).map_err(|error| error.of(CONFIG_KEY))?;
-        let id = payload.last_chunk::<16>();
-        match (payload.first_chunk::<4>(), id) {
-            (Some(bytes), Some(id)) if payload.len() == 20 => Ok(Some(Config {
-                page_bytes: u32::from_le_bytes(*bytes).into(),
-                id: *id,
-            })),
-            _ => Err(protocol::Malformed::Wrong("it has another length")
-                .of(CONFIG_KEY)
-                .into()),
-        }
-    }
-
     /// What the bucket says of itself, if its pages are as long as the store's.
     pub(crate) fn check_pages(&self, store: &Store) -> Result<Config> {
         let config = self.config()?;
+        self.check_pages_of(&config, store)?;
+        Ok(config)
+    }
+
+    pub(crate) fn check_pages_of(&self, config: &Config, store: &Store) -> Result<()> {
         let (remote_bytes, store_bytes) = (config.page_bytes, store.page_size().bytes());
         match remote_bytes == store_bytes {
-            true => Ok(config),
+            true => Ok(()),
             false => Err(Error::OtherPageSize {
                 url: self.url.clone(),
                 remote_bytes,
@@ -390,10 +390,12 @@ impl Remote {
     /// # Errors
     /// As [`protocol::view`].
     pub fn snapshot_of(&self, tag: &str) -> Result<SnapshotId> {
-        self.page_bytes()?;
-        let view = block_on(protocol::view(self, tag, &who()))?;
+        let (_, view) = self.view(None, tag, false)?;
         let key = view.record.key();
-        let body = self.bucket.get(&key, None);
+        let body = match view.read {
+            Some(read) => Ok(read.record),
+            None => self.bucket.get(&key, None),
+        };
         let _ = block_on(view.lease.end(self));
         let missing = || protocol::Error::Missing {
             key: key.clone(),
@@ -456,6 +458,20 @@ impl Remote {
                 last_seen: last.modified,
             };
         Ok(leases.into_iter().map(report).collect())
+    }
+}
+
+fn config_from(bytes: &[u8]) -> Result<Config> {
+    let payload = unseal(CONFIG, CONFIG_KEY, bytes).map_err(|error| error.of(CONFIG_KEY))?;
+    let id = payload.last_chunk::<16>();
+    match (payload.first_chunk::<4>(), id) {
+        (Some(bytes), Some(id)) if payload.len() == 20 => Ok(Config {
+            page_bytes: u32::from_le_bytes(*bytes).into(),
+            id: *id,
+        }),
+        _ => Err(protocol::Malformed::Wrong("it has another length")
+            .of(CONFIG_KEY)
+            .into()),
     }
 }
 

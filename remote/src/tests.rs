@@ -20,6 +20,7 @@ mod lazy;
 mod mending;
 #[cfg(feature = "cloud")]
 mod network;
+mod rounds;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 

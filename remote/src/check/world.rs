@@ -10,7 +10,8 @@ use std::task::{Context, Poll, Waker};
 
 use super::oracle::Oracle;
 use crate::protocol::{
-    Bucket, HeadSummary, Listed, Name, RefKey, RefKind, Rule, Session, Unanswered,
+    self, Answer, AtOnce, Bucket, HeadSummary, Listed, Name, RefKey, RefKind, Rule, Session,
+    Unanswered,
 };
 
 /// What an actor asks for, one request at a time.
@@ -25,6 +26,8 @@ pub enum Ask {
         view: bool,
     },
     Pause,
+    /// Which way round things are done that are asked for at once.
+    Order,
     /// A write that is under way, by its number.
     Finish(u32),
 }
@@ -301,6 +304,10 @@ impl World {
                 self.reply(at, Reply::Flag(given_up));
             }
             Ask::Pause => self.reply(at, Reply::Done),
+            Ask::Order => {
+                let reversed = chooser.choose(2, 500) == 1;
+                self.reply(at, Reply::Flag(reversed));
+            }
         }
     }
 
@@ -445,6 +452,21 @@ impl SimBucket {
                 wrong: None,
             }),
         }
+    }
+}
+
+impl AtOnce for SimBucket {
+    async fn at_once(&self, asks: &[protocol::Ask<'_>]) -> Vec<Result<Answer, Unanswered>> {
+        let reversed = matches!(self.ask(Ask::Order).await, Reply::Flag(true));
+        let mut answers = Vec::new();
+        for at in 0..asks.len() {
+            let at = if reversed { asks.len() - 1 - at } else { at };
+            answers.push(asks[at].of(self).await);
+        }
+        if reversed {
+            answers.reverse();
+        }
+        answers
     }
 }
 

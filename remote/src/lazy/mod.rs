@@ -31,8 +31,8 @@ pub use crate::lazy::counts::{LazyCounts, Requested};
 use crate::lazy::keep::Keeper;
 use crate::lazy::source::Source;
 use crate::objects::Objects;
-use crate::protocol::{self, View, view};
-use crate::remote::{Remote, block_on, hex, who};
+use crate::protocol::{self, View};
+use crate::remote::{Remote, block_on, hex};
 
 /// What was read of remotes is kept in this directory of a store.
 pub const CACHE: &str = "cache";
@@ -79,8 +79,8 @@ impl Remote {
         options: &LazyOptions,
         demanded: Box<dyn Objects>,
     ) -> Result<Lazy> {
-        let bucket = hex(&self.check_pages(store)?.id);
-        let view = block_on(view(&self, tag, &who()))?;
+        let (config, view) = self.view(Some(store), tag, true)?;
+        let bucket = hex(&config.id);
         match self.shown(store, &view, options, demanded, &bucket) {
             Ok((snapshot, source)) => Ok(Lazy {
                 reaches_network: self.bucket.requests().is_some(),
@@ -103,7 +103,7 @@ impl Remote {
         demanded: Box<dyn Objects>,
         bucket: &str,
     ) -> Result<(ForeignSnapshot, Arc<Source>)> {
-        let opened = self.open_head(&view.record)?;
+        let opened = self.open_view(view)?;
         let dir = options
             .cache
             .as_ref()

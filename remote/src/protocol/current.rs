@@ -91,11 +91,20 @@ impl Listing {
             beats = bucket.list("lease/").await?;
             fences = bucket.list("fence/").await?;
         }
-        let mut listing = Self::from_keys(&records, beats, &fences);
-        listing.fenced_is_settled = bucket.is_without(Rule::FencedSupersedesNothing);
-        listing.active_is_settled = bucket.is_without(Rule::ActiveSupersedesNothing);
-        listing.fenced_is_no_root = bucket.is_without(Rule::FencedIsRoot);
-        Ok(listing)
+        Ok(Self::from_keys(&records, beats, &fences).as_without(bucket))
+    }
+
+    /// As the checker judges it that has taken a rule away.
+    pub(crate) fn as_without<B: Bucket>(mut self, bucket: &B) -> Self {
+        self.fenced_is_settled = bucket.is_without(Rule::FencedSupersedesNothing);
+        self.active_is_settled = bucket.is_without(Rule::ActiveSupersedesNothing);
+        self.fenced_is_no_root = bucket.is_without(Rule::FencedIsRoot);
+        self
+    }
+
+    /// The record of a tag that counts most, if it comes to count.
+    pub(crate) fn highest<'a>(&'a self, tag: &'a str) -> Option<&'a RefKey> {
+        self.standing(tag).next()
     }
 
     /// What three listings say.

@@ -100,7 +100,28 @@ impl Lease {
     /// # Errors
     /// If the bucket did not answer.
     pub async fn begin<B: Bucket>(bucket: &B, kind: LeaseKind, who: &str) -> Result<Self> {
-        let mut lease = Self {
+        let mut lease = Self::new(bucket, kind, who);
+        let begun = lease.write(bucket).await;
+        match begun {
+            Ok(()) => Ok(lease),
+            Err(error) => {
+                lease.give_up(bucket).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A view's lease that is to be written, and its first beat: key and bytes.
+    pub(crate) fn of_view<B: Bucket>(bucket: &B, head: Name, who: &str) -> (Self, String, Vec<u8>) {
+        let mut lease = Self::new(bucket, LeaseKind::View(head), who);
+        let (key, bytes) = lease.beat_bytes(0);
+        // It may be written, whatever is told.
+        lease.next_beat = 1;
+        (lease, key, bytes)
+    }
+
+    fn new<B: Bucket>(bucket: &B, kind: LeaseKind, who: &str) -> Self {
+        Self {
             session: bucket.fresh_session(),
             record: LeaseRecord {
                 kind,
@@ -110,14 +131,6 @@ impl Lease {
             next_beat: 0,
             next_number: 0,
             condemned: BTreeSet::new(),
-        };
-        let begun = lease.write(bucket).await;
-        match begun {
-            Ok(()) => Ok(lease),
-            Err(error) => {
-                lease.give_up(bucket).await;
-                Err(error)
-            }
         }
     }
 

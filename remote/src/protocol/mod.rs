@@ -8,6 +8,7 @@
 //! The code is sequential `async` without a runtime: a product's bucket answers when it
 //! is polled, the checker's bucket when its scheduler says so.
 
+mod at_once;
 mod bucket;
 mod collect;
 mod current;
@@ -19,18 +20,21 @@ mod record;
 mod remove;
 mod rule;
 pub(crate) mod sealed;
+mod sight;
 mod view;
 
+pub use at_once::{Answer, Ask, AtOnce};
 pub use bucket::{Bucket, Listed, Unanswered, delete_surely, put_surely};
 pub use collect::{Collected, NotCollected, Options, collect, records_are_there};
 pub use current::{Current, Judged, Listing, State};
 pub use error::{Error, Result};
 pub(crate) use lease::condemnations;
 pub use lease::{Lease, LeaseKind, LeaseRecord, leases};
-pub use names::{Name, Part, RefKey, RefKind, Session};
+pub use names::{Name, Part, RefKey, RefKind, Session, tag_prefix};
 pub use push::{Mode, Pushed, Reuse, Stored, Work, confirm, may_reuse, push};
 pub use record::{CondemnRecord, HeadSummary, RefRecord, fence};
 pub use remove::remove;
 pub use rule::Rule;
 pub use sealed::{Malformed, seal, unseal};
-pub use view::{View, view};
+pub use sight::Read;
+pub use view::{View, view, view_seen};

@@ -4,8 +4,10 @@
 use std::collections::BTreeSet;
 
 use crate::protocol::push::confirm;
+use crate::protocol::sight::{Read, at_first_sight};
 use crate::protocol::{
-    Bucket, Current, Error, Lease, LeaseKind, Listing, RefKey, Result, Rule, State,
+    AtOnce, Bucket, Current, Error, Lease, LeaseKind, Listed, Listing, RefKey, Result, Rule, State,
+    tag_prefix,
 };
 
 /// How often a view begins anew because its tag was changed.
@@ -17,6 +19,8 @@ pub struct View {
     pub lease: Lease,
     /// The record whose head is read.
     pub record: RefKey,
+    /// What was read of both meanwhile.
+    pub read: Option<Read>,
 }
 
 /// Begins to view what a tag names.
@@ -24,7 +28,35 @@ pub struct View {
 /// # Errors
 /// [`Error::NoTag`]; [`Error::TagBusy`] if all that there is is a push under way;
 /// [`Error::Ambiguous`]; if the bucket did not answer.
-pub async fn view<B: Bucket>(bucket: &B, tag: &str, who: &str) -> Result<View> {
+pub async fn view<B: AtOnce>(bucket: &B, tag: &str, who: &str) -> Result<View> {
+    let seen = bucket.list(&tag_prefix(tag)).await?;
+    view_seen(bucket, tag, who, &seen, false).await
+}
+
+/// The same where the tag's records were just listed. The head is read meanwhile if it is
+/// wanted.
+///
+/// # Errors
+/// As [`view`].
+pub async fn view_seen<B: AtOnce>(
+    bucket: &B,
+    tag: &str,
+    who: &str,
+    seen: &[Listed],
+    wants_head: bool,
+) -> Result<View> {
+    match at_first_sight(bucket, tag, who, seen, wants_head).await? {
+        Some((lease, record, read)) => Ok(View {
+            lease,
+            record,
+            read: Some(read),
+        }),
+        None => view_slowly(bucket, tag, who).await,
+    }
+}
+
+/// Step by step, whatever the tag's records are.
+async fn view_slowly<B: Bucket>(bucket: &B, tag: &str, who: &str) -> Result<View> {
     let mut void = BTreeSet::new();
     for _ in 0..CHANGES {
         let listing = Listing::of_tag(bucket, tag).await?;
@@ -58,7 +90,13 @@ pub async fn view<B: Bucket>(bucket: &B, tag: &str, who: &str) -> Result<View> {
         };
         let lease = Lease::begin(bucket, LeaseKind::View(record.head), who).await?;
         match is_root_still(bucket, &record).await {
-            Ok(true) => return Ok(View { lease, record }),
+            Ok(true) => {
+                return Ok(View {
+                    lease,
+                    record,
+                    read: None,
+                });
+            }
             Ok(false) => lease.end(bucket).await?,
             Err(error) => {
                 let _ = lease.end(bucket).await;
