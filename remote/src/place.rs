@@ -24,6 +24,10 @@ pub struct Place {
     /// A file of lines `NAME=VALUE` that count before the environment's variables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<PathBuf>,
+    /// Whether the provider's own service on its machines is asked for credentials where
+    /// there are no others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub machine_role: bool,
     /// How long a request is tried again, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_seconds: Option<u64>,

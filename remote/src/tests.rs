@@ -103,6 +103,7 @@ impl Scene {
                 region,
                 allow_http: true,
                 credentials: Some(credentials),
+                machine_role: false,
                 retry_seconds: Some(10),
             },
         };

@@ -90,8 +90,8 @@ Examples:
 
 Credentials come from the usual variables of the environment (AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN; GOOGLE_APPLICATION_CREDENTIALS;
-AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY), or from the provider's own service on
-its machines, each time they are needed. The store keeps none.")]
+AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY), or with --machine-role from the
+provider's own service on its machines, each time they are needed. The store keeps none.")]
 pub struct AddArgs {
     /// The name
     pub name: String,
@@ -111,6 +111,9 @@ pub struct AddArgs {
     /// only its owner may read it
     #[arg(long, value_name = "FILE")]
     pub credentials: Option<PathBuf>,
+    /// Where there are no credentials, ask the provider's own service on its machines
+    #[arg(long)]
+    pub machine_role: bool,
     /// How long a request that fails is tried again [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub retry_seconds: Option<u64>,

@@ -190,6 +190,7 @@ fn place(args: &AddArgs) -> anyhow::Result<Place> {
         region: args.region.clone(),
         allow_http: args.allow_http,
         credentials: credentials.transpose()?,
+        machine_role: args.machine_role,
         retry_seconds: args.retry_seconds,
     })
 }

@@ -32,7 +32,10 @@ pub fn store(
 ) -> Result<Box<dyn ObjectStore>> {
     // There is one already if this is not the first bucket.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let connector = Counting(Arc::clone(counter));
+    let connector = Counting {
+        counter: Arc::clone(counter),
+        asks_machine: place.machine_role,
+    };
     let credentials = credentials(place)?;
     let wrong = |error: object_store::Error| place.unusable(error.to_string());
     match scheme {

@@ -18,6 +18,18 @@ const MOST_TOLD_BYTES: usize = 32 << 20;
 /// Of objects, what reads them has the bound.
 const MOST_OBJECT_BYTES: usize = 2 << 30;
 
+/// Where providers tell machines of theirs who they are.
+const METADATA: [&str; 3] = [
+    "169.254.169.254",
+    "[fd00:ec2::254]",
+    "metadata.google.internal",
+];
+
+/// What is told where there are no keys, and the machine may not be asked.
+pub const NO_CREDENTIALS: &str = "there are no credentials: set the provider's variables \
+    (such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), name a file of them with `snapstore \
+    remote add --credentials`, or have the machine's own role asked for with `--machine-role`";
+
 /// Requests so far.
 #[derive(Debug, Default)]
 pub struct Counter {
@@ -58,12 +70,18 @@ impl Counter {
 
 /// Makes clients that count.
 #[derive(Debug)]
-pub struct Counting(pub Arc<Counter>);
+pub struct Counting {
+    pub counter: Arc<Counter>,
+    /// Whether the machine may be asked for credentials. Elsewhere than at that provider
+    /// anybody may answer there.
+    pub asks_machine: bool,
+}
 
 impl HttpConnector for Counting {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         Ok(HttpClient::new(Client {
-            counter: Arc::clone(&self.0),
+            counter: Arc::clone(&self.counter),
+            asks_machine: self.asks_machine,
             client: ReqwestConnector::default().connect(options)?,
         }))
     }
@@ -72,12 +90,19 @@ impl HttpConnector for Counting {
 #[derive(Debug)]
 struct Client {
     counter: Arc<Counter>,
+    asks_machine: bool,
     client: HttpClient,
 }
 
 #[async_trait]
 impl HttpService for Client {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let host = request.uri().host().unwrap_or_default();
+        if !self.asks_machine && METADATA.contains(&host) {
+            let none = std::io::Error::other(NO_CREDENTIALS);
+            // This kind is not tried again.
+            return Err(HttpError::new(HttpErrorKind::Unknown, none));
+        }
         let query = request.uri().query().unwrap_or_default();
         let is_list = request.method() == "GET"
             && (query.contains("list-type=2") || query.contains("comp=list"));

@@ -22,7 +22,7 @@ use object_store::{
 };
 use tokio::runtime::Runtime;
 
-use self::count::Counter;
+use self::count::{Counter, NO_CREDENTIALS};
 use crate::error::Result;
 use crate::objects::{MOST_LISTED, Objects, Part, Requests, TOO_LONG, longest_bytes, no, wrong};
 use crate::place::Place;
@@ -344,9 +344,26 @@ fn is_unknown_to_server(error: &StoreError) -> bool {
     ) || error.to_string().contains("NotImplemented")
 }
 
+/// An error and its causes, where it does not tell them itself.
+fn told_by(error: &StoreError) -> String {
+    let mut told = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !told.contains(&text) {
+            told = format!("{told}: {text}");
+        }
+        cause = error.source();
+    }
+    told
+}
+
 /// What failed, in the server's words as far as they can be shown.
 fn failed(what: &'static str, key: &str, error: &StoreError) -> Unanswered {
-    let told = error.to_string();
+    let told = told_by(error);
+    if told.contains(NO_CREDENTIALS) {
+        return no(what, key, NO_CREDENTIALS.to_owned());
+    }
     let mut reason: String = told.chars().take(MOST_TOLD_CHARS).collect();
     if reason.len() < told.len() {
         reason.push('…');

@@ -65,6 +65,7 @@ fn place(dir: &tempfile::TempDir, endpoint: &str) -> Result<Place, Box<dyn std::
         region: Some("here".to_owned()),
         allow_http: true,
         credentials: Some(credentials),
+        machine_role: false,
         retry_seconds: Some(1),
     })
 }
@@ -246,6 +247,25 @@ fn credentials_that_others_can_read_are_refused() -> Outcome {
     assert!(says("no_such_name"));
     fs::remove_file(&path)?;
     assert!(says("credentials"));
+    Ok(())
+}
+
+/// That address is of whoever answers there.
+#[test]
+fn without_keys_the_machine_is_not_asked_for_any() -> Outcome {
+    if std::env::vars().any(|(name, _)| name.starts_with("AWS_")) {
+        println!("SKIPPED without_keys_the_machine_is_not_asked_for_any: it has keys");
+        return Ok(());
+    }
+    let (_dir, remote) = server(vec![http("200 OK", "", "a")])?;
+    let place = Place {
+        credentials: None,
+        ..remote.place.clone()
+    };
+    let asked = Remote::at(&place)?.bucket.get("config", None);
+    let error = asked.err().ok_or("nothing is signed")?.to_string();
+    assert!(error.contains("--machine-role"), "{error}");
+    assert!(error.contains("AWS_ACCESS_KEY_ID"), "{error}");
     Ok(())
 }
 
