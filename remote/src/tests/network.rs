@@ -253,7 +253,9 @@ fn credentials_that_others_can_read_are_refused() -> Outcome {
 /// That address is of whoever answers there.
 #[test]
 fn without_keys_the_machine_is_not_asked_for_any() -> Outcome {
-    if std::env::vars().any(|(name, _)| name.starts_with("AWS_")) {
+    let keys = ["AWS_ACCESS_KEY", "AWS_WEB_", "AWS_CONTAINER_"];
+    let is_key = |name: String| keys.iter().any(|key| name.starts_with(key));
+    if std::env::vars().any(|(name, _)| is_key(name)) {
         println!("SKIPPED without_keys_the_machine_is_not_asked_for_any: it has keys");
         return Ok(());
     }
