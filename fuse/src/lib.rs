@@ -27,6 +27,7 @@ mod helper;
 mod layout;
 mod mounted;
 mod mountpoint;
+pub mod path_json;
 mod requests;
 mod server;
 mod table;
@@ -43,6 +44,6 @@ pub use mounted::{Ended, MountOptions, Mounted, Undo, mount, mount_writable};
 pub use mountpoint::{Mountpoint, is_dead, unmount};
 pub use view::MountTarget;
 pub use writable::{
-    CloneStatus, FrozenFileInfo, FrozenForCommit, FrozenImage, FrozenView, KeptView, Status,
-    ViewClient, WritableOptions, image_of, kept_views,
+    CloneStatus, FrozenFileInfo, FrozenForCommit, FrozenImage, FrozenView, KeptView, MOST_CLONES,
+    Status, ViewClient, WritableOptions, image_of, kept_views,
 };

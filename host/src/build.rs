@@ -34,8 +34,10 @@ pub enum MachineSource {
     /// A kernel, from its beginning.
     Boot {
         /// A Linux bzImage or vmlinux, else a flat program.
+        #[serde(with = "snapstore_fuse::path_json")]
         kernel: PathBuf,
         /// Linux's first root filesystem.
+        #[serde(with = "snapstore_fuse::path_json::option")]
         initrd: Option<PathBuf>,
         /// Linux's command line.
         cmdline: String,
@@ -51,6 +53,7 @@ pub enum MachineSource {
     /// A machine that was committed, as it was then.
     Restore {
         /// The snapshot's files.
+        #[serde(with = "snapstore_fuse::path_json")]
         dir: PathBuf,
         /// A memory that is nearly the same, which other machines have mapped.
         #[serde(default)]
@@ -62,6 +65,7 @@ pub enum MachineSource {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CommonMemory {
     /// The file.
+    #[serde(with = "snapstore_fuse::path_json")]
     pub image: PathBuf,
     /// Where the machine's own may differ, in bytes.
     pub differs: Vec<Range<u64>>,
@@ -71,6 +75,7 @@ pub struct CommonMemory {
 #[derive(Serialize, Deserialize)]
 pub struct DiskSpec {
     /// A raw image.
+    #[serde(with = "snapstore_fuse::path_json")]
     pub path: PathBuf,
     /// What becomes of what the guest writes.
     pub access: DiskAccess,
@@ -289,6 +294,7 @@ fn disk_name(number: usize) -> String {
 /// Where what guests write to their disks is kept, and how much of it for each disk.
 #[derive(Serialize, Deserialize)]
 pub struct Overlays {
+    #[serde(with = "snapstore_fuse::path_json")]
     dir: PathBuf,
     limit_bytes: Option<u64>,
 }

@@ -19,12 +19,19 @@ use crate::look::{self, ShownFile};
 /// Below this much nothing is said: a program may read a table or a header at once.
 const LEAST_BYTES: u64 = 2 << 20;
 
+/// As people read it: what is no text is replaced.
+fn lossy<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&path.to_string_lossy())
+}
+
 /// How a mount is used.
 #[derive(Debug, Serialize)]
 pub struct MountUse {
     /// The directory that was asked for.
+    #[serde(serialize_with = "lossy")]
     pub dir: PathBuf,
     /// The store that it shows.
+    #[serde(serialize_with = "lossy")]
     pub store: PathBuf,
     /// Whether it can be written to.
     pub writable: bool,

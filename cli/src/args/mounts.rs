@@ -51,7 +51,7 @@ pub struct MountArgs {
     #[arg(long)]
     pub rw: bool,
     /// So many clones, each a directory with its own changes, named 0, 1, 2 ...
-    #[arg(short = 'n', long, value_name = "N", requires = "rw", conflicts_with = "resume", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(short = 'n', long, value_name = "N", requires = "rw", conflicts_with = "resume", value_parser = clap::value_parser!(u32).range(1..=i64::from(snapstore_fuse::MOST_CLONES)))]
     pub count: Option<u32>,
     /// Who has the files of a writable mount [default: this user]; others than this user
     /// can then use it

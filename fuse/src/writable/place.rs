@@ -38,13 +38,16 @@ const VERSION: u32 = 1;
 const PATIENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// The most clones that a view can have.
+pub const MOST_CLONES: u32 = 10_000;
+
 /// What a view shows, and where.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Shown {
     pub version: u32,
-    #[serde(with = "super::path")]
+    #[serde(with = "crate::path_json")]
     pub store: PathBuf,
-    #[serde(with = "super::path")]
+    #[serde(with = "crate::path_json")]
     pub dir: PathBuf,
     /// The snapshot that every clone began with.
     pub snapshot: String,
@@ -216,12 +219,41 @@ impl Shown {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|error| cannot("read", &path, error))?,
         };
-        let shown = serde_json::from_slice(&bytes);
-        shown.map(Some).map_err(|error| Error::ViewDamaged {
+        let damaged = |reason: String| Error::ViewDamaged {
             place: place.to_owned(),
-            reason: error.to_string(),
-        })
+            reason,
+        };
+        let shown: Self =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        let count = shown.count.unwrap_or(1);
+        if !(1..=MOST_CLONES).contains(&count) {
+            return Err(damaged(format!("{count} clones cannot be")));
+        }
+        // Where the number was less, what was written to the last ones would be passed over.
+        let beyond = numbers(place)?.into_iter().find(|number| *number >= count);
+        if let Some(beyond) = beyond {
+            return Err(damaged(format!(
+                "it tells of {count} clones, and there is one with the number {beyond}"
+            )));
+        }
+        Ok(Some(shown))
     }
+}
+
+/// The numbers of the clones that have a directory there.
+fn numbers(place: &Path) -> Result<Vec<u32>> {
+    let listed = |error| cannot("list", place, error);
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(place) {
+        // It is just removed.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        other => other.map_err(listed)?,
+    };
+    for entry in entries {
+        let name = entry.map_err(listed)?.file_name();
+        found.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(found)
 }
 
 impl State {

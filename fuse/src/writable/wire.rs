@@ -44,10 +44,10 @@ pub(crate) enum Answer {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// The store's directory.
-    #[serde(with = "super::path")]
+    #[serde(with = "crate::path_json")]
     pub store: PathBuf,
     /// Where what is written is kept.
-    #[serde(with = "super::path")]
+    #[serde(with = "crate::path_json")]
     pub overlays: PathBuf,
     /// Whether the clones are directories of the mount, or its root is the only one.
     pub is_many: bool,

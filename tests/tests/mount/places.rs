@@ -164,6 +164,12 @@ fn any_names(
         // Once more is busy, whatever the name is.
         let again = run(&mount)?;
         ensure!(again.status.code() == Some(5), "{mnt:?}: {}", again.status);
+        for more in [&[][..], &["--json"]] {
+            let show = ["show".as_ref(), "--mount".as_ref(), mnt.as_os_str()];
+            let more = more.iter().map(OsStr::new);
+            let output = run(&show.into_iter().chain(more).collect::<Vec<_>>())?;
+            succeeds(&output).with_context(|| format!("{mnt:?}"))?;
+        }
         let umount = run(&["umount".as_ref(), mnt.as_os_str()]);
         succeeds(&umount?).with_context(|| format!("{mnt:?}"))?;
         ensure!(

@@ -24,6 +24,7 @@ mod metrics;
 mod mounts;
 mod names;
 mod panicking;
+mod paths;
 mod pausing;
 mod precopy;
 mod programs;

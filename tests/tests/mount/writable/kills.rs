@@ -337,3 +337,32 @@ fn what_is_damaged_after_an_end_in_order_is_told() -> anyhow::Result<()> {
     assert!(fs::read(dir.join("memory.bin"))? == content);
     fixture.umount(&dir)
 }
+
+/// A number of clones that cannot be is not believed, nor one that leaves some of them out.
+#[test]
+fn a_wrong_number_of_clones_is_told() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_machine("a_wrong_number_of_clones_is_told")? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &["-n", "2"])?;
+    fs::write(dir.join("1/notes"), "kept")?;
+    let shown = dir.display().to_string();
+    fixture.cli.ok(&["umount", "--keep", &shown])?;
+    let entries: Vec<_> = fs::read_dir(fixture.path("overlays"))?.collect::<Result<_, _>>()?;
+    let place = entries.first().expect("it is kept").path();
+    let view = place.join("view.json");
+    let good = fs::read_to_string(&view)?;
+    assert!(good.contains("\"count\":2"), "{good}");
+    for count in ["4000000000", "10001", "0", "1"] {
+        let wrong = good.replace("\"count\":2", &format!("\"count\":{count}"));
+        fs::write(&view, wrong)?;
+        let resumed = fixture.resume(&dir).map_err(|error| error.to_string());
+        let said = resumed.expect_err("it is served");
+        assert!(said.contains("view.json is damaged"), "{said}");
+        assert!(fs::read_dir(&place)?.count() < 8, "directories were made");
+    }
+    fs::write(&view, good)?;
+    fixture.resume(&dir)?;
+    assert_eq!(fs::read_to_string(dir.join("1/notes"))?, "kept");
+    fixture.umount(&dir)
+}
