@@ -10,7 +10,9 @@ use std::str::FromStr;
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use snapstore_store::{Input, Snapshot, SnapshotId, Store, Unchanging};
+use snapstore_store::{
+    ImageRole, Input, InputData, InputKind, Snapshot, SnapshotId, Store, Unchanging,
+};
 
 use crate::error::Usage;
 use crate::views::FrozenViews;
@@ -109,10 +111,14 @@ pub trait Restorer {
     fn names(&self, about: Option<&Value>, has: &dyn Fn(&str) -> bool)
     -> anyhow::Result<FileNames>;
     /// Whether each clone's disks are files of a writable view, since it takes raw ones only.
-    fn writes_to_view(&self) -> bool;
+    fn writes_to_view(&self) -> bool {
+        true
+    }
     /// A copy of the snapshot's memory for all machines to map, where this version cannot
     /// map the mounted file.
-    fn memory(&self, version: &str, snapshot: &Snapshot) -> anyhow::Result<Option<SharedMemory>>;
+    fn memory(&self, _version: &str, _of: &Snapshot) -> anyhow::Result<Option<SharedMemory>> {
+        Ok(None)
+    }
     /// How the process of a machine is started.
     fn launch(&self, started: &Started<'_>) -> anyhow::Result<Launch>;
     /// Has the process load its state, and run its guest if that is wanted.
@@ -151,6 +157,18 @@ pub struct Taken {
     pub remarks: Vec<String>,
     /// Views that stand still until this is dropped.
     pub views: FrozenViews,
+}
+
+impl Taken {
+    /// Adds an attached file.
+    pub fn attach(&mut self, name: &str, bytes: Vec<u8>) {
+        self.inputs.push(Input {
+            name: name.to_owned(),
+            role: ImageRole::File,
+            data: InputData::Bytes(bytes.into()),
+            kind: InputKind::Full,
+        });
+    }
 }
 
 /// How much may be copied into memory so that the guest goes on sooner.

@@ -14,12 +14,13 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use snapstore_store::{Extent, ImageRole, Input, InputData, InputKind, SnapshotId, Store};
 use snapstore_vmm::memory::{HostSlot, ScanMethod, private_ranges};
 
-use super::adapter::Budget;
+use super::adapter::{Budget, Taken};
 use super::peer::Peer;
 use super::record::Record;
 use crate::commit::{data_ranges, extents};
+use crate::error::NotFound;
 use crate::mappings::Mapped;
-use crate::monitor::{MountedFile, refused, snapshot_of};
+use crate::monitor::{MountedFile, memory_of_paused, refused, snapshot_of};
 
 /// How much is copied at once.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -193,9 +194,29 @@ pub fn copied(from: &File, extents: &[Extent]) -> anyhow::Result<(File, Vec<Exte
     Ok((into, moved))
 }
 
+/// Adds what the process of a paused monitor changed of a mounted snapshot's memory; the
+/// answer is whether it has mapped any.
+pub fn add_changed(
+    store: &Store,
+    peer: &Peer,
+    taken: &mut Taken,
+    budget: &mut Budget,
+) -> anyhow::Result<bool> {
+    let mapped = match memory_of_paused(store, peer.pid) {
+        Err(error) if error.is::<NotFound>() => return Ok(false),
+        mapped => mapped?,
+    };
+    let (input, is_held) = kept(mapped.input, budget)?;
+    taken.parent = Some(mapped.parent);
+    taken.read_bytes += mapped.changed_bytes;
+    taken.is_held |= is_held;
+    taken.inputs.push(input);
+    Ok(true)
+}
+
 /// A copy of what an input has of its first file, if there is room for it; else that must
 /// stand still.
-pub fn kept(input: Input, budget: &mut Budget) -> anyhow::Result<(Input, bool)> {
+fn kept(input: Input, budget: &mut Budget) -> anyhow::Result<(Input, bool)> {
     let InputData::Extents {
         files,
         label,
@@ -225,12 +246,12 @@ pub fn kept(input: Input, budget: &mut Budget) -> anyhow::Result<(Input, bool)> 
     Ok((Input { data, ..input }, false))
 }
 
-/// The whole memory as a monitor has written it into a file, and how much of it is data.
-pub fn whole(file: File, label: &str) -> anyhow::Result<(Input, u64)> {
+/// Adds the whole memory, as a monitor has written it into a file.
+pub fn add_whole(file: File, label: &str, taken: &mut Taken) -> anyhow::Result<()> {
     let size_bytes = file.metadata()?.len();
     let extents = data(&file, size_bytes)?;
-    let bytes = extents.iter().map(|extent| extent.length).sum();
-    let input = Input {
+    taken.read_bytes += extents.iter().map(|extent| extent.length).sum::<u64>();
+    taken.inputs.push(Input {
         name: NAME.to_owned(),
         role: ImageRole::Memory,
         data: InputData::Extents {
@@ -240,8 +261,8 @@ pub fn whole(file: File, label: &str) -> anyhow::Result<(Input, u64)> {
             extents,
         },
         kind: InputKind::Full,
-    };
-    Ok((input, bytes))
+    });
+    Ok(())
 }
 
 /// The data of a file, as extents of the image that it is.

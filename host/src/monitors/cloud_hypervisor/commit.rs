@@ -4,19 +4,16 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use snapstore_store::{ImageRole, Input, InputData, InputKind, Store};
+use snapstore_store::Store;
 
 use super::description::{CONFIG, DEVICES, Description, MEMORY, NAME, PREFIX, interfaces};
-use crate::error::NotFound;
-use crate::monitor::memory_of_paused;
 use crate::monitors::adapter::{Budget, DESCRIPTION, Kind, Monitor, STATE, Taken, runs};
 use crate::monitors::disks::{self, OpenLayer};
 use crate::monitors::http::Http;
-use crate::monitors::memory::{kept, whole};
+use crate::monitors::memory;
 use crate::monitors::peer::Peer;
 use crate::monitors::qcow2;
 use crate::runtime::Runtime;
@@ -235,22 +232,10 @@ impl Monitor for CloudHypervisor {
 
     fn take(&mut self, store: &Store, budget: &mut Budget) -> anyhow::Result<Taken> {
         let mut taken = Taken::default();
-        let mut written = match memory_of_paused(store, self.peer.pid) {
-            Ok(mapped) => {
-                taken.parent = Some(mapped.parent);
-                taken.read_bytes += mapped.changed_bytes;
-                let (input, is_held) = kept(mapped.input, budget)?;
-                taken.is_held |= is_held;
-                taken.inputs.push(input);
-                self.snapshot(false)?
-            }
-            Err(error) if error.is::<NotFound>() => self.snapshot(true)?,
-            Err(error) => return Err(error),
-        };
-        if let Some(memory) = written.memory.take() {
-            let input = whole(memory, "the memory that Cloud Hypervisor wrote")?;
-            taken.read_bytes += input.1;
-            taken.inputs.push(input.0);
+        let is_mapped = memory::add_changed(store, &self.peer, &mut taken, budget)?;
+        let mut written = self.snapshot(!is_mapped)?;
+        if let Some(file) = written.memory.take() {
+            memory::add_whole(file, "the memory that Cloud Hypervisor wrote", &mut taken)?;
         }
         let mut images = Vec::new();
         let mut count = 0;
@@ -280,17 +265,8 @@ impl Monitor for CloudHypervisor {
             config: written.config,
             disks: images,
         };
-        for (name, bytes) in [
-            (STATE, written.devices),
-            (DESCRIPTION, serde_json::to_vec_pretty(&about)?),
-        ] {
-            taken.inputs.push(Input {
-                name: name.to_owned(),
-                role: ImageRole::File,
-                data: InputData::Bytes(Arc::from(bytes)),
-                kind: InputKind::Full,
-            });
-        }
+        taken.attach(STATE, written.devices);
+        taken.attach(DESCRIPTION, serde_json::to_vec_pretty(&about)?);
         Ok(taken)
     }
 }

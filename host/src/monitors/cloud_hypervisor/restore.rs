@@ -6,13 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use serde_json::{Value, json};
-use snapstore_store::Snapshot;
 
 use super::description::{CONFIG, DEVICES, Description, MEMORY, NAME, PREFIX, interfaces};
 use crate::error::Usage;
-use crate::monitors::adapter::{
-    DESCRIPTION, FileNames, Kind, Launch, Restorer, STATE, SharedMemory, Started,
-};
+use crate::monitors::adapter::{DESCRIPTION, FileNames, Kind, Launch, Restorer, STATE, Started};
 use crate::monitors::described::description;
 use crate::monitors::disks::own_disk;
 use crate::monitors::http::{Http, Refused};
@@ -83,14 +80,6 @@ impl Restorer for CloudHypervisorRestorer {
             disks: Vec::new(),
             made,
         })
-    }
-
-    fn writes_to_view(&self) -> bool {
-        true
-    }
-
-    fn memory(&self, _: &str, _: &Snapshot) -> anyhow::Result<Option<SharedMemory>> {
-        Ok(None)
     }
 
     fn launch(&self, started: &Started<'_>) -> anyhow::Result<Launch> {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,12 +13,11 @@ use snapstore_store::{ImageRole, Input, InputData, InputKind, Store};
 
 use super::description::{Description, Disk, ReadOnly, is_below};
 use super::version::{NAME, said_version};
-use crate::error::{NotFound, Usage};
-use crate::monitor::memory_of_paused;
+use crate::error::Usage;
 use crate::monitors::adapter::{Budget, DESCRIPTION, Kind, Monitor, STATE, Taken, runs};
 use crate::monitors::disks::of_view;
 use crate::monitors::http::Http;
-use crate::monitors::memory::{self, kept, whole};
+use crate::monitors::memory;
 use crate::monitors::peer::Peer;
 
 /// Firecracker, running.
@@ -170,27 +170,24 @@ impl Monitor for Firecracker {
     fn take(&mut self, store: &Store, budget: &mut Budget) -> anyhow::Result<Taken> {
         let about = self.description()?;
         let mut taken = Taken::default();
-        let state = match memory_of_paused(store, self.peer.pid) {
-            Ok(mapped) => {
+        let state = match memory::add_changed(store, &self.peer, &mut taken, budget)? {
+            true => {
                 // Some versions make diffs only where they keep a log of dirty pages. What it says
                 // of memory is not used, and a diff is sooner written.
                 let state = self.create("Diff").or_else(|_| self.create("Full"));
-                let (state, _) = state?;
-                taken.parent = Some(mapped.parent);
-                taken.read_bytes += mapped.changed_bytes;
-                let (input, is_held) = kept(mapped.input, budget)?;
-                taken.is_held |= is_held;
-                taken.inputs.push(input);
-                state
+                state?.0
             }
-            Err(error) if error.is::<NotFound>() => {
+            false => {
                 let (state, memory) = self.create("Full")?;
-                taken
-                    .inputs
-                    .push(whole_memory(memory, &about, &mut taken.read_bytes)?);
+                let length = memory.metadata()?.len();
+                ensure!(
+                    length == about.memory_bytes,
+                    "Firecracker wrote {length} bytes of memory, and its guest has {}",
+                    about.memory_bytes
+                );
+                memory::add_whole(memory, "the memory that Firecracker wrote", &mut taken)?;
                 state
             }
-            Err(error) => return Err(error),
         };
         for disk in &about.disks {
             let file = self.peer.open_file(Path::new(&disk.path))?;
@@ -204,28 +201,14 @@ impl Monitor for Firecracker {
             taken.is_held |= is_held;
             taken.inputs.push(input);
         }
-        let state = Arc::new(state);
-        taken.inputs.push(attached(STATE, state)?);
-        taken.inputs.push(Input {
-            name: DESCRIPTION.to_owned(),
-            role: ImageRole::File,
-            data: InputData::Bytes(serde_json::to_vec_pretty(&about)?.into()),
-            kind: InputKind::Full,
-        });
+        let length = usize::try_from(state.metadata()?.len())?;
+        ensure!(length > 0, "Firecracker wrote an empty state");
+        let mut bytes = vec![0; length];
+        state.read_exact_at(&mut bytes, 0)?;
+        taken.attach(STATE, bytes);
+        taken.attach(DESCRIPTION, serde_json::to_vec_pretty(&about)?);
         Ok(taken)
     }
-}
-
-fn whole_memory(file: File, about: &Description, read: &mut u64) -> anyhow::Result<Input> {
-    let length = file.metadata()?.len();
-    ensure!(
-        length == about.memory_bytes,
-        "Firecracker wrote {length} bytes of memory, and its guest has {}",
-        about.memory_bytes
-    );
-    let (input, bytes) = whole(file, "the memory that Firecracker wrote")?;
-    *read += bytes;
-    Ok(input)
 }
 
 fn disk_input(disk: &Disk, file: File) -> anyhow::Result<(Input, u64, bool)> {
@@ -247,16 +230,4 @@ fn disk_input(disk: &Disk, file: File) -> anyhow::Result<(Input, u64, bool)> {
         kind: InputKind::Full,
     };
     Ok((input, bytes, is_held))
-}
-
-fn attached(name: &str, file: Arc<File>) -> anyhow::Result<Input> {
-    let mut bytes = vec![0; usize::try_from(file.metadata()?.len())?];
-    std::os::unix::fs::FileExt::read_exact_at(&*file, &mut bytes, 0)?;
-    ensure!(!bytes.is_empty(), "Firecracker wrote an empty state");
-    Ok(Input {
-        name: name.to_owned(),
-        role: ImageRole::File,
-        data: InputData::Bytes(bytes.into()),
-        kind: InputKind::Full,
-    })
 }

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use snapstore_store::Snapshot;
 
 use super::description::{Description, Disk, is_below};
 use super::version::{NAME, numbers, said_version};
 use crate::error::Usage;
-use crate::monitors::adapter::{FileNames, Kind, Launch, Restorer, STATE, SharedMemory, Started};
+use crate::monitors::adapter::{FileNames, Kind, Launch, Restorer, STATE, Started};
 use crate::monitors::described::description;
 use crate::monitors::disks::own_disk;
 use crate::monitors::http::Http;
@@ -51,14 +50,6 @@ impl Restorer for FirecrackerRestorer {
             disks: disks.map(|disk| (disk.image, disk.path)).collect(),
             made: Vec::new(),
         })
-    }
-
-    fn writes_to_view(&self) -> bool {
-        true
-    }
-
-    fn memory(&self, _: &str, _: &Snapshot) -> anyhow::Result<Option<SharedMemory>> {
-        Ok(None)
     }
 
     fn launch(&self, started: &Started<'_>) -> anyhow::Result<Launch> {

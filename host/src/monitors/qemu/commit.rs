@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use serde_json::{Value, json};
-use snapstore_store::{ImageRole, Input, InputData, InputKind, Store};
+use snapstore_store::Store;
 
 use super::description::{Description, REGIONS};
 use super::{arguments, disks, regions};
@@ -227,17 +227,8 @@ impl Monitor for Qemu {
             (REGIONS, region_bytes),
             (DESCRIPTION, serde_json::to_vec_pretty(&description)?),
         ] {
-            taken.inputs.push(attached(name, bytes));
+            taken.attach(name, bytes);
         }
         Ok(taken)
-    }
-}
-
-fn attached(name: &str, bytes: Vec<u8>) -> Input {
-    Input {
-        name: name.to_owned(),
-        role: ImageRole::File,
-        data: InputData::Bytes(bytes.into()),
-        kind: InputKind::Full,
     }
 }
