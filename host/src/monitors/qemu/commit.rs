@@ -18,8 +18,8 @@ use crate::monitors::memory::{self, GuestMemory};
 use crate::monitors::peer::Peer;
 use crate::monitors::qmp::Qmp;
 
-/// The number of the set of descriptors through which the state is written.
-const FD_SET: u64 = 0x736e_6170;
+/// The numbers of sets of descriptors through which the state is written.
+const FD_SETS: std::ops::Range<u64> = 0x736e_6170..0x736e_7170;
 /// The longest state of devices.
 const LONGEST_STATE_BYTES: u64 = 256 << 20;
 
@@ -58,21 +58,16 @@ impl Qemu {
         // QEMU takes a descriptor that it may only write to.
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         let writer = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        // One that was killed may have left its own there, if another monitor is connected.
-        let sets = self.qmp.run("query-fdsets", json!({}))?;
-        let mut sets = sets.as_array().into_iter().flatten();
-        if sets.any(|set| set["fdset-id"] == FD_SET) {
-            self.qmp.run("remove-fd", json!({"fdset-id": FD_SET}))?;
-        }
+        let set = self.free_set()?;
         self.qmp
-            .run_with("add-fd", json!({"fdset-id": FD_SET}), writer.as_fd())?;
+            .run_with("add-fd", json!({"fdset-id": set}), writer.as_fd())?;
         drop(writer);
-        let name = format!("/dev/fdset/{FD_SET}");
+        let name = format!("/dev/fdset/{set}");
         let saved = self.qmp.run_long(
             "xen-save-devices-state",
             json!({"filename": name, "live": false}),
         );
-        let removed = self.qmp.run("remove-fd", json!({"fdset-id": FD_SET}));
+        let removed = self.qmp.run("remove-fd", json!({"fdset-id": set}));
         saved.context("the state of the devices cannot be saved")?;
         removed?;
         let length = file.metadata()?.len();
@@ -83,6 +78,22 @@ impl Qemu {
         let mut state = vec![0; usize::try_from(length)?];
         file.read_exact_at(&mut state, 0)?;
         Ok(state)
+    }
+
+    /// The number of a set that QEMU does not have. One that a killed commit left, with
+    /// another client connected, is given up: QEMU closes what is in it once the guest
+    /// runs, and not while it stands still. So it cannot be used again, either: of two files
+    /// in it QEMU might write to that one.
+    fn free_set(&mut self) -> anyhow::Result<u64> {
+        let sets = self.qmp.run("query-fdsets", json!({}))?;
+        let sets = sets.as_array().into_iter().flatten();
+        let known: Vec<u64> = sets.filter_map(|set| set["fdset-id"].as_u64()).collect();
+        for left in known.iter().filter(|set| FD_SETS.contains(*set)) {
+            self.qmp.run("remove-fd", json!({"fdset-id": left}))?;
+        }
+        let mut free = FD_SETS.filter(|set| !known.contains(set));
+        free.next()
+            .context("QEMU has no set of descriptors left for its state")
     }
 
     /// Where the guest's memory is in the process.
