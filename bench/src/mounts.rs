@@ -60,11 +60,26 @@ impl Mount {
     /// # Errors
     /// If that fails.
     pub fn ram(file: &Path, dir: &Path, read_ahead: u32) -> anyhow::Result<Self> {
+        Self::of_ram(file, dir, read_ahead, "ro")
+    }
+
+    /// The same, and what is written to it is thrown away.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn discarding(file: &Path, dir: &Path, read_ahead: u32) -> anyhow::Result<Self> {
+        let mount = Self::of_ram(file, dir, read_ahead, "rw")?;
+        // As the product does: else who stores to a mapping waits for the server.
+        fs::write(mount.tunable("strict_limit")?, "0")?;
+        Ok(mount)
+    }
+
+    fn of_ram(file: &Path, dir: &Path, read_ahead: u32, access: &str) -> anyhow::Result<Self> {
         fs::create_dir_all(dir)?;
         let mut child = Command::new(std::env::current_exe()?)
             .arg("serve-ram")
             .args([file, dir])
-            .arg(read_ahead.to_string())
+            .args([&read_ahead.to_string(), access])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -93,10 +108,14 @@ impl Mount {
     /// # Errors
     /// If the kernel does not say.
     pub fn read_ahead(&self) -> anyhow::Result<u32> {
+        let kib = fs::read_to_string(self.tunable("read_ahead_kb")?)?;
+        Ok(kib.trim().parse::<u32>()? << 10)
+    }
+
+    fn tunable(&self, name: &str) -> anyhow::Result<PathBuf> {
         let device = fs::metadata(&self.dir)?.dev();
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-        let kib = fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"))?;
-        Ok(kib.trim().parse::<u32>()? << 10)
+        Ok(format!("/sys/class/bdi/{major}:{minor}/{name}").into())
     }
 
     /// Unmounts; returns the seconds it took.

@@ -1,5 +1,6 @@
-//! The simplest FUSE server there can be: one file, answered from memory. What
-//! it takes is what FUSE takes; the rest of the product's time is its own.
+//! The simplest FUSE server there can be: one file, answered from memory; what is written
+//! to it is thrown away. What it takes is what FUSE takes; the rest of the product's time is
+//! its own.
 
 use std::ffi::OsStr;
 use std::io::{self, Write as _};
@@ -9,8 +10,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::Context as _;
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEntry,
-    ReplyOpen, Request,
+    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 
 /// The file's name, the same as in the product's mounts.
@@ -23,19 +24,25 @@ const INO: u64 = 2;
 struct Server {
     content: Vec<u8>,
     read_ahead: u32,
+    can_write: bool,
 }
 
 /// Shows `file` in `dir` until it is unmounted.
 ///
 /// # Errors
 /// If that fails.
-pub fn serve(file: &Path, dir: &Path, read_ahead: u32) -> anyhow::Result<()> {
+pub fn serve(file: &Path, dir: &Path, read_ahead: u32, can_write: bool) -> anyhow::Result<()> {
     let server = Server {
         content: std::fs::read(file)?,
         read_ahead,
+        can_write,
     };
     let mut config = Config::default();
-    config.mount_options = vec![MountOption::RO, MountOption::NoAtime];
+    let access = match can_write {
+        true => MountOption::RW,
+        false => MountOption::RO,
+    };
+    config.mount_options = vec![access, MountOption::NoAtime];
     config.n_threads = Some(2);
     let session = fuser::Session::new(server, dir, &config).context("cannot mount")?;
     let session = session.spawn()?;
@@ -65,7 +72,11 @@ impl Server {
             } else {
                 FileType::Directory
             },
-            perm: if is_file { 0o444 } else { 0o555 },
+            perm: match (is_file, self.can_write) {
+                (true, true) => 0o644,
+                (true, false) => 0o444,
+                (false, _) => 0o555,
+            },
             nlink: 1,
             uid: rustix::process::getuid().as_raw(),
             gid: rustix::process::getgid().as_raw(),
@@ -78,7 +89,13 @@ impl Server {
 
 impl Filesystem for Server {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for flag in [InitFlags::FUSE_ASYNC_READ, InitFlags::FUSE_MAX_PAGES] {
+        let flags = [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_MAX_PAGES,
+            // As the product: else the kernel asks for capabilities with each write.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+        ];
+        for flag in flags {
             let _ = config.add_capabilities(flag);
         }
         if let Err(limit) = config.set_max_readahead(self.read_ahead) {
@@ -119,5 +136,34 @@ impl Filesystem for Server {
             .and_then(|start| self.content.get(start..));
         let rest = rest.unwrap_or_default();
         reply.data(&rest[..rest.len().min(size as usize)]);
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match u32::try_from(data.len()) {
+            Ok(len) => reply.written(len),
+            Err(_) => reply.error(Errno::EINVAL),
+        }
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
     }
 }

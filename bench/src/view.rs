@@ -73,6 +73,14 @@ impl Image {
         Mount::unrecorded(&self.cli, "base", &self.dir, &[&options, more].concat())
     }
 
+    /// How far the kernel reads ahead in a view of it, in bytes.
+    fn read_ahead(&self) -> anyhow::Result<u32> {
+        let mount = self.view(&[])?;
+        let bytes = mount.read_ahead()?;
+        mount.unmount()?;
+        Ok(bytes)
+    }
+
     /// Nothing is left to be written, and what is read is in memory.
     fn settle(&self) -> anyhow::Result<()> {
         Ok(settle(&[self.cli.store(), &self.plain])?)
@@ -101,12 +109,14 @@ fn open(path: &Path) -> anyhow::Result<File> {
     file.with_context(|| format!("cannot open {}", path.display()))
 }
 
-/// Writing through a view, against writing to a plain file on the same filesystem.
+/// Writing through a view, against writing to a plain file on the same filesystem, and
+/// against the least that FUSE takes: a server that throws away what it is given.
 ///
 /// # Errors
 /// If something fails.
 pub fn write(bench: &mut Bench) -> anyhow::Result<()> {
     let image = Image::new(bench, "view-write")?;
+    let read_ahead = image.read_ahead()?;
     let subjects: Vec<Run<'_>> = vec![
         Box::new(|round| {
             image.settle()?;
@@ -119,11 +129,19 @@ pub fn write(bench: &mut Bench) -> anyhow::Result<()> {
             image.settle()?;
             write_all_ways(&image.plain, round)
         }),
+        Box::new(|round| {
+            image.settle()?;
+            let mount = Mount::discarding(&image.plain, &image.dir, read_ahead)?;
+            let figures = write_all_ways(&mount.memory(), round)?;
+            mount.unmount()?;
+            Ok(figures)
+        }),
     ];
     let done = alternate(bench.rounds, subjects)?;
     for (number, (what, aim)) in WAYS.into_iter().enumerate() {
-        let (through, to) = (&done[0][number], &done[1][number]);
-        bench.compare(what, through, "to a plain file, warm", to, aim);
+        let [through, plain, discarded] = [0, 1, 2].map(|subject| &done[subject][number]);
+        bench.compare(what, through, "to a plain file, warm", plain, aim);
+        bench.compare(what, through, "to FUSE that discards it", discarded, None);
     }
     Ok(())
 }
@@ -181,16 +199,23 @@ pub fn load(bench: &mut Bench) -> anyhow::Result<()> {
         let found = faults(path, Advice::Normal, &pages, &image.plain)?;
         Ok(found.mean * figure(pages.len() as u64))
     };
+    let read_ahead = image.read_ahead()?;
+    let touch_mounted = |mount: Mount, round: usize| -> anyhow::Result<[f64; 2]> {
+        let both = [
+            touch(&mount.memory(), round)?,
+            touch(&mount.memory(), round)?,
+        ];
+        mount.unmount()?;
+        Ok(both)
+    };
     let subjects: Vec<Run<'_>> = vec![
         Box::new(|round| {
             image.settle()?;
             let start = Instant::now();
             let mount = image.view(&[])?;
             let mounted = start.elapsed().as_secs_f64();
-            let cold = touch(&mount.memory(), round)?;
-            let warm = touch(&mount.memory(), round)?;
-            mount.unmount()?;
-            Ok(vec![mounted, mounted + cold, warm])
+            let [cold, warm] = touch_mounted(mount, round)?;
+            Ok(vec![mounted, mounted + cold, cold, warm])
         }),
         Box::new(|round| {
             image.settle()?;
@@ -204,17 +229,36 @@ pub fn load(bench: &mut Bench) -> anyhow::Result<()> {
             image.settle()?;
             Ok(vec![touch(&image.plain, round)?])
         }),
+        Box::new(|round| {
+            image.settle()?;
+            let mount = Mount::unrecorded(&image.cli, "base", &image.dir, &[])?;
+            Ok(touch_mounted(mount, round)?.to_vec())
+        }),
+        Box::new(|round| {
+            image.settle()?;
+            let mount = Mount::ram(&image.plain, &image.dir, read_ahead)?;
+            Ok(touch_mounted(mount, round)?.to_vec())
+        }),
     ];
     let done = alternate(bench.rounds, subjects)?;
-    let (view, copied, plain) = (&done[0], &done[1], &done[2][0]);
+    let [view, copied, plain, read_only, ram] = [0, 1, 2, 3, 4].map(|subject| &done[subject]);
     let copy = "cp of 320 MiB, warm";
     bench.compare("mount a view", &view[0], copy, &copied[0], None);
     let what = "mount it, touch 4096 pages, cold";
     bench.compare(what, &view[1], "copy it, touch them", &copied[1], None);
-    let touched = "touch them in a plain file, warm";
-    bench.compare(what, &view[1], touched, plain, None);
+    let cold = "touch 4096 pages, cold";
+    let mount = "in a mount to be read, cold";
+    bench.compare(cold, &view[2], mount, &read_only[0], None);
+    bench.compare(cold, &view[2], "in FUSE from RAM, cold", &ram[0], None);
     let again = "touch them again, warm";
-    bench.compare(again, &view[2], "in a plain file, warm", plain, Some(1.1));
+    bench.compare(
+        again,
+        &view[3],
+        "in FUSE from RAM, warm",
+        &ram[1],
+        Some(1.1),
+    );
+    bench.compare(again, &view[3], "in a plain file, warm", &plain[0], None);
     Ok(())
 }
 

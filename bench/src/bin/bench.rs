@@ -74,9 +74,9 @@ fn main() -> anyhow::Result<()> {
 /// mounts, machines of nothing but KVM, a process with private memory.
 fn serve_as_helper(arguments: &[&str]) -> anyhow::Result<bool> {
     match *arguments {
-        ["serve-ram", file, dir, read_ahead] => {
+        ["serve-ram", file, dir, read_ahead, access @ ("ro" | "rw")] => {
             let read_ahead = read_ahead.parse().context("a number of bytes")?;
-            serve_ram::serve(file.as_ref(), dir.as_ref(), read_ahead)?;
+            serve_ram::serve(file.as_ref(), dir.as_ref(), read_ahead, access == "rw")?;
         }
         ["bare-vm", count, bytes, cpus, kernel, ref image @ ..] => {
             vm_bare::run(&vm_bare::Options {
