@@ -6,19 +6,20 @@
 # Half of the time goes to the simulator, on histories that nobody has seen yet.
 # The rest goes to real processes: machines that are run, committed, restored and killed
 # at random; copies of a store that go on by themselves; mounts that come and go at one
-# path; a store of very many packs; and the
+# path; fsx on a writable view that is committed meanwhile; a store of very many packs; and the
 # story of five images of a real guest (commit them, remove a tag in the middle,
 # collect, lose the index, repair, mount, compare), while something else keeps the
 # machine busy and the page cache is dropped. Ends with 1 at the first fault, and always
 # with a summary: which parts, how long, what they did, what was skipped and why.
 #
-# SOAK_FAULT=PART puts a fault into a part, which has to find it: simulator, copies, story.
+# SOAK_FAULT=PART puts a fault into a part, which has to find it: simulator, copies, views,
+# story.
 # STORY_ROUNDS=N tells the story at least so often.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/toolchain.sh
 
-parts="simulator machines fuzzing copies mounts packs story"
+parts="simulator machines fuzzing copies mounts views packs story"
 total="${1:-3600}"
 [ "$#" -gt 1 ] && parts="${*:2}"
 fault="${SOAK_FAULT:-}"
@@ -31,6 +32,7 @@ began=0
 clean() {
     for pid in "${noise[@]}"; do kill "$pid" 2>/dev/null || true; done
     umount -l "$work/mount" 2>/dev/null || true
+    "${snapstore:-false}" umount "$work/view" >/dev/null 2>&1 || true
     [ -z "$part" ] || summary+=("$(printf '%-10s %5d s  FAILED' "$part" $((SECONDS - began)))")
     say "summary"
     printf '    %s\n' "${summary[@]}" "${skipped[@]}"
@@ -88,6 +90,58 @@ mounts() {
     SNAPSTORE_SOAK_ROUNDS=$((total / 6)) \
         cargo test --locked -p snapstore-tests --test mount soak -- --nocapture | log || die "a mount"
     done_by_part="$((total / 6)) rounds"
+}
+
+# fsx does with the file $1 of the view what $2 (weights) allows, while the view is committed.
+exercise() {
+    local pid options=()
+    printf '%s\n' "$2" >"$work/fsx.toml"
+    [ "$fault" != views ] || options=(--inject 500)
+    "$fsx" -f "$work/fsx.toml" -N 2000 -S "$seed" -P "$work" "${options[@]}" "$work/view/$1" \
+        >"$work/fsx.log" 2>&1 &
+    pid=$!
+    noise+=("$pid")
+    while kill -0 "$pid" 2>/dev/null; do
+        "$snapstore" commit now --replace --mount "$work/view" >/dev/null || die "a commit of a view"
+    done
+    wait "$pid" || { cat "$work/fsx.log"; die "fsx of $1, seed $seed"; }
+}
+
+views() {
+    local fsx seed runs=0 end=$((SECONDS + total / 24))
+    : | log
+    if ! fsx="$(scripts/fsx.sh)"; then
+        skip "views: fsx cannot be compiled"
+        done_by_part="nothing"
+        return
+    fi
+    seed="$(date +%s)"
+    export SNAPSTORE_DIR="$work/view-store"
+    mkdir -p "$work/view"
+    "$snapstore" init >/dev/null
+    head -c 1048576 /dev/urandom >"$work/image"
+    "$snapstore" commit image --memory "$work/image" --no-parent >/dev/null
+    "$snapstore" mount --rw --overlay-dir "$work" image "$work/view" >/dev/null
+    local both="fsync = 1
+fdatasync = 1
+invalidate = 1
+punch_hole = 5
+sendfile = 2
+posix_fadvise = 2
+copy_file_range = 2"
+    while [ "$SECONDS" -lt "$end" ] || [ "$runs" = 0 ]; do
+        # An image keeps its length.
+        exercise memory.bin "blockmode = true
+[weights]
+truncate = 0
+$both"
+        exercise state "[weights]
+close_open = 1
+$both"
+        seed=$((seed + 1)) runs=$((runs + 2))
+    done
+    "$snapstore" umount "$work/view" >/dev/null
+    done_by_part="fsx held $runs times, up to seed $((seed - 1))"
 }
 
 packs() {
