@@ -44,6 +44,9 @@ pub struct Held {
     pub place: PagePlace,
 }
 
+/// A page of a leaf: its id, and where it is, or encoding and bytes of one that is new.
+pub type LeafPage = ([u8; 32], Result<PagePlace, (u8, Vec<u8>)>);
+
 /// A pack that is being filled.
 pub struct PackBytes {
     /// Its name.
@@ -100,11 +103,7 @@ impl PackBytes {
 
     /// Adds a leaf and those of its pages that are new: encoding and bytes of each, or
     /// where it is.
-    pub fn add(
-        &mut self,
-        canonical: &[u8],
-        pages: &[([u8; 32], Result<PagePlace, (u8, Vec<u8>)>)],
-    ) -> (LeafPlace, Vec<PagePlace>) {
+    pub fn add(&mut self, canonical: &[u8], pages: &[LeafPage]) -> (LeafPlace, Vec<PagePlace>) {
         let mut packs: BTreeSet<Name> = BTreeSet::new();
         for (_, page) in pages {
             packs.insert(page.as_ref().map_or(self.name, |place| place.pack));

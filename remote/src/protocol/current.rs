@@ -91,11 +91,11 @@ impl Listing {
             beats = bucket.list("lease/").await?;
             fences = bucket.list("fence/").await?;
         }
-        Ok(Self::from_keys(&records, beats, &fences).as_without(bucket))
+        Ok(Self::from_keys(&records, beats, &fences).judged_without(bucket))
     }
 
     /// As the checker judges it that has taken a rule away.
-    pub(crate) fn as_without<B: Bucket>(mut self, bucket: &B) -> Self {
+    pub(crate) fn judged_without<B: Bucket>(mut self, bucket: &B) -> Self {
         self.fenced_is_settled = bucket.is_without(Rule::FencedSupersedesNothing);
         self.active_is_settled = bucket.is_without(Rule::ActiveSupersedesNothing);
         self.fenced_is_no_root = bucket.is_without(Rule::FencedIsRoot);

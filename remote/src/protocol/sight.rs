@@ -88,7 +88,7 @@ async fn look<B: AtOnce>(
     let mut looked = bucket.at_once(&asks).await.into_iter();
     let mut next = || looked.next().expect("each is answered");
     let (again, fences) = (next()?.objects(), next()?.objects());
-    let listing = Listing::from_keys(seen, beats, &fences).as_without(bucket);
+    let listing = Listing::from_keys(seen, beats, &fences).judged_without(bucket);
     let stays = keys(seen) == keys(&again) || bucket.is_without(Rule::ViewLooksAgain);
     let is_winner = listing.judge(&record.tag).winner.as_ref() == Some(record);
     if !stays || !is_winner {
