@@ -165,7 +165,13 @@ impl Blocks {
                     self.get_once(pack, &flight.blocks, IN_VAIN, Cause::Demand)
                 }),
                 true => self.fly(pack, &flight, || {
-                    self.get_patiently(pack, &flight.blocks, until)
+                    match self.get_patiently(pack, &flight.blocks, until) {
+                        // What is wrong may be what follows, which is not needed.
+                        Err(Failure::Damaged { .. }) if flight.blocks.end > first + 1 => {
+                            self.get_patiently(pack, &(first..first + 1), until)
+                        }
+                        got => got,
+                    }
                 }),
                 false => match flight.wait(until) {
                     Some(landed) => landed,

@@ -240,20 +240,22 @@ const DAMAGED_CONDEMNATION: &str = "it does not tell what a collection condemned
 /// What collections are about to delete.
 pub(crate) async fn condemnations<B: Bucket>(bucket: &B) -> Result<Vec<(Name, CondemnRecord)>> {
     let mut found = Vec::new();
+    // What it condemned is not known, so nothing may be reused meanwhile.
+    let told = |error| match error {
+        Error::Damaged { key, .. } => Error::Damaged {
+            key,
+            reason: DAMAGED_CONDEMNATION,
+        },
+        other => other,
+    };
     for listed in bucket.list("condemn/").await? {
         let name = listed.key.strip_prefix("condemn/").and_then(Name::parse);
         let Some(name) = name else { continue };
         // One that went away meanwhile condemns nothing that exists.
-        if let Some(bytes) = bucket.get(&listed.key).await? {
+        let bytes = bucket.get(&listed.key).await;
+        if let Some(bytes) = bytes.map_err(|error| told(error.into()))? {
             let record = CondemnRecord::decode(&listed.key, &bytes);
-            let record = record.map_err(|error| match error.of(&listed.key) {
-                // What it condemned is not known, so nothing may be reused meanwhile.
-                Error::Damaged { key, .. } => Error::Damaged {
-                    key,
-                    reason: DAMAGED_CONDEMNATION,
-                },
-                other => other,
-            });
+            let record = record.map_err(|error| told(error.of(&listed.key)));
             found.push((name, record?));
         }
     }
