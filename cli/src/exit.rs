@@ -113,9 +113,13 @@ fn of_remote(error: &snapstore_remote::Error) -> ErrorClass {
             | Protocol::Gone { .. }
             | Protocol::Ambiguous { .. },
         ) => ErrorClass::Busy,
-        Remote::BadUrl { .. } | Remote::Unusable { .. } | Remote::InClear { .. } => {
-            ErrorClass::Usage
-        }
+        Remote::BadUrl { .. }
+        | Remote::Unusable { .. }
+        | Remote::InClear { .. }
+        | Remote::Key { .. }
+        | Remote::OtherKey { .. }
+        | Remote::NoKey { .. }
+        | Remote::InClearThere { .. } => ErrorClass::Usage,
         _ => ErrorClass::Failed,
     }
 }

@@ -60,6 +60,14 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
             "use https://; for a test, `snapstore remote add NAME URL --allow-http` with the same \
              name and URL allows it",
         ),
+        Remote::NoKey { .. } | Remote::OtherKey { .. } => Some(
+            "`snapstore remote add` once more, with the same name and URL and --key FILE, says \
+             which key it is",
+        ),
+        Remote::InClearThere { .. } => Some(
+            "`snapstore remote add` once more, with the same name and URL and without --key, \
+             uses it as it is; only a new bucket can be made an encrypted remote",
+        ),
         Remote::OtherPageSize { .. } => {
             Some("`snapstore init --page-size` makes a store with pages as those")
         }

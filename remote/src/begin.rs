@@ -44,7 +44,7 @@ impl Remote {
         let mut answers = block_on(self.at_once(&asks)).into_iter();
         let mut next = || answers.next().expect("each is answered");
         let (config, seen) = (next(), next());
-        let config = self.config_of(config?.bytes())?;
+        let config = self.config_of(config.map(Answer::bytes))?;
         if let Some(store) = store {
             self.check_pages_of(&config, store)?;
         }

@@ -1,5 +1,7 @@
 //! What can go wrong between a store and a bucket.
 
+use std::path::PathBuf;
+
 use crate::protocol;
 
 /// The result of an operation on a remote.
@@ -37,6 +39,36 @@ pub enum Error {
         url: String,
         /// The server.
         endpoint: String,
+    },
+    /// A file that is no key, or is not to be one.
+    #[error("cannot use the key {}: {why}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// A key for a remote that is encrypted with another one.
+    #[error("the remote in {url} is encrypted with another key than {}", path.display())]
+    OtherKey {
+        /// Where.
+        url: String,
+        /// The file with the key.
+        path: PathBuf,
+    },
+    /// No key for a remote that is encrypted.
+    #[error("the remote in {url} is encrypted, and no key was given for it")]
+    NoKey {
+        /// Where.
+        url: String,
+    },
+    /// A key for a remote that is not encrypted.
+    #[error("the remote in {url} is not encrypted, and the key {} was given for it", path.display())]
+    InClearThere {
+        /// Where.
+        url: String,
+        /// The file with the key.
+        path: PathBuf,
     },
     /// A bucket without a configuration.
     #[error("there is no remote in {url}")]

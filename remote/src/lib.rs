@@ -35,6 +35,7 @@ mod pull;
 mod push;
 mod remote;
 mod reuse;
+mod sealing;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -46,6 +47,7 @@ pub use objects::Requests;
 pub use place::Place;
 pub use pull::Pulled;
 pub use remote::{LeaseReport, Remote, RemoteTag};
+pub use sealing::DomainKey;
 pub use upload::PushReport;
 pub use verify::{Finding, VerifyReport};
 

@@ -7,6 +7,7 @@ use crate::dir::Directory;
 use crate::error::{Error, Result};
 use crate::objects::Objects;
 use crate::place::Place;
+use crate::sealing::{DomainKey, Sealed};
 
 /// How long a request may be silent that somebody waits for: who asks has it tried again.
 const DEMAND_SILENT: Duration = Duration::from_secs(5);
@@ -22,14 +23,27 @@ pub(crate) fn open_for_demand(place: &Place, patience: Duration) -> Result<Box<d
     open_silent(place, Some(DEMAND_SILENT.min(patience)))
 }
 
+/// With a key, what is there is decrypted.
 fn open_silent(place: &Place, silent: Option<Duration>) -> Result<Box<dyn Objects>> {
+    let objects = open_stored(place, silent)?;
+    match &place.key {
+        None => Ok(objects),
+        Some(path) => Ok(Box::new(Sealed::new(objects, &DomainKey::read(path)?))),
+    }
+}
+
+/// What is there, as it is stored.
+fn open_stored(place: &Place, silent: Option<Duration>) -> Result<Box<dyn Objects>> {
     let bad = || Error::BadUrl {
         url: place.url.clone(),
     };
     let (scheme, rest) = place.url.split_once("://").ok_or_else(bad)?;
     match scheme {
         "file" if rest.starts_with('/') => {
-            let only_url = Place::new(&place.url);
+            let only_url = Place {
+                key: place.key.clone(),
+                ..Place::new(&place.url)
+            };
             match *place == only_url {
                 true => Ok(Box::new(Directory::new(Path::new(rest)))),
                 false => Err(place.unusable("a directory takes no options of a server")),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// Where the objects of a remote are. It holds no secrets, only the file with them.
+/// Where the objects of a remote are. It holds no secrets, only the files with them.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Place {
     /// `file:///DIRECTORY`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or
@@ -28,6 +28,9 @@ pub struct Place {
     /// there are no others.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub machine_role: bool,
+    /// The file with the key that all there is encrypted with, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
     /// How long a request is tried again, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_seconds: Option<u64>,

@@ -17,6 +17,7 @@ use crate::protocol::{
     self, Bucket, Current, LeaseKind, Listed, Listing, Part, RefRecord, Session, Unanswered, seal,
     unseal,
 };
+use crate::sealing;
 
 pub(crate) const CONFIG_KEY: &str = "config";
 const CONFIG: [u8; 8] = *b"SNAPBUCK";
@@ -172,6 +173,12 @@ impl Remote {
         &self.url
     }
 
+    /// Whether all that is there is encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.place.key.is_some()
+    }
+
     /// The bucket's clock.
     fn now(&self) -> Result<u64> {
         let key = format!("probe/{:032x}", crate::random().map_err(no_random)?);
@@ -189,25 +196,31 @@ impl Remote {
     ///
     /// # Errors
     /// [`Error::RemoteExists`]; [`Error::NothingThere`] if there was a remote;
-    /// [`Error::OtherPageSize`] if snapshots there have other pages; if the bucket did not
-    /// answer.
+    /// [`Error::OtherPageSize`] if snapshots there have other pages; [`Error::OtherKey`],
+    /// [`Error::NoKey`], [`Error::InClearThere`] if what is there is encrypted otherwise; if the
+    /// bucket did not answer.
     pub fn init(&self, page_bytes: u32) -> Result<()> {
         if self.was_there && self.bucket.is_absent() {
             return Err(self.nothing_there());
         }
         self.bucket.create()?;
-        let found = self.bucket.get(CONFIG_KEY, None)?;
-        let is_damaged = match found.as_deref().map(config_from) {
-            None => false,
-            Some(Ok(_)) => {
+        let is_damaged = match self.config_from(self.bucket.get(CONFIG_KEY, None)) {
+            Ok(None) => false,
+            Ok(Some(_)) => {
                 return Err(Error::RemoteExists {
                     url: self.url.clone(),
                 });
             }
-            Some(Err(Error::Protocol(protocol::Error::Damaged { .. }))) => true,
-            Some(Err(error)) => return Err(error),
+            Err(Error::Protocol(protocol::Error::Damaged { .. })) => true,
+            // What tells one from the other may be what is damaged: heads tell.
+            Err(error @ Error::OtherKey { .. }) => match self.page_bytes_of_heads() {
+                Ok(Some(_)) => true,
+                _ => return Err(error),
+            },
+            Err(error) => return Err(error),
         };
         let store_bytes = page_bytes.into();
+        // What cannot be read with this key is not made a remote of this key.
         if let Some(remote_bytes) = self.page_bytes_of_heads()?
             && remote_bytes != store_bytes
         {
@@ -238,7 +251,7 @@ impl Remote {
 
     pub(crate) fn config(&self) -> Result<Config> {
         self.check_there()?;
-        self.config_of(self.bucket.get(CONFIG_KEY, None)?)
+        self.config_of(self.bucket.get(CONFIG_KEY, None))
     }
 
     /// That there is something. All commands begin here, so nothing has been asked for yet.
@@ -249,12 +262,25 @@ impl Remote {
         }
     }
 
-    /// What these bytes of a bucket say of it.
-    pub(crate) fn config_of(&self, bytes: Option<Vec<u8>>) -> Result<Config> {
-        let bytes = bytes.ok_or_else(|| Error::NoRemote {
+    /// What this object of a bucket says of it.
+    pub(crate) fn config_of(&self, found: Result<Option<Vec<u8>>, Unanswered>) -> Result<Config> {
+        self.config_from(found)?.ok_or_else(|| Error::NoRemote {
             url: self.url.clone(),
-        })?;
-        config_from(&bytes)
+        })
+    }
+
+    fn config_from(&self, found: Result<Option<Vec<u8>>, Unanswered>) -> Result<Option<Config>> {
+        let found = found.map_err(|error| {
+            let otherwise = error.wrong.and_then(|why| self.otherwise(why, false));
+            otherwise.unwrap_or_else(|| error.into())
+        });
+        let Some(bytes) = found? else {
+            return Ok(None);
+        };
+        match self.otherwise("", bytes.starts_with(&sealing::MAGIC)) {
+            Some(error) => Err(error),
+            None => Ok(Some(config_from(&bytes)?)),
+        }
     }
 
     fn nothing_there(&self) -> Error {
@@ -265,9 +291,10 @@ impl Remote {
     }
 
     /// The size of the pages of the snapshots that are there, if there are any: the first
-    /// head that can be read tells.
+    /// head that can be read tells. If there is none, and one is encrypted otherwise, that is
+    /// the error.
     fn page_bytes_of_heads(&self) -> Result<Option<u64>> {
-        let mut newer = None;
+        let mut refused = None;
         for listed in self.bucket.list("heads/")? {
             let Some(Part::Head(name)) = Part::parse(&listed.key) else {
                 continue;
@@ -278,14 +305,37 @@ impl Remote {
                         return Ok(Some(size.bytes()));
                     }
                 }
-                Err(error @ Error::Protocol(protocol::Error::Newer { .. })) => newer = Some(error),
-                Err(Error::Protocol(
-                    protocol::Error::Damaged { .. } | protocol::Error::Missing { .. },
-                )) => {}
+                Err(error @ Error::Protocol(protocol::Error::Newer { .. })) => {
+                    refused = Some(error);
+                }
+                Err(Error::Protocol(protocol::Error::Damaged { key, reason })) => {
+                    let magic = self.bucket.get(&key, Some((0, sealing::MAGIC.len())));
+                    let is_sealed = magic.is_ok_and(|it| it.as_deref() == Some(&sealing::MAGIC));
+                    refused = self.otherwise(reason, is_sealed).or(refused);
+                }
+                Err(Error::Protocol(protocol::Error::Missing { .. })) => {}
                 Err(error) => return Err(error),
             }
         }
-        newer.map_or(Ok(None), Err)
+        refused.map_or(Ok(None), Err)
+    }
+
+    /// That an object is encrypted otherwise than it should be, if it is. Without a key it can be
+    /// seen from what it begins with, with one from what was wrong.
+    fn otherwise(&self, reason: &'static str, is_sealed: bool) -> Option<Error> {
+        let url = self.url.clone();
+        match &self.place.key {
+            None => is_sealed.then_some(Error::NoKey { url }),
+            Some(key) => {
+                let path = key.clone();
+                match reason {
+                    sealing::OTHER_KEY => Some(Error::OtherKey { url, path }),
+                    sealing::IN_CLEAR => Some(Error::InClearThere { url, path }),
+                    sealing::NEWER => Some(self.place.unusable(sealing::NEWER)),
+                    _ => None,
+                }
+            }
+        }
     }
 
     /// What the bucket says of itself, if its pages are as long as the store's.

@@ -11,7 +11,7 @@ use snapstore_store::{
 use snapstore_tests::servers;
 
 use crate::protocol::{self, Options};
-use crate::{Error, Place, Remote};
+use crate::{DomainKey, Error, Place, Remote};
 
 mod bodies;
 mod first;
@@ -21,6 +21,7 @@ mod mending;
 #[cfg(feature = "cloud")]
 mod network;
 mod rounds;
+mod sealing;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -86,6 +87,19 @@ impl Scene {
         Ok(scene)
     }
 
+    /// The same, encrypted.
+    fn sealed() -> Result<Self, Box<dyn std::error::Error>> {
+        let dir = tempfile::tempdir()?;
+        let key = dir.path().join("key");
+        DomainKey::make(&key)?;
+        let url = format!("file://{}", dir.path().join("bucket").display());
+        let mut place = Place::new(&url);
+        place.key = Some(key);
+        let scene = Self { dir, place };
+        scene.remote()?.init(4096)?;
+        Ok(scene)
+    }
+
     /// Of a bucket of a server.
     #[cfg(feature = "cloud")]
     fn of(server: &servers::Server) -> Result<Self, Box<dyn std::error::Error>> {
@@ -104,6 +118,7 @@ impl Scene {
                 allow_http: true,
                 credentials: Some(credentials),
                 machine_role: false,
+                key: None,
                 retry_seconds: Some(10),
             },
         };
@@ -127,7 +142,15 @@ impl Scene {
     /// The longest object of a kind, as a file.
     fn object(&self, kind: &str) -> PathBuf {
         let key = self.longest(kind).expect("there is one");
-        self.bucket().join(key)
+        let path = self.bucket().join(&key);
+        if path.exists() {
+            return path;
+        }
+        // The name of its tag is hidden.
+        let name = key.rsplit('/').next().expect("it has a name");
+        let tags = list(&self.bucket().join("refs")).expect("there are records");
+        let mut named = tags.into_iter().map(|tag| tag.join(name));
+        named.find(|path| path.exists()).expect("its file")
     }
 
     fn is_directory(&self) -> bool {
@@ -363,6 +386,12 @@ macro_rules! over_each_bucket {
         mod in_a_directory {
             $(#[test] fn $name() -> super::Outcome {
                 super::bodies::$name(&super::Scene::new()?)
+            })*
+        }
+
+        mod encrypted {
+            $(#[test] fn $name() -> super::Outcome {
+                super::bodies::$name(&super::Scene::sealed()?)
             })*
         }
 

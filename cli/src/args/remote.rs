@@ -27,7 +27,13 @@ pub enum RemoteCommand {
         #[command(flatten)]
         form: FormArgs,
     },
-    /// Make a bucket a remote, with pages as this store has them, or mend its configuration
+    /// Make a key for encrypted remotes, in a new file that only its owner may read
+    Key {
+        /// The file
+        file: PathBuf,
+    },
+    /// Make a bucket a remote, with pages as this store has them, or mend its configuration; it
+    /// is encrypted if `remote add` was given a key
     Init {
         /// A remote of this store
         name: String,
@@ -87,6 +93,8 @@ Examples:
   snapstore remote add site s3://snaps/site --region eu-central-1
   snapstore remote add own s3://snaps --endpoint https://garage.example:3900 --region garage \\
       --credentials /etc/snapstore/own.env
+  snapstore remote key /etc/snapstore/site.key
+  snapstore remote add site s3://snaps/site --key /etc/snapstore/site.key
 
 Credentials come from the usual variables of the environment (AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN; GOOGLE_APPLICATION_CREDENTIALS;
@@ -114,6 +122,10 @@ pub struct AddArgs {
     /// Where there are no credentials, ask the provider's own service on its machines
     #[arg(long)]
     pub machine_role: bool,
+    /// A file that `remote key` has made: everything in the bucket is encrypted with it, and
+    /// nothing can be read without it; only its owner may read it
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
     /// How long a request that fails is tried again [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub retry_seconds: Option<u64>,

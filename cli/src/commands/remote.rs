@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use snapstore_host::{NotFound, Usage};
 use snapstore_remote::protocol::{NotCollected, Options};
-use snapstore_remote::{Place, Remote};
+use snapstore_remote::{DomainKey, Place, Remote};
 use snapstore_store::{Store, check_tag};
 
 use crate::args::{AddArgs, PullArgs, PushArgs, RemoteArgs, RemoteCommand};
@@ -181,16 +181,20 @@ fn add(context: &Context, store: &Store, name: &str, place: Place) -> anyhow::Re
 }
 
 fn place(args: &AddArgs) -> anyhow::Result<Place> {
-    let credentials = args.credentials.as_ref().map(|path| {
-        std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
-    });
+    let absolute = |path: &Option<PathBuf>| {
+        let path = path.as_ref().map(|path| {
+            std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
+        });
+        path.transpose()
+    };
     Ok(Place {
         url: args.url.clone(),
         endpoint: args.endpoint.clone(),
         region: args.region.clone(),
         allow_http: args.allow_http,
-        credentials: credentials.transpose()?,
+        credentials: absolute(&args.credentials)?,
         machine_role: args.machine_role,
+        key: absolute(&args.key)?,
         retry_seconds: args.retry_seconds,
     })
 }
@@ -198,7 +202,7 @@ fn place(args: &AddArgs) -> anyhow::Result<Place> {
 /// Of `remote list`.
 const REMOTES: Fields = Fields {
     rows: "remotes",
-    of_row: &["name", "url"],
+    of_row: &["name", "url", "key"],
     of_answer: &[],
 };
 
@@ -217,14 +221,22 @@ const LEASES: Fields = Fields {
 };
 
 pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
+    if let RemoteCommand::Key { file } = &args.command {
+        return key(context, file);
+    }
     let store = context.open_or_create_default()?;
     match &args.command {
+        RemoteCommand::Key { .. } => {}
         RemoteCommand::Add(args) => return add(context, &store, &args.name, place(args)?),
         RemoteCommand::List { form } => {
             let context = context.listing(form, &REMOTES)?;
             let known = remotes(store.path())?;
             let urls = known.iter();
-            let urls = urls.map(|(name, one)| json!({"name": name, "url": one.place.url}));
+            // The key's file, of those that are encrypted.
+            let urls = urls.map(|(name, one)| match &one.place.key {
+                None => json!({"name": name, "url": one.place.url}),
+                Some(key) => json!({"name": name, "url": one.place.url, "key": key}),
+            });
             let value = json!({"remotes": urls.collect::<Vec<_>>()});
             context.answer(&value, || {
                 if known.is_empty() {
@@ -232,9 +244,14 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
                 }
                 let rows: Vec<_> = known
                     .iter()
-                    .map(|(name, one)| vec![name.clone(), one.place.url.clone()])
+                    .map(|(name, one)| {
+                        let key = one.place.key.as_ref();
+                        let key = key.map(|key| format!("encrypted, by {}", key.display()));
+                        let url = one.place.url.clone();
+                        vec![name.clone(), url, key.unwrap_or_default()]
+                    })
                     .collect();
-                table(&["NAME", "URL"], 2, &rows)
+                table(&["NAME", "URL", ""], 3, &rows)
             })?;
         }
         RemoteCommand::Init { name } => {
@@ -242,8 +259,10 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
             let bytes = store.page_size().bytes();
             told(remote.init(u32::try_from(bytes)?))?;
             remember(&store, name);
-            let value = json!({"remote": name, "page_bytes": bytes});
-            context.answer(&value, || format!("{} is a remote now.", remote.url()))?;
+            let encrypted = remote.is_encrypted();
+            let value = json!({"remote": name, "page_bytes": bytes, "encrypted": encrypted});
+            let what = if encrypted { "an encrypted" } else { "a" };
+            context.answer(&value, || format!("{} is {what} remote now.", remote.url()))?;
         }
         RemoteCommand::Check { name } => {
             let remote = remote(&store, name)?;
@@ -285,6 +304,18 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
             })?;
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn key(context: &Context, file: &Path) -> anyhow::Result<ExitCode> {
+    told(DomainKey::make(file))?;
+    let shown = file.display();
+    context.answer(&json!({"key": file}), || {
+        format!(
+            "Made the key {shown}. Keep a copy of it elsewhere: without it, what is encrypted \
+             with it is lost."
+        )
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

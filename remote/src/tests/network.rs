@@ -67,6 +67,7 @@ fn place(dir: &tempfile::TempDir, endpoint: &str) -> Result<Place, Box<dyn std::
         credentials: Some(credentials),
         machine_role: false,
         retry_seconds: Some(1),
+        key: None,
     })
 }
 

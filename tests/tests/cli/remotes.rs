@@ -254,3 +254,107 @@ fn lists_of_nothing_say_so_and_hints_are_whole_commands() -> anyhow::Result<()> 
     ensure!(said.contains("No tags there yet"), "{said}");
     Ok(())
 }
+
+/// All that stands in the bucket: paths and what is in them.
+fn contents(dir: &std::path::Path, found: &mut Vec<(String, Vec<u8>)>) -> anyhow::Result<()> {
+    for path in list(dir)? {
+        match path.is_dir() {
+            true => contents(&path, found)?,
+            false => found.push((path.display().to_string(), fs::read(&path)?)),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_encrypted_remote_works_as_another_one_and_tells_nothing() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    let cli = &fixture.cli;
+    let memory = noise(1, 1200 * PAGE);
+    fixture.commit("the-base", &memory, &[])?;
+    let url = format!("file://{}", bucket(&fixture).display());
+    let key = fixture.path("key");
+    let told = cli.ok(&["remote", "key", &key])?;
+    ensure!(told.contains("copy"), "{told}");
+    let text = fs::read(&key)?;
+    let error = cli.fails(2, &["remote", "key", &key])?;
+    ensure!(error.contains("exists"), "{error}");
+    ensure!(fs::read(&key)? == text);
+    cli.ok(&["remote", "add", "site", &url, "--key", &key])?;
+    let told = cli.ok(&["remote", "init", "site"])?;
+    ensure!(told.contains("encrypted"), "{told}");
+    cli.ok(&["remote", "check", "site"])?;
+    cli.ok(&["push", "the-base", "site"])?;
+    let listed = cli.json(&["remote", "list"])?;
+    ensure!(listed["remotes"][0]["key"] == key, "{listed}");
+    ensure!(cli.ok(&["remote", "list"])?.contains("encrypted"));
+    let known = fs::read_to_string(cli.store().join("remotes.json"))?;
+    let digits = std::str::from_utf8(&text)?.trim().rsplit(' ').next();
+    ensure!(!known.contains(digits.context("a key")?), "{known}");
+
+    let mut found = Vec::new();
+    contents(&bucket(&fixture), &mut found)?;
+    ensure!(found.len() >= 4, "{} objects", found.len());
+    for (path, bytes) in &found {
+        ensure!(!path.contains("the-base"), "{path}");
+        let has = |hidden: &[u8]| bytes.windows(hidden.len()).any(|it| it == hidden);
+        ensure!(!has(b"the-base") && !has(b"memory"), "{path}");
+        for page in memory.chunks(PAGE).step_by(100) {
+            ensure!(!has(&page[..32]), "{path}");
+        }
+    }
+
+    let other = other(&fixture, "other", &[])?;
+    for command in ["remote tags site", "pull site/the-base", "remote init site"] {
+        let command: Vec<&str> = command.split(' ').collect();
+        let error = other.fails(2, &command)?;
+        ensure!(error.contains("no key was given"), "{error}");
+        ensure!(error.contains("remote add"), "{error}");
+    }
+    let wrong = fixture.path("wrong");
+    other.ok(&["remote", "key", &wrong])?;
+    other.ok(&["remote", "add", "site", &url, "--key", &wrong])?;
+    let error = other.fails(2, &["pull", "site/the-base"])?;
+    ensure!(
+        error.contains("another key") && error.contains(&wrong),
+        "{error}"
+    );
+    set_mode(&key, 0o644)?;
+    let error = other.fails(2, &["remote", "add", "site", &url, "--key", &key])?;
+    ensure!(error.contains(&format!("chmod 600 {key}")), "{error}");
+    set_mode(&key, 0o600)?;
+    other.ok(&["remote", "add", "site", &url, "--key", &key])?;
+    other.ok(&["pull", "site/the-base"])?;
+    other.ok(&["verify"])?;
+
+    cli.ok(&["remote", "verify", "site", "--read-data"])?;
+    flip(&object(&fixture, "packs")?)?;
+    let told = cli.fails(4, &["remote", "verify", "site", "--read-data"])?;
+    drop(told);
+    cli.ok(&["push", "the-base", "site", "--replace"])?;
+    cli.ok(&["remote", "verify", "site", "--read-data"])?;
+    cli.ok(&["remote", "rm", "site", "the-base"])?;
+    let told = cli.json(&["remote", "gc", "site"])?;
+    ensure!(
+        told["deleted"].as_array().is_some_and(|it| !it.is_empty()),
+        "{told}"
+    );
+    ensure!(list(&bucket(&fixture).join("packs"))?.is_empty());
+
+    // A key for a remote in clear.
+    let clear = format!("file://{}", fixture.path("mnt/clear"));
+    cli.ok(&["remote", "add", "clear", &clear])?;
+    cli.ok(&["remote", "init", "clear"])?;
+    cli.ok(&["remote", "add", "clear", &clear, "--key", &key])?;
+    for command in ["push the-base clear", "remote init clear"] {
+        let command: Vec<&str> = command.split(' ').collect();
+        let error = cli.fails(2, &command)?;
+        ensure!(error.contains("not encrypted"), "{error}");
+    }
+    Ok(())
+}
+
+fn set_mode(path: &str, mode: u32) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}

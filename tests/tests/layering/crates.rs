@@ -38,10 +38,11 @@ const MAY_USE: [(&str, &[&str]); 10] = [
 ];
 
 /// Crates of others, and the only ones of ours that may use them.
-const HOMES: [(&str, &str); 14] = [
+const HOMES: [(&str, &str); 15] = [
     ("rocksdb", "snapstore-store"),
     ("zstd", "snapstore-store"),
     ("object_store", "snapstore-remote"),
+    ("ring", "snapstore-remote"),
     ("tokio", "snapstore-remote"),
     ("fuser", "snapstore-fuse"),
     ("kvm-bindings", "snapstore-vmm"),
