@@ -15,6 +15,7 @@ mod odd_places;
 mod overlay;
 mod paging;
 mod pictures;
+mod remote_formats;
 mod remotes;
 mod retention;
 mod stopped;

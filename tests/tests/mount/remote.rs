@@ -77,6 +77,32 @@ pub fn longest(dir: &Path) -> anyhow::Result<PathBuf> {
 }
 
 #[test]
+fn a_snapshot_of_an_encrypted_remote_is_shown_to_who_has_the_key() -> anyhow::Result<()> {
+    let test = "a_snapshot_of_an_encrypted_remote_is_shown_to_who_has_the_key";
+    let Some(mut fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let there = commit_base(&fixture)?;
+    let url = format!("file://{}", fixture.path("bucket").display());
+    let key = fixture.path("key").display().to_string();
+    there.ok(&["remote", "key", &key])?;
+    there.ok(&["remote", "add", "site", &url, "--key", &key])?;
+    there.ok(&["remote", "init", "site"])?;
+    there.ok(&["push", "base", "site"])?;
+    let mnt = fixture.mountpoint("none")?.display().to_string();
+    fixture.cli.ok(&["remote", "add", "site", &url])?;
+    let error = fixture.cli.fails(2, &["mount", "site/base", &mnt])?;
+    ensure!(error.contains("no key was given"), "{error}");
+    fixture
+        .cli
+        .ok(&["remote", "add", "site", &url, "--key", &key])?;
+    let (dir, _) = fixture.mount(Some("site/base"), "mnt")?;
+    ensure!(fs::read(dir.join("memory.bin"))? == noise(1, PAGES * PAGE));
+    ensure!(fs::read(dir.join("vmstate"))? == b"the state");
+    Ok(())
+}
+
+#[test]
 fn a_snapshot_of_a_remote_is_shown_as_one_of_the_store() -> anyhow::Result<()> {
     let test = "a_snapshot_of_a_remote_is_shown_as_one_of_the_store";
     let Some((mut fixture, there)) = with_remote(test)? else {
