@@ -44,6 +44,9 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
     match error {
         Remote::NoRemote { .. } => Some("`snapstore remote init NAME` makes one"),
         Remote::RemoteExists { .. } => Some("use it as it is"),
+        Remote::ForeignConfig { .. } => Some(
+            "choose an empty directory or prefix; if it is a damaged remote without a snapshot, remove the object",
+        ),
         Remote::NothingThere {
             was_there: false, ..
         } => Some(

@@ -90,6 +90,14 @@ pub enum Error {
         /// Where.
         url: String,
     },
+    /// What is called as a remote's configuration is something else, and stays.
+    #[error(
+        "{url} has an object \"config\" that no remote wrote, and nothing of a remote beside it"
+    )]
+    ForeignConfig {
+        /// Where.
+        url: String,
+    },
     /// A store with other pages.
     #[error("the pages of {url} have {remote_bytes} bytes, and those of the store {store_bytes}")]
     OtherPageSize {

@@ -196,6 +196,7 @@ impl Remote {
     ///
     /// # Errors
     /// [`Error::RemoteExists`]; [`Error::NothingThere`] if there was a remote;
+    /// [`Error::ForeignConfig`];
     /// [`Error::OtherPageSize`] if snapshots there have other pages; [`Error::OtherKey`],
     /// [`Error::NoKey`], [`Error::InClearThere`] if what is there is encrypted otherwise; if the
     /// bucket did not answer.
@@ -211,7 +212,14 @@ impl Remote {
                     url: self.url.clone(),
                 });
             }
-            Err(Error::Protocol(protocol::Error::Damaged { .. })) => true,
+            Err(Error::Protocol(protocol::Error::Damaged { .. })) => match self.wrote_config()? {
+                true => true,
+                false => {
+                    return Err(Error::ForeignConfig {
+                        url: self.url.clone(),
+                    });
+                }
+            },
             // What tells one from the other may be what is damaged: heads tell.
             Err(error @ Error::OtherKey { .. }) => match self.page_bytes_of_heads() {
                 Ok(Some(_)) => true,
@@ -239,6 +247,14 @@ impl Remote {
         Ok(self
             .bucket
             .put(CONFIG_KEY, &seal(CONFIG, CONFIG_KEY, &payload))?)
+    }
+
+    /// Whether a damaged configuration was that of a remote, by what it begins with, or by
+    /// the snapshots beside it. Much else is called `config`, also of a store.
+    fn wrote_config(&self) -> Result<bool> {
+        let begins = self.bucket.get(CONFIG_KEY, Some((0, CONFIG.len())));
+        let is_remotes = begins.is_ok_and(|it| it.as_deref() == Some(&CONFIG));
+        Ok(is_remotes || !self.bucket.list("heads/")?.is_empty())
     }
 
     /// The size of its pages.

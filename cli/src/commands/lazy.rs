@@ -8,7 +8,7 @@ use snapstore_store::{SnapshotId, Store, check_tag};
 use snapstore_vmm::control::Origin;
 
 use crate::args::ReadingArgs;
-use crate::commands::remote::{remote, told};
+use crate::commands::remote::{remember, remote, told};
 use crate::context::Context;
 use crate::format::{count, size};
 use crate::logging::say;
@@ -74,6 +74,7 @@ pub fn begin(
         fills: reading.fills,
     };
     let lazy = told(name.open(store)?.lazy(store, &name.tag, &options))?;
+    remember(store, &name.remote);
     let id = lazy.snapshot().id().to_string();
     if reading.id.as_ref().is_some_and(|wanted| *wanted != id) {
         end(lazy);

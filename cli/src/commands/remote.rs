@@ -143,7 +143,7 @@ pub(super) fn remote(store: &Store, name: &str) -> anyhow::Result<Remote> {
 
 /// Remembers that a remote was there: if its directory is empty later, nothing is mounted
 /// there. A server does not answer then, so nothing has to be known of it.
-fn remember(store: &Store, name: &str) {
+pub(super) fn remember(store: &Store, name: &str) {
     let is_new = |one: &Known| !one.used && one.place.url.starts_with("file:");
     let remember = || {
         if !remotes(store.path())?.get(name).is_some_and(is_new) {
@@ -225,9 +225,26 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
         return key(context, file);
     }
     let store = context.open_or_create_default()?;
+    let code = on_store(context, &store, &args.command)?;
     match &args.command {
+        RemoteCommand::Init { name }
+        | RemoteCommand::Tags { name, .. }
+        | RemoteCommand::Rm { name, .. }
+        | RemoteCommand::Gc { name, .. }
+        | RemoteCommand::Verify { name, .. }
+        | RemoteCommand::Leases { name, .. } => remember(&store, name),
+        RemoteCommand::Key { .. }
+        | RemoteCommand::Add(_)
+        | RemoteCommand::List { .. }
+        | RemoteCommand::Check { .. } => {}
+    }
+    Ok(code)
+}
+
+fn on_store(context: &Context, store: &Store, command: &RemoteCommand) -> anyhow::Result<ExitCode> {
+    match command {
         RemoteCommand::Key { .. } => {}
-        RemoteCommand::Add(args) => return add(context, &store, &args.name, place(args)?),
+        RemoteCommand::Add(args) => return add(context, store, &args.name, place(args)?),
         RemoteCommand::List { form } => {
             let context = context.listing(form, &REMOTES)?;
             let known = remotes(store.path())?;
@@ -255,17 +272,16 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
             })?;
         }
         RemoteCommand::Init { name } => {
-            let remote = remote(&store, name)?;
+            let remote = remote(store, name)?;
             let bytes = store.page_size().bytes();
             told(remote.init(u32::try_from(bytes)?))?;
-            remember(&store, name);
             let encrypted = remote.is_encrypted();
             let value = json!({"remote": name, "page_bytes": bytes, "encrypted": encrypted});
             let what = if encrypted { "an encrypted" } else { "a" };
             context.answer(&value, || format!("{} is {what} remote now.", remote.url()))?;
         }
         RemoteCommand::Check { name } => {
-            let remote = remote(&store, name)?;
+            let remote = remote(store, name)?;
             told(remote.check())?;
             context.answer(&json!({"remote": name, "fit": true}), || {
                 format!("{} kept all that was asked of it.", remote.url())
@@ -273,25 +289,25 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
         }
         RemoteCommand::Tags { name, form } => {
             let context = context.listing(form, &TAGS)?;
-            return tags(&context, &remote(&store, name)?);
+            return tags(&context, &remote(store, name)?);
         }
         RemoteCommand::Rm { name, tags } => {
-            return rm(context, &remote(&store, name)?, name, tags);
+            return rm(context, &remote(store, name)?, name, tags);
         }
         RemoteCommand::Gc {
             name,
             dry_run,
             no_wait,
         } => {
-            let remote = remote(&store, name)?.patience(SILENCE, !no_wait);
+            let remote = remote(store, name)?.patience(SILENCE, !no_wait);
             return gc(context, &remote, *dry_run);
         }
         RemoteCommand::Verify { name, read_data } => {
-            return verify(context, &remote(&store, name)?, *read_data);
+            return verify(context, &remote(store, name)?, *read_data);
         }
         RemoteCommand::Leases { name, form } => {
             let context = context.listing(form, &LEASES)?;
-            let leases = told(remote(&store, name)?.leases())?;
+            let leases = told(remote(store, name)?.leases())?;
             context.answer(&json!({"leases": leases}), || {
                 if leases.is_empty() {
                     return "Nobody works on it.".to_owned();

@@ -133,6 +133,14 @@ pub fn a_configuration_that_is_lost_or_damaged_is_made_anew_for_the_same_pages(
         remote.init(page_bytes)?;
         assert_eq!(remote.page_bytes()?, u64::from(page_bytes));
     }
+    // What is something else's stays, where nothing tells of a remote.
+    for foreign in [&b"precious=1"[..], b"SNAPCONF\x01\0\0\0", b""] {
+        scene.replace("config", foreign)?;
+        let is_foreign = |error: Error| matches!(error, Error::ForeignConfig { .. });
+        assert!(remote.init(4096).is_err_and(is_foreign));
+        assert_eq!(scene.bytes("config")?, foreign);
+    }
+    scene.replace("config", &config)?;
     remote.push(&store, "t", "t", false, &Silent)?;
     let exists = |error: Error| matches!(error, Error::RemoteExists { .. });
     assert!(remote.init(4096).is_err_and(exists));

@@ -70,6 +70,37 @@ fn what_is_advised_about_damage_in_a_remote_mends_it() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Much is called `config`: that of a store, of ssh, of git.
+#[test]
+fn what_no_remote_wrote_is_not_made_one() -> anyhow::Result<()> {
+    let fixture = with_remote()?;
+    let cli = &fixture.cli;
+    let home = fixture.dir.path().join("home");
+    fs::create_dir(&home)?;
+    fs::write(home.join("config"), "precious=1")?;
+    let store = cli.store().to_owned();
+    let key = fixture.dir.path().join("key").display().to_string();
+    cli.ok(&["remote", "key", &key])?;
+    for (number, dir) in [&home, &store].into_iter().enumerate() {
+        let config = fs::read(dir.join("config"))?;
+        let url = format!("file://{}", dir.display());
+        for more in [&[][..], &["--key", &key]] {
+            let name = format!("r{number}{}", more.len());
+            cli.ok(&[&["remote", "add", &name, &url], more].concat())?;
+            let output = cli.run(&["remote", "init", &name])?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(!output.status.success(), "{}: {output:?}", dir.display());
+            ensure!(said.lines().count() == 1, "{said}");
+            ensure!(
+                fs::read(dir.join("config"))? == config,
+                "{} has changed",
+                dir.display()
+            );
+        }
+    }
+    cli.ok(&["tags"]).map(drop)
+}
+
 /// The directory is below a mount point where nothing is mounted, or is one.
 #[test]
 fn a_remote_that_is_not_mounted_does_not_answer() -> anyhow::Result<()> {
@@ -77,6 +108,19 @@ fn a_remote_that_is_not_mounted_does_not_answer() -> anyhow::Result<()> {
     let cli = &fixture.cli;
     cli.ok(&["push", "base", "site"])?;
     let new = other(&fixture, "new", &[])?;
+    // To have read it is to have used it.
+    let reads = [
+        "remote tags site",
+        "remote verify site",
+        "remote leases site",
+        "remote gc site",
+    ];
+    let mut readers = Vec::new();
+    for (number, command) in reads.into_iter().enumerate() {
+        let reader = other(&fixture, &format!("reader{number}"), &[])?;
+        reader.ok(&command.split(' ').collect::<Vec<_>>())?;
+        readers.push(reader);
+    }
     let away = fixture.dir.path().join("away");
     fs::rename(bucket(&fixture), &away)?;
     for is_made in [false, true] {
@@ -92,6 +136,10 @@ fn a_remote_that_is_not_mounted_does_not_answer() -> anyhow::Result<()> {
         // There was a remote, so none is made.
         let error = cli.fails(6, &["remote", "init", "site"])?;
         ensure!(error.contains("mounted?"), "{error}");
+        for reader in &readers {
+            let error = reader.fails(6, &["remote", "init", "site"])?;
+            ensure!(error.contains("mounted?"), "{error}");
+        }
         // Who has not used it cannot know.
         let error = new.fails(6, &["remote", "tags", "site"])?;
         ensure!(
