@@ -38,7 +38,7 @@ pub struct RestoreRequest<'a> {
     /// snapshot has to be mounted.
     pub prefetch: bool,
     /// Whether memory that is equal to that of other snapshots' machines is mapped from their
-    /// mount ([`crate::common`]).
+    /// mount.
     pub common: bool,
 }
 

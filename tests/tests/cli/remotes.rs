@@ -272,10 +272,8 @@ fn remotes_that_are_added_at_once_are_all_known() -> anyhow::Result<()> {
             })
         };
         let threads: Vec<_> = (0..12).map(add).collect();
-        let joined = threads.into_iter().map(|thread| thread.join());
-        joined
-            .map(|added| added.expect("no panic"))
-            .collect::<anyhow::Result<()>>()
+        let mut joined = threads.into_iter().map(|thread| thread.join());
+        joined.try_for_each(|added| added.expect("no panic"))
     })?;
     let listed = fixture.cli.json(&["remote", "list"])?;
     let listed = listed["remotes"].as_array().map(Vec::len);
