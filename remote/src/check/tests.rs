@@ -363,7 +363,8 @@ fn explore(depth: usize, most: u64, faults: u32, without: Option<Rule>) -> Resul
 
 #[test]
 fn small_scenes_in_every_order() -> Result<(), String> {
-    explore(200, number("CHECK_ORDERS", 4000), 0, None)
+    // Later orders of the last scene have somebody wait for long: 4000 take minutes.
+    explore(200, number("CHECK_ORDERS", 2500), 0, None)
 }
 
 #[test]
