@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 // What else these modules have is for the other program.
-#![allow(dead_code, unused_macros, unused_imports)]
+#![allow(dead_code)]
 
 mod bounded_log;
 mod log_format;

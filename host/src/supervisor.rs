@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{WaitOptions, WaitStatus, wait};
-use snapstore_vmm::confine::{Made, keep_only};
+use snapstore_vmm::confine::{Groups, keep_only};
 
 use crate::background;
 use crate::error::ChildFailure;
@@ -111,6 +111,7 @@ fn execute_all(
     for fd in kept {
         fcntl_setfd(fd, FdFlags::empty())?;
     }
+    let groups = confine.then(Groups::find).flatten();
     let mut pids = Vec::with_capacity(claims.len());
     for (number, claim) in claims.iter().enumerate() {
         fcntl_setfd(claim.lock(), FdFlags::empty())?;
@@ -122,8 +123,9 @@ fn execute_all(
             .chain(fds.map(|fd| raw(fd).to_string()))
             .map(CString::new)
             .collect::<Result<_, _>>()?;
-        let group = confine.then(|| Made::new(&claim.vm.name, |dir| claim.vm.record_group(dir)));
-        pids.push(snapstore_vmm::execute_in(group.flatten(), OWN, &arguments)?);
+        let make = |groups: &Groups| groups.make(&claim.vm.name, |dir| claim.vm.record_group(dir));
+        let group = groups.as_ref().and_then(make);
+        pids.push(snapstore_vmm::execute_in(group, OWN, &arguments)?);
         fcntl_setfd(claim.lock(), FdFlags::CLOEXEC)?;
     }
     Ok(pids)

@@ -5,9 +5,10 @@ use std::thread;
 
 use snapstore_store::Store;
 
+use crate::config::{CONFIG_KEY, Config};
 use crate::error::Result;
 use crate::protocol::{self, Answer, Ask, AtOnce, Unanswered, View};
-use crate::remote::{CONFIG_KEY, Config, Remote, block_on, who};
+use crate::remote::{Remote, block_on, who};
 
 impl AtOnce for Remote {
     async fn at_once(&self, asks: &[Ask<'_>]) -> Vec<Result<Answer, Unanswered>> {

@@ -18,6 +18,7 @@ mod check;
 #[cfg(feature = "cloud")]
 mod cloud;
 mod collect;
+mod config;
 mod dir;
 mod error;
 mod first;

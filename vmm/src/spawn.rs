@@ -70,7 +70,8 @@ fn clone_and_execute(
     arguments: &[*const libc::c_char],
 ) -> io::Result<i32> {
     // SAFETY: without CLONE_VM the child has a copy of this memory, and calls nothing but execv
-    // and _exit, which need no lock; `arguments` ends with a null pointer.
+    // and _exit, which need no lock; `arguments` ends with a null pointer; `clone_args` is
+    // numbers, of which zero means that nothing is asked for.
     unsafe {
         let pid = match group {
             // Some containers have no clone3.

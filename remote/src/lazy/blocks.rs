@@ -350,7 +350,7 @@ impl Blocks {
         match self.objects.get_within(&pack.key, Some(part), within)? {
             Some(bytes) => Ok(bytes),
             // A filesystem that is not mounted has no objects at all.
-            None => match self.objects.exists(crate::remote::CONFIG_KEY)? {
+            None => match self.objects.exists(crate::config::CONFIG_KEY)? {
                 true => Err(Failure::Missing {
                     key: pack.key.clone(),
                 }),

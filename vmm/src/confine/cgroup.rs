@@ -40,6 +40,28 @@ struct Place {
     own: PathBuf,
 }
 
+/// Where this process makes groups for machines that it starts.
+pub struct Groups(PathBuf);
+
+impl Groups {
+    /// `None` where there can be none: each machine then finds out why.
+    #[must_use]
+    pub fn find() -> Option<Self> {
+        let (parent, _) = Place::of_this_process().ok()?.parent();
+        Some(Self(parent))
+    }
+
+    /// A group for the machine `name`, if it can be had. `record` as of [`Group::enter`],
+    /// which the process that begins there calls all the same.
+    pub fn make(&self, name: &str, record: impl FnOnce(&Path) -> io::Result<()>) -> Option<Made> {
+        let dir = make_dir(&self.0, name, record).ok()?;
+        let fd = fs::File::open(&dir).map(OwnedFd::from);
+        fd.inspect_err(|_| drop(fs::remove_dir(&dir)))
+            .map(|fd| Made { dir, fd })
+            .ok()
+    }
+}
+
 /// A group that was made for a process that is about to be started in it. To begin there
 /// costs nothing; to enter it later takes the kernel 10 ms and more, since it waits for all
 /// that look at the process's group (`cgroup_threadgroup_rwsem`).
@@ -49,19 +71,6 @@ pub struct Made {
 }
 
 impl Made {
-    /// A group for the machine `name`, if one can be had. `record` as of [`Group::enter`],
-    /// which the process that begins there calls all the same.
-    #[must_use]
-    pub fn new(name: &str, record: impl FnOnce(&Path) -> io::Result<()>) -> Option<Self> {
-        let (parent, _) = Place::of_this_process().ok()?.parent();
-        let dir = group_dir(&parent, name);
-        record(&dir).and_then(|()| fs::create_dir(&dir)).ok()?;
-        let fd = fs::File::open(&dir).map(OwnedFd::from);
-        fd.inspect_err(|_| drop(fs::remove_dir(&dir)))
-            .map(|fd| Self { dir, fd })
-            .ok()
-    }
-
     /// The group's directory, for `CLONE_INTO_CGROUP` (clone(2)).
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -73,9 +82,18 @@ impl Made {
     }
 }
 
-/// The directory of a group for the machine `name`, made by this process.
-fn group_dir(parent: &Path, name: &str) -> PathBuf {
-    parent.join(format!("{PREFIX}{name}-{}", std::process::id()))
+/// Makes the directory of a group for the machine `name`. It is recorded first: of a process
+/// that is killed between the two a record stays that leads nowhere, and no group that
+/// nobody knows.
+fn make_dir(
+    parent: &Path,
+    name: &str,
+    record: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<PathBuf> {
+    let dir = parent.join(format!("{PREFIX}{name}-{}", std::process::id()));
+    record(&dir)?;
+    fs::create_dir(&dir)?;
+    Ok(dir)
 }
 
 /// Whether this is the directory of a group that was made for the machine `name`.
@@ -98,8 +116,8 @@ pub struct Group {
 
 struct Entered {
     dir: PathBuf,
-    /// Where the process was before, or the one that started it in the group.
-    from: PathBuf,
+    /// Where the process was before; `None` if it was started in the group.
+    from: Option<PathBuf>,
     controllers: Vec<&'static str>,
 }
 
@@ -112,31 +130,27 @@ impl Group {
             Ok(place) => place,
             Err(lacks) => return Self::none(lacks),
         };
-        let begun_in = is_for(&place.own, name).then(|| place.own.clone());
-        let (parent, controllers, from, dir) = match begun_in {
-            Some(dir) => {
-                let parent = dir.parent().unwrap_or(&place.mount).to_owned();
-                let controllers = enable(&parent);
-                let from = place.of_starter().unwrap_or_else(|| parent.clone());
-                (parent, controllers, from, dir)
-            }
-            None => {
-                let (parent, controllers) = place.parent();
-                let dir = group_dir(&parent, name);
-                let entered = record(&dir)
-                    .and_then(|()| fs::create_dir(&dir))
-                    .and_then(|()| {
-                        fs::write(dir.join("cgroup.procs"), "0").inspect_err(|_| {
-                            let _ = fs::remove_dir(&dir);
-                        })
-                    });
-                if let Err(error) = entered {
+        let (parent, controllers, dir, from);
+        if is_for(&place.own, name) {
+            parent = place.own.parent().unwrap_or(&place.mount).to_owned();
+            controllers = enable(&parent);
+            (dir, from) = (place.own, None);
+        } else {
+            (parent, controllers) = place.parent();
+            let entered = make_dir(&parent, name, record).and_then(|dir| {
+                fs::write(dir.join("cgroup.procs"), "0")
+                    .inspect_err(|_| drop(fs::remove_dir(&dir)))
+                    .map(|()| dir)
+            });
+            dir = match entered {
+                Ok(dir) => dir,
+                Err(error) => {
                     let parent = parent.display();
                     return Self::none(format!("{parent} is not delegated: {error}"));
                 }
-                (parent, controllers, place.own, dir)
-            }
-        };
+            };
+            from = Some(place.own);
+        }
         let missing: Vec<_> = CONTROLLERS
             .into_iter()
             .filter(|controller| !controllers.contains(controller))
@@ -190,9 +204,11 @@ impl Group {
 impl Drop for Group {
     /// What is not kept is left and removed: the machine was not built.
     fn drop(&mut self) {
-        if let Some(entered) = &self.entered {
+        if let Some(entered) = &self.entered
+            && let Some(from) = entered.from.clone().or_else(Place::of_starter)
+        {
             // Otherwise its supervisor does.
-            let _ = fs::write(entered.from.join("cgroup.procs"), "0")
+            let _ = fs::write(from.join("cgroup.procs"), "0")
                 .and_then(|()| fs::remove_dir(&entered.dir));
         }
     }
@@ -239,16 +255,21 @@ pub fn remove_group(dir: &Path) -> io::Result<()> {
 
 impl Place {
     fn of_this_process() -> Result<Self, String> {
+        Self::of("/proc/self/cgroup")
+    }
+
+    /// Of the process whose groups this file of `/proc` tells.
+    fn of(groups: &str) -> Result<Self, String> {
         let read = |path| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
-        Self::parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)
+        Self::parse(&read("/proc/self/mountinfo")?, &read(groups)?)
     }
 
     /// The group of the process that started this one.
-    fn of_starter(&self) -> Option<PathBuf> {
+    fn of_starter() -> Option<PathBuf> {
         let starter = rustix::process::getppid()?.as_raw_nonzero();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let groups = fs::read_to_string(format!("/proc/{starter}/cgroup")).ok()?;
-        Some(Self::parse(&mounts, &groups).ok()?.own)
+        Self::of(&format!("/proc/{starter}/cgroup"))
+            .ok()
+            .map(|it| it.own)
     }
 
     fn parse(mounts: &str, groups: &str) -> Result<Self, String> {
@@ -401,7 +422,7 @@ mod tests {
         let mut group = Group {
             entered: Some(Entered {
                 dir: dir.path().to_owned(),
-                from: dir.path().to_owned(),
+                from: Some(dir.path().to_owned()),
                 controllers: vec!["pids"],
             }),
             lacks: Some("no memory".to_owned()),
@@ -435,11 +456,16 @@ mod tests {
         ] {
             assert!(!is_for(other), "{other}");
         }
-        assert_eq!(
-            group_dir(Path::new("/x"), "web-1").parent(),
-            Some(Path::new("/x"))
-        );
-        assert!(super::is_for(&group_dir(Path::new("/x"), "web-1"), "web-1"));
+        // It is recorded before it is there, and one that cannot be recorded is not made.
+        let parent = tempfile::tempdir().unwrap();
+        let made = make_dir(parent.path(), "web-1", |dir| {
+            assert!(!dir.exists());
+            Ok(())
+        });
+        let made = made.unwrap();
+        assert!(made.is_dir() && super::is_for(&made, "web-1"));
+        make_dir(parent.path(), "other", |_| Err(ErrorKind::Other.into())).unwrap_err();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -42,7 +42,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, OsContext as _, Result};
 use crate::proc;
-pub use cgroup::{Group, Made, remove_group};
+pub use cgroup::{Group, Groups, Made, remove_group};
 pub use descriptors::keep_only;
 pub use filter::{enter, is_confined};
 use identity::MachineUser;
