@@ -11,8 +11,12 @@ cd "$(dirname "$0")/.."
 . scripts/toolchain.sh
 
 log="$(mktemp)"
-trap 'rm -f "$log"' EXIT
+failures="$(mktemp)"
+trap 'rm -f "$log" "$failures"' EXIT
 passed=0 failed=0 skipped=0
+
+# What failed is told once more at the end, since all before it is long. Its lines are at $1.
+keep_failures() { grep -E "$1" "$log" >>"$failures" || true; }
 
 say() { printf '\n--- %s ---\n' "$*"; }
 
@@ -21,7 +25,7 @@ check() {
     local name="$1"; shift
     say "$name"
     if ! "$@"; then
-        echo "FAILED $name: $*"
+        echo "FAILED $name: $*" | tee -a "$failures"
         failed=$((failed + 1))
     fi
 }
@@ -97,8 +101,7 @@ if [ "$cargo_skipped" != 0 ]; then
     echo "$skips"
 fi
 if [ "$cargo_failed" != 0 ]; then
-    say failed
-    grep -E '^error: test failed|^    `-p |^error(\[|: could not compile)|^test .* FAILED$|^    [a-z0-9_:]+$' "$log" || true
+    keep_failures '^error: test failed|^    `-p |^error(\[|: could not compile)|^test .* FAILED$|^    [a-z0-9_:]+$|panicked at'
 fi
 
 # A minute for each target, from what is kept in its corpus. They are built for it, which takes minutes.
@@ -110,6 +113,8 @@ elif scripts/fuzz.sh "${FUZZ_SECONDS:-60}" 2>&1 | tee "$log"; then
     passed=$((passed + $(grep -c '^fuzz: [a-z]*: Done' "$log" || true)))
 else
     failed=$((failed + 1))
+    keep_failures '^fuzz: .*: (failed|FAILED)|ERROR: |panicked at|^error'
+    echo "FAILED fuzzing" >>"$failures"
 fi
 
 say "Python package"
@@ -118,6 +123,8 @@ if scripts/python-tests.sh 2>&1 | tee "$log"; then
     skipped=$((skipped + $(grep -c '^SKIPPED ' "$log" || true)))
 else
     failed=$((failed + 1))
+    keep_failures '^(FAILED|ERROR) '
+    echo "FAILED Python package" >>"$failures"
 fi
 
 # Last, because it takes the longest, and waits for nobody: scripts/linux-tests.sh.
@@ -132,7 +139,15 @@ failed=$((failed + ${linux_failed:-0}))
 skipped=$((skipped + $(grep -c '^SKIPPED ' "$log" || true)))
 # Ended without a result.
 if [ "$status" != 0 ] && [ "${linux_failed:-0}" = 0 ]; then failed=$((failed + 1)); fi
+if [ "$status" != 0 ]; then
+    keep_failures '^FAILED |^test .* FAILED|^[Ee]rror'
+    echo "FAILED Linux guests" >>"$failures"
+fi
 
+if [ -s "$failures" ]; then
+    say failed
+    awk '!seen[$0]++' "$failures"
+fi
 echo
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]
