@@ -4,9 +4,30 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use snapstore_store::Cancel;
+use anyhow::bail;
+use snapstore_host::Usage;
+use snapstore_store::{Cancel, Store};
 
 use crate::stoppable::Stoppable;
+
+/// That a file which is about to be written is none of the store's own.
+pub fn check_outside(store: &Store, file: &Path) -> anyhow::Result<()> {
+    let whole = std::path::absolute(file)?;
+    // What the links lead to: of a file that is there, too, since one like a pipe is written to.
+    let places = [
+        fs::canonicalize(&whole).ok(),
+        whole.parent().and_then(|dir| fs::canonicalize(dir).ok()),
+    ];
+    let own = fs::canonicalize(store.path())?;
+    if places.into_iter().flatten().any(|it| it.starts_with(&own)) {
+        bail!(Usage(format!(
+            "{} is in the directory of the store, where only its own files belong; name a file \
+             elsewhere",
+            file.display()
+        )));
+    }
+    Ok(())
+}
 
 /// Writes a file. Whoever reads it at any time finds all of the old one or all of the new
 /// one; nobody needs it after a crash. What is there and is no regular file, such as a pipe,

@@ -126,7 +126,7 @@ pub use image::{ImageReader, Region};
 pub use lineage::{ChainStats, Lineages};
 pub use manifest::{Image, ImageRole, MAX_IMAGES, MAX_LABELS, Manifest};
 pub use mount_table::{MountEntry, mount_id, mount_table};
-pub use name::{check_image, check_label, check_snapshot, check_tag};
+pub use name::{check_image, check_label, check_new_tag, check_snapshot, check_tag};
 pub use page::{PageSize, is_zero};
 pub use page_map::{PageKind, PageMap, PageMaps, PageRun};
 pub use pin::{NotPinned, Pin};

@@ -1,6 +1,7 @@
 //! Names that users choose: tags, images, labels.
 
 use crate::error::{Error, Result};
+use crate::id::SnapshotId;
 
 const MAX_LEN: usize = 128;
 
@@ -11,6 +12,23 @@ const MAX_LEN: usize = 128;
 /// and `. _ + - @ : =`, beginning with a letter or digit.
 pub fn check_tag(name: &str) -> Result<()> {
     check(name, "a tag")
+}
+
+/// Checks the name of a tag that is to be set.
+///
+/// # Errors
+/// [`Error::BadName`] as [`check_tag`], and for a name that is written as the whole id of a
+/// snapshot is: that stands for this snapshot and no other.
+pub fn check_new_tag(name: &str) -> Result<()> {
+    check_tag(name)?;
+    match SnapshotId::from_hex(name) {
+        None => Ok(()),
+        Some(_) => Err(Error::BadName {
+            name: name.to_owned(),
+            what: "a tag",
+            rule: "64 digits of this kind are the id of a snapshot",
+        }),
+    }
 }
 
 /// Checks what is to be a tag or the beginning of an id, which has no other
@@ -82,6 +100,9 @@ mod tests {
         ] {
             assert!(check_tag(name).is_err(), "{name:?}");
         }
+        let id = "0123456789abcdef".repeat(4);
+        assert!(check_tag(&id).is_ok() && check_new_tag(&id).is_err());
+        assert!(check_new_tag(&id.to_uppercase()).is_err() && check_new_tag(&id[1..]).is_ok());
         for name in ["base", "base+1", "v1.2_3@host:4=5", "7", &"x".repeat(128)] {
             assert!(check_tag(name).is_ok(), "{name:?}");
         }

@@ -47,6 +47,8 @@ pub struct Policy {
     pub keep_tags: Vec<Pattern>,
     /// Tags of snapshots with one of these labels.
     pub keep_labels: Vec<(String, String)>,
+    /// Whether nothing goes but what has expired.
+    pub only_expired: bool,
 }
 
 /// What is counted together.
@@ -96,6 +98,8 @@ pub enum Reason {
     UnknownExpiry(String),
     /// No rule says what is to be kept.
     NoRule,
+    /// It has no time at which it expires, and only what has expired is to go.
+    NeverExpires,
 }
 
 impl std::fmt::Display for Reason {
@@ -109,6 +113,7 @@ impl std::fmt::Display for Reason {
             Self::NotExpired(when) => write!(out, "expires {when}"),
             Self::UnknownExpiry(text) => write!(out, "expires={text} is not a time"),
             Self::NoRule => write!(out, "no rule"),
+            Self::NeverExpires => write!(out, "never expires"),
         }
     }
 }
@@ -149,11 +154,15 @@ impl Policy {
         for members in members.values() {
             self.by_age(&mut decisions, members);
         }
-        if !self.has_rules() {
-            for decision in decisions.iter_mut().filter(|it| !it.expired) {
-                if decision.reasons.is_empty() {
-                    decision.reasons.push(Reason::NoRule);
-                }
+        let otherwise = match (self.only_expired, self.has_rules()) {
+            (true, _) => Some(Reason::NeverExpires),
+            (false, false) => Some(Reason::NoRule),
+            (false, true) => None,
+        };
+        if let Some(reason) = otherwise {
+            let rest = decisions.iter_mut().filter(|it| !it.expired);
+            for decision in rest.filter(|it| it.reasons.is_empty()) {
+                decision.reasons.push(reason.clone());
             }
         }
         decisions

@@ -104,6 +104,13 @@ impl Store {
     /// [`Error::BadName`] for what can be neither.
     pub fn resolve(&self, name: &str) -> Result<SnapshotId> {
         name::check_snapshot(name)?;
+        // Before any tag: versions before this one let a tag have the name of an id.
+        // One look, however many snapshots there are.
+        if let Some(id) = SnapshotId::from_hex(name)
+            && self.has_snapshot(id)?
+        {
+            return Ok(id);
+        }
         if let Some(id) = tags::get(&self.layout, name)? {
             return Ok(id);
         }
@@ -111,19 +118,12 @@ impl Store {
             name: name.to_owned(),
         };
         let is_prefix = name.len() >= MIN_PREFIX_DIGITS
-            && name.len() <= 64
+            && name.len() < 64
             && name
                 .bytes()
                 .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         if !is_prefix {
             return Err(not_found());
-        }
-        if let Some(id) = SnapshotId::from_hex(name) {
-            // One look, however many snapshots there are.
-            return match self.has_snapshot(id)? {
-                true => Ok(id),
-                false => Err(not_found()),
-            };
         }
         let mut found: Vec<SnapshotId> = self
             .untagged_and_tagged()?
@@ -266,6 +266,23 @@ mod tests {
             ..CommitRequest::default()
         };
         Ok(store.commit(&request, &Silent)?.id)
+    }
+
+    /// Versions before let a tag have such a name.
+    #[test]
+    fn a_whole_id_goes_before_a_tag_of_that_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(&dir.path().join("store"), PageSize::default()).unwrap();
+        let one = commit(&store, "one", 1).unwrap();
+        let other = commit(&store, "other", 2).unwrap();
+        let nobodys = "ab".repeat(32);
+        for name in [&one.to_string(), &nobodys] {
+            tags::set(&store.layout, name, other).unwrap();
+        }
+        assert_eq!(store.resolve(&one.to_string()).unwrap(), one);
+        assert_eq!(store.resolve(&nobodys).unwrap(), other);
+        store.remove_tags(&[one.to_string(), nobodys]).unwrap();
+        assert_eq!(store.resolve(&one.to_string()).unwrap(), one);
     }
 
     /// Tags a manifest of format version 3.

@@ -22,7 +22,7 @@ use crate::layout::Layout;
 use crate::lock::{self, Lock, LockKind};
 use crate::lock_probe;
 use crate::manifest::{self, Image, Manifest};
-use crate::name::check_tag;
+use crate::name::{check_new_tag, check_tag};
 use crate::opening;
 use crate::page::PageSize;
 use crate::protection;
@@ -303,7 +303,6 @@ impl Store {
     /// [`Error::TagExists`] without `replace`; [`Error::Damaged`] if parts of a
     /// snapshot that had no tag any more have been collected.
     pub fn set_tag(&self, tag: &str, id: SnapshotId, replace: bool) -> Result<()> {
-        check_tag(tag)?;
         let _publish = self.publish_lock()?;
         self.check_tag_free(tag, replace)?;
         if !self.is_tagged(id, tag)? {
@@ -462,6 +461,7 @@ impl Store {
     /// # Errors
     /// [`Error::TagExists`] unless `replace`; I/O errors.
     pub fn check_tag_free(&self, tag: &str, replace: bool) -> Result<()> {
+        check_new_tag(tag)?;
         tags::check_directory(&self.layout)?;
         if replace {
             protection::check(&self.layout, tag)?;

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::values::{FormArgs, GroupBy, group_by, label, named_path, pattern, snapshot, span, tag};
+use super::values::{
+    FormArgs, GroupBy, group_by, label, named_path, pattern, set_tag, snapshot, span, tag,
+};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -137,7 +139,7 @@ pub struct TagsArgs {
 #[command(after_help = "Example:\n  snapstore rm base+1 && snapstore gc")]
 pub struct RmArgs {
     /// The tags to remove
-    #[arg(required = true, value_parser = tag)]
+    #[arg(required = true, value_parser = set_tag)]
     pub tags: Vec<String>,
     /// Only say what `gc` would then free
     #[arg(long)]
@@ -154,7 +156,7 @@ Examples:
   snapstore forget --keep-last 7 --keep-within 30d --dry-run
   snapstore forget --keep-last 3 --group-by chain && snapstore gc
   snapstore forget --keep-tag 'release-*' --keep-label env=prod --keep-last 10
-  snapstore forget --expired")]
+  snapstore forget --expired --keep-tag 'release-*'")]
 pub struct ForgetArgs {
     /// Keep the newest N tags of each group
     #[arg(long, value_name = "N")]
@@ -169,7 +171,7 @@ pub struct ForgetArgs {
     /// Keep tags of snapshots with this label. May be repeated
     #[arg(long = "keep-label", value_name = "KEY=VALUE", value_parser = label)]
     pub keep_labels: Vec<(String, String)>,
-    /// Without a --keep option: remove only what has expired
+    /// Remove only what has expired, and of that nothing that a --keep option keeps
     #[arg(long)]
     pub expired: bool,
     /// What --keep-last and --keep-within count together: none (all tags), chain, or label:KEY

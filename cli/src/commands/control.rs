@@ -8,6 +8,7 @@ use snapstore_host::start::{end, for_each};
 use snapstore_vmm::control::Request;
 
 use crate::args::{ConsoleArgs, StopArgs, VmArgs};
+use crate::commands::each_once;
 use crate::context::Context;
 use crate::exit;
 use crate::logging::say;
@@ -38,6 +39,7 @@ fn order(
 /// Ends what can be ended, whatever is the matter with the others: whoever names several
 /// wants each of them gone.
 pub fn stop(context: &Context, args: &StopArgs) -> anyhow::Result<ExitCode> {
+    each_once(&args.names)?;
     let runtime = Runtime::open()?;
     let (mut vms, mut failed) = (Vec::new(), Vec::new());
     if args.all {

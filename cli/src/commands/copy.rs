@@ -6,13 +6,14 @@ use anyhow::Context as _;
 use serde_json::json;
 use snapstore_store::{ExportRequest, ImportRequest, Store};
 
-use super::{export, import};
+use super::{each_once, export, import};
 use crate::args::CopyArgs;
 use crate::context::Context;
 use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &CopyArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
+    each_once(&args.snapshots)?;
     let from = context.configure(Store::open(&args.from)?);
     for snapshot in &args.snapshots {
         from.resolve(snapshot)

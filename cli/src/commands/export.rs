@@ -12,10 +12,12 @@ use snapstore_host::Usage;
 use snapstore_store::{ExportRequest, Exported, Store};
 
 use crate::args::ExportArgs;
+use crate::commands::each_once;
 use crate::context::Context;
 use crate::format::{count, counted, size};
 use crate::logging::say;
 use crate::progress::{Bar, Unit};
+use crate::replace::check_outside;
 use crate::stoppable::Stoppable;
 
 /// What stands for standard input or output.
@@ -37,7 +39,11 @@ pub fn run(context: &Context, args: &ExportArgs) -> anyhow::Result<ExitCode> {
             "standard output is a terminal; redirect it, or name a file with -o".to_owned()
         ));
     }
+    each_once(&args.snapshots)?;
     let store = context.open()?;
+    if !to_standard {
+        check_outside(&store, &args.output)?;
+    }
     let label = match to_standard {
         true => PathBuf::from("standard output"),
         false => args.output.clone(),

@@ -37,6 +37,7 @@ pub fn run(context: &Context, args: &ForgetArgs) -> anyhow::Result<ExitCode> {
         keep_within: args.keep_within,
         keep_tags: args.keep_tags.clone(),
         keep_labels: args.keep_labels.clone(),
+        only_expired: args.expired,
     };
     if !policy.has_rules() && !args.expired {
         bail!(Usage(

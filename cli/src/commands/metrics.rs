@@ -4,15 +4,20 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use snapstore_host::metrics::{machines, mounts};
+use snapstore_store::Store;
 
 use crate::args::MetricsArgs;
 use crate::context::Context;
 use crate::metrics::{self, Page};
-use crate::replace::replace;
+use crate::replace::{check_outside, replace};
 
 pub fn run(context: &Context, args: &MetricsArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
-    let page = collect(context, args.full)?;
+    let store = context.open()?;
+    if let Some(path) = &args.output {
+        check_outside(&store, path)?;
+    }
+    let page = collect(&store, args.full)?;
     match &args.output {
         None => context.answer(&page.json(), || page.text())?,
         Some(path) => {
@@ -27,10 +32,9 @@ pub fn run(context: &Context, args: &MetricsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn collect(context: &Context, full: bool) -> anyhow::Result<Page> {
-    let store = context.open()?;
+fn collect(store: &Store, full: bool) -> anyhow::Result<Page> {
     let mut page = metrics::page();
-    metrics::add_store(&mut page, &store, &store.usage()?);
+    metrics::add_store(&mut page, store, &store.usage()?);
     if full {
         metrics::add_stats(&mut page, &store.stats()?);
     }

@@ -1,5 +1,7 @@
 //! One module per command.
 
+use snapstore_store::Error;
+
 pub mod commit;
 pub mod commit_monitor;
 pub mod commit_vm;
@@ -38,3 +40,12 @@ pub mod umount;
 pub mod upgrade;
 pub mod verify;
 pub mod warm;
+
+/// That nothing is named twice: whoever does that meant something else.
+pub fn each_once(names: &[String]) -> Result<(), Error> {
+    let mut before = names.iter().enumerate();
+    match before.find(|(at, name)| names[..*at].contains(name)) {
+        Some((_, name)) => Err(Error::DuplicateName { name: name.clone() }),
+        None => Ok(()),
+    }
+}

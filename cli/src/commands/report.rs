@@ -14,7 +14,7 @@ use crate::commands::tag::{tell_unreadable, unreadable};
 use crate::context::Context;
 use crate::exit;
 use crate::format::size;
-use crate::replace::replace;
+use crate::replace::{check_outside, replace};
 use crate::report;
 
 pub fn run(context: &Context, args: &ReportArgs) -> anyhow::Result<ExitCode> {
@@ -32,6 +32,9 @@ pub fn run(context: &Context, args: &ReportArgs) -> anyhow::Result<ExitCode> {
         ));
     }
     let store = context.open()?;
+    if !to_standard {
+        check_outside(&store, &args.output)?;
+    }
     let report = report::gather(&store, args.snapshot.as_deref())?;
     let page = report::page(&report.value)?;
     if to_standard {

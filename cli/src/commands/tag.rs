@@ -7,6 +7,7 @@ use serde_json::json;
 use snapstore_store::{Error, ErrorClass, Store};
 
 use crate::args::{RmArgs, TagArgs, TagsArgs};
+use crate::commands::each_once;
 use crate::context::Context;
 use crate::exit;
 use crate::form::Fields;
@@ -151,16 +152,11 @@ pub fn tell_unreadable<E: Borrow<Error>>(unreadable: &[(String, E)]) -> ExitCode
 
 pub fn remove(context: &Context, args: &RmArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
+    each_once(&args.tags)?;
     let store = context.open()?;
-    // In their order, each once.
-    let mut tags: Vec<String> = Vec::new();
-    for tag in &args.tags {
-        if !tags.contains(tag) {
-            tags.push(tag.clone());
-        }
-    }
+    let tags = &args.tags;
     if args.dry_run {
-        for tag in &tags {
+        for tag in tags {
             store
                 .tag(tag)?
                 .ok_or_else(|| Error::NotFound { name: tag.clone() })?;
@@ -182,7 +178,7 @@ pub fn remove(context: &Context, args: &RmArgs) -> anyhow::Result<ExitCode> {
         })?;
         return Ok(ExitCode::SUCCESS);
     }
-    store.remove_tags(&tags)?;
+    store.remove_tags(tags)?;
     context.answer(&json!({"removed": tags}), || {
         format!(
             "Removed {}; `snapstore gc` frees the space.",

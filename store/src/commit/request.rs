@@ -66,7 +66,7 @@ impl CommitRequest {
 }
 
 fn check(request: &CommitRequest) -> Result<()> {
-    name::check_tag(&request.tag)?;
+    name::check_new_tag(&request.tag)?;
     let mut seen = BTreeSet::new();
     let mut shown = BTreeSet::new();
     for input in &request.inputs {

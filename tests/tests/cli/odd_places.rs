@@ -46,6 +46,33 @@ fn make(kind: &str, at: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is written for the user is none of the store's files, whatever the path says.
+#[test]
+fn no_output_is_written_into_the_store() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    fixture.commit("base", &noise(1, 4 * PAGE), &[])?;
+    let store = fixture.cli.store();
+    let (link, dir_link) = (fixture.path("link"), fixture.path("dir-link"));
+    symlink(store.join("config"), &link)?;
+    symlink(store.join("packs"), &dir_link)?;
+    let pack = format!("{}/packs/00000001.pack", store.display());
+    ensure!(Path::new(&pack).exists(), "there is a pack");
+    for place in [
+        pack,
+        format!("{}/packs/new", store.display()),
+        format!("{}/tags/../new", store.display()),
+        format!("{dir_link}/new"),
+        link,
+    ] {
+        for command in [&["export", "base"][..], &["report"], &["metrics"]] {
+            let arguments = [command, &["-o", &place]].concat();
+            fixture.refused(2, "name a file elsewhere", &arguments)?;
+        }
+    }
+    fixture.cli.ok(&["verify", "--read-data"])?;
+    Ok(())
+}
+
 /// Runs the program, which must end by itself.
 fn run(fixture: &Fixture, arguments: &[&str]) -> anyhow::Result<(i32, String)> {
     let Output {

@@ -138,6 +138,25 @@ fn what_has_expired_is_forgotten() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Rules beside `--expired` keep more, and not less.
+#[test]
+fn only_what_has_expired_goes_whatever_rules_there_are() -> anyhow::Result<()> {
+    let fixture = five()?;
+    let memory = noise(6, 4 * PAGE);
+    for name in ["gone", "kept"] {
+        fixture.commit(name, &memory, &["--no-parent", "--expires", "0s"])?;
+    }
+    let rules = ["--keep-tag", "kept", "--keep-last", "1"];
+    let plan = fixture
+        .cli
+        .json(&[&["forget", "--expired"][..], &rules].concat())?;
+    assert_eq!(plan["removed"], serde_json::json!(["gone"]), "{plan}");
+    assert_eq!(tags(&fixture)?, ["kept", "t1", "t2", "t3", "t4", "t5"]);
+    fixture.cli.ok(&["forget", "--expired"])?;
+    assert_eq!(tags(&fixture)?, ["t1", "t2", "t3", "t4", "t5"]);
+    Ok(())
+}
+
 #[test]
 fn a_protected_tag_is_neither_removed_nor_moved() -> anyhow::Result<()> {
     let fixture = five()?;

@@ -260,6 +260,33 @@ fn names_given_twice() -> anyhow::Result<()> {
     ] {
         fixture.refused(2, "is given twice", arguments)?;
     }
+    let stream = fixture.path("stream");
+    for arguments in [
+        &["rm", "base", "base"][..],
+        &["export", "base", "base", "-o", &stream],
+        &["stop", "a", "a"],
+    ] {
+        fixture.refused(2, "is given twice", arguments)?;
+    }
+    fixture.cli.ok(&["show", "base"])?;
+    Ok(())
+}
+
+/// A whole id stands for one snapshot, whatever tags there are.
+#[test]
+fn a_tag_cannot_have_the_name_of_an_id() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    let (one, other) = (noise(1, 2 * PAGE), noise(2, 2 * PAGE));
+    fixture.commit("one", &one, &["--no-parent"])?;
+    fixture.commit("other", &other, &["--no-parent"])?;
+    let id = |tag: &str| -> anyhow::Result<String> {
+        let shown = fixture.cli.json(&["show", tag])?;
+        Ok(shown["id"].as_str().unwrap_or_default().to_owned())
+    };
+    let (id_of_one, memory) = (id("one")?, fixture.path("memory"));
+    let says = "are the id of a snapshot";
+    fixture.refused(2, says, &["tag", "other", &id_of_one])?;
+    fixture.refused(2, says, &["commit", &id_of_one, "--memory", &memory])?;
     Ok(())
 }
 
