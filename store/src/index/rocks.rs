@@ -16,9 +16,9 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompactionStyle, DBCompressionType,
-    IngestExternalFileOptions, IteratorMode, LogLevel, Options, ReadOptions, SstFileWriter,
-    UniversalCompactOptions, WaitForCompactOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompactionStyle,
+    DBCompressionType, DEFAULT_COLUMN_FAMILY_NAME, IngestExternalFileOptions, IteratorMode,
+    LogLevel, Options, ReadOptions, SstFileWriter, UniversalCompactOptions, WaitForCompactOptions,
 };
 
 use super::damaged;
@@ -35,8 +35,9 @@ pub(crate) const CACHE_BYTES: usize = 32 << 20;
 /// Address space that an index takes when it is opened, beside the cache.
 const OPEN_BYTES: usize = 48 << 20;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
-/// Files of ten million entries: few, since each is opened with the index.
-const FILE_BYTES: u64 = 256 << 20;
+/// Files of 18 million entries: few, since each is opened with the index. While one is written
+/// its filter and index are in memory, two bytes an entry.
+const FILE_BYTES: u64 = 1 << 30;
 /// Sorted runs from which on a merge takes them.
 const MERGE_FROM_RUNS: i32 = 4;
 /// RocksDB's own number of levels.
@@ -80,7 +81,12 @@ impl Sorted {
         check_files(path)?;
         memory::check(OPEN_BYTES + CACHE_BYTES).context("get memory for", path)?;
         threads::check_for_index(path)?;
-        let db = opened(path, || DB::open_for_read_only(&options(), path, false))?;
+        let db = opened(path, || {
+            // With its columns named: without, RocksDB first opens all of it to see whether
+            // there is a single file, and then once more.
+            let column = ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, options());
+            DB::open_cf_descriptors_read_only(&options(), path, [column], false)
+        })?;
         threads::index_is_open();
         let unchanged = State::now(path) == state;
         let opened = Arc::new(Self {
