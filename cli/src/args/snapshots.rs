@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::values::{
-    FormArgs, GroupBy, group_by, label, named_path, pattern, set_tag, snapshot, span, tag,
+    FormArgs, GroupBy, group_by, how_many, label, named_path, pattern, set_tag, snapshot, span, tag,
 };
 
 #[derive(Args)]
@@ -159,7 +159,7 @@ Examples:
   snapstore forget --expired --keep-tag 'release-*'")]
 pub struct ForgetArgs {
     /// Keep the newest N tags of each group
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = how_many)]
     pub keep_last: Option<usize>,
     /// Keep what was committed within this time before the newest tag of its group: 12h,
     /// 7d, 4w

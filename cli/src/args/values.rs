@@ -65,6 +65,16 @@ pub fn span(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A number of tags to keep. None is more likely a variable gone wrong than a wish.
+pub fn how_many(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("that keeps nothing; `snapstore rm` removes tags".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("it is no number".to_owned()),
+    }
+}
+
+/// Names of tags.
 pub fn pattern(text: &str) -> Result<glob::Pattern, String> {
     if text.is_empty() {
         return Err("it matches no tag; is a variable not set?".to_owned());

@@ -95,6 +95,7 @@ fn forget_without_a_rule_removes_nothing() -> anyhow::Result<()> {
         &["forget", "--expired", "--group-by", "x"],
     )?;
     fixture.refused(2, "matches no tag", &["forget", "--keep-tag", ""])?;
+    fixture.refused(2, "keeps nothing", &["forget", "--keep-last", "0"])?;
     let memory = fixture.path("memory");
     let odd = [
         "commit",
@@ -119,7 +120,7 @@ fn what_has_expired_is_forgotten() -> anyhow::Result<()> {
     fixture.commit("here", &memory, &["--no-parent", "--expires", "7d"])?;
     let plan = fixture.cli.json(&["forget", "--expired"])?;
     assert_eq!(plan["removed"], serde_json::json!(["gone"]), "{plan}");
-    fixture.cli.ok(&["forget", "--keep-last", "0"])?;
+    fixture.cli.ok(&["forget", "--keep-tag", "none"])?;
     assert_eq!(tags(&fixture)?, ["here"]);
     fixture.refused(
         2,
@@ -169,7 +170,7 @@ fn a_protected_tag_is_neither_removed_nor_moved() -> anyhow::Result<()> {
     let memory = fixture.path("memory");
     fixture.refused(1, says, &["commit", "t1", "--memory", &memory, "--replace"])?;
     fixture.refused(3, "no tag", &["tag", "--protect", "none"])?;
-    fixture.cli.ok(&["forget", "--keep-last", "0"])?;
+    fixture.cli.ok(&["forget", "--keep-tag", "none"])?;
     assert_eq!(tags(&fixture)?, ["t1"]);
     let listed = fixture.cli.json(&["tags"])?;
     assert_eq!(listed["tags"][0]["protected"], true, "{listed}");
