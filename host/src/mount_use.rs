@@ -8,8 +8,9 @@
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::Serialize;
 use snapstore_fuse::{MountCounters, Mountpoint};
 
@@ -50,8 +51,12 @@ pub struct MountUse {
 pub fn of(dir: &Path) -> anyhow::Result<MountUse> {
     // As the kernel has it, without asking a server.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let held = rustix::fs::open(dir, flags, Mode::empty())
-        .with_context(|| format!("cannot open {}", dir.display()))?;
+    let held = match rustix::fs::open(dir, flags, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR) => {
+            bail!(NotFound(format!("there is no directory {}", dir.display())))
+        }
+        other => other.with_context(|| format!("cannot open {}", dir.display()))?,
+    };
     let dir = std::fs::read_link(format!("/proc/self/fd/{}", held.as_raw_fd()))?;
     drop(held);
     let none = || NotFound(format!("{} is in no mount of this user", dir.display()));

@@ -106,5 +106,8 @@ fn a_file_that_is_read_from_end_to_end_is_not_read_lazily() -> anyhow::Result<()
         .cli
         .fails(3, &["show", "--mount", &nowhere.display().to_string()])?;
     assert!(said.contains("in no mount"), "{said}");
+    let deeper = nowhere.join("deeper").display().to_string();
+    let said = fixture.cli.fails(3, &["show", "--mount", &deeper])?;
+    assert!(said.contains("there is no directory"), "{said}");
     Ok(())
 }
