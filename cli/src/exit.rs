@@ -100,6 +100,9 @@ fn of_remote(error: &snapstore_remote::Error) -> ErrorClass {
     use snapstore_remote::Error as Remote;
     use snapstore_remote::protocol::Error as Protocol;
     match error {
+        Remote::Protocol(Protocol::Unanswered(error)) if error.changed_nothing() => {
+            ErrorClass::Failed
+        }
         Remote::Protocol(Protocol::Unanswered(_)) | Remote::NothingThere { .. } => {
             ErrorClass::Unanswered
         }

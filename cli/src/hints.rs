@@ -78,6 +78,9 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
             "`snapstore remote init NAME` makes it anew, from a store with pages as those of the \
              snapshots there",
         ),
+        Remote::Protocol(Protocol::Unanswered(error)) if error.changed_nothing() => {
+            Some("that request changed nothing: once this is mended, run the command again")
+        }
         Remote::Protocol(Protocol::Unanswered(_)) => {
             Some("it may have happened: run the command again, which finds out")
         }

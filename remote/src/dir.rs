@@ -123,10 +123,10 @@ impl Objects for Directory {
 
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Unanswered> {
         let absent = || no("write", key, &io::ErrorKind::NotFound.into());
-        let (above, name) = split(key);
-        let dir = self.dir("write", above, true)?.ok_or_else(absent)?;
+        let dir = self.dir("write", split(key).0, true)?;
+        let dir = dir.ok_or_else(absent)?;
         let parts = self.dir("write", UNFINISHED, true)?.ok_or_else(absent)?;
-        write(&dir, name, &parts, bytes).map_err(|error| no("write", key, &error))
+        write(&dir, key, &parts, bytes)
     }
 
     fn get(&self, key: &str, part: Option<Part>) -> Result<Option<Vec<u8>>, Unanswered> {
@@ -185,13 +185,13 @@ impl Objects for Directory {
         let Some(dir) = self.dir_of("delete", key)? else {
             return Ok(());
         };
-        let deleted = rustix::fs::unlinkat(&dir, split(key).1, AtFlags::empty())
-            .and_then(|()| rustix::fs::fsync(&dir));
-        match deleted {
+        match rustix::fs::unlinkat(&dir, split(key).1, AtFlags::empty()) {
             Err(Errno::NOENT) => return Ok(()),
             Err(error) => return Err(no("delete", key, &error.into())),
             Ok(()) => {}
         }
+        // It is gone, perhaps not for good.
+        rustix::fs::fsync(&dir).map_err(|error| objects::no("delete", key, error.to_string()))?;
         if let (Some(session), "lease") = (split(key).0.strip_prefix("lease/"), kind_of(key))
             && let Some(leases) = self.dir("delete", "lease", false)?
         {
@@ -235,20 +235,24 @@ fn odd(kind: FileType) -> Option<&'static str> {
     }
 }
 
-fn write(dir: &OwnedFd, name: &str, parts: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
-    let part = format!("{:032x}", crate::random()?);
+fn write(dir: &OwnedFd, key: &str, parts: &OwnedFd, bytes: &[u8]) -> Result<(), Unanswered> {
+    let name = split(key).1;
+    let random = crate::random().map_err(|error| no("write", key, &error))?;
+    let part = format!("{random:032x}");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(0o666);
-    let mut file = File::from(rustix::fs::openat(parts, &part, flags, mode)?);
-    let written = file
-        .write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| Ok(rustix::fs::renameat(parts, &part, dir, name)?))
-        .and_then(|()| Ok(rustix::fs::fsync(dir)?));
-    if written.is_err() {
+    let written = || -> io::Result<()> {
+        let mut file = File::from(rustix::fs::openat(parts, &part, flags, mode)?);
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        Ok(rustix::fs::renameat(parts, &part, dir, name)?)
+    };
+    if let Err(error) = written() {
         let _ = rustix::fs::unlinkat(parts, &part, AtFlags::empty());
+        return Err(no("write", key, &error));
     }
-    written
+    // From here on it may be there, whatever is told.
+    rustix::fs::fsync(dir).map_err(|error| objects::no("write", key, error.to_string()))
 }
 
 /// Stops when there are too many. What is deeper than any key is nobody's object. What is
@@ -296,6 +300,14 @@ fn walk(dir: &OwnedFd, key: &str, levels: u32, found: &mut Vec<Listed>) -> Resul
     Ok(())
 }
 
+/// Of a request that has changed nothing yet.
 fn no(what: &'static str, key: &str, error: &io::Error) -> Unanswered {
-    objects::no(what, key, error.to_string())
+    let is_refused = match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(errno) => [Errno::NOSPC, Errno::DQUOT, Errno::ROFS].contains(&errno),
+        None => false,
+    };
+    match is_refused {
+        true => objects::refused(what, key, error.to_string()),
+        false => objects::no(what, key, error.to_string()),
+    }
 }

@@ -93,6 +93,15 @@ pub fn no(what: &'static str, key: &str, reason: String) -> Unanswered {
         key: key.to_owned(),
         reason,
         wrong: None,
+        refused: false,
+    }
+}
+
+/// The same, if it is known that it has changed nothing.
+pub fn refused(what: &'static str, key: &str, reason: String) -> Unanswered {
+    Unanswered {
+        refused: true,
+        ..no(what, key, reason)
     }
 }
 
@@ -103,5 +112,6 @@ pub fn wrong(what: &'static str, key: &str, why: &'static str) -> Unanswered {
         key: key.to_owned(),
         reason: why.to_owned(),
         wrong: Some(why),
+        refused: false,
     }
 }

@@ -1,5 +1,7 @@
 //! From a place to what answers there.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,6 +13,9 @@ use crate::sealing::{DomainKey, Sealed};
 
 /// How long a request may be silent that somebody waits for: who asks has it tried again.
 const DEMAND_SILENT: Duration = Duration::from_secs(5);
+
+const NO_DIRECTORY: &str = "a file stands there, or in the way to it, and it has to be a directory: \
+    give the path of a directory";
 
 /// Nothing is asked of it yet.
 pub(crate) fn open(place: &Place) -> Result<Box<dyn Objects>> {
@@ -44,9 +49,17 @@ fn open_stored(place: &Place, silent: Option<Duration>) -> Result<Box<dyn Object
                 key: place.key.clone(),
                 ..Place::new(&place.url)
             };
-            match *place == only_url {
-                true => Ok(Box::new(Directory::new(Path::new(rest)))),
-                false => Err(place.unusable("a directory takes no options of a server")),
+            if *place != only_url {
+                return Err(place.unusable("a directory takes no options of a server"));
+            }
+            let root = Path::new(rest);
+            let is_something_else = match fs::metadata(root) {
+                Ok(found) => !found.is_dir(),
+                Err(error) => error.kind() == ErrorKind::NotADirectory,
+            };
+            match is_something_else {
+                true => Err(place.unusable(NO_DIRECTORY)),
+                false => Ok(Box::new(Directory::new(root))),
             }
         }
         "s3" | "gs" | "az" => {

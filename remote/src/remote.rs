@@ -354,6 +354,7 @@ pub(crate) fn no_random(error: std::io::Error) -> Error {
         key: String::new(),
         reason: error.to_string(),
         wrong: None,
+        refused: true,
     }
     .into()
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::head::Head;
 use crate::intact::Origins;
-use crate::protocol::{self, HeadSummary, Listing, Malformed, Name, RefRecord, State};
+use crate::protocol::{self, HeadSummary, Listing, Malformed, Name, RefKey, RefRecord, State};
 use crate::remote::{Remote, block_on};
 
 /// What is wrong with an object.
@@ -32,6 +32,20 @@ pub struct VerifyReport {
     pub read_bytes: u64,
     /// What is wrong.
     pub findings: Vec<Finding>,
+    /// What is left of pushes that were cut off. It is no damage.
+    pub notes: Vec<Finding>,
+}
+
+/// A record of a push that was given up, since it was silent for too long.
+const VOID: &str = "the push of this was cut off and given up, and what it needs is not there, so \
+    it is void: the next push of the tag takes its place";
+
+fn void(record: &RefKey) -> Finding {
+    Finding {
+        object: record.key(),
+        problem: VOID.to_owned(),
+        tags: vec![record.tag.clone()],
+    }
 }
 
 impl Remote {
@@ -79,6 +93,7 @@ impl Remote {
             }),
             other => drop(other?),
         }
+        self.look_at_leases(&listing, &mut report)?;
         let mut packs: BTreeMap<Name, Vec<String>> = BTreeMap::new();
         let mut origins = Origins::default();
         for record in listing.roots() {
@@ -114,8 +129,10 @@ impl Remote {
             let bytes = match self.object(&head_key)? {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => {
-                    if listing.state(&record) == State::Settled {
-                        found(&head_key, "it is missing".to_owned());
+                    match listing.state(&record) {
+                        State::Settled => found(&head_key, "it is missing".to_owned()),
+                        State::Fenced => report.notes.push(void(&record)),
+                        State::Active => {}
                     }
                     continue;
                 }
@@ -133,9 +150,21 @@ impl Remote {
             });
             match decoded {
                 Ok(summary) => {
-                    origins.learn(summary.moved);
-                    for pack in summary.packs {
-                        packs.entry(pack).or_default().push(record.tag.clone());
+                    let missing = match listing.state(&record) {
+                        State::Settled => false,
+                        // It may have been given up before its head was written, and its packs
+                        // been deleted by then.
+                        State::Fenced | State::Active => self.lacks_any(&summary.packs)?,
+                    };
+                    match (missing, listing.state(&record)) {
+                        (true, State::Fenced) => report.notes.push(void(&record)),
+                        (true, _) => {}
+                        (false, _) => {
+                            origins.learn(summary.moved);
+                            for pack in summary.packs {
+                                packs.entry(pack).or_default().push(record.tag.clone());
+                            }
+                        }
                     }
                 }
                 Err(error) => found(&head_key, error.of(&head_key).to_string()),
@@ -161,6 +190,33 @@ impl Remote {
             }
         }
         Ok(report)
+    }
+
+    /// Leases that do not tell what their hosts work on: nothing is collected then.
+    fn look_at_leases(&self, listing: &Listing, report: &mut VerifyReport) -> Result<()> {
+        for (session, (_, beat)) in protocol::latest_beats(&listing.beats) {
+            if listing.is_fenced(session) {
+                continue;
+            }
+            match block_on(protocol::read_beat(self, &beat)) {
+                Err(protocol::Error::Damaged { key, reason }) => report.findings.push(Finding {
+                    object: key,
+                    problem: reason.to_owned(),
+                    tags: Vec::new(),
+                }),
+                other => drop(other?),
+            }
+        }
+        Ok(())
+    }
+
+    fn lacks_any(&self, packs: &[Name]) -> Result<bool> {
+        for pack in packs {
+            if !self.bucket.exists(&pack.pack_key())? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// An object, or what is wrong with what stands in its place.

@@ -450,6 +450,7 @@ impl SimBucket {
                 key: key.to_owned(),
                 reason: "no answer".to_owned(),
                 wrong: None,
+                refused: false,
             }),
         }
     }

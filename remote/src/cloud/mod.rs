@@ -24,7 +24,9 @@ use tokio::runtime::Runtime;
 
 use self::count::{Counter, NO_CREDENTIALS};
 use crate::error::Result;
-use crate::objects::{MOST_LISTED, Objects, Part, Requests, TOO_LONG, longest_bytes, no, wrong};
+use crate::objects::{
+    MOST_LISTED, Objects, Part, Requests, TOO_LONG, longest_bytes, no, refused, wrong,
+};
 use crate::place::Place;
 use crate::protocol::{Listed, Unanswered};
 
@@ -362,7 +364,8 @@ fn told_by(error: &StoreError) -> String {
 fn failed(what: &'static str, key: &str, error: &StoreError) -> Unanswered {
     let told = told_by(error);
     if told.contains(NO_CREDENTIALS) {
-        return no(what, key, NO_CREDENTIALS.to_owned());
+        // It was not sent.
+        return refused(what, key, NO_CREDENTIALS.to_owned());
     }
     let mut reason: String = told.chars().take(MOST_TOLD_CHARS).collect();
     if reason.len() < told.len() {

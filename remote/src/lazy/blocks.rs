@@ -359,6 +359,7 @@ impl Blocks {
                     key: pack.key.clone(),
                     reason: "the bucket is not there".to_owned(),
                     wrong: None,
+                    refused: false,
                 })),
             },
         }

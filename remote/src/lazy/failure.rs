@@ -41,6 +41,7 @@ impl Failure {
             key: key.to_owned(),
             reason: reason.to_owned(),
             wrong: None,
+            refused: false,
         })
     }
 

@@ -1,6 +1,6 @@
 //! What the protocol asks of a bucket.
 
-use crate::protocol::{RefKey, Rule, Session};
+use crate::protocol::{RefKey, RefKind, Rule, Session};
 
 /// A request that was not answered, or answered with an error: it may have happened, or
 /// may still happen.
@@ -16,6 +16,30 @@ pub struct Unanswered {
     /// Why what stands there is nothing that a host has written, if that is so: it will
     /// answer the same another time.
     pub wrong: Option<&'static str>,
+    /// Whether it is known that this request has changed nothing and never will: it was not
+    /// sent, or the filesystem refused it. The protocol never relies on it; it is for who reads
+    /// the message.
+    pub refused: bool,
+}
+
+impl Unanswered {
+    /// Whether what a command was about has not happened either. A change that counts is
+    /// followed by requests that may be refused, too: the deletion of a lease, and what takes a
+    /// record back.
+    #[must_use]
+    pub fn changed_nothing(&self) -> bool {
+        let follows = match self.what {
+            "delete" => self.key.starts_with("lease/"),
+            _ => RefKey::parse(&self.key).is_some_and(|it| it.kind == RefKind::Retracted),
+        };
+        self.refused && !follows
+    }
+
+    /// After other attempts at the same, of which none may have done it.
+    fn after(mut self, before: Option<Self>) -> Self {
+        self.refused &= before.is_none_or(|before| before.refused);
+        self
+    }
 }
 
 /// An object in a listing.
@@ -80,7 +104,7 @@ pub async fn put_surely<B: Bucket>(bucket: &B, key: &str, bytes: &[u8]) -> Resul
     for _ in 0..bucket.attempts().max(1) {
         match bucket.put(key, bytes).await {
             Ok(()) => return Ok(()),
-            Err(error) => last = Some(error),
+            Err(error) => last = Some(error.after(last)),
         }
         if bucket.is_without(Rule::OwnWriteIsAcknowledged) && bucket.exists(key).await? {
             return Ok(());
@@ -98,7 +122,7 @@ pub async fn delete_surely<B: Bucket>(bucket: &B, key: &str) -> Result<(), Unans
     for _ in 0..bucket.attempts().max(1) {
         match bucket.delete(key).await {
             Ok(()) => return Ok(()),
-            Err(error) => last = Some(error),
+            Err(error) => last = Some(error.after(last)),
         }
     }
     Err(last.expect("there was an attempt"))

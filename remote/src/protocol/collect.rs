@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::protocol::lease::{LeaseRecord, condemnations, latest_beats};
+use crate::protocol::lease::{LeaseRecord, condemnations, latest_beats, read_beat};
 use crate::protocol::record::{CondemnRecord, HeadSummary, fence};
 use crate::protocol::{
     Bucket, Error, LeaseKind, Listed, Listing, Name, Part, RefKey, Result, Rule, Session, State,
@@ -52,6 +52,8 @@ pub enum NotCollected {
 /// What is needed.
 struct Needed {
     parts: BTreeSet<Part>,
+    /// The sessions whose leases do not say what they need.
+    damaged: Vec<(Session, Listed, Error)>,
 }
 
 /// The heads that were read. They never change.
@@ -70,6 +72,17 @@ pub async fn collect<B: Bucket>(bucket: &B, options: Options) -> Result<Collecte
     let listing = Listing::of_all(bucket).await?;
     records_are_there(bucket, &listing, &there).await?;
     let needed = Needed::of(bucket, &listing, &mut heads).await?;
+    for (session, beat, error) in needed.damaged {
+        // It may be of a view: such a one has most time.
+        if !bucket.is_given_up(session, &beat, true).await {
+            return Err(error);
+        }
+        if !options.dry_run {
+            let key = session.fence_key();
+            put_surely(bucket, &key, &fence(&key)).await?;
+            collected.fenced.push(session);
+        }
+    }
     if !options.dry_run {
         collected.records = forget_superseded(bucket, &listing).await?;
     }
@@ -172,6 +185,9 @@ async fn delete<B: Bucket>(
         },
     };
     let needed = Needed::of(bucket, &listing, heads).await?;
+    if let Some((_, _, error)) = needed.damaged.into_iter().next() {
+        return Err(error);
+    }
     let mut parts = record.parts;
     if bucket.is_without(Rule::OwnCondemnedOnly) {
         for listed in bucket.list("packs/").await? {
@@ -207,19 +223,23 @@ async fn wait_for_pushes<B: Bucket>(
             if done.contains(&session) {
                 continue;
             }
-            let Some(bytes) = bucket.get(&beat.key).await? else {
-                // It ended, or wrote another beat: the next listing tells.
-                waits_for = Some(session);
-                continue;
+            let record = match read_beat(bucket, &beat).await {
+                Ok(Some(record)) => Some(record),
+                Ok(None) => {
+                    // It ended, or wrote another beat: the next listing tells.
+                    waits_for = Some(session);
+                    continue;
+                }
+                // What it was for does not matter any more.
+                Err(Error::Damaged { .. }) if fences.contains(&session) => None,
+                Err(error) => return Err(error),
             };
-            let record = LeaseRecord::decode(&beat.key, &bytes);
-            let record = record.map_err(|error| error.of(&beat.key))?;
-            let is_view = match record.kind {
-                LeaseKind::Push if own.is_some_and(|own| record.seen.contains(&own)) => continue,
-                LeaseKind::Push => false,
+            let seen = |record: &LeaseRecord| own.is_some_and(|own| record.seen.contains(&own));
+            let is_view = match &record {
+                Some(record) if record.kind == LeaseKind::Push && seen(record) => continue,
                 // A removal relies on nothing.
-                LeaseKind::Removal => false,
-                LeaseKind::View(_) => true,
+                Some(record) => matches!(record.kind, LeaseKind::View(_)),
+                None => false,
             };
             if fences.contains(&session) && bucket.is_without(Rule::FenceIsWrittenAgain) {
                 done.insert(session);
@@ -275,6 +295,7 @@ async fn two_that_agree<B: Bucket>(bucket: &B) -> Result<Option<Listing>> {
 impl Needed {
     async fn of<B: Bucket>(bucket: &B, listing: &Listing, heads: &mut Heads) -> Result<Self> {
         let mut parts = BTreeSet::new();
+        let mut damaged = Vec::new();
         for record in listing.roots() {
             let settled = listing.state(&record) == State::Settled;
             let packs = packs_of(bucket, record.head, heads).await?;
@@ -294,11 +315,15 @@ impl Needed {
             if listing.is_fenced(session) {
                 continue;
             }
-            let Some(bytes) = bucket.get(&beat.key).await? else {
-                continue;
+            let lease = match read_beat(bucket, &beat).await {
+                Ok(Some(lease)) => lease,
+                Ok(None) => continue,
+                Err(error @ Error::Damaged { .. }) => {
+                    damaged.push((session, beat, error));
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
-            let lease = LeaseRecord::decode(&beat.key, &bytes);
-            let lease = lease.map_err(|error| error.of(&beat.key))?;
             if let LeaseKind::View(head) = lease.kind
                 && let Some(packs) = packs_of(bucket, head, heads).await?
             {
@@ -306,7 +331,7 @@ impl Needed {
                 parts.extend(packs.iter().copied().map(Part::Pack));
             }
         }
-        Ok(Self { parts })
+        Ok(Self { parts, damaged })
     }
 }
 

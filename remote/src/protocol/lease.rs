@@ -262,6 +262,30 @@ pub(crate) async fn condemnations<B: Bucket>(bucket: &B) -> Result<Vec<(Name, Co
     Ok(found)
 }
 
+const DAMAGED_LEASE: &str = "it does not tell what its host works on, so nothing is collected yet. \
+    Who is at work writes another one; if none was written for a day, `remote gc` takes it for \
+    ended and removes it, so run that then";
+
+/// What a beat says, if it is still there.
+///
+/// # Errors
+/// [`Error::Damaged`]; if the bucket did not answer.
+pub(crate) async fn read_beat<B: Bucket>(bucket: &B, beat: &Listed) -> Result<Option<LeaseRecord>> {
+    let told = |error| match error {
+        Error::Damaged { key, .. } => Error::Damaged {
+            key,
+            reason: DAMAGED_LEASE,
+        },
+        other => other,
+    };
+    let bytes = bucket.get(&beat.key).await;
+    let Some(bytes) = bytes.map_err(|error| told(error.into()))? else {
+        return Ok(None);
+    };
+    let record = LeaseRecord::decode(&beat.key, &bytes);
+    Ok(Some(record.map_err(|error| told(error.of(&beat.key)))?))
+}
+
 /// The latest beat of each session that has a lease, in a listing.
 pub(crate) fn latest_beats(listing: &[Listed]) -> BTreeMap<Session, (u32, Listed)> {
     let mut latest: BTreeMap<Session, (u32, Listed)> = BTreeMap::new();
@@ -285,9 +309,7 @@ pub(crate) fn latest_beats(listing: &[Listed]) -> BTreeMap<Session, (u32, Listed
 pub async fn leases<B: Bucket>(bucket: &B) -> Result<Vec<(Session, Listed, LeaseRecord)>> {
     let mut found = Vec::new();
     for (session, (_, listed)) in latest_beats(&bucket.list("lease/").await?) {
-        if let Some(bytes) = bucket.get(&listed.key).await? {
-            let record = LeaseRecord::decode(&listed.key, &bytes);
-            let record = record.map_err(|error| error.of(&listed.key))?;
+        if let Some(record) = read_beat(bucket, &listed).await? {
             found.push((session, listed, record));
         }
     }

@@ -1,10 +1,13 @@
 //! What is gone or damaged in a bucket: what mends it, and what goes on without it.
 
+use std::fs;
+use std::time::{Duration, SystemTime};
+
 use snapstore_store::{PageSize, Silent, Store};
 
 use super::{Outcome, Scene, commit, image, read};
 use crate::Error;
-use crate::protocol::{self, Options};
+use crate::protocol::{self, Options, RefKey};
 
 fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
@@ -177,5 +180,88 @@ pub fn a_configuration_that_is_lost_or_damaged_is_made_anew_for_the_same_pages(
             .pull(&large, "t", "t", false, &Silent)
             .is_err_and(other_pages)
     );
+    Ok(())
+}
+
+/// It slept, a collection gave it up and deleted its packs, and then it wrote its head and its
+/// record, saw the fence, and failed.
+#[test]
+fn what_a_push_leaves_that_was_given_up_is_no_damage() -> Outcome {
+    let scene = Scene::new()?;
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    commit(&store, "t", &image(&[1; 6]), None)?;
+    remote.push(&store, "t", "t", false, &Silent)?;
+    let key = scene.keys("refs")?.swap_remove(0);
+    let record = RefKey::parse(&key).ok_or("a record")?;
+    let fence = record.writer().fence_key();
+    remote.bucket.put(&fence, &protocol::fence(&fence))?;
+    let report = remote.verify(true)?;
+    assert_eq!((report.findings, report.notes), (vec![], vec![]));
+    for pack in scene.keys("packs")? {
+        remote.bucket.delete(&pack)?;
+    }
+    for read_data in [false, true] {
+        let report = remote.verify(read_data)?;
+        assert_eq!(report.findings, []);
+        assert_eq!(report.notes.len(), 1);
+        assert_eq!(report.notes[0].object, key);
+    }
+    remote.collect(Options::default())?;
+    let other = scene.store("other")?;
+    let none = |error: Error| matches!(error, Error::Protocol(protocol::Error::NoTag { .. }));
+    let pulled = remote.pull(&other, "t", "t", false, &Silent);
+    assert!(pulled.is_err_and(none));
+    // The next one takes its place, and of that it is damage.
+    remote.push(&store, "t", "t", false, &Silent)?;
+    remote.collect(Options::default())?;
+    remote.pull(&other, "t", "t", false, &Silent)?;
+    let report = remote.verify(true)?;
+    assert_eq!((report.findings, report.notes), (vec![], vec![]));
+    for pack in scene.keys("packs")? {
+        remote.bucket.delete(&pack)?;
+    }
+    let report = remote.verify(false)?;
+    assert_eq!((report.findings.len(), report.notes), (1, vec![]));
+    Ok(())
+}
+
+/// It may be of a mount, which has a day for a sign of life. Until then nothing is deleted.
+#[test]
+fn a_damaged_lease_is_named_and_ends_after_a_day() -> Outcome {
+    let scene = Scene::new()?;
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    commit(&store, "t", &image(&[1; 6]), None)?;
+    remote.push(&store, "t", "t", false, &Silent)?;
+    remote.remove_all(&["t".to_owned()]).1?;
+    let key = "lease/00000000000000000000000000000001/00000000";
+    let path = scene.bucket().join(key);
+    fs::create_dir_all(path.parent().ok_or("a directory")?)?;
+    fs::write(&path, b"nothing")?;
+    let day = Duration::from_secs(24 * 60 * 60);
+    for (age, ends) in [(Duration::ZERO, false), (day / 2, false), (day * 2, true)] {
+        let file = fs::File::options().write(true).open(&path)?;
+        file.set_modified(SystemTime::now() - age)?;
+        let findings = remote.verify(false)?.findings;
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!(findings[0].object, key);
+        for dry_run in [true, false] {
+            let collected = remote.collect(Options { dry_run });
+            match collected {
+                Ok(collected) => {
+                    assert!(ends, "{age:?}");
+                    assert!(!collected.deleted.is_empty());
+                }
+                Err(error) => {
+                    assert!(!ends, "{error}");
+                    assert!(error.to_string().contains("for a day"), "{error}");
+                }
+            }
+        }
+        assert_eq!(scene.keys("packs")?.is_empty(), ends);
+    }
+    assert_eq!(scene.keys("lease")?, [""; 0]);
+    assert_eq!(remote.verify(true)?.findings, []);
     Ok(())
 }

@@ -266,7 +266,9 @@ fn without_keys_the_machine_is_not_asked_for_any() -> Outcome {
         ..remote.place.clone()
     };
     let asked = Remote::at(&place)?.bucket.get("config", None);
-    let error = asked.err().ok_or("nothing is signed")?.to_string();
+    let error = asked.err().ok_or("nothing is signed")?;
+    assert!(error.changed_nothing(), "{error:?}");
+    let error = error.to_string();
     assert!(error.contains("--machine-role"), "{error}");
     assert!(error.contains("AWS_ACCESS_KEY_ID"), "{error}");
     Ok(())
