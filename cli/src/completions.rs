@@ -16,8 +16,8 @@ use snapstore_host::runtime::{Runtime, runtime_dir};
 use snapstore_store::{SnapshotId, Store};
 
 use crate::args::Cli;
-use crate::commands::remote::remotes;
 use crate::context::Context;
+use crate::known::remotes;
 
 /// Set by the shell's script.
 const VARIABLE: &str = "SNAPSTORE_COMPLETE";

@@ -13,6 +13,7 @@ mod form;
 mod format;
 mod hints;
 mod interrupt;
+mod known;
 mod log_format;
 mod logging;
 mod map;

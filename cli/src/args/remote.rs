@@ -140,7 +140,7 @@ Examples:
 Only what the remote has not is uploaded. A push that was interrupted is run again. Exit code
 6 says that the remote did not answer: the push may have happened, which pushing again tells.")]
 pub struct PushArgs {
-    /// The tag, which it has there, too
+    /// The tag, which it has there, too; or the beginning of an id, for the snapshot's own tag
     #[arg(value_name = "TAG", value_parser = snapshot)]
     pub tag: String,
     /// A remote of this store

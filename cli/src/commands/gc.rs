@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::exit;
 use crate::format::{count, counted, size, table};
 use crate::hints;
+use crate::known;
 use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &GcArgs) -> anyhow::Result<ExitCode> {
@@ -30,6 +31,12 @@ pub fn run(context: &Context, args: &GcArgs) -> anyhow::Result<ExitCode> {
     let optimized = optimize(&store, args)?;
     let mut report = store.gc(options, &Bar::new(Unit::Items)).map_err(told)?;
     report.freed_bytes += optimized.as_ref().map_or(0, |it| it.freed_bytes);
+    if !args.dry_run {
+        // It takes no room to speak of.
+        if let Err(error) = known::tidy(store.path()) {
+            tracing::warn!(%error, "what an unfinished `remote add` left is still there");
+        }
+    }
     let budget = Budget::of(&store, args, &report)?;
     let mut value = serde_json::to_value(&report)?;
     value["budget"] = serde_json::to_value(&budget)?;

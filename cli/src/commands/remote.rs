@@ -1,16 +1,11 @@
 //! `snapstore remote`, `snapstore push` and `snapstore pull`
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 use snapstore_host::{NotFound, Usage};
 use snapstore_remote::protocol::{NotCollected, Options};
@@ -22,14 +17,10 @@ use crate::context::Context;
 use crate::exit;
 use crate::form::Fields;
 use crate::format::{count, size, table};
+use crate::known::{Known, change, check_apart, remotes};
 use crate::logging::say;
 use crate::progress::{Bar, Unit};
 
-/// The remotes of a store, by their names: a JSON object of URLs, or of places with all that
-/// `remote add` was told, in this file of it.
-const FILE: &str = "remotes.json";
-/// Locked (flock(2)) by who changes it.
-const LOCK: &str = "locks/remotes";
 const NO_REMOTES: &str = "No remotes yet; `snapstore remote add NAME URL` makes one known.";
 /// After so long a silence a push is given up.
 const SILENCE: Duration = Duration::from_secs(15 * 60);
@@ -40,96 +31,6 @@ pub(super) fn told<T>(result: snapstore_remote::Result<T>) -> anyhow::Result<T> 
         snapstore_remote::Error::Store(error) => error.into(),
         other => other.into(),
     })
-}
-
-/// A remote as a store knows it.
-#[derive(Serialize, Deserialize)]
-pub struct Known {
-    #[serde(flatten)]
-    pub place: Place,
-    /// Whether the store has used a remote in this directory.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    used: bool,
-}
-
-/// A place of which there is nothing else to say is written as its URL alone.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum Written {
-    Url(String),
-    Known(Known),
-}
-
-impl From<Written> for Known {
-    fn from(written: Written) -> Self {
-        match written {
-            Written::Url(url) => Self {
-                place: Place::new(&url),
-                used: false,
-            },
-            Written::Known(known) => known,
-        }
-    }
-}
-
-impl From<Known> for Written {
-    fn from(known: Known) -> Self {
-        match !known.used && known.place == Place::new(&known.place.url) {
-            true => Self::Url(known.place.url),
-            false => Self::Known(known),
-        }
-    }
-}
-
-/// The remotes of the store at this path.
-pub fn remotes(store: &Path) -> anyhow::Result<BTreeMap<String, Known>> {
-    let path = store.join(FILE);
-    match fs::read(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
-        read => {
-            let read = read.with_context(|| format!("cannot read {}", path.display()))?;
-            let written: BTreeMap<String, Written> = serde_json::from_slice(&read)
-                .with_context(|| format!("{} does not list remotes", path.display()))?;
-            Ok(written
-                .into_iter()
-                .map(|(name, one)| (name, one.into()))
-                .collect())
-        }
-    }
-}
-
-/// Changes which remotes the store knows, if `change` says that it has. Of those who do so at
-/// once each sees what the one before has written.
-fn change(
-    store: &Path,
-    change: impl FnOnce(&mut BTreeMap<String, Known>) -> anyhow::Result<bool>,
-) -> anyhow::Result<()> {
-    let path = store.join(FILE);
-    let unwritten = || format!("cannot write {}", path.display());
-    let lock = store.join(LOCK);
-    let file = File::create(&lock).with_context(|| format!("cannot lock {}", lock.display()))?;
-    while let Err(error) = flock(&file, FlockOperation::LockExclusive) {
-        if error != Errno::INTR {
-            return Err(error).with_context(|| format!("cannot lock {}", lock.display()));
-        }
-    }
-    let mut known = remotes(store)?;
-    if !change(&mut known)? {
-        return Ok(());
-    }
-    let written: BTreeMap<_, Written> = known
-        .into_iter()
-        .map(|(name, one)| (name, one.into()))
-        .collect();
-    let bytes = serde_json::to_vec_pretty(&written)?;
-    // Only who has the lock writes it. What is not durable when it is renamed may be empty
-    // after the power failed.
-    let part = store.join(format!("{FILE}.new"));
-    File::create(&part)
-        .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&part, &path))
-        .and_then(|()| File::open(store)?.sync_all())
-        .with_context(unwritten)
 }
 
 pub(super) fn remote(store: &Store, name: &str) -> anyhow::Result<Remote> {
@@ -162,6 +63,7 @@ pub(super) fn remember(store: &Store, name: &str) {
 fn add(context: &Context, store: &Store, name: &str, place: Place) -> anyhow::Result<ExitCode> {
     check_tag(name)?;
     told(Remote::at(&place))?;
+    check_apart(store.path(), &place.url)?;
     let url = place.url.clone();
     change(store.path(), |known| {
         // Another key for the same bucket is the same remote.
@@ -273,6 +175,7 @@ fn on_store(context: &Context, store: &Store, command: &RemoteCommand) -> anyhow
         }
         RemoteCommand::Init { name } => {
             let remote = remote(store, name)?;
+            check_apart(store.path(), remote.url())?;
             let bytes = store.page_size().bytes();
             told(remote.init(u32::try_from(bytes)?))?;
             let encrypted = remote.is_encrypted();
@@ -336,14 +239,11 @@ fn key(context: &Context, file: &Path) -> anyhow::Result<ExitCode> {
 }
 
 fn rm(context: &Context, remote: &Remote, name: &str, tags: &[String]) -> anyhow::Result<ExitCode> {
-    // In their order, each once.
-    let mut each: Vec<String> = Vec::new();
-    for tag in tags {
-        if !each.contains(tag) {
-            each.push(tag.clone());
-        }
+    if let Some(twice) = (1..tags.len()).find(|at| tags[..*at].contains(&tags[*at])) {
+        let name = tags[twice].clone();
+        bail!(snapstore_store::Error::DuplicateName { name });
     }
-    let (removed, result) = remote.remove_all(&each);
+    let (removed, result) = remote.remove_all(tags);
     // What was removed is the answer, also where a later one failed.
     if !removed.is_empty() {
         context.answer(&json!({"removed": removed}), || {
@@ -422,8 +322,14 @@ fn verify(context: &Context, remote: &Remote, read_data: bool) -> anyhow::Result
     context.answer(&report, || {
         let mut out = String::new();
         for one in &report.findings {
-            let tags = one.tags.join(", ");
-            out += &format!("  {}: {} (needed by {tags})\n", one.object, one.problem);
+            let needed = match one.tags.is_empty() {
+                true => String::new(),
+                false => format!(" (needed by {})", one.tags.join(", ")),
+            };
+            out += &format!("  {}: {}{needed}\n", one.object, one.problem);
+        }
+        for one in &report.notes {
+            out += &format!("  not damage: {}: {}\n", one.object, one.problem);
         }
         out + &format!(
             "Checked {} snapshots in {} packs: {} findings.",
@@ -447,26 +353,46 @@ fn with_requests(report: &impl Serialize, remote: &Remote) -> anyhow::Result<ser
     Ok(value)
 }
 
+/// The tag under which a snapshot goes there: the one that was given, or of the snapshot's the
+/// one that it was first committed under, or else the first.
+fn tag_of(store: &Store, name: &str) -> anyhow::Result<String> {
+    let id = store.resolve(name)?;
+    if store.tag(name)?.is_some() {
+        return Ok(name.to_owned());
+    }
+    let mut tags = store.tags_of(id)?;
+    let first = store.manifest(id)?.first_tag;
+    let at = tags.iter().position(|tag| *tag == first).unwrap_or(0);
+    match tags.is_empty() {
+        false => Ok(tags.swap_remove(at)),
+        true => bail!(NotFound(format!(
+            "snapshot {} has no tag, and a snapshot is pushed under its tag; `snapstore tag {} \
+             TAG` gives it one",
+            id.short(),
+            id.short()
+        ))),
+    }
+}
+
 pub fn push(context: &Context, args: &PushArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
     let store = context.open()?;
     let remote = remote(&store, &args.remote)?;
+    let tag = tag_of(&store, &args.tag)?;
     let bar = Bar::new(Unit::Bytes);
-    let report = told(remote.push(&store, &args.tag, &args.tag, args.replace, &bar))?;
+    let report = told(remote.push(&store, &args.tag, &tag, args.replace, &bar))?;
     remember(&store, &args.remote);
     context.answer(&with_requests(&report, &remote)?, || {
         let id = report.id.get(..12).unwrap_or_default();
         match report.already {
             true if report.working_set_pages > 0 => format!(
-                "{} names {id} there already; {} pages that are touched first were added.",
-                args.tag,
+                "{tag} names {id} there already; {} pages that are touched first were added.",
                 count(report.working_set_pages),
             ),
-            true => format!("{} names {id} there already.", args.tag),
+            true => format!("{tag} names {id} there already."),
             false => format!(
-                "Pushed {} {id} to {}: {} pages, {}; {} pages of its changed leaves{} and {} \
+                "Pushed {tag} {id} to {}: {} pages, {}; {} pages of its changed leaves{} and {} \
                  leaves were there.",
-                args.tag,
                 args.remote,
                 count(report.pages),
                 size(report.bytes),

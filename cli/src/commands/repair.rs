@@ -7,6 +7,7 @@ use snapstore_store::{RepairOptions, RepairReport, Store};
 use crate::context::Context;
 use crate::exit;
 use crate::format::count;
+use crate::known;
 use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
@@ -17,8 +18,18 @@ pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
     };
     options.lock_timeout = context.lock_timeout().unwrap_or(options.lock_timeout);
     let path = context.store_path()?;
-    let report = Store::repair_with(&path, &options, &Bar::new(Unit::Items))?;
-    context.answer(&report, || describe(&report))?;
+    let mut report = Store::repair_with(&path, &options, &Bar::new(Unit::Items))?;
+    let remotes = known::set_aside(&path)?;
+    let lost_remotes = remotes.is_some();
+    report.remaining.extend(remotes);
+    context.answer(&report, || {
+        let mut out = describe(&report);
+        if lost_remotes {
+            out += "The store knows no remotes now; `snapstore remote add NAME URL` makes each \
+                    known again.\n";
+        }
+        out
+    })?;
     Ok(
         if !report.lost_tags.is_empty() || !report.broken_snapshots.is_empty() {
             ExitCode::from(exit::DAMAGED)

@@ -10,6 +10,7 @@ use crate::exit;
 use crate::form::Fields;
 use crate::format::{count, counted, size};
 use crate::hints;
+use crate::known;
 use crate::progress::{Bar, Unit};
 
 /// Of a finding, in text.
@@ -37,7 +38,15 @@ pub fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let context = &context.listing(&args.form, &FIELDS)?;
     let context = &context.stopped_by_signals()?;
     let store = context.open()?;
-    let report = store.verify(args.read_data, &Bar::new(Unit::Items))?;
+    let mut report = store.verify(args.read_data, &Bar::new(Unit::Items))?;
+    report
+        .findings
+        .extend(known::damage(store.path())?.map(|damage| Finding {
+            damage,
+            chunks: Vec::new(),
+            snapshots: Vec::new(),
+            read_all_the_same: false,
+        }));
     let mut value = serde_json::to_value(&report)?;
     for (number, finding) in report.findings.iter().enumerate() {
         value["findings"][number]["what_to_do"] = hints::about_finding(finding).into();

@@ -16,6 +16,7 @@ mod overlay;
 mod paging;
 mod pictures;
 mod remote_formats;
+mod remote_places;
 mod remotes;
 mod retention;
 mod stopped;

@@ -78,10 +78,13 @@ fn what_no_remote_wrote_is_not_made_one() -> anyhow::Result<()> {
     let home = fixture.dir.path().join("home");
     fs::create_dir(&home)?;
     fs::write(home.join("config"), "precious=1")?;
-    let store = cli.store().to_owned();
+    // What looks like a store is refused before that.
     let key = fixture.dir.path().join("key").display().to_string();
     cli.ok(&["remote", "key", &key])?;
-    for (number, dir) in [&home, &store].into_iter().enumerate() {
+    let mine = fixture.dir.path().join("mine");
+    fs::create_dir(&mine)?;
+    fs::copy(cli.store().join("config"), mine.join("config"))?;
+    for (number, dir) in [&home, &mine].into_iter().enumerate() {
         let config = fs::read(dir.join("config"))?;
         let url = format!("file://{}", dir.display());
         for more in [&[][..], &["--key", &key]] {
@@ -218,7 +221,7 @@ fn tags_of_a_remote_are_removed_all_or_those_that_are_told() -> anyhow::Result<(
         &record,
         record.with_file_name(format!("ffffffffffffffff-{rest}")),
     )?;
-    let output = cli.run(&["remote", "rm", "site", "base", "base", "b", "c", "--json"])?;
+    let output = cli.run(&["remote", "rm", "site", "base", "b", "c", "--json"])?;
     ensure!(output.status.code() == Some(5), "{output:?}");
     let told: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     ensure!(told == serde_json::json!({"removed": ["base"]}), "{told}");
