@@ -13,6 +13,7 @@ use snapstore_remote::{DomainKey, Place, Remote};
 use snapstore_store::{Store, check_tag};
 
 use crate::args::{AddArgs, PullArgs, PushArgs, RemoteArgs, RemoteCommand};
+use crate::commands::each_once;
 use crate::context::Context;
 use crate::exit;
 use crate::form::Fields;
@@ -239,10 +240,7 @@ fn key(context: &Context, file: &Path) -> anyhow::Result<ExitCode> {
 }
 
 fn rm(context: &Context, remote: &Remote, name: &str, tags: &[String]) -> anyhow::Result<ExitCode> {
-    if let Some(twice) = (1..tags.len()).find(|at| tags[..*at].contains(&tags[*at])) {
-        let name = tags[twice].clone();
-        bail!(snapstore_store::Error::DuplicateName { name });
-    }
+    each_once(tags)?;
     let (removed, result) = remote.remove_all(tags);
     // What was removed is the answer, also where a later one failed.
     if !removed.is_empty() {
