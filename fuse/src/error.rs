@@ -104,6 +104,44 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// What a clone is made from is damaged.
+    #[error(
+        "{} is damaged ({reason}), so nobody can tell what was written there; put it back from a copy, or remove {} to give up what was written to that clone", path.display(), clone.display()
+    )]
+    StateDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// The clone's directory.
+        clone: PathBuf,
+    },
+    /// Whether a view ended in order cannot be told.
+    #[error(
+        "{} is damaged ({reason}); remove that file: what had been brought to the disk is then gone on with", path.display()
+    )]
+    EndDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A view's files are damaged.
+    #[error("cannot go on with {}: {source}; put back a copy, or remove {} to give up what was written to that clone", clone.display(), clone.display())]
+    OverlayDamaged {
+        /// The clone's directory.
+        clone: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// The disk did not take all that is kept.
+    #[error("what was written is kept in {}, but is not known to be on the disk: {reason}", place.display())]
+    NotOnDisk {
+        /// Where it is kept.
+        place: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// What was written to an earlier view is still there.
     #[error(
         "what was written to an earlier view of {0} and not committed is in {1}: go on with it by `snapstore mount --rw --resume {0}`, or remove that directory", dir.display(), place.display()

@@ -44,6 +44,6 @@ pub use mounted::{Ended, MountOptions, Mounted, Undo, mount, mount_writable};
 pub use mountpoint::{Mountpoint, is_dead, unmount};
 pub use view::MountTarget;
 pub use writable::{
-    CloneStatus, FrozenFileInfo, FrozenForCommit, FrozenImage, FrozenView, KeptView, MOST_CLONES,
-    Status, ViewClient, WritableOptions, image_of, kept_views,
+    CloneStatus, FrozenFileInfo, FrozenForCommit, FrozenImage, FrozenView, Kept, KeptView,
+    MOST_CLONES, Status, ViewClient, WritableOptions, image_of, is_kept, kept_views,
 };

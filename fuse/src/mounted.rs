@@ -89,7 +89,7 @@ impl fmt::Debug for Writable {
 pub enum Ended {
     /// Nothing is left.
     Clean,
-    /// What was written and is in no commit is kept there.
+    /// What was written and is in no commit is kept there, and on the disk.
     Kept(PathBuf),
     /// It was given up, as was asked for.
     Discarded,
@@ -309,13 +309,14 @@ impl Writable {
         let place = &self.views.place;
         let uncommitted = self.views.is_uncommitted();
         if uncommitted && !self.control.discards() {
-            for clone in &self.views.clones {
-                // It is kept all the same.
-                if let Err(error) = clone.ends() {
-                    tracing::warn!(%error, "how long a journal is was not noted");
-                }
-            }
-            return Ok(Ended::Kept(place.path().to_owned()));
+            // It is kept all the same.
+            return match self.views.ends() {
+                Ok(()) => Ok(Ended::Kept(place.path().to_owned())),
+                Err(error) => Err(Error::NotOnDisk {
+                    place: place.path().to_owned(),
+                    reason: error.to_string(),
+                }),
+            };
         }
         place.remove()?;
         Ok(match uncommitted {
@@ -353,6 +354,16 @@ impl Mounted {
     #[must_use]
     pub fn not_pinned(&self) -> Option<NotPinned> {
         self.not_pinned
+    }
+
+    /// Whether it goes on with a view whose host went down before it was unmounted: what was
+    /// written and not brought to the disk is gone.
+    #[must_use]
+    pub fn lost_unsynced(&self) -> bool {
+        match &self.kind {
+            Kind::ReadOnly { .. } => false,
+            Kind::Writable(writable) => writable.views.lost_unsynced,
+        }
     }
 
     /// What undoes this mount, from another thread.

@@ -33,9 +33,11 @@ const KEPT: &[&str] = &[
     "SNAPSTORE_TRUST_LOCKS",
     "SNAPSTORE_PRETEND_FILESYSTEM",
     // Of builds with debug assertions (store/src/durable.rs, overlay/src/step.rs,
-    // vmm/src/signals.rs).
+    // fuse/src/writable/state.rs, overlay/src/disk.rs, vmm/src/signals.rs).
     "SNAPSTORE_KILL_AT_STEP",
     "SNAPSTORE_KILL_AT_OVERLAY_STEP",
+    "SNAPSTORE_BOOT_ID",
+    "SNAPSTORE_NO_OVERLAY_SYNC",
     "SNAPSTORE_STOP_AT_STEP",
     "SNAPSTORE_PANIC_IN",
 ];

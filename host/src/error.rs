@@ -112,6 +112,12 @@ pub fn class(error: &anyhow::Error) -> ErrorClass {
             | snapstore_fuse::Error::NoView { .. },
         ) => ErrorClass::NotFound,
         Some(
+            snapstore_fuse::Error::ViewDamaged { .. }
+            | snapstore_fuse::Error::StateDamaged { .. }
+            | snapstore_fuse::Error::EndDamaged { .. }
+            | snapstore_fuse::Error::OverlayDamaged { .. },
+        ) => ErrorClass::Damaged,
+        Some(
             snapstore_fuse::Error::ViewServed { .. }
             | snapstore_fuse::Error::ViewCommitted { .. }
             | snapstore_fuse::Error::ViewRefused { busy: true, .. },

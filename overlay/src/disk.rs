@@ -5,10 +5,18 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-/// Has the data of a file on the disk, and its length.
-pub(crate) fn sync_file(file: &File) -> io::Result<()> {
+/// Has the data of a file on the disk, and its length. With debug assertions,
+/// `SNAPSTORE_NO_OVERLAY_SYNC` has it fail.
+///
+/// # Errors
+/// The operating system's.
+pub fn sync_file(file: &File) -> io::Result<()> {
     #[cfg(test)]
     crate::tests::power::fails()?;
+    #[cfg(debug_assertions)]
+    if std::env::var_os("SNAPSTORE_NO_OVERLAY_SYNC").is_some() {
+        return Err(rustix::io::Errno::IO.into());
+    }
     file.sync_data()?;
     #[cfg(test)]
     crate::tests::power::synced(file);

@@ -27,6 +27,7 @@ mod tests;
 
 pub use base::{BLOCK_BYTES, Base, Under};
 pub use budget::Budget;
+pub use disk::sync_file;
 pub use frozen::{Content, Extent, Frozen};
 pub use journal::{Journal, Replayed, SegmentPath, Survived};
 pub use layers::{MAX_IMAGE_BYTES, Overlay};

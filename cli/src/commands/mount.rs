@@ -165,16 +165,20 @@ fn serve(
         lazy.into_iter().for_each(lazy::end);
         return Err(error);
     }
-    let not_pinned = mounted.not_pinned().map(|why| why.to_string());
-    match (announcement.take(), not_pinned) {
-        (Some(mut announcement), not_pinned) => {
-            not_pinned
-                .into_iter()
-                .for_each(|note| announcement.note(note));
+    let mut notes: Vec<String> = mounted
+        .not_pinned()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    if mounted.lost_unsynced() {
+        notes.push(LOST_UNSYNCED.to_owned());
+    }
+    match announcement.take() {
+        Some(mut announcement) => {
+            notes.into_iter().for_each(|note| announcement.note(note));
             announcement.ready()?;
         }
-        (None, Some(note)) => say!("warning: {note}"),
-        (None, None) => {}
+        None => notes.iter().for_each(|note| say!("warning: {note}")),
     }
     // However it ended: nobody else knows of the directory, now that its lock is gone.
     let ended = mounted.wait();
@@ -192,6 +196,12 @@ fn serve(
     }
     Ok(())
 }
+
+/// What a user has to know who goes on with a view after his host went down.
+const LOST_UNSYNCED: &str = "the host went down before this view was unmounted: what had been \
+                             written to it and not brought to the disk, by fsync(2), is gone, and \
+                             files may be there in part; what is here is as of the last fsync(2), \
+                             or of the last commit";
 
 /// How a remote is read.
 fn reading(args: &MountArgs) -> RemoteReading {

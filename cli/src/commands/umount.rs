@@ -5,13 +5,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::json;
-use snapstore_fuse::{Mountpoint, ViewClient};
+use snapstore_fuse::{Kept, Mountpoint, ViewClient};
 use snapstore_host::look;
 use snapstore_host::mount_server::Writing;
 
 use crate::args::UmountArgs;
 use crate::context::Context;
+use crate::exit;
 use crate::format::size;
+use crate::logging::say;
 
 pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<ExitCode> {
     let (view, uncommitted, silent) = match prepare(args)? {
@@ -19,25 +21,42 @@ pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<ExitCode> {
         Server::Silent => (None, None, true),
         Server::Indifferent => (None, None, false),
     };
+    let (mut view, mut unsynced) = (view, None);
+    if args.keep
+        && let Some(view) = &mut view
+    {
+        // While it is mounted, so that a disk that is slow is waited for, and one that fails
+        // says why. The server has the rest on the disk at its end.
+        unsynced = view.sync().err().map(|error| error.to_string());
+    }
     let undone = snapstore_fuse::unmount(&args.dir, args.lazy, &look::is_dead);
-    match (view, &undone) {
+    match (view, undone) {
+        (None, undone) => undone?,
         // It goes on, and is not given up by whoever ends it.
-        (Some(mut view), Err(_)) => view.at_end(true)?,
+        (Some(mut view), Err(error)) => {
+            view.at_end(true)?;
+            return Err(error.into());
+        }
         (Some(view), Ok(())) if !args.lazy => {
             view.wait_for_end(PATIENCE);
         }
-        _ => {}
+        (Some(_), Ok(())) => {}
     }
-    undone?;
     let dir = args.dir.display().to_string();
     let bytes = uncommitted.as_ref().map(|it| it.bytes);
-    let kept = uncommitted.as_ref().filter(|_| args.keep);
-    let place = kept.map(|it| it.place.display().to_string());
-    let again = kept.map(|it| resume(args, Some(&it.place)));
+    let kept = match &uncommitted {
+        Some(it) if args.keep => Some((it, kept(args, it, unsynced))),
+        _ => None,
+    };
+    let place = kept.as_ref().map(|(it, _)| it.place.display().to_string());
+    let on_disk = kept
+        .as_ref()
+        .map(|(_, found)| matches!(found, Found::OnDisk));
     let value = json!({
         "dir": dir, "unmounted": true, "uncommitted_bytes": bytes, "kept": place,
+        "on_disk": on_disk,
     });
-    context.answer(&value, || match (&uncommitted, &place) {
+    context.answer(&value, || match (&uncommitted, &kept) {
         (None, _) if silent => format!(
             "Unmounted {dir}. Its server did not answer: what was written and not committed, \
              if there is anything, is kept, and `{}` goes on with it when the server has ended.",
@@ -45,16 +64,61 @@ pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<ExitCode> {
         ),
         (None, _) => format!("Unmounted {dir}."),
         (Some(lost), None) => format!(
-            "Unmounted {dir}. What was written and not committed is given up: {} of images, \
-             and files that were made there. (--keep keeps it.)",
-            size(lost.bytes)
+            "Unmounted {dir}. What was written and not committed is given up: {}. (--keep keeps \
+             it.)",
+            lost.told()
         ),
-        (Some(_), Some(place)) => format!(
-            "Unmounted {dir}. What was not committed is kept in {place}; `{}` goes on with it.",
-            again.unwrap_or_default()
+        (Some(it), Some((_, Found::OnDisk))) => format!(
+            "Unmounted {dir}. What was not committed is kept in {}, on the disk; `{}` goes on \
+             with it.",
+            it.place.display(),
+            resume(args, Some(&it.place))
+        ),
+        (Some(it), Some((_, Found::Later))) => format!(
+            "Unmounted {dir}. What is not committed is kept in {} when the last process that uses \
+             it has ended; `{}` then goes on with it.",
+            it.place.display(),
+            resume(args, Some(&it.place))
+        ),
+        (Some(it), Some((_, Found::Unconfirmed(_)))) => format!(
+            "Unmounted {dir}. What was not committed is left in {}.",
+            it.place.display()
         ),
     })?;
-    Ok(ExitCode::SUCCESS)
+    let Some((it, Found::Unconfirmed(why))) = kept else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    say!(
+        "error: what was not committed is not known to be on the disk ({why}): it may be lost if \
+         this host goes down; `{}` goes on with what is there",
+        resume(args, Some(&it.place))
+    );
+    Ok(ExitCode::from(exit::FAILED))
+}
+
+/// What there is of what was to be kept.
+enum Found {
+    /// All of it, and on the disk.
+    OnDisk,
+    /// Its server ends later.
+    Later,
+    /// It is not known to be on the disk, for a reason.
+    Unconfirmed(String),
+}
+
+/// What the server has left, which has ended or has had its time; `unsynced` is why it could not
+/// have it on the disk before that.
+fn kept(args: &UmountArgs, uncommitted: &Uncommitted, unsynced: Option<String>) -> Found {
+    let found = snapstore_fuse::is_kept(&uncommitted.place);
+    match (found, unsynced) {
+        (Ok(Kept::OnDisk), None) => Found::OnDisk,
+        (_, Some(why)) => Found::Unconfirmed(why),
+        (Err(error), None) => Found::Unconfirmed(error.to_string()),
+        (Ok(_), None) if args.lazy => Found::Later,
+        (Ok(_), None) => Found::Unconfirmed(
+            "its server has not said so; its log, mounts.log in the store, may tell why".to_owned(),
+        ),
+    }
 }
 
 /// The command that goes on with what is kept, in `place` if that is known.
@@ -76,8 +140,23 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is in no commit.
 struct Uncommitted {
+    /// Of images.
     bytes: u64,
+    files: bool,
     place: PathBuf,
+}
+
+impl Uncommitted {
+    fn told(&self) -> String {
+        let bytes = size(self.bytes);
+        match (self.bytes, self.files) {
+            (0, true) => "files that were written, made, renamed or removed there".to_owned(),
+            (_, true) => format!(
+                "{bytes} of images, and files that were written, made, renamed or removed there"
+            ),
+            (_, false) => format!("{bytes} of images"),
+        }
+    }
 }
 
 /// What the server of a mount has been told of what is in no commit.
@@ -110,6 +189,7 @@ fn prepare(args: &UmountArgs) -> anyhow::Result<Server> {
     let bytes = status.clones.iter().map(|clone| clone.uncommitted_bytes);
     let uncommitted = any.then(|| Uncommitted {
         bytes: bytes.sum(),
+        files: status.clones.iter().any(|it| it.has_uncommitted_files),
         place: status.overlays,
     });
     Ok(Server::Told(view, uncommitted))

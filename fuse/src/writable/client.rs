@@ -236,6 +236,17 @@ impl ViewClient {
         ended
     }
 
+    /// Has all that was written so far on the disk. Waits for that.
+    ///
+    /// # Errors
+    /// The disk does not take it; its server does not answer.
+    pub fn sync(&mut self) -> Result<()> {
+        match self.ask(&Request::Sync)? {
+            Answer::Done => Ok(()),
+            _ => Err(self.odd()),
+        }
+    }
+
     /// Says what becomes of what is in no commit once the view is unmounted.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::SystemTime;
 
@@ -14,8 +14,9 @@ use snapstore_store::{ImageReader, ImageRole, Manifest, SnapshotId, Store};
 
 use super::file::{Around, ExtraFile, FrozenFile, Look, Origin};
 use super::image::WritableImage;
-use super::place::{State, boot, sync_dir};
-use crate::error::{Result, cannot};
+use super::record::sync_dir;
+use super::state::{State, boot};
+use crate::error::{Error, Result, cannot};
 
 /// An image that nobody has opened for writing, which all clones share.
 pub(crate) struct SharedImage {
@@ -46,6 +47,8 @@ pub(crate) struct ViewClone {
     made: Vec<String>,
     /// The freeze that will be the first to know of the last change of a name.
     names_changed: AtomicU64,
+    /// Names could not be brought to the disk: the kernel tells that once.
+    is_lost: AtomicBool,
     base: Mutex<CloneBase>,
 }
 
@@ -130,6 +133,7 @@ impl ViewClone {
             most_files: of.most_files,
             made: of.made.iter().map(|(name, _)| name.clone()).collect(),
             names_changed: AtomicU64::new(0),
+            is_lost: AtomicBool::new(false),
             base: Mutex::new(CloneBase {
                 id: of.id,
                 manifest: of.manifest,
@@ -198,9 +202,31 @@ impl ViewClone {
         Ok(())
     }
 
-    /// Notes how much there is of the journals, for whoever goes on with them. Nobody writes
-    /// any more.
-    pub fn ends(&self) -> Result<()> {
+    /// Has all that was written so far on the disk.
+    pub fn sync(&self) -> Result<()> {
+        let failed = |error| cannot("bring to the disk what is in", &self.dir, error);
+        for (_, image) in &self.images {
+            image.sync().map_err(failed)?;
+        }
+        for (_, named) in self.names() {
+            if let Named::File(file) = named {
+                file.sync().map_err(failed)?;
+            }
+        }
+        self.sync_names().map_err(failed)
+    }
+
+    /// Has all of it on the disk, and how much there is of the journals, for whoever goes on
+    /// with them. Nobody writes any more. False if there is nothing.
+    pub fn ends(&self) -> Result<bool> {
+        if !self
+            .has_something()
+            .map_err(|it| cannot("list", &self.dir, it))?
+        {
+            return Ok(false);
+        }
+        // Before the state: it says how much of the journals is there.
+        self.sync()?;
         let mut base = lock(&self.base);
         let mut state = base.state.clone();
         for (_, image) in &self.images {
@@ -208,18 +234,23 @@ impl ViewClone {
                 state.entries.insert(image.name.clone(), entries);
             }
         }
-        if state.entries.is_empty() {
-            return Ok(());
-        }
         state.write(&self.dir)?;
         base.state = state;
-        Ok(())
+        Ok(true)
     }
 
-    /// Finds again what was written before its server ended.
-    pub fn find_again(&self) -> Result<()> {
+    /// Whether anything was ever written to it.
+    fn has_something(&self) -> io::Result<bool> {
+        let has = |name| Ok::<_, io::Error>(fs::read_dir(self.dir.join(name))?.next().is_some());
+        let is_own = self.images.iter().any(|(_, image)| image.is_own());
+        Ok(is_own || State::is_there(&self.dir) || has("files")? || has("gone")?)
+    }
+
+    /// Finds again what was written before its server ended; `in_order` if all of it is on
+    /// the disk.
+    pub fn find_again(&self, in_order: bool) -> Result<()> {
         let mut base = lock(&self.base);
-        let survived = match base.state.boot == boot() {
+        let survived = match in_order || base.state.boot == boot() {
             true => Survived::Everything,
             false => Survived::OnlySynced,
         };
@@ -229,13 +260,21 @@ impl ViewClone {
             let first = state.first_segments.get(&image.name).copied();
             let entries = state.entries.get(&image.name).copied();
             let again = image.find_again(first.unwrap_or(0), entries.unwrap_or(0), survived);
-            let again = again.map_err(|error| cannot("go on with", &self.dir, error))?;
+            let again = again.map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidData => Error::OverlayDamaged {
+                    clone: self.dir.clone(),
+                    source: error,
+                },
+                _ => cannot("go on with", &self.dir, error),
+            })?;
             if let Some(segment) = again {
                 state.first_segments.insert(image.name.clone(), segment);
                 found = true;
             }
         }
-        if !found {
+        // One that has a state has to tell of this boot: what is written from now on is there
+        // if only the server ends.
+        if !found && !State::is_there(&self.dir) {
             return Ok(());
         }
         sync_dir(&self.dir)?;
@@ -392,10 +431,22 @@ impl ViewClone {
 
     /// Has on the disk what names there are.
     pub fn sync_names(&self) -> io::Result<()> {
-        for dir in [self.dir.join("files"), self.dir.join("gone")] {
-            File::open(dir)?.sync_all()?;
+        if self.is_lost.load(Ordering::Acquire) {
+            return Err(io::Error::other(
+                "names could not be brought to the disk before",
+            ));
         }
-        Ok(())
+        let dirs = [
+            self.dir.join("files"),
+            self.dir.join("gone"),
+            self.dir.clone(),
+        ];
+        let mut dirs = dirs.iter();
+        let synced = dirs.try_for_each(|dir| File::open(dir)?.sync_all());
+        if synced.is_err() {
+            self.is_lost.store(true, Ordering::Release);
+        }
+        synced
     }
 
     /// The snapshot that it is made from.
@@ -413,7 +464,7 @@ impl ViewClone {
 
     /// Whether a file was written, made, renamed or removed that the base has otherwise, or
     /// not at all: a commit leaves some out.
-    fn files_differ(&self) -> bool {
+    pub fn files_differ(&self) -> bool {
         let base = lock(&self.base);
         if self.names_changed.load(Ordering::Relaxed) > base.number {
             return true;

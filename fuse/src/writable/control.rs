@@ -96,6 +96,10 @@ impl Control {
                     self.discards.store(!keep, Ordering::Relaxed);
                     Answer::Done
                 }
+                Request::Sync => match self.views.sync() {
+                    Ok(()) => Answer::Done,
+                    Err(error) => refused(&error.to_string(), false),
+                },
                 Request::Freeze { clone } => {
                     // A connection has one at a time.
                     drop(held.take());
@@ -140,6 +144,7 @@ impl Control {
                     .collect(),
                 uncommitted_bytes,
                 is_uncommitted,
+                has_uncommitted_files: clone.files_differ(),
             }
         });
         Status {

@@ -8,11 +8,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
-use snapstore_overlay::{Budget, step};
+use snapstore_overlay::{Budget, step, sync_file};
 use snapstore_store::{ImageReader, ReadAt as _};
 
 /// The longest file: what a store takes.
@@ -27,6 +27,8 @@ pub(crate) struct ExtraFile {
     freezes: Arc<AtomicU64>,
     /// Where a copy is made before it takes its place.
     scratch: PathBuf,
+    /// Something of it could not be brought to the disk: the kernel tells that once.
+    is_lost: AtomicBool,
 }
 
 /// What the files of a clone have in common.
@@ -126,6 +128,7 @@ impl ExtraFile {
             budget: around.budget.clone(),
             freezes: around.freezes.clone(),
             scratch: around.clone.join(format!("copy-{ino}")),
+            is_lost: AtomicBool::new(false),
         }
     }
 
@@ -232,12 +235,23 @@ impl ExtraFile {
         Ok(())
     }
 
+    /// Has it on the disk. Once that has failed, what the file holds need not be what was
+    /// written.
     pub fn sync(&self) -> io::Result<()> {
         let file = match &self.lock().body {
             Body::Base(_) => return Ok(()),
             Body::Own { file, .. } => file.clone(),
         };
-        file.sync_all()
+        if self.is_lost.load(Ordering::Acquire) {
+            return Err(io::Error::other(
+                "something that was written before could not be brought to the disk",
+            ));
+        }
+        let synced = sync_file(&file);
+        if synced.is_err() {
+            self.is_lost.store(true, Ordering::Release);
+        }
+        synced
     }
 
     /// Has it in a file of its own at `path`.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use super::place::{Shown, all};
+use super::state::Ended;
 use crate::error::Result;
 
 /// A view that can be gone on with.
@@ -21,6 +22,29 @@ pub struct KeptView {
     pub store: PathBuf,
     /// What it takes of the disk.
     pub disk_bytes: u64,
+}
+
+/// What is there of a view whose server has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kept {
+    /// Nothing.
+    Nothing,
+    /// What was written, which is on the disk.
+    OnDisk,
+    /// What was written. Whether it is on the disk is not known.
+    Unconfirmed,
+}
+
+/// What is kept in `place`.
+///
+/// # Errors
+/// It cannot be read, or is damaged.
+pub fn is_kept(place: &Path) -> Result<Kept> {
+    Ok(match Shown::of(place)? {
+        None => Kept::Nothing,
+        Some(_) if Ended::is_of(place)? => Kept::OnDisk,
+        Some(_) => Kept::Unconfirmed,
+    })
 }
 
 /// This user's views in a directory for overlays whose servers have ended. Nothing is changed,

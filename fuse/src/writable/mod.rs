@@ -4,7 +4,7 @@
 //! written goes to an overlay (`snapstore_overlay`), page by page, and is known so; `clone`
 //! puts images and other files together, `views` has all clones of a mount, `operations` is
 //! what can be done to them, `server` adapts that to the kernel, `control` and `client` are the two ends of a commit, `place` is where
-//! all of it is found again after the server has ended, and `kept` lists what was not gone on with.
+//! all of it is found again after the server has ended, `state` says how much of it is, `record` checks what such files say, and `kept` lists what was not gone on with.
 
 mod client;
 mod clone;
@@ -14,7 +14,9 @@ mod image;
 mod kept;
 mod operations;
 mod place;
+mod record;
 mod server;
+mod state;
 mod trust;
 mod views;
 mod wire;
@@ -26,7 +28,7 @@ use snapstore_store::Store;
 
 pub use client::{FrozenForCommit, ViewClient, image_of};
 pub(crate) use control::Control;
-pub use kept::{KeptView, kept_views};
+pub use kept::{Kept, KeptView, is_kept, kept_views};
 pub(crate) use operations::Operations;
 pub use place::MOST_CLONES;
 use place::{Place, Shown};

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! OVERLAYS/snapstore-view-XXXXXX/
-//!   view.json     what is shown, and where; never changed
+//!   view.json     what is shown, and where; replaced when it is gone on with
+//!   ended.json    its server ended in order: all is on the disk
 //!   lock          its server keeps it locked (flock(2))
 //!   commits       who reads what was frozen keeps it locked, shared
 //!   control.sock  the server's socket
@@ -15,25 +16,24 @@
 //!
 //! `state.json` is replaced before anything that the old one leads to is given up.
 
-use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
-use snapstore_overlay::step;
-
+use super::record::{CHECKED, Record, parse, replace, sync_dir};
+use super::state::{Ended, boot};
 use super::trust::changeable_by_others;
 use crate::error::{Error, Result, cannot};
 use crate::layout::Layout;
 
 const PREFIX: &str = "snapstore-view-";
-const VERSION: u32 = 1;
+const VIEW: &str = "view.json";
 /// How long a server may take to end once its mount is gone.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(10);
@@ -58,22 +58,14 @@ pub(crate) struct Shown {
     pub limit_bytes: Option<u64>,
     #[serde(default)]
     pub layout: Layout,
-    /// The boot in which it began.
+    /// The boot in which its last server began.
     pub boot: String,
 }
 
-/// What a clone is made from.
-#[derive(Clone, Default, Serialize, Deserialize)]
-pub(crate) struct State {
-    pub base: String,
-    /// Of the boot in which everything that the journals say is known to be there.
-    pub boot: String,
-    /// The first segment of each image's journal; those of which nothing was written have
-    /// none.
-    pub first_segments: BTreeMap<String, u64>,
-    /// How many entries each image's journal had at least when its server ended in order.
-    #[serde(default)]
-    pub entries: BTreeMap<String, u64>,
+impl Record for Shown {
+    fn version(&self) -> u32 {
+        self.version
+    }
 }
 
 /// The directory of a view.
@@ -105,7 +97,7 @@ impl Place {
                 Err(error) => return Err(cannot("make an overlay in", overlays, error)),
                 Ok(()) => {
                     let place = Self::locked(dir)?;
-                    replace(&place.dir, "view.json", shown)?;
+                    replace(&place.dir, VIEW, shown)?;
                     sync_dir(overlays)?;
                     return Ok(place);
                 }
@@ -130,7 +122,7 @@ impl Place {
                 places: [place, other],
             });
         }
-        if shown.version != VERSION {
+        if shown.version > CHECKED {
             return Err(Error::NewerView { place });
         }
         Ok((Self::locked(place)?, shown))
@@ -188,6 +180,12 @@ impl Place {
         Ok(dir)
     }
 
+    /// It is gone on with: all that is found of it is on the disk.
+    pub fn goes_on(&self, shown: &Shown) -> Result<()> {
+        replace(&self.dir, VIEW, shown)?;
+        Ended::forget(&self.dir)
+    }
+
     /// Removes all of it.
     pub fn remove(&self) -> Result<()> {
         fs::remove_dir_all(&self.dir).map_err(|error| cannot("remove", &self.dir, error))
@@ -197,7 +195,7 @@ impl Place {
 impl Shown {
     pub fn new(store: &Path, dir: &Path, snapshot: String) -> Self {
         Self {
-            version: VERSION,
+            version: CHECKED,
             store: store.to_owned(),
             dir: dir.to_owned(),
             snapshot,
@@ -214,7 +212,7 @@ impl Shown {
 impl Shown {
     /// Of the view in `place`; `None` if it is just made or removed.
     pub fn of(place: &Path) -> Result<Option<Self>> {
-        let path = place.join("view.json");
+        let path = place.join(VIEW);
         let bytes = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|error| cannot("read", &path, error))?,
@@ -223,8 +221,7 @@ impl Shown {
             place: place.to_owned(),
             reason,
         };
-        let shown: Self =
-            serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        let shown: Self = parse(&bytes).map_err(damaged)?;
         let count = shown.count.unwrap_or(1);
         if !(1..=MOST_CLONES).contains(&count) {
             return Err(damaged(format!("{count} clones cannot be")));
@@ -254,27 +251,6 @@ fn numbers(place: &Path) -> Result<Vec<u32>> {
         found.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
     }
     Ok(found)
-}
-
-impl State {
-    /// Of a clone; `None` if nothing was ever written to it.
-    pub fn read(clone: &Path) -> Result<Option<Self>> {
-        match clone.join("state.json").exists() {
-            true => read(clone, "state.json").map(Some),
-            false => Ok(None),
-        }
-    }
-
-    /// When this returns, it is on the disk.
-    pub fn write(&self, clone: &Path) -> Result<()> {
-        replace(clone, "state.json", self)
-    }
-}
-
-/// Which boot of this machine this is.
-pub(crate) fn boot() -> String {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    id.map_or_else(|_| String::new(), |id| id.trim().to_owned())
 }
 
 /// Those that show something at `dir`.
@@ -371,41 +347,4 @@ fn random_name(overlays: &Path) -> Result<String> {
         .and_then(|mut random| random.read_exact(&mut bytes))
         .map_err(|error| cannot("make an overlay in", overlays, error))?;
     Ok(bytes.map(|byte| format!("{byte:02x}")).concat())
-}
-
-pub(super) fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
-    let path = dir.join(name);
-    let bytes = fs::read(&path).map_err(|error| cannot("read", &path, error))?;
-    serde_json::from_slice(&bytes).map_err(|error| cannot("read", &path, error.into()))
-}
-
-/// Writes a file, which is there as a whole or not at all, and has it on the disk.
-fn replace<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<()> {
-    let path = dir.join(name);
-    let new = dir.join(format!("{name}.new"));
-    let written = serde_json::to_vec(value)
-        .map_err(io::Error::from)
-        .and_then(|bytes| {
-            step("write what a view is made from");
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&new)?;
-            file.write_all(&bytes)?;
-            // Before the name leads to it: else a power cut could leave it empty.
-            file.sync_all()?;
-            step("replace what a view is made from");
-            fs::rename(&new, &path)
-        });
-    written.map_err(|error| cannot("write", &path, error))?;
-    sync_dir(dir)
-}
-
-pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    step("sync a directory of a view");
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|error| cannot("sync", dir, error))
 }

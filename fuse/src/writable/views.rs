@@ -5,7 +5,7 @@
 //! it is: opening a shared one for writing fails as stale, the kernel looks the name up
 //! anew, and by who asks this is known to be what it wants to write.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -15,7 +15,9 @@ use snapstore_store::{NotPinned, Pin, SnapshotId, Store};
 use super::clone::{CloneOf, Named, SharedImage, ViewClone};
 use super::file::{ExtraFile, Look};
 use super::image::WritableImage;
-use super::place::{Place, Shown, State};
+use super::place::{Place, Shown};
+use super::record::{CHECKED, sync_dir};
+use super::state::{Ended, State, boot};
 use crate::error::Result;
 use crate::table::ROOT;
 
@@ -57,6 +59,8 @@ pub(crate) struct Views {
     /// What the shared images are of; it is pinned as long as this lives.
     first: Vec<SnapshotId>,
     last_ino: AtomicU64,
+    /// The host went down before the view ended in order: what was not on the disk is gone.
+    pub lost_unsynced: bool,
 }
 
 struct Known {
@@ -66,7 +70,9 @@ struct Known {
 
 impl Views {
     /// Makes the clones, or finds them again.
-    pub fn open(store: Store, shown: Shown, place: Place, again: bool) -> Result<Self> {
+    pub fn open(store: Store, mut shown: Shown, place: Place, again: bool) -> Result<Self> {
+        let in_order = again && Ended::is_of(place.path())?;
+        let lost_unsynced = again && !in_order && shown.boot != boot();
         let mut pin = store.empty_pin()?;
         let last_ino = AtomicU64::new(ROOT);
         let next = || last_ino.fetch_add(1, Ordering::Relaxed) + 1;
@@ -117,9 +123,16 @@ impl Views {
             };
             let clone = ViewClone::open(number, dir, of, &next, &share)?;
             if again {
-                clone.find_again()?;
+                clone.find_again(in_order)?;
             }
             clones.push(Arc::new(clone));
+        }
+        // The names of the clones' directories.
+        sync_dir(place.path())?;
+        if again {
+            (shown.version, shown.boot) = (CHECKED, boot());
+            // Once all that is found is on the disk, and before anything more is written.
+            place.goes_on(&shown)?;
         }
         Ok(Self {
             store,
@@ -131,7 +144,24 @@ impl Views {
             first,
             last_ino,
             shown,
+            lost_unsynced,
         })
+    }
+
+    /// Has all that was written so far on the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.clones.iter().try_for_each(|clone| clone.sync())
+    }
+
+    /// Has all of it on the disk, and then, that it is so. Nobody writes any more.
+    pub fn ends(&self) -> Result<()> {
+        let mut states = BTreeSet::new();
+        for clone in &self.clones {
+            if clone.ends()? {
+                states.insert(clone.number);
+            }
+        }
+        Ended::write(self.place.path(), states)
     }
 
     /// Why nothing that is shown is kept from collection, if that is so.

@@ -29,6 +29,8 @@ pub(crate) enum Request {
     Committed { id: String },
     /// Once it is unmounted, what is in no commit is kept, or not.
     AtEnd { keep: bool },
+    /// Has all that was written so far on the disk.
+    Sync,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -66,6 +68,9 @@ pub struct CloneStatus {
     pub uncommitted_bytes: u64,
     /// Whether anything is in no commit.
     pub is_uncommitted: bool,
+    /// Whether files are that are no images, or names.
+    #[serde(default)]
+    pub has_uncommitted_files: bool,
 }
 
 /// A clone at one instant, without its descriptors.

@@ -2,6 +2,7 @@
 
 mod basics;
 mod beside;
+mod ended;
 mod exerciser;
 mod kills;
 mod owner;
