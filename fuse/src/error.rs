@@ -144,7 +144,7 @@ pub enum Error {
     },
     /// What was written to an earlier view is still there.
     #[error(
-        "what was written to an earlier view of {0} and not committed is in {1}: go on with it by `snapstore mount --rw --resume {0}`, or remove that directory", dir.display(), place.display()
+        "what was written to an earlier view of {0} and not committed is in {1}: go on with it by `snapstore mount --rw --resume --overlay-dir {2} {0}`, or remove that directory", dir.display(), place.display(), place.parent().unwrap_or(place).display()
     )]
     ViewLeft {
         /// The mount point.

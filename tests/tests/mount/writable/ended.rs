@@ -80,6 +80,12 @@ fn what_is_kept_is_all_there_after_another_boot() -> anyhow::Result<()> {
     // and by the command, of a view in which nothing more was written.
     let kept: Value = fixture.cli.json(&["umount", "--keep", &shown])?;
     assert_eq!(kept["on_disk"], true, "{kept}");
+    // Who begins anew is told how to go on with it.
+    let overlays = fixture.path("overlays").display().to_string();
+    let anew = ["mount", "--rw", "--overlay-dir", &overlays, "base", &shown];
+    let said = fixture.cli.fails(1, &anew)?;
+    let again = format!("mount --rw --resume --overlay-dir {overlays} {shown}`");
+    assert!(said.contains(&again), "{said}");
     let said = resume_in(&fixture, &dir, "fourth")?;
     assert!(!said.contains(GONE), "{said}");
     is_written(&dir)?;
