@@ -273,12 +273,8 @@ fn begin(
         },
         read_ahead_bytes: options.read_ahead_bytes,
     };
-    let owner = (
-        rustix::process::geteuid().as_raw(),
-        rustix::process::getegid().as_raw(),
-    );
     let mut access = access(options, true);
-    access.others |= views.shown.owner != owner;
+    access.others |= views.shown.owner != writable::user();
     let serve = |connection| {
         let mut config = Config::default();
         config.n_threads = Some(options.threads);

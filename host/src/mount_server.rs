@@ -149,13 +149,13 @@ impl RemoteReading {
 pub struct Writing {
     /// How many clones, each a directory; without it the mount's root is the only one.
     pub count: Option<u32>,
-    /// Who has the files.
-    pub owner: (u32, u32),
-    /// Their mode.
-    pub mode: u32,
+    /// Who has the files; without it this user, or who had those that it goes on with.
+    pub owner: Option<(u32, u32)>,
+    /// Their mode; without it as the program does, or as it was.
+    pub mode: Option<u32>,
     /// Where what is written is kept.
     pub overlay_dir: PathBuf,
-    /// The most of it for each clone.
+    /// The most of it for each clone; without it none, or as it was.
     pub limit_bytes: Option<u64>,
     /// Goes on with the view that was there.
     pub resume: bool,
@@ -169,16 +169,17 @@ impl Writing {
     pub const OVERLAY_DIR: &str = "/var/tmp";
 
     fn arguments(&self) -> anyhow::Result<Vec<std::ffi::OsString>> {
-        let (uid, gid) = self.owner;
         let mut arguments: Vec<std::ffi::OsString> = vec![
             "--rw".into(),
-            "--owner".into(),
-            format!("{uid}:{gid}").into(),
-            "--mode".into(),
-            format!("{:o}", self.mode).into(),
             "--overlay-dir".into(),
             std::path::absolute(&self.overlay_dir)?.into(),
         ];
+        if let Some((uid, gid)) = self.owner {
+            arguments.extend(["--owner".into(), format!("{uid}:{gid}").into()]);
+        }
+        if let Some(mode) = self.mode {
+            arguments.extend(["--mode".into(), format!("{mode:o}").into()]);
+        }
         if let Some(count) = self.count {
             arguments.extend(["--count".into(), count.to_string().into()]);
         }

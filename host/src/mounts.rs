@@ -124,18 +124,14 @@ pub fn start_writable(
     let dir = lock_path.with_extension("");
     let _starting = lock_dir(&runtime.mounts())?;
     fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let user = (
-        rustix::process::geteuid().as_raw(),
-        rustix::process::getegid().as_raw(),
-    );
     let request = ServerRequest {
         snapshot: Some(id.to_string()),
         while_locked: Some(lock_path.clone()),
         reading: Reading::Asked,
         writable: Some(Writing {
             count: Some(u32::try_from(count)?),
-            owner: user,
-            mode: 0o600,
+            owner: None,
+            mode: Some(0o600),
             overlay_dir: overlay_dir.to_owned(),
             limit_bytes: None,
             resume: false,

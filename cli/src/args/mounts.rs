@@ -57,9 +57,9 @@ pub struct MountArgs {
     /// can then use it
     #[arg(long, value_name = "UID:GID", requires = "rw", value_parser = owner)]
     pub owner: Option<(u32, u32)>,
-    /// The mode of its files
-    #[arg(long, value_name = "MODE", requires = "rw", default_value = "644", value_parser = mode)]
-    pub mode: u32,
+    /// The mode of its files [default: 644]
+    #[arg(long, value_name = "MODE", requires = "rw", value_parser = mode)]
+    pub mode: Option<u32>,
     /// Where what is written is kept until it is committed
     #[arg(long, value_name = "DIR", requires = "rw", default_value = Writing::OVERLAY_DIR)]
     pub overlay_dir: PathBuf,
@@ -67,7 +67,7 @@ pub struct MountArgs {
     #[arg(long, value_name = "SIZE", requires = "rw", value_parser = crate::format::parse_limit)]
     pub overlay_limit: Option<u64>,
     /// Go on with what was written to a view at DIR whose server has ended, or which was
-    /// unmounted with --keep
+    /// unmounted with --keep. Its owner, mode and limit stay, unless others are given
     #[arg(long, requires = "rw")]
     pub resume: bool,
     /// What is read of it is no working set

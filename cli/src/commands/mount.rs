@@ -213,13 +213,9 @@ fn reading(args: &MountArgs) -> RemoteReading {
 
 /// How a mount can be written.
 fn writing(args: &MountArgs) -> Writing {
-    let user = (
-        rustix::process::geteuid().as_raw(),
-        rustix::process::getegid().as_raw(),
-    );
     Writing {
         count: args.count,
-        owner: args.owner.unwrap_or(user),
+        owner: args.owner,
         mode: args.mode,
         overlay_dir: args.overlay_dir.clone(),
         limit_bytes: args.overlay_limit,

@@ -47,18 +47,27 @@ pub struct WritableOptions {
     pub snapshot: Option<String>,
     /// How many clones, each a directory; without it the mount's root is the only one.
     pub count: Option<u32>,
-    /// Who has the files.
-    pub owner: (u32, u32),
-    /// The files' mode.
-    pub mode: u32,
+    /// Who has the files; without it this user. A view that is found again stays as it was.
+    pub owner: Option<(u32, u32)>,
+    /// The files' mode; without it 644, or as it was.
+    pub mode: Option<u32>,
     /// Where what is written is kept.
     pub overlay_dir: PathBuf,
-    /// The most of it for each clone.
+    /// The most of it for each clone; without it none, or as it was.
     pub limit_bytes: Option<u64>,
     /// The files' names. A view that is found again has those that it had.
     pub layout: Layout,
     /// Whether what is in no commit goes once it is unmounted, unless somebody wants it kept.
     pub discard: bool,
+}
+
+/// The mode of the files of a view, unless its user wants otherwise.
+const MODE: u32 = 0o644;
+
+/// The user and group of this process.
+pub(crate) fn user() -> (u32, u32) {
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    (user.as_raw(), group.as_raw())
 }
 
 /// Makes the views, or finds them again.
@@ -69,15 +78,18 @@ pub(crate) fn open(
 ) -> Result<Arc<Views>> {
     let (place, shown, again) = match &options.snapshot {
         None => {
-            let (place, shown) = Place::find(&options.overlay_dir, dir)?;
+            let (place, mut shown) = Place::find(&options.overlay_dir, dir)?;
+            shown.owner = options.owner.unwrap_or(shown.owner);
+            shown.mode = options.mode.unwrap_or(shown.mode);
+            shown.limit_bytes = options.limit_bytes.or(shown.limit_bytes);
             (place, shown, true)
         }
         Some(name) => {
             let id = store.resolve(name)?;
             let shown = Shown {
                 count: options.count,
-                owner: options.owner,
-                mode: options.mode,
+                owner: options.owner.unwrap_or_else(user),
+                mode: options.mode.unwrap_or(MODE),
                 limit_bytes: options.limit_bytes,
                 layout: options.layout.clone(),
                 ..Shown::new(store.path(), dir, id.to_string())

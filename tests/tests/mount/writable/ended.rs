@@ -3,7 +3,7 @@
 //! Another boot is one that `SNAPSTORE_BOOT_ID` names (builds with debug assertions).
 
 use std::fs;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -242,5 +242,44 @@ fn what_an_earlier_version_kept_is_found() -> anyhow::Result<()> {
     }
     fixture.resume(&dir)?;
     is_written(&dir)?;
+    fixture.umount(&dir)
+}
+
+/// Who ran into its limit goes on with a higher one; what is not given stays as it was.
+#[test]
+fn a_view_is_gone_on_with_under_other_limits() -> anyhow::Result<()> {
+    let test = "a_view_is_gone_on_with_under_other_limits";
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &["--overlay-limit", "64K", "--mode", "640"])?;
+    let shown = dir.display().to_string();
+    let overlays = fixture.path("overlays").display().to_string();
+    let again = |options: &[&str]| {
+        fixture.cli.ok(&["umount", "--keep", &shown])?;
+        let mount = ["mount", "--rw", "--resume", "--overlay-dir", &overlays];
+        fixture.cli.ok(&[&mount[..], options, &[&shown]].concat())
+    };
+    let write = |page: usize| -> anyhow::Result<std::io::Result<()>> {
+        let file = open_both(&dir.join("memory.bin"))?;
+        Ok(file.write_all_at(&[1; PAGE], (page * PAGE) as u64))
+    };
+    let mode = || -> anyhow::Result<u32> {
+        let mode = fs::metadata(dir.join("memory.bin"))?.permissions().mode();
+        Ok(mode & 0o777)
+    };
+    for page in 0..16 {
+        write(page)??;
+    }
+    assert!(write(20)?.is_err(), "the limit");
+    again(&[])?;
+    assert!(write(20)?.is_err(), "the same limit");
+    assert_eq!(mode()?, 0o640);
+    again(&["--overlay-limit", "1M", "--mode", "600"])?;
+    write(20)??;
+    assert_eq!(mode()?, 0o600);
+    again(&[])?;
+    write(40)??;
+    assert_eq!(mode()?, 0o600);
     fixture.umount(&dir)
 }
