@@ -164,12 +164,13 @@ fn what_cannot_be_mounted_of_a_remote() -> anyhow::Result<()> {
     cli.fails(2, &["mount", "../base", &dir])?;
     let error = cli.fails(2, &["mount", "--rw", "site/base", &dir])?;
     ensure!(error.contains("pull site/base"), "{error}");
-    // Nobody answers: what is there is no directory.
+    // Nobody answers, as where a disk is not mounted.
     let bucket = fixture.path("bucket");
     fs::rename(&bucket, fixture.path("away"))?;
+    cli.fails(6, &["mount", "site/base", &dir])?;
     fs::write(&bucket, "")?;
-    let error = cli.fails(6, &["mount", "site/base", &dir])?;
-    ensure!(error.contains("cannot read"), "{error}");
+    let error = cli.fails(2, &["mount", "site/base", &dir])?;
+    ensure!(error.contains("has to be a directory"), "{error}");
     Ok(())
 }
 
