@@ -90,6 +90,6 @@ echo "Linux guests ($where): $((SECONDS - begin)) seconds"
 verdict=ok
 [ "$failed" = 0 ] || verdict=FAILED
 echo "test result: $verdict. $passed passed; $failed failed"
-# Where nothing was tried that has to be told: each check that there was no time for says SKIPPED.
-tried="$passed$(cat "$work"/*.log | grep -cE '^SKIPPED linux' || true)"
-[ "$failed" = 0 ] && [ "$tried" != 00 ]
+# Each check that there was no time for says SKIPPED. Groups that say nothing at all have failed.
+skipped="$(cat "$work"/*.log | grep -cE '^SKIPPED linux' || true)"
+[ "$failed" = 0 ] && [ $((passed + skipped)) -gt 0 ]

@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::values::{
-    FormArgs, GroupBy, group_by, how_many, label, named_path, pattern, set_tag, snapshot, span, tag,
+    FormArgs, GroupBy, existing_tag, group_by, how_many, label, named_path, pattern, snapshot,
+    span, tag,
 };
 
 #[derive(Args)]
@@ -139,7 +140,7 @@ pub struct TagsArgs {
 #[command(after_help = "Example:\n  snapstore rm base+1 && snapstore gc")]
 pub struct RmArgs {
     /// The tags to remove
-    #[arg(required = true, value_parser = set_tag)]
+    #[arg(required = true, value_parser = existing_tag)]
     pub tags: Vec<String>,
     /// Only say what `gc` would then free
     #[arg(long)]

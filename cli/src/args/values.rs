@@ -28,13 +28,13 @@ pub fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// A tag that can be set.
+/// A tag that is to be set.
 pub fn tag(text: &str) -> Result<String, snapstore_store::Error> {
     snapstore_store::check_new_tag(text).map(|()| text.to_owned())
 }
 
-/// A tag that may be there, also by a version that allowed more names.
-pub fn set_tag(text: &str) -> Result<String, snapstore_store::Error> {
+/// A tag that may be there: earlier versions allowed more names.
+pub fn existing_tag(text: &str) -> Result<String, snapstore_store::Error> {
     snapstore_store::check_tag(text).map(|()| text.to_owned())
 }
 

@@ -33,6 +33,7 @@ pub(crate) use operations::Operations;
 pub use place::MOST_CLONES;
 use place::{Place, Shown};
 pub(crate) use server::WritableServer;
+pub(crate) use trust::user;
 pub(crate) use views::Views;
 pub use wire::{CloneStatus, FrozenFileInfo, FrozenImage, FrozenView, Status};
 
@@ -61,13 +62,14 @@ pub struct WritableOptions {
     pub discard: bool,
 }
 
-/// The mode of the files of a view, unless its user wants otherwise.
-const MODE: u32 = 0o644;
-
-/// The user and group of this process.
-pub(crate) fn user() -> (u32, u32) {
-    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-    (user.as_raw(), group.as_raw())
+/// The same with the owner, mode and limit that are asked for; what is not stays.
+fn changed(shown: Shown, options: &WritableOptions) -> Shown {
+    Shown {
+        owner: options.owner.unwrap_or(shown.owner),
+        mode: options.mode.unwrap_or(shown.mode),
+        limit_bytes: options.limit_bytes.or(shown.limit_bytes),
+        ..shown
+    }
 }
 
 /// Makes the views, or finds them again.
@@ -78,22 +80,17 @@ pub(crate) fn open(
 ) -> Result<Arc<Views>> {
     let (place, shown, again) = match &options.snapshot {
         None => {
-            let (place, mut shown) = Place::find(&options.overlay_dir, dir)?;
-            shown.owner = options.owner.unwrap_or(shown.owner);
-            shown.mode = options.mode.unwrap_or(shown.mode);
-            shown.limit_bytes = options.limit_bytes.or(shown.limit_bytes);
-            (place, shown, true)
+            let (place, shown) = Place::find(&options.overlay_dir, dir)?;
+            (place, changed(shown, options), true)
         }
         Some(name) => {
             let id = store.resolve(name)?;
             let shown = Shown {
                 count: options.count,
-                owner: options.owner.unwrap_or_else(user),
-                mode: options.mode.unwrap_or(MODE),
-                limit_bytes: options.limit_bytes,
                 layout: options.layout.clone(),
                 ..Shown::new(store.path(), dir, id.to_string())
             };
+            let shown = changed(shown, options);
             (Place::create(&options.overlay_dir, &shown)?, shown, false)
         }
     };

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{CHECKED, Record, parse, replace, sync_dir};
 use super::state::{Ended, boot};
-use super::trust::changeable_by_others;
+use super::trust::{changeable_by_others, user};
 use crate::error::{Error, Result, cannot};
 use crate::layout::Layout;
 
@@ -200,7 +200,7 @@ impl Shown {
             dir: dir.to_owned(),
             snapshot,
             count: None,
-            owner: (0, 0),
+            owner: user(),
             mode: 0o644,
             limit_bytes: None,
             layout: Layout::default(),

@@ -8,6 +8,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{getegid, geteuid};
 
+/// The user and group of this process.
+pub(crate) fn user() -> (u32, u32) {
+    (geteuid().as_raw(), getegid().as_raw())
+}
+
 const GROUP_WRITES: u32 = 0o020;
 const OTHERS_WRITE: u32 = 0o002;
 /// Only the owner of an entry can rename or remove it (inode(7), `S_ISVTX`).
@@ -19,7 +24,7 @@ const STICKY: u32 = 0o1000;
 /// # Errors
 /// If one of them cannot be looked at.
 pub(super) fn changeable_by_others(dir: &Path) -> io::Result<Option<PathBuf>> {
-    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+    let (user, group) = user();
     let dir = fs::canonicalize(dir)?;
     for part in dir.ancestors() {
         let found = fs::symlink_metadata(part)?;
