@@ -19,8 +19,9 @@ use crate::error::Result;
 /// By role, what its threads install, in this order.
 static PROGRAMS: OnceLock<BTreeMap<Role, Vec<BpfProgram>>> = OnceLock::new();
 
-/// Makes the filters of this process.
+/// Makes the filters of this process, which has one thread.
 pub(super) fn prepare(proc: BorrowedFd<'_>) -> Result<()> {
+    share_one_heap();
     let known = Known {
         pid: std::process::id(),
         proc: proc.as_raw_fd(),
@@ -40,6 +41,19 @@ pub(super) fn prepare(proc: BorrowedFd<'_>) -> Result<()> {
 #[must_use]
 pub fn is_confined() -> bool {
     PROGRAMS.get().is_some()
+}
+
+/// Has all threads allocate from the one heap of the program break.
+///
+/// The C library's heaps of single threads read a file of `/proc` when they first shrink
+/// (glibc, `check_may_shrink_heap`), at a moment that nobody can tell before: no role may
+/// open it. One heap is also less memory for each machine.
+fn share_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 fn compile(role: Role, known: &Known) -> io::Result<Vec<BpfProgram>> {

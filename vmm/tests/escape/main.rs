@@ -48,6 +48,9 @@ const LOG_ANEW: usize = usize::MAX - 1;
 /// Nor: to panic, which ends the process with a word whichever thread does.
 const PANIC: usize = usize::MAX - 2;
 
+/// Nor: to give memory back on a thread of its own, and to let others go first.
+const MEMORY: usize = usize::MAX - 3;
+
 /// Not confined at all, but in namespaces in which an attempt that succeeds harms nobody.
 const BARE: &str = "bare";
 /// What does not succeed even so, or would harm the host if it did.
@@ -156,9 +159,18 @@ fn one(role: &str, number: usize, rest: &[String]) -> u8 {
     }
     // Known to anybody who looks; looked for while it is allowed.
     remember_proc();
-    if let Some(role) = Role::ALL.iter().find(|it| format!("{it:?}") == role) {
-        enter(*role);
+    let role = Role::ALL.into_iter().find(|it| format!("{it:?}") == role);
+    if number == MEMORY {
+        let thread = std::thread::spawn(move || {
+            role.map(enter);
+            let pages: Vec<_> = (0..4096).map(|_| vec![1_u8; 4096]).collect();
+            drop(std::hint::black_box(pages));
+            std::thread::yield_now();
+        });
+        thread.join().expect("it does not panic");
+        return ESCAPED;
     }
+    role.map(enter);
     if number == CONNECT {
         return match std::os::unix::net::UnixStream::connect("vsock.sock_52") {
             Ok(_) => ESCAPED,
@@ -360,6 +372,11 @@ fn all() -> ExitCode {
             let outcome = outcome.expect("an attempt starts");
             if outcome != Outcome::Escaped {
                 wrong.push(format!("cannot make its log anew: {outcome:?}"));
+            }
+            let outcome = range.try_it(&name, MEMORY, user);
+            let outcome = outcome.expect("an attempt starts");
+            if outcome != Outcome::Escaped {
+                wrong.push(format!("cannot give memory back: {outcome:?}"));
             }
             let outcome = range.try_it(&name, PANIC, user);
             let outcome = outcome.expect("an attempt starts");
