@@ -115,9 +115,7 @@ impl IndexReader {
     /// `None` if a writer came between: it may delete a merged file, or make runs a
     /// sorted file, after their names were read and before they are opened.
     fn try_open(path: &Path, is_last: bool) -> Result<Option<Self>> {
-        let Some(runs) = Runs::load(path)? else {
-            return Ok(None);
-        };
+        let seen = Runs::look(path)?;
         let sorted = match Sorted::open(path) {
             Err(error) if !is_last && rocks::exists(path) && !error.is_exhaustion() => {
                 return Ok(None);
@@ -125,11 +123,18 @@ impl IndexReader {
             other => other?,
         };
         // Had the runs become sorted files meanwhile, they would hide newer entries.
-        Ok(runs.are_current()?.then(|| Self {
+        let runs = Runs::load(path, seen, &sorted.known_runs)?;
+        Ok(runs.map(|runs| Self {
             sorted,
             runs,
             path: path.to_owned(),
         }))
+    }
+
+    /// What its runs change.
+    #[cfg(test)]
+    pub fn changes(&self) -> Changes {
+        self.runs.changes()
     }
 
     /// Whether sorted files have been written since: this view may hold on to

@@ -22,7 +22,7 @@ use rocksdb::{
 };
 
 use super::damaged;
-use super::run::{Changes, Key};
+use super::run::{self, Changes, Key};
 use crate::durable;
 use crate::error::{Damage, Error, IoContext as _, Result};
 use crate::memory;
@@ -48,6 +48,8 @@ pub(super) struct Sorted {
     db: DB,
     path: PathBuf,
     opened: Option<State>,
+    /// What lies over them.
+    pub known_runs: run::Known,
 }
 
 /// What tells two states of the files apart: RocksDB names its list of files in
@@ -93,6 +95,7 @@ impl Sorted {
             db,
             path: path.to_owned(),
             opened: state.filter(|_| unchanged),
+            known_runs: run::Known::default(),
         });
         open.push(Arc::downgrade(&opened));
         Ok(opened)

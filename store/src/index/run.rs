@@ -14,6 +14,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use crate::durable;
@@ -30,12 +31,18 @@ pub(super) struct Runs {
     dir: PathBuf,
     seen: Seen,
     /// Oldest first.
-    runs: Vec<Run>,
+    runs: Vec<Arc<Run>>,
 }
+
+/// The runs that this process has read last over one state of the sorted files. A run's file
+/// never changes, and its name is not given to another one while they are the same: only
+/// once runs are in them are they taken away, and numbered anew.
+#[derive(Default, Debug)]
+pub(super) struct Known(Mutex<Vec<(Name, Arc<Run>)>>);
 
 /// What tells two states of the directory apart.
 #[derive(PartialEq, Eq, Debug)]
-struct Seen {
+pub(super) struct Seen {
     dir: Option<(u64, SystemTime)>,
     names: Vec<Name>,
 }
@@ -49,24 +56,37 @@ struct Name {
 }
 
 impl Runs {
-    /// Reads the runs of the index at `index`; `None` if that has to be done again,
-    /// since they have become a part of RocksDB meanwhile.
-    pub fn load(index: &Path) -> Result<Option<Self>> {
-        let dir = dir(index);
-        let seen = Seen::now(&dir)?;
-        let mut runs = Vec::new();
-        for name in seen.that_count() {
-            match read(index, &name.path(&dir))? {
-                Some(run) => runs.push(run),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(Self { dir, seen, runs }))
+    /// Which runs the index at `index` has now. They are looked for before the sorted files
+    /// are opened, and read after it ([`Runs::load`]).
+    pub fn look(index: &Path) -> Result<Seen> {
+        Seen::now(&dir(index))
     }
 
-    /// Whether these are still all there are.
-    pub fn are_current(&self) -> Result<bool> {
-        Ok(Seen::now(&self.dir)? == self.seen)
+    /// Reads the runs of the index at `index` that were `seen`, but for those that are
+    /// `known`; `None` if they have to be looked for again, since they have become a part
+    /// of RocksDB meanwhile.
+    pub fn load(index: &Path, seen: Seen, known: &Known) -> Result<Option<Self>> {
+        let dir = dir(index);
+        let mut known = known.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = Vec::new();
+        for name in seen.that_count() {
+            let before = known.iter().find(|(known, _)| known == name);
+            let run = match before {
+                Some((_, run)) => run.clone(),
+                None => match read(index, &name.path(&dir))? {
+                    Some(run) => Arc::new(run),
+                    None => return Ok(None),
+                },
+            };
+            runs.push((*name, run));
+        }
+        // Others may have come in the place of those that were seen.
+        if Seen::now(&dir)? != seen {
+            return Ok(None);
+        }
+        known.clone_from(&runs);
+        let runs = runs.into_iter().map(|(_, run)| run).collect();
+        Ok(Some(Self { dir, seen, runs }))
     }
 
     pub fn count(&self) -> usize {
@@ -75,7 +95,7 @@ impl Runs {
 
     /// How many entries there are in all of them.
     pub fn entries(&self) -> usize {
-        self.runs.iter().map(Run::len).sum()
+        self.runs.iter().map(|run| run.len()).sum()
     }
 
     /// What the newest run with this key makes of it.
@@ -85,7 +105,7 @@ impl Runs {
 
     /// The sum of all runs.
     pub fn changes(&self) -> Changes {
-        self.runs.iter().flat_map(Run::changes).collect()
+        self.runs.iter().flat_map(|run| run.changes()).collect()
     }
 
     /// Adds a run, durably. The caller holds the publish lock.
@@ -125,7 +145,7 @@ impl Runs {
             }
             other => other?,
         }
-        self.runs.push(run);
+        self.runs.push(Arc::new(run));
         self.seen = Seen::now(&self.dir)?;
         Ok(())
     }

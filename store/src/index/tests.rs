@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::files::{IndexReader, IndexWriter, tidy};
-use super::rocks;
+use super::{rocks, run};
 use crate::id::{ChunkKey, ChunkKind};
 use crate::pack::{EntryNumber, Location, PackNumber};
 
@@ -197,6 +197,24 @@ fn what_a_sum_holds_does_not_count_again_where_it_was_left() {
     // A power cut brings back what was removed and not flushed.
     std::fs::write(path.join("runs/00000001.run"), first).unwrap();
     assert_eq!(all(path), told);
+}
+
+#[test]
+fn runs_that_are_numbered_anew_are_read_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = &dir.path().join("index");
+    publish(path, [(page(1), location(1))]);
+    let before = IndexReader::open(path).unwrap();
+    // Another process makes a sorted file of the runs, and begins with new ones.
+    rocks::ingest(path, &before.changes()).unwrap();
+    run::take_away(path).unwrap();
+    std::fs::create_dir(path.join("runs")).unwrap();
+    let changes = [(page(1).to_index_key(), Some(location(3)))].into();
+    let anew = crate::format::index_run::Run::new(&changes);
+    anew.write(&path.join("runs/00000001.run")).unwrap();
+    let now = IndexReader::open(path).unwrap();
+    assert_eq!(now.get(page(1)).unwrap(), Some(location(3)));
+    assert_eq!(before.get(page(1)).unwrap(), Some(location(1)));
 }
 
 #[test]
