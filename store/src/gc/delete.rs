@@ -15,15 +15,25 @@ use crate::pack::PackNumber;
 use crate::sim::{self, Fault};
 use crate::store::Store;
 
-/// Files that are unlinked under one hold of the publish lock.
+/// Files that are unlinked under one hold of the publish lock, at least.
 const FILES_PER_HOLD: usize = 32;
+/// Tags that are read in the time in which a file is unlinked.
+const TAGS_PER_FILE: usize = 4;
+/// Condemned packs that are read and written in that time.
+const CONDEMNED_PER_FILE: usize = 64;
 
+/// How many files are unlinked under one hold of the publish lock. Each hold reads all tags
+/// and the collector's state: were it for a few files, a collection of many packs would take
+/// the product of the two.
+///
 /// Few in the simulator, whose stores are small.
-fn files_per_hold() -> usize {
+fn files_per_hold(tags: usize, condemned: usize) -> usize {
     match sim::is_simulated() {
         true if sim::on(Fault::PublishHeldThroughout) => usize::MAX,
         true => 2,
-        false => FILES_PER_HOLD,
+        false => FILES_PER_HOLD
+            .max(tags / TAGS_PER_FILE)
+            .max(condemned / CONDEMNED_PER_FILE),
     }
 }
 
@@ -92,6 +102,7 @@ impl<'a> Deletion<'a> {
         mark_roots(&mut self.since, &roots, &mut self.marked, &crate::Silent)?;
         let mut state = CollectorState::read(&store.layout)?;
         let condemned_before = state.condemned.len();
+        let at_once = files_per_hold(roots.len(), condemned_before);
         let since = self.since.marks();
         state.condemned.retain(|pack, _| !since.has_any(*pack));
         let mut deleted = Vec::new();
@@ -112,7 +123,7 @@ impl<'a> Deletion<'a> {
                 unlink(store, number, report)?;
             }
             deleted.push(number);
-            if deleted.len() == files_per_hold() {
+            if deleted.len() >= at_once {
                 break;
             }
         }
