@@ -88,6 +88,7 @@ const NAMED: &[(&str, &str, Named)] = &[
     ("push", "tag", Snapshot),
     ("push", "remote", Remote),
     ("pull", "from", RemoteTag),
+    ("remote forget", "name", Remote),
     ("remote init", "name", Remote),
     ("remote check", "name", Remote),
     ("remote tags", "name", Remote),

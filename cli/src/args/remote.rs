@@ -27,6 +27,11 @@ pub enum RemoteCommand {
         #[command(flatten)]
         form: FormArgs,
     },
+    /// Forget a bucket: this store does not know its name any more, and the bucket stays as it is
+    Forget {
+        /// A remote of this store
+        name: String,
+    },
     /// Make a key for encrypted remotes, in a new file that only its owner may read
     Key {
         /// The file

@@ -35,12 +35,15 @@ pub(super) fn told<T>(result: snapstore_remote::Result<T>) -> anyhow::Result<T> 
 }
 
 pub(super) fn remote(store: &Store, name: &str) -> anyhow::Result<Remote> {
-    let known = remotes(store.path())?.remove(name).ok_or_else(|| {
-        NotFound(format!(
-            "there is no remote {name:?}; `snapstore remote add NAME URL` makes one known"
-        ))
-    })?;
+    let known = remotes(store.path())?.remove(name);
+    let known = known.ok_or_else(|| unknown(name))?;
     Ok(told(Remote::at(&known.place))?.was_there(known.used))
+}
+
+fn unknown(name: &str) -> NotFound {
+    NotFound(format!(
+        "there is no remote {name:?}; `snapstore remote add NAME URL` makes one known"
+    ))
 }
 
 /// Remembers that a remote was there: if its directory is empty later, nothing is mounted
@@ -79,6 +82,19 @@ fn add(context: &Context, store: &Store, name: &str, place: Place) -> anyhow::Re
     })?;
     context.answer(&json!({"name": name, "url": url}), || {
         format!("{name} is {url}; `snapstore remote init {name}` makes a new bucket a remote.")
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn forget(context: &Context, store: &Store, name: &str) -> anyhow::Result<ExitCode> {
+    let mut url = None;
+    change(store.path(), |known| {
+        url = known.remove(name).map(|known| known.place.url);
+        Ok(url.is_some())
+    })?;
+    let url = url.ok_or_else(|| unknown(name))?;
+    context.answer(&json!({"name": name, "url": url}), || {
+        format!("{name} is forgotten; {url} is as it was.")
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -138,6 +154,7 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
         | RemoteCommand::Leases { name, .. } => remember(&store, name),
         RemoteCommand::Key { .. }
         | RemoteCommand::Add(_)
+        | RemoteCommand::Forget { .. }
         | RemoteCommand::List { .. }
         | RemoteCommand::Check { .. } => {}
     }
@@ -148,6 +165,7 @@ fn on_store(context: &Context, store: &Store, command: &RemoteCommand) -> anyhow
     match command {
         RemoteCommand::Key { .. } => {}
         RemoteCommand::Add(args) => return add(context, store, &args.name, place(args)?),
+        RemoteCommand::Forget { name } => return forget(context, store, name),
         RemoteCommand::List { form } => {
             let context = context.listing(form, &REMOTES)?;
             let known = remotes(store.path())?;

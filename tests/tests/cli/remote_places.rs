@@ -142,6 +142,32 @@ fn a_file_in_the_place_of_a_bucket_is_told_as_that() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_remote_that_is_forgotten_keeps_what_it_has() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let cli = &fixture.cli;
+    let bucket = url(&fixture.dir.path().join("bk"));
+    cli.ok(&["remote", "add", "site", &bucket])?;
+    cli.ok(&["remote", "add", "other", "file:///nowhere"])?;
+    cli.ok(&["remote", "init", "site"])?;
+    cli.ok(&["push", "base", "site"])?;
+    let told = cli.ok(&["remote", "forget", "site"])?;
+    ensure!(told.contains(&bucket), "{told}");
+    let left = cli.json(&["remote", "list"])?;
+    ensure!(
+        left["remotes"]
+            .as_array()
+            .is_some_and(|left| left.len() == 1)
+    );
+    for command in [&["remote", "forget", "site"][..], &["pull", "site/base"]] {
+        let error = cli.fails(3, command)?;
+        ensure!(error.contains("no remote \"site\""), "{error}");
+    }
+    // Under another name it is what it was.
+    cli.ok(&["remote", "add", "place", &bucket])?;
+    cli.ok(&["pull", "place/base", "--as", "again"]).map(drop)
+}
+
+#[test]
 fn a_tag_of_a_remote_that_is_given_twice_is_wrong_usage() -> anyhow::Result<()> {
     let fixture = with_base()?;
     let cli = &fixture.cli;
