@@ -162,7 +162,9 @@ fn one(role: &str, number: usize, rest: &[String]) -> u8 {
     let role = Role::ALL.into_iter().find(|it| format!("{it:?}") == role);
     if number == MEMORY {
         let thread = std::thread::spawn(move || {
-            role.map(enter);
+            if let Some(role) = role {
+                enter(role);
+            }
             let pages: Vec<_> = (0..4096).map(|_| vec![1_u8; 4096]).collect();
             drop(std::hint::black_box(pages));
             std::thread::yield_now();
@@ -170,7 +172,9 @@ fn one(role: &str, number: usize, rest: &[String]) -> u8 {
         thread.join().expect("it does not panic");
         return ESCAPED;
     }
-    role.map(enter);
+    if let Some(role) = role {
+        enter(role);
+    }
     if number == CONNECT {
         return match std::os::unix::net::UnixStream::connect("vsock.sock_52") {
             Ok(_) => ESCAPED,
