@@ -13,12 +13,14 @@ from rest import PAGE, Failed, Refused, check, listen
 
 MODES = ("Copy", "OnDemand") if os.environ.get("DOUBLE_COPIES") else ("Copy", "OnDemand", "CopyOnWrite")
 VERSION = os.environ.get("DOUBLE_VERSION", "53.0")
+# Until 51 a restore has nothing to choose.
+CHOICES = {"memory_restore_mode": MODES, "resume": bool} if float(VERSION) >= 52 else {}
 # Path: the fields of the body; none if there is no body.
 REQUESTS = {
     "vm.pause": None,
     "vm.resume": None,
     "vm.snapshot": {"destination_url": str},
-    "vm.restore": {"*source_url": str, "prefault": bool, "memory_restore_mode": MODES, "resume": bool},
+    "vm.restore": {"*source_url": str, "prefault": bool, **CHOICES},
     "test.write": {"*page": int, "*fill": int},
 }
 
@@ -191,4 +193,5 @@ def main():
     listen(Machine(options.boot), options.api_socket)
 
 
-main()
+if __name__ == "__main__":
+    main()

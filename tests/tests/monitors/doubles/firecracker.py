@@ -34,7 +34,7 @@ REQUESTS = {
         **since(1, 13, {"track_dirty_pages": bool}),
         **since(1, 16, {"vsock_override": {"*uds_path": str}, "clock_realtime": bool}),
         **since(1, 17, {"huge_pages": ("Snapshot", "None", "Transparent", "2M")})},
-    ("PATCH", "/drives/{id}"): {"*drive_id": str, "path_on_host": str, "rate_limiter": dict},
+    ("PATCH", "/drives/{id}"): {"*drive_id": str, "path_on_host": str},
     ("PUT", "/test/write"): {"*page": int, "*fill": int},
     ("PUT", "/test/discard"): {"*page": int, "*count": int},
 }
@@ -190,4 +190,5 @@ def main():
     listen(Machine(options), options.api_sock)
 
 
-main()
+if __name__ == "__main__":
+    main()
