@@ -34,7 +34,7 @@ pub(crate) use files::{IndexReader, IndexWriter, Prepared, sweep, tidy};
 /// Sorted runs beside the oldest that a collection leaves.
 pub(crate) const FEW_RUNS: u64 = 2;
 /// Those that a commit leaves where nobody collects.
-pub(crate) const MANY_RUNS: u64 = 6;
+pub(crate) const MANY_RUNS: u64 = 3;
 
 /// Where a chunk with this key is, as a reader or a writer of the index sees it.
 pub(crate) trait Lookup {
