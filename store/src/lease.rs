@@ -101,12 +101,25 @@ impl Lease {
         self.file.into()
     }
 
+    /// On a full disk a viewer's lease stays empty, which stops every deletion: what is
+    /// there can be read, and a collection says who reads it.
     fn write(&self, claim: &LeaseTerms) -> Result<()> {
         let path = &self.name.path;
         let bytes = FORMAT.encode(path, &encode(claim));
-        durable::write_at(&self.file, path, &bytes, 0)?;
+        match durable::write_at(&self.file, path, &bytes, 0) {
+            Ok(()) => self.set_len(bytes.len() as u64),
+            Err(error) if error.is_full_disk() && claim.writing_since.is_none() => {
+                tracing::debug!("no room for a lease: it keeps everything");
+                self.set_len(0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        let path = &self.name.path;
         sim::before(StepKind::Write, path)
-            .and_then(|()| self.file.set_len(bytes.len() as u64))
+            .and_then(|()| self.file.set_len(len))
             .context("write", path)
     }
 }

@@ -169,7 +169,10 @@ pub(super) fn make_room(
     {
         return Err(Error::Busy {
             path: store.layout.leases(),
-            holder: format!("{}, which commits; the disk is full", writer.holder),
+            holder: format!(
+                "{}, which commits, or reads and has found no room to say what; the disk is full",
+                writer.holder
+            ),
         });
     }
     durable::sync_dir(&store.layout.tags())?;
