@@ -337,6 +337,15 @@ pub(crate) struct StreamReader<R> {
 const CUT: &str = "it was cut off: more has to follow here";
 const FLIPPED: &str = "its bytes do not match their checksum";
 
+/// Whether this is an error of a stream of which more was to come, and what came is whole.
+pub(crate) fn has_ended_early(error: &Error) -> bool {
+    match error {
+        Error::Damaged(Damage::Stream { reason, .. }) => *reason == CUT,
+        Error::Io { .. } => true,
+        _ => false,
+    }
+}
+
 impl<R: Read> StreamReader<R> {
     /// Reads and checks the header.
     ///

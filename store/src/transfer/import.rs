@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::format::config::StoreFormat;
 use crate::format::manifest::Malformed;
 use crate::format::node::{self, Child, Node};
-use crate::format::stream::{BadRecord, Record, Records, StreamReader};
+use crate::format::stream::{self, BadRecord, Record, Records, StreamReader};
 use crate::gc::mark::Reachability;
 use crate::id::{ChunkId, ChunkKind, SnapshotId};
 use crate::manifest::{MAX_LEN, Manifest};
@@ -43,6 +43,9 @@ const MAX_LEVEL: u8 = 3;
 /// With so much of it a pack is finished when a snapshot is complete: what comes next
 /// can be stored as deltas against it.
 const PACK_WORTH_FINISHING_BYTES: u64 = 1 << 20;
+/// With so much a pack is finished wherever the stream is: an import that is killed has
+/// lost no more, when it is run again.
+const PIECE_BYTES: u64 = 32 << 20;
 const PAGES_PER_TASK: usize = 32;
 /// How often the snapshots are looked at. Each time but the last one revives a condemned
 /// pack, and who shares the store with collections that keep on condemning begins anew.
@@ -141,12 +144,19 @@ impl Store {
             // Whoever was stopped may have made the stream end.
             let content = stream.next_block();
             import.sink.check_cancelled()?;
+            if content.as_ref().is_err_and(stream::has_ended_early) {
+                // The next attempt finds what has come.
+                import.sink.finish_pack()?;
+            }
             let content = content?;
             match import.block(&content) {
                 Ok(false) => {}
                 Ok(true) => break,
                 Err(Refused::Stream(reason)) => return Err(stream.damaged(reason)),
                 Err(Refused::Other(error)) => return Err(error),
+            }
+            if import.sink.open_pack_bytes() >= PIECE_BYTES {
+                import.sink.finish_pack()?;
             }
             progress.advance(stream.len_bytes);
         }

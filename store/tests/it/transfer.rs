@@ -285,6 +285,37 @@ fn an_import_that_breaks_off_is_gone_on_with() {
 }
 
 #[test]
+fn an_import_that_breaks_off_within_a_snapshot_is_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = store_of(&dir, "old", StoreFormat::Two);
+    commit(&old, "large", ParentChoice::Nothing, &image(1, 10_000));
+    let (exported, stream) = export(&old, &["large"], false).unwrap();
+    let added = |stream: &[u8], then: &Store| {
+        import(then, stream).unwrap_err();
+        assert_eq!(then.tags().unwrap().len(), 0);
+        assert_whole(then);
+        let imported = import(then, &stream_of(&old)[..]).unwrap();
+        assert_eq!(content(then, "large"), content(&old, "large"));
+        imported.added_chunks
+    };
+    // What came is kept where more was to come.
+    let cut = store_of(&dir, "cut", StoreFormat::Two);
+    let again = added(&stream[..stream.len() / 2], &cut);
+    assert!(again < exported.chunks * 3 / 5, "{again}");
+    // One that is killed keeps pieces; as one does whose stream is wrong.
+    let mut wrong = stream.clone();
+    let last = wrong.len() - 100;
+    wrong[last] ^= 1;
+    let killed = store_of(&dir, "killed", StoreFormat::Two);
+    let again = added(&wrong, &killed);
+    assert!(again < exported.chunks / 2, "{again}");
+}
+
+fn stream_of(store: &Store) -> Vec<u8> {
+    export(store, &["large"], false).unwrap().1
+}
+
+#[test]
 fn a_stream_that_was_cut_off_or_changed_anywhere_leaves_no_tag() {
     let dir = tempfile::tempdir().unwrap();
     let old = store_of(&dir, "old", StoreFormat::Two);
