@@ -226,7 +226,7 @@ impl Policy {
             let age = newest.saturating_sub(decision.created_unix_seconds);
             if self
                 .keep_within
-                .is_some_and(|within| age < within.as_secs())
+                .is_some_and(|within| age == 0 || age < within.as_secs())
             {
                 decision.reasons.push(Reason::Within);
             }
@@ -352,6 +352,7 @@ mod tests {
         };
         // Counted back from d, and not from now.
         assert_eq!(gone(&within(6), &snapshots, &Group::All), ["a", "b"]);
+        assert_eq!(gone(&within(0), &snapshots, &Group::All), ["a", "b", "c"]);
         // Nothing that was not asked for.
         assert!(gone(&Policy::default(), &snapshots, &Group::All).is_empty());
     }

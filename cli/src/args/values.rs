@@ -79,7 +79,16 @@ pub fn pattern(text: &str) -> Result<glob::Pattern, String> {
     if text.is_empty() {
         return Err("it matches no tag; is a variable not set?".to_owned());
     }
-    glob::Pattern::new(text).map_err(|error| error.to_string())
+    // The library has more: sets of letters, and `**`, which only paths need.
+    let mut plain = String::new();
+    for letter in text.chars() {
+        match letter {
+            '*' if plain.ends_with('*') => {}
+            '[' | ']' => plain.extend(['[', letter, ']']),
+            other => plain.push(other),
+        }
+    }
+    glob::Pattern::new(&plain).map_err(|error| error.to_string())
 }
 
 /// What `forget` counts together.
@@ -167,4 +176,25 @@ pub fn mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8).ok();
     mode.filter(|mode| *mode <= 0o777)
         .ok_or_else(|| "a mode is an octal number of at most 777, such as 644".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_has_two_letters_that_are_others() {
+        for (text, matched, other) in [
+            ("b**", "b1", "a1"),
+            ("***", "anything", ""),
+            ("b[01]", "b[01]", "b0"),
+            ("[", "[", "x"),
+            ("v?", "v1", "v12"),
+        ] {
+            let pattern = pattern(text).expect(text);
+            assert!(pattern.matches(matched), "{text}");
+            assert!(other.is_empty() || !pattern.matches(other), "{text}");
+        }
+        assert!(pattern("").is_err());
+    }
 }

@@ -109,6 +109,9 @@ fn forget_without_a_rule_removes_nothing() -> anyhow::Result<()> {
     fixture.cli.ok(&["forget", "--expired"])?;
     fixture.cli.ok(&["forget", "--keep-within", "1h"])?;
     assert_eq!(tags(&fixture)?.len(), 5);
+    // The newest is as young as itself.
+    fixture.cli.ok(&["forget", "--keep-within", "0d"])?;
+    assert!(tags(&fixture)?.contains(&"t5".to_owned()));
     Ok(())
 }
 
