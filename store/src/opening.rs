@@ -43,6 +43,13 @@ pub(crate) fn no_directories(layout: &Layout) -> Vec<std::path::PathBuf> {
     dirs
 }
 
+/// The same of directories that only those need who ask for what is in them.
+pub(crate) fn no_directories_beside(layout: &Layout) -> Vec<std::path::PathBuf> {
+    let mut dirs = vec![layout.protected(), layout.working_sets()];
+    dirs.retain(|dir| is_there(dir) && !dir.is_dir());
+    dirs
+}
+
 /// Why such a thing is damage.
 pub(crate) const NO_DIRECTORY: &str = "it is not a directory";
 

@@ -8,17 +8,28 @@ use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
 
 use crate::durable;
-use crate::error::{Error, IoContext as _, Result};
+use crate::error::{Damage, Error, IoContext as _, Result};
 use crate::layout::Layout;
 use crate::name::check_tag;
+use crate::opening::NO_DIRECTORY;
 
 /// Whether a tag is protected.
 pub(crate) fn is_protected(layout: &Layout, tag: &str) -> Result<bool> {
     let path = layout.protected().join(tag);
     match fs::symlink_metadata(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => Err(no_directory(layout)),
         other => other.map(|_| true).context("inspect", &path),
     }
+}
+
+/// Which tags are protected is not known.
+fn no_directory(layout: &Layout) -> Error {
+    Damage::File {
+        path: layout.protected(),
+        reason: NO_DIRECTORY,
+    }
+    .into()
 }
 
 /// All protected tags.
@@ -26,6 +37,7 @@ pub(crate) fn all(layout: &Layout) -> Result<BTreeSet<String>> {
     let dir = layout.protected();
     let entries = match fs::read_dir(&dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => return Err(no_directory(layout)),
         other => other.context("list", &dir)?,
     };
     let mut tags = BTreeSet::new();
@@ -62,7 +74,7 @@ pub(crate) fn set(layout: &Layout, tag: &str, protected: bool) -> Result<()> {
 /// That a tag may be removed or moved.
 ///
 /// # Errors
-/// [`Error::Protected`].
+/// [`Error::Protected`]; [`Error::Damaged`] if that cannot be told.
 pub(crate) fn check(layout: &Layout, tag: &str) -> Result<()> {
     match is_protected(layout, tag)? {
         true => Err(Error::Protected {

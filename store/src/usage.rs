@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::error::{ErrorClass, IoContext as _, Result};
+use crate::error::{ErrorClass, IoContext as _, Result, readable};
 use crate::gc::rewrites::Ledger;
 use crate::gc::state::CollectorState;
 use crate::lease;
@@ -28,14 +28,15 @@ pub struct StoreUsage {
     pub open_packs: u64,
     /// Packs that a repair has set aside.
     pub damaged_packs: u64,
-    /// Packs that a collection is about to delete.
-    pub condemned_packs: u64,
+    /// Packs that a collection is about to delete; `None` if what it has written down is
+    /// damaged.
+    pub condemned_packs: Option<u64>,
     /// Length of the index's files.
     pub index_bytes: u64,
     /// Length of every file of the store.
     pub total_bytes: u64,
     /// Bytes that commits have written and collections have seen; a store of format 1 does
-    /// not know.
+    /// not know, nor one in which that is damaged.
     pub committed_bytes: Option<u64>,
     /// Bytes that collections have written.
     pub rewritten_bytes: Option<u64>,
@@ -52,7 +53,7 @@ impl Store {
     /// Counts files and leases. Takes time in proportion to the number of files.
     ///
     /// # Errors
-    /// I/O errors, and damage of what collections have written down.
+    /// I/O errors. What is damaged is not known ([`Store::verify`] tells of it).
     pub fn usage(&self) -> Result<StoreUsage> {
         let layout = &self.layout;
         let packs = files(&layout.packs())?;
@@ -64,16 +65,17 @@ impl Store {
         };
         let (sealed, pack_bytes) = of(".pack");
         let ledger = match layout.rewrites().exists() {
-            true => Some(Ledger::read(layout)?),
+            true => readable(Ledger::read(layout))?,
             false => None,
         };
+        let collector = readable(CollectorState::read(layout))?;
         Ok(StoreUsage {
             tags: self.tag_names()?.len() as u64,
             packs: sealed,
             pack_bytes,
             open_packs: of(".open").0,
             damaged_packs: files(&layout.damaged())?.len() as u64,
-            condemned_packs: CollectorState::read(layout)?.condemned.len() as u64,
+            condemned_packs: collector.map(|state| state.condemned.len() as u64),
             index_bytes: self.index_bytes()?,
             total_bytes: self.bytes_on_disk()?,
             committed_bytes: ledger.as_ref().map(Ledger::committed_bytes),

@@ -35,24 +35,19 @@ pub fn add_store(page: &mut Page, store: &Store, usage: &StoreUsage) {
         (&of::STORE_PACK_BYTES, usage.pack_bytes),
         (&of::STORE_OPEN_PACKS, usage.open_packs),
         (&of::STORE_DAMAGED_PACKS, usage.damaged_packs),
-        (&of::STORE_CONDEMNED_PACKS, usage.condemned_packs),
         (&of::STORE_INDEX_BYTES, usage.index_bytes),
         (&of::STORE_BYTES, usage.total_bytes),
     ];
     for (family, count) in counts {
         page.add(family, &[], count as f64);
     }
-    let bytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64);
-    page.add_known(
-        &of::STORE_COMMITTED_BYTES,
-        &[],
-        bytes(usage.committed_bytes),
-    );
-    page.add_known(
-        &of::STORE_REWRITTEN_BYTES,
-        &[],
-        bytes(usage.rewritten_bytes),
-    );
+    for (family, count) in [
+        (&of::STORE_CONDEMNED_PACKS, usage.condemned_packs),
+        (&of::STORE_COMMITTED_BYTES, usage.committed_bytes),
+        (&of::STORE_REWRITTEN_BYTES, usage.rewritten_bytes),
+    ] {
+        page.add_known(family, &[], count.map(|count| count as f64));
+    }
     if let Some((writers, viewers)) = usage.leases {
         page.add(&of::STORE_LEASES, &["writer"], writers as f64);
         page.add(&of::STORE_LEASES, &["viewer"], viewers as f64);

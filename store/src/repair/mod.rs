@@ -106,7 +106,9 @@ impl Store {
         for odd in odd_files(&layout) {
             set_odd_aside(&layout, &odd, &mut report)?;
         }
-        for path in opening::no_directories(&layout) {
+        let mut others = opening::no_directories(&layout);
+        others.extend(opening::no_directories_beside(&layout));
+        for path in others {
             set_aside(&layout, &path)?;
             report.remaining.push(Damage::File {
                 path,

@@ -22,6 +22,7 @@ use crate::gc::rewrites::Ledger;
 use crate::gc::state::CollectorState;
 use crate::id::ChunkKey;
 use crate::lock::{self, LockKind};
+use crate::opening;
 use crate::pack::reader::PackReader;
 use crate::pack::{Location, PackNumber};
 use crate::progress::Progress;
@@ -79,6 +80,10 @@ impl Store {
         }
         self.verify_config(report)?;
         self.verify_counter(report)?;
+        for path in opening::no_directories_beside(&self.layout) {
+            let reason = opening::NO_DIRECTORY;
+            report.add(Damage::File { path, reason }.into(), &[])?;
+        }
         for lock in LockKind::ALL {
             if let Err(error) = lock::check(&self.layout, lock) {
                 report.add(error, &[])?;

@@ -210,6 +210,32 @@ fn a_store_is_counted() -> anyhow::Result<()> {
 }
 
 #[test]
+fn what_is_damaged_is_absent_and_the_rest_is_counted() -> anyhow::Result<()> {
+    for (name, absent) in [
+        ("collector", "condemned_packs"),
+        ("rewrites", "rewritten_bytes_total"),
+    ] {
+        let fixture = Fixture::new()?;
+        fixture.commit("one", &noise(1, 16 * PAGE), &[])?;
+        fixture.commit("two", &noise(2, 16 * PAGE), &["--no-parent"])?;
+        fixture.cli.ok(&["rm", "two"])?;
+        fixture.cli.ok(&["gc"])?;
+        fixture.cli.ok(&["gc", "--optimize"])?;
+        let of = |page: &Value, name: &str| number(page, &format!("snapstore_store_{name}"));
+        let page = fixture.cli.json(&["metrics"])?;
+        ensure!(of(&page, absent).is_some(), "{name}");
+        let file = fixture.cli.store().join(name);
+        let mut bytes = std::fs::read(&file)?;
+        bytes[20] ^= 1;
+        std::fs::write(&file, bytes)?;
+        let page = fixture.cli.json(&["metrics"])?;
+        ensure!(of(&page, absent).is_none(), "{name}");
+        ensure!(of(&page, "tags") == Some(1.0), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_file_is_replaced_at_once() -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
     let path = fixture.file("snapstore.prom", b"old")?;

@@ -280,6 +280,32 @@ fn what_is_no_file_in_the_index_is_damage_of_it() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What only some need is in the way of these alone.
+#[test]
+fn a_file_in_the_place_of_protections_or_working_sets_is_in_few_ways() -> anyhow::Result<()> {
+    for (name, who_asks) in [("protected", &["tags"][..]), ("working-sets", &[])] {
+        let fixture = with_base()?;
+        let dir = fixture.cli.store().join(name);
+        let _ = fs::remove_dir_all(&dir);
+        fs::write(&dir, "mine")?;
+        let asking = who_asks.iter().chain(&["verify"]);
+        for command in asking {
+            let (code, said) = run(&fixture, &[command])?;
+            ensure!(
+                code == 4 && said.contains(name),
+                "{name}: {command}: {code}: {said}"
+            );
+        }
+        done(&fixture, &["show", "base"])?;
+        let (_, said) = run(&fixture, &["repair"])?;
+        let aside = fixture.cli.store().join("damaged").join(name);
+        ensure!(fs::read(aside)? == b"mine", "{said}");
+        done(&fixture, &["verify", "--read-data"])?;
+        others_work(&fixture)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_file_in_the_place_of_a_directory_is_named_and_set_aside() -> anyhow::Result<()> {
     for name in ["index", "leases", "locks", "packs", "tags"] {
