@@ -146,7 +146,9 @@ impl Store {
             import.sink.check_cancelled()?;
             if content.as_ref().is_err_and(stream::has_ended_early) {
                 // The next attempt finds what has come.
-                import.sink.finish_pack()?;
+                if let Err(error) = import.sink.finish_pack() {
+                    tracing::debug!(%error, "what has come is not kept");
+                }
             }
             let content = content?;
             match import.block(&content) {
