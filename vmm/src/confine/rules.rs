@@ -140,7 +140,10 @@ impl Allowed {
             libc::SYS_sigaltstack,
             libc::SYS_write,
         ]);
-        self.with(libc::SYS_madvise, &[Is(2, u32_of(libc::MADV_DONTNEED))])?;
+        let given_back = u32_of(libc::MADV_DONTNEED);
+        for advice in [given_back, GUARD_INSTALL, GUARD_REMOVE] {
+            self.with(libc::SYS_madvise, &[Is(2, advice)])?;
+        }
         // Nothing becomes code.
         self.with(libc::SYS_mmap, &[Lacks(2, u32_of(libc::PROT_EXEC))])?;
         self.with(libc::SYS_mprotect, &[Lacks(2, u32_of(libc::PROT_EXEC))])?;
@@ -304,6 +307,10 @@ const READ: u32 = 2;
 
 /// linux/sockios.h and linux/fcntl.h do not have it in `libc` as a number of 32 bits.
 const FIONBIO: u32 = 0x5421;
+/// Guard pages of threads' stacks, from glibc 2.42 on: MADV_GUARD_INSTALL and
+/// MADV_GUARD_REMOVE of linux/mman.h.
+const GUARD_INSTALL: u32 = 102;
+const GUARD_REMOVE: u32 = 103;
 /// linux/userfaultfd.h.
 const USER_MODE_ONLY: i32 = 1;
 

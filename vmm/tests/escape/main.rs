@@ -48,7 +48,8 @@ const LOG_ANEW: usize = usize::MAX - 1;
 /// Nor: to panic, which ends the process with a word whichever thread does.
 const PANIC: usize = usize::MAX - 2;
 
-/// Nor: to give memory back on a thread of its own, and to let others go first.
+/// Nor: to give memory back on a thread of its own, to let others go first, and to guard
+/// a stack.
 const MEMORY: usize = usize::MAX - 3;
 
 /// Not confined at all, but in namespaces in which an attempt that succeeds harms nobody.
@@ -168,6 +169,7 @@ fn one(role: &str, number: usize, rest: &[String]) -> u8 {
             let pages: Vec<_> = (0..4096).map(|_| vec![1_u8; 4096]).collect();
             drop(std::hint::black_box(pages));
             std::thread::yield_now();
+            guard_memory();
         });
         thread.join().expect("it does not panic");
         return ESCAPED;
@@ -209,6 +211,22 @@ fn be_harmless() -> io::Result<()> {
             true => Ok(()),
             false => Err(io::Error::last_os_error()),
         }
+    }
+}
+
+/// As glibc guards threads' stacks from 2.42 on; older kernels refuse it.
+fn guard_memory() {
+    const GUARD_INSTALL: i32 = 102;
+    const GUARD_REMOVE: i32 = 103;
+    let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
+    // SAFETY: memory of this function alone.
+    unsafe {
+        let anonymous = private | libc::MAP_ANONYMOUS;
+        let at = libc::mmap(std::ptr::null_mut(), 4096, read_write, anonymous, -1, 0);
+        for advice in [GUARD_INSTALL, GUARD_REMOVE] {
+            libc::madvise(at, 4096, advice);
+        }
+        libc::munmap(at, 4096);
     }
 }
 
