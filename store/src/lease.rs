@@ -102,7 +102,8 @@ impl Lease {
     }
 
     /// On a full disk a viewer's lease stays empty, which stops every deletion: what is
-    /// there can be read, and a collection says who reads it.
+    /// there can be read, and a collection says who reads it. Between the two steps it may
+    /// hold half of what it claims, which cannot be parsed and stops them, too.
     fn write(&self, claim: &LeaseTerms) -> Result<()> {
         let path = &self.name.path;
         let bytes = FORMAT.encode(path, &encode(claim));

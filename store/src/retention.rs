@@ -224,6 +224,7 @@ impl Policy {
                 decision.reasons.push(Reason::Last);
             }
             let age = newest.saturating_sub(decision.created_unix_seconds);
+            // The newest is within any time, also none.
             if self
                 .keep_within
                 .is_some_and(|within| age == 0 || age < within.as_secs())

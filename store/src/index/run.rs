@@ -57,7 +57,8 @@ struct Name {
 
 impl Runs {
     /// Which runs the index at `index` has now. They are looked for before the sorted files
-    /// are opened, and read after it ([`Runs::load`]).
+    /// are opened, and read after it ([`Runs::load`]): the other way round, what becomes a
+    /// sorted file in between would be in neither.
     pub fn look(index: &Path) -> Result<Seen> {
         Seen::now(&dir(index))
     }
