@@ -8,6 +8,7 @@ pub(crate) mod chunk_writer;
 mod grain;
 mod holes;
 pub(crate) mod input;
+mod leaf_work;
 pub(crate) mod pages;
 pub(crate) mod parent;
 mod precopy;
@@ -203,6 +204,7 @@ impl Store {
         let inherited = request::inherit(&mut images, parent_manifest.as_ref(), request)?;
         let left_out = request::left_out(&images, parent_manifest.as_ref());
         images.sort_by(|a, b| a.name.cmp(&b.name));
+        let added = sink.added();
         let manifest = Manifest {
             page_size,
             created_unix_seconds: now_unix_seconds(),
@@ -210,8 +212,8 @@ impl Store {
             first_tag: request.tag.clone(),
             images,
             labels: request.labels.clone(),
-            added_chunks: sink.added_chunks,
-            added_bytes: sink.added_bytes,
+            added_chunks: added.chunks,
+            added_bytes: added.bytes,
             ..Manifest::blank(page_size)
         };
         let encoded = request::encode(&manifest, self.format())?;

@@ -70,7 +70,7 @@ impl Precopy<'_> {
 
     fn read_here(&mut self, input: &Input, progress: &dyn Progress) -> Result<()> {
         name::check_image(&input.name)?;
-        let source = Source::open(input, self.store.page_size())?.live();
+        let source = Source::open(input, self.store.page_size())?;
         let parent = self.parent.map(|id| self.store.manifest(id)).transpose()?;
         let old = parent.as_ref().and_then(|m| m.image(&input.name));
         let image = match self.image.take() {

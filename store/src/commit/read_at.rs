@@ -60,8 +60,8 @@ pub trait ReadAt: fmt::Debug + Send + Sync {
     fn size_bytes(&self) -> u64;
 
     /// Fills `out` with the bytes from `offset_bytes` on, all of which are inside of
-    /// the image. Holes are zeros. Most parts are read twice, and have to be the same
-    /// both times.
+    /// the image. Holes are zeros. Each part is read once, in no order, and by several threads
+    /// at a time.
     ///
     /// # Errors
     /// The commit fails with [`crate::Error::InputLost`].

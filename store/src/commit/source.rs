@@ -25,8 +25,6 @@ pub(crate) struct Source<'a> {
     /// The file's path, or what messages call the input.
     path: PathBuf,
     size_bytes: u64,
-    /// Whether it may change while it is read; each page is then read once.
-    is_live: bool,
 }
 
 enum Data<'a> {
@@ -92,20 +90,7 @@ impl<'a> Source<'a> {
             data,
             path,
             size_bytes,
-            is_live: false,
         })
-    }
-
-    /// The same input, which changes while it is read.
-    pub fn live(self) -> Self {
-        Self {
-            is_live: true,
-            ..self
-        }
-    }
-
-    pub fn is_live(&self) -> bool {
-        self.is_live
     }
 
     pub fn path(&self) -> &Path {
@@ -203,7 +188,7 @@ impl<'a> Source<'a> {
     }
 
     /// The error for an input that is not what it was when it was first read.
-    pub fn changed(&self) -> Error {
+    fn changed(&self) -> Error {
         Error::InputChanged {
             path: self.path.clone(),
         }

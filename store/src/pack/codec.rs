@@ -19,9 +19,9 @@ use std::cell::RefCell;
 
 use zstd::zstd_safe::{CCtx, DCtx};
 
-/// The zstd level. Level 3 gains under 2 % on guest memory for a sixth more time; level -1
-/// takes 18 % less time of a commit's processor and 13 % more bytes (docs/BENCHMARKS.md).
-const LEVEL: i32 = 1;
+/// The zstd level of commits. It takes half of the time of level 1, to read back as well, and
+/// 13 % more bytes until `gc --optimize` (docs/decisions/065-commits-compress-fast.md).
+const LEVEL: i32 = -1;
 /// The level of what is kept. From 12 on zstd looks for the cheapest way to say a page, and takes
 /// 180 us for that; decoding takes as long as at any other level (docs/BENCHMARKS.md).
 const LEVEL_OF_KEPT: i32 = 12;

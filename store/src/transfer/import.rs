@@ -535,10 +535,11 @@ impl Import<'_> {
                 tags::set(&self.store.layout, tag, snapshot.id)?;
             }
         }
+        let added = self.sink.added();
         Ok(Imported {
             chunks: self.chunks + self.snapshots.len() as u64,
-            added_chunks: self.sink.added_chunks,
-            added_bytes: self.sink.added_bytes,
+            added_chunks: added.chunks,
+            added_bytes: added.bytes,
             snapshots: self.snapshots,
         })
     }

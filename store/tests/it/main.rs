@@ -8,6 +8,7 @@ mod identity;
 mod inputs;
 mod library;
 mod optimize;
+mod pages;
 mod partial_pages;
 mod pins;
 mod precopy;

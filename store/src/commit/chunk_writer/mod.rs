@@ -4,7 +4,7 @@ mod notes;
 mod reuse;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::chunks::{Chunks, identified};
 use crate::error::{Error, Result};
@@ -41,14 +41,28 @@ pub(crate) struct ChunkWriter<'a> {
     claim: LeaseTerms,
     condemned: BTreeMap<PackNumber, Condemned>,
     index: Arc<IndexReader>,
-    writer: Option<PackWriter>,
-    /// What this commit has put into the pack being written.
-    claimed: HashMap<ChunkKey, Location>,
+    /// What this commit has put into the pack being written. Looked at while that is
+    /// written.
+    claimed: RwLock<HashMap<ChunkKey, Location>>,
+    open: Mutex<OpenPack>,
     /// The packs, not of this commit, that hold what the new snapshot needs.
     relied: RwLock<HashMap<PackNumber, Stamp>>,
     notes: RwLock<Notes>,
-    pub added_chunks: u64,
-    pub added_bytes: u64,
+}
+
+/// The pack being written, and what this commit has added to the store.
+#[derive(Default)]
+struct OpenPack {
+    writer: Option<PackWriter>,
+    added: Added,
+}
+
+/// What a commit has added to the store.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Added {
+    pub chunks: u64,
+    /// Stored bytes and their entries in footers.
+    pub bytes: u64,
 }
 
 /// Stored bytes of some chunks, one after the other, made outside the writer.
@@ -81,12 +95,10 @@ impl<'a> ChunkWriter<'a> {
             condemned: state.condemned,
             index: store.chunks.refresh_index()?,
             store,
-            writer: None,
-            claimed: HashMap::new(),
+            claimed: RwLock::default(),
+            open: Mutex::default(),
             relied: RwLock::default(),
             notes: RwLock::default(),
-            added_chunks: 0,
-            added_bytes: 0,
         })
     }
 
@@ -105,12 +117,10 @@ impl<'a> ChunkWriter<'a> {
             condemned: self.condemned.clone(),
             index: self.store.chunks.refresh_index()?,
             store: self.store,
-            writer: None,
-            claimed: HashMap::new(),
+            claimed: RwLock::default(),
+            open: Mutex::default(),
             relied: RwLock::default(),
             notes: RwLock::default(),
-            added_chunks: 0,
-            added_bytes: 0,
         })
     }
 
@@ -147,51 +157,69 @@ impl<'a> ChunkWriter<'a> {
         &self.store.chunks
     }
 
-    /// Claims a place for a chunk that is not [`ChunkWriter::known`]. The chunks must
-    /// then be encoded and appended in the order of their claims.
-    pub fn claim(&mut self, id: ChunkId, pending: usize) -> Result<Claimed> {
-        let key = self.chunks().keys().of(id);
-        if let Some(at) = self.claimed.get(&key) {
+    /// Claims a place for a chunk that is not [`ChunkWriter::known`], behind `pending` others
+    /// that have one and are still to be appended. The chunks must then be encoded and
+    /// appended in the order of their claims, by one thread at a time.
+    pub fn claim(&self, id: ChunkId, pending: usize) -> Result<Claimed> {
+        self.claim_key(self.chunks().keys().of(id), pending)
+    }
+
+    /// As [`ChunkWriter::claim`], of a chunk that has this key.
+    pub fn claim_key(&self, key: ChunkKey, pending: usize) -> Result<Claimed> {
+        let mut claimed = self.claimed.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = claimed.get(&key) {
             return Ok(Claimed::Already(*at));
         }
-        let next = self.writer()?.next_location();
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = open.writer(self.store)?.next_location();
         let offset = u32::try_from(pending).expect("a batch is small");
         let at = Location {
             pack: next.pack,
             entry: EntryNumber(next.entry.0 + offset),
         };
-        self.claimed.insert(key, at);
+        claimed.insert(key, at);
         Ok(Claimed::New(at))
     }
 
     /// The place that this commit has claimed for a chunk, if it has.
     pub fn claimed(&self, id: ChunkId) -> Option<Location> {
-        self.claimed.get(&self.chunks().keys().of(id)).copied()
+        let claimed = self.claimed.read().unwrap_or_else(PoisonError::into_inner);
+        claimed.get(&self.chunks().keys().of(id)).copied()
     }
 
     /// The length of the pack being written, so far.
     pub fn open_pack_bytes(&self) -> u64 {
-        self.writer.as_ref().map_or(0, PackWriter::len_bytes)
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.writer.as_ref().map_or(0, PackWriter::len_bytes)
     }
 
-    /// Appends claimed chunks, in the order of their claims.
-    pub fn append(&mut self, run: EncodedRun) -> Result<()> {
+    /// What was added so far.
+    pub fn added(&self) -> Added {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.added
+    }
+
+    /// Appends claimed chunks, in the order of their claims. Waits while much is still to be
+    /// written.
+    pub fn append(&self, run: EncodedRun) -> Result<()> {
         if run.chunks.is_empty() {
             return Ok(());
         }
-        self.added_chunks += run.chunks.len() as u64;
-        self.added_bytes += (run.bytes.len() + run.chunks.len() * entry::ENTRY_LEN) as u64;
-        self.writer()?.append(&run.chunks, run.bytes)
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.added.chunks += run.chunks.len() as u64;
+        open.added.bytes += (run.bytes.len() + run.chunks.len() * entry::ENTRY_LEN) as u64;
+        open.writer(self.store)?.append(&run.chunks, run.bytes)
     }
 
     /// Between batches: starts a new pack if the present one is full. The full
     /// one's chunks go into the index at once, so that memory does not grow with
     /// the commit.
     pub fn roll_over(&mut self) -> Result<()> {
-        if !self.writer.as_ref().is_some_and(PackWriter::is_full) {
-            return Ok(());
+        let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
+        match open.writer.as_ref().is_some_and(PackWriter::is_full) {
+            true => self.finish_pack(),
+            false => Ok(()),
         }
-        self.finish_pack()
     }
 
     /// Seals the pack being written and enters its chunks into the index: from then on
@@ -204,7 +232,8 @@ impl<'a> ChunkWriter<'a> {
             self.publish_pack(Some(pack))?;
         }
         self.index = self.store.chunks.refresh_index()?;
-        self.claimed.clear();
+        let claimed = self.claimed.get_mut();
+        claimed.unwrap_or_else(PoisonError::into_inner).clear();
         Ok(())
     }
 
@@ -225,7 +254,8 @@ impl<'a> ChunkWriter<'a> {
 
     /// Seals the last pack. Expensive, and needs no lock.
     pub fn seal(&mut self) -> Result<Option<SealedPack>> {
-        self.writer.take().map(PackWriter::seal).transpose()
+        let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
+        open.writer.take().map(PackWriter::seal).transpose()
     }
 
     /// Enters the chunks of a pack that has too many for one hold of the publish lock, and
@@ -321,10 +351,12 @@ impl<'a> ChunkWriter<'a> {
         }
         Ok(state)
     }
+}
 
-    fn writer(&mut self) -> Result<&mut PackWriter> {
+impl OpenPack {
+    fn writer(&mut self, store: &Store) -> Result<&mut PackWriter> {
         if self.writer.is_none() {
-            self.writer = Some(self.store.chunks.packs().create()?);
+            self.writer = Some(store.chunks.packs().create()?);
         }
         Ok(self.writer.as_mut().expect("just set"))
     }

@@ -38,6 +38,18 @@ impl ChunkWriter<'_> {
         Ok(known)
     }
 
+    /// Where a chunk is that this commit has claimed a place for, also if its pack was finished
+    /// meanwhile.
+    pub fn place_of(&self, id: ChunkId) -> Result<Location> {
+        if let Some(at) = self.claimed(id) {
+            return Ok(at);
+        }
+        let at = self.known(&[id])?[0];
+        at.ok_or_else(|| Error::Overtaken {
+            path: self.store.layout.packs(),
+        })
+    }
+
     /// Where a pack of format 1 has the chunk.
     fn known_as_before(&self, id: ChunkId) -> Result<Option<Location>> {
         match self.index.get(id.plain_key())? {

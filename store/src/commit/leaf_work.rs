@@ -1,0 +1,437 @@
+//! One leaf of an image on its way into the store: its pages are read and compressed, then it
+//! gets its places.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::commit::chunk_writer::{ChunkWriter, Claimed, EncodedRun, encode_into};
+use crate::commit::source::Source;
+use crate::error::Result;
+use crate::format::node::{Child, FAN_OUT, Node};
+use crate::id::{ChunkId, ChunkKind};
+use crate::page::is_zero;
+use crate::tree::build::HolePolicy;
+use crate::tree::read::{Tree, node_id};
+use crate::tree::shape::slot;
+
+/// Bytes that are read, hashed and compressed at a time: they fit into a core's own cache.
+const PIECE_BYTES: u64 = 256 << 10;
+
+thread_local! {
+    static PIECE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What is to be committed, and after what.
+pub(super) struct Job<'a> {
+    pub source: &'a Source<'a>,
+    pub parent: Option<Tree>,
+    pub counted_from: Option<Option<Tree>>,
+    pub holes: HolePolicy,
+    pub page_bytes: u64,
+    pub pages: u64,
+}
+
+/// Pages of the leaves that were taken up, before and now.
+#[derive(Default)]
+pub(super) struct Counts {
+    pub old: u64,
+    pub new: u64,
+    pub changed: u64,
+    /// Of what the predecessor counts as changed.
+    pub changed_before: u64,
+}
+
+/// One leaf on its way through a batch.
+pub(super) struct LeafWork {
+    pub index: u64,
+    /// The slots whose pages the input has data for.
+    slots: Vec<usize>,
+    parent: Option<(Child, Arc<Node>)>,
+    /// The leaf that changes are counted from, if that is not the parent's.
+    counted_from: Option<Option<Arc<Node>>>,
+    node: Node,
+    /// The node's id once it is known to be new.
+    new_id: Option<ChunkId>,
+    /// The pages that nobody had when they were read.
+    encoded: EncodedPages,
+    /// Whether the leaf itself has a place of its own, which waits for its bytes.
+    is_claimed: bool,
+    leaf: EncodedRun,
+    /// What it became.
+    pub result: Option<Child>,
+}
+
+/// Pages that were compressed, with the slot of each, in order.
+#[derive(Default)]
+struct EncodedPages {
+    slots: Vec<usize>,
+    run: EncodedRun,
+}
+
+/// A piece of a leaf's pages: `None` for zero.
+struct Piece {
+    children: Vec<Option<Child>>,
+    encoded: EncodedPages,
+}
+
+impl EncodedPages {
+    fn add(&mut self, other: Self) {
+        self.slots.extend(other.slots);
+        self.run.chunks.extend(other.run.chunks);
+        match self.run.bytes.is_empty() {
+            true => self.run.bytes = other.run.bytes,
+            false => self.run.bytes.extend_from_slice(&other.run.bytes),
+        }
+    }
+
+    /// Those of some of its slots, which are in order.
+    fn only(self, slots: &[usize]) -> EncodedRun {
+        if self.slots == slots {
+            return self.run;
+        }
+        let mut kept = EncodedRun::default();
+        let mut start = 0;
+        for (slot, chunk) in self.slots.into_iter().zip(self.run.chunks) {
+            let end = start + chunk.len;
+            if slots.binary_search(&slot).is_ok() {
+                kept.bytes.extend_from_slice(&self.run.bytes[start..end]);
+                kept.chunks.push(chunk);
+            }
+            start = end;
+        }
+        kept
+    }
+}
+
+impl LeafWork {
+    pub fn new(index: u64) -> Self {
+        Self {
+            index,
+            slots: Vec::new(),
+            parent: None,
+            counted_from: None,
+            node: Node::empty(0),
+            new_id: None,
+            encoded: EncodedPages::default(),
+            is_claimed: false,
+            leaf: EncodedRun::default(),
+            result: None,
+        }
+    }
+
+    /// Reads the leaf's pages, finds out what is in the store, and compresses what is not.
+    pub fn prepare(&mut self, sink: &ChunkWriter<'_>, job: &Job<'_>) -> Result<()> {
+        let first_page = self.first_page();
+        self.parent = match job.parent {
+            Some(tree) if first_page < tree.shape().pages() => {
+                match tree.node_over(sink.chunks(), 0, first_page) {
+                    Err(error) if error.is_lost() && job.holes == HolePolicy::Zero => {
+                        sink.note(error);
+                        None
+                    }
+                    other => other?,
+                }
+            }
+            _ => None,
+        };
+        if let (Some((_, node)), HolePolicy::Inherited) = (&self.parent, job.holes) {
+            self.node = (**node).clone();
+        }
+        if let Some(tree) = job.counted_from {
+            let tree = tree.filter(|tree| first_page < tree.shape().pages());
+            let leaf = tree.map(|tree| tree.node_over(sink.chunks(), 0, first_page));
+            self.counted_from = Some(leaf.transpose()?.flatten().map(|(_, leaf)| leaf));
+        }
+        self.read_pages(sink, job)?;
+        if self.node.is_zero() {
+            return Ok(());
+        }
+        let id = self.node.id();
+        if let Some((parent, leaf)) = &self.parent
+            && node_id(*parent) == id
+            && sink.pages_in_place(leaf)?
+        {
+            self.result = Some(*parent);
+            return Ok(());
+        }
+        if let Some(known) = sink.known_leaf(id)? {
+            self.result = Some(known);
+            return Ok(());
+        }
+        self.new_id = Some(id);
+        Ok(())
+    }
+
+    /// Gives the pages that are not in the store their places, and appends them.
+    pub fn store_pages(&mut self, sink: &ChunkWriter<'_>) -> Result<()> {
+        let encoded = std::mem::take(&mut self.encoded);
+        if self.new_id.is_none() {
+            return Ok(());
+        }
+        let mut fresh = Vec::with_capacity(encoded.slots.len());
+        let mut at_hand = encoded.slots.iter().zip(&encoded.run.chunks).peekable();
+        for slot in self.slots.iter().copied() {
+            let Some(child) = self.node.child(slot).filter(|child| child.hint.is_none()) else {
+                continue;
+            };
+            let key = at_hand.next_if(|(its, _)| **its == slot);
+            let at = match key {
+                Some((_, chunk)) => match sink.claim_key(chunk.key, fresh.len())? {
+                    Claimed::Already(at) => at,
+                    Claimed::New(at) => {
+                        fresh.push(slot);
+                        at
+                    }
+                },
+                // It had a place when it was read, maybe in a pack that is full by now.
+                None => sink.place_of(self.node.child_id(child))?,
+            };
+            let hint = Some(at);
+            self.node.set_child(slot, Some(Child { hint, ..child }));
+        }
+        sink.append(encoded.only(&fresh))
+    }
+
+    /// Gives a leaf that is not in the store its place, after `pending` others.
+    pub fn claim_leaf(&mut self, sink: &ChunkWriter<'_>, pending: &mut usize) -> Result<()> {
+        let Some(id) = self.new_id else {
+            return Ok(());
+        };
+        let at = match sink.known(&[id])?[0] {
+            Some(at) => at,
+            None => match sink.claim(id, *pending)? {
+                Claimed::Already(at) => at,
+                Claimed::New(at) => {
+                    self.is_claimed = true;
+                    *pending += 1;
+                    at
+                }
+            },
+        };
+        self.result = Some(Child {
+            hash: *id.as_bytes(),
+            hint: Some(at),
+        });
+        Ok(())
+    }
+
+    /// Compresses a leaf that has got a place.
+    pub fn encode_leaf(&mut self, sink: &ChunkWriter<'_>) -> Result<()> {
+        let Some(id) = self.new_id.filter(|_| self.is_claimed) else {
+            return Ok(());
+        };
+        let base = self.parent.as_ref().map(|(child, _)| *child);
+        encode_into(sink, id, &self.node.encode(), base, &mut self.leaf)
+    }
+
+    /// Appends it.
+    pub fn append_leaf(&mut self, sink: &ChunkWriter<'_>) -> Result<()> {
+        sink.append(std::mem::take(&mut self.leaf))
+    }
+
+    fn first_page(&self) -> u64 {
+        self.index * FAN_OUT as u64
+    }
+
+    /// Adds what it was before, and what it is now.
+    pub fn count(&self, counts: &mut Counts) {
+        let old = self.parent.as_ref().map(|(_, node)| node);
+        let from = self.counted_from.as_ref().map(Option::as_ref);
+        let page = |leaf: Option<&Arc<Node>>, slot| {
+            let child = leaf.and_then(|node| node.child(slot));
+            child.map(|child| child.hash)
+        };
+        for slot in 0..FAN_OUT {
+            let before = page(old, slot);
+            let now = self.node.child(slot).map(|child| child.hash);
+            let from = from.map_or(before, |leaf| page(leaf, slot));
+            counts.old += u64::from(before.is_some());
+            counts.new += u64::from(now.is_some());
+            counts.changed += u64::from(from != now);
+            counts.changed_before += u64::from(from != before);
+        }
+    }
+
+    /// Reads the pages that have data.
+    fn read_pages(&mut self, sink: &ChunkWriter<'_>, job: &Job<'_>) -> Result<()> {
+        let pieces = self.pieces(job)?;
+        let this: &Self = self;
+        let read: Vec<Piece> = pieces
+            .par_iter()
+            .map(|pages| this.read_piece(sink, job, pages))
+            .collect::<Result<_>>()?;
+        for (pages, piece) in pieces.into_iter().zip(read) {
+            for (page, child) in pages.zip(piece.children) {
+                let slot = slot(page, 0);
+                self.slots.push(slot);
+                self.node.set_child(slot, child);
+            }
+            self.encoded.add(piece.encoded);
+        }
+        Ok(())
+    }
+
+    /// The runs of pages that the input has data for, cut to pieces.
+    fn pieces(&self, job: &Job<'_>) -> Result<Vec<Range<u64>>> {
+        let end = (self.first_page() + FAN_OUT as u64).min(job.pages);
+        let most = (PIECE_BYTES / job.page_bytes).max(1);
+        let mut pieces: Vec<Range<u64>> = Vec::new();
+        let mut next = self.first_page();
+        while let Some(data) = job.source.next_data(next * job.page_bytes)? {
+            next = next.max(data.start / job.page_bytes);
+            let data_end = data.end.div_ceil(job.page_bytes).min(end);
+            if next >= end {
+                break;
+            }
+            // Extents that touch make one run of pages.
+            if let Some(last) = pieces.last_mut().filter(|last| last.end == next) {
+                last.end = (last.start + most).min(data_end).max(last.end);
+                next = last.end;
+            }
+            while next < data_end {
+                let piece = next..(next + most).min(data_end);
+                next = piece.end;
+                pieces.push(piece);
+            }
+        }
+        Ok(pieces)
+    }
+
+    fn read_piece(
+        &self,
+        sink: &ChunkWriter<'_>,
+        job: &Job<'_>,
+        pages: &Range<u64>,
+    ) -> Result<Piece> {
+        PIECE.with_borrow_mut(|bytes| {
+            self.read(sink, job, pages, bytes)?;
+            let page_len = sink.chunks().page_size().len();
+            let bytes: Vec<&[u8]> = bytes.chunks(page_len).collect();
+            let mut children = Vec::with_capacity(bytes.len());
+            for (page, bytes) in pages.clone().zip(&bytes) {
+                children.push(match is_zero(bytes) {
+                    true => None,
+                    false => Some(self.child(sink, page, bytes)?),
+                });
+            }
+            self.look_up(sink, &mut children)?;
+            let encoded = self.encode_unknown(sink, pages.start, &bytes, &children)?;
+            Ok(Piece { children, encoded })
+        })
+    }
+
+    /// The parent's child if the page is equal, and may be used; else one that is nowhere yet.
+    fn child(&self, sink: &ChunkWriter<'_>, page: u64, bytes: &[u8]) -> Result<Child> {
+        let id = ChunkKind::Page.hash(bytes);
+        let hash = *id.as_bytes();
+        match self.old_page(page).filter(|old| old.hash == hash) {
+            Some(old) if sink.in_place(id, old.hint)? => Ok(old),
+            _ => Ok(Child { hash, hint: None }),
+        }
+    }
+
+    /// Asks the index for the pages that differ from the parent's.
+    fn look_up(&self, sink: &ChunkWriter<'_>, children: &mut [Option<Child>]) -> Result<()> {
+        let unknown: Vec<&mut Child> = children
+            .iter_mut()
+            .flatten()
+            .filter(|child| child.hint.is_none())
+            .collect();
+        let ids: Vec<_> = unknown
+            .iter()
+            .map(|child| self.node.child_id(**child))
+            .collect();
+        for (child, hint) in unknown.into_iter().zip(sink.known(&ids)?) {
+            child.hint = hint;
+        }
+        Ok(())
+    }
+
+    /// Compresses the pages that are nowhere yet: once, what a piece has more than once.
+    fn encode_unknown(
+        &self,
+        sink: &ChunkWriter<'_>,
+        first_page: u64,
+        pages: &[&[u8]],
+        children: &[Option<Child>],
+    ) -> Result<EncodedPages> {
+        let mut encoded = EncodedPages::default();
+        let mut seen = HashSet::new();
+        for (page, (bytes, child)) in (first_page..).zip(pages.iter().zip(children)) {
+            let Some(child) = child.filter(|child| child.hint.is_none()) else {
+                continue;
+            };
+            let id = self.node.child_id(child);
+            if seen.insert(child.hash) && sink.claimed(id).is_none() {
+                encode_into(sink, id, bytes, self.old_page(page), &mut encoded.run)?;
+                encoded.slots.push(slot(page, 0));
+            }
+        }
+        Ok(encoded)
+    }
+
+    fn old_page(&self, page: u64) -> Option<Child> {
+        let (_, node) = self.parent.as_ref()?;
+        node.child(slot(page, 0))
+    }
+
+    /// Reads pages of this leaf as they will be stored.
+    fn read(
+        &self,
+        sink: &ChunkWriter<'_>,
+        job: &Job<'_>,
+        pages: &Range<u64>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let len = (pages.end - pages.start) * job.page_bytes;
+        out.resize(usize::try_from(len).expect("a piece is small"), 0);
+        let start = pages.start * job.page_bytes;
+        job.source.read_exact_at(out, start)?;
+        if job.holes == HolePolicy::Inherited {
+            self.fill_holes(sink, job, start, out)?;
+        }
+        Ok(())
+    }
+
+    /// In a diff, the parts of a page that are holes keep the parent's bytes.
+    /// (Data begins and ends at filesystem blocks, or at multiples of 4 KiB, which
+    /// may be smaller than a page.)
+    fn fill_holes(
+        &self,
+        sink: &ChunkWriter<'_>,
+        job: &Job<'_>,
+        start: u64,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let end = start + out.len() as u64;
+        let mut old = Vec::new();
+        let mut old_is = None;
+        let mut position = start;
+        while position < end {
+            let data = job.source.next_data(position)?;
+            let data = data.filter(|data| data.start < end).unwrap_or(end..end);
+            while position < data.start {
+                let page = position / job.page_bytes;
+                let part_end = ((page + 1) * job.page_bytes).min(data.start);
+                if old_is.replace(page) != Some(page) {
+                    old.clear();
+                    old.resize(sink.chunks().page_size().len(), 0);
+                    if let Some(child) = self.old_page(page) {
+                        sink.chunks().page(child, &mut old)?;
+                    }
+                }
+                let at = |byte: u64| usize::try_from(byte).expect("a piece is small");
+                let in_page = at(position % job.page_bytes);
+                let len = at(part_end - position);
+                out[at(position - start)..][..len].copy_from_slice(&old[in_page..in_page + len]);
+                position = part_end;
+            }
+            position = data.end;
+        }
+        Ok(())
+    }
+}
