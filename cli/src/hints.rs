@@ -187,7 +187,10 @@ pub fn about_damage(damage: &Damage) -> &'static str {
             "run `snapstore repair`, then commit an image that holds it to store it anew; \
              `snapstore verify --read-data` lists the snapshots it touches"
         }
-        Damage::Missing { .. } => "run `snapstore repair`, then `snapstore verify`",
+        Damage::Missing { .. } => {
+            "run `snapstore repair`, which names the snapshots that still lack it then: commit their \
+             images again, or remove them with `snapstore rm`"
+        }
         Damage::Manifest { .. } => "`snapstore rm` removes its tags",
         Damage::Stream { .. } => "export it again, or get another copy of it",
         Damage::Index { .. } => "run `snapstore repair`, which makes it anew",

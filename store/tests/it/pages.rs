@@ -114,10 +114,10 @@ fn pages_of_a_pack_that_became_full_meanwhile_are_found_in_it() {
     let fixture = Fixture::new(PageSize::KIB_4);
     let half = BATCH / 2;
     let mut bytes = Vec::new();
-    let mut news = vec![0..0];
+    let mut news: Vec<Range<usize>> = Vec::new();
     for batch in 0..18_u64 {
         // The first half of what was read before the previous batch, and something new.
-        let known = news[news.len().saturating_sub(2)].clone();
+        let known = news.iter().rev().nth(1).cloned().unwrap_or(0..0);
         bytes.extend_from_within(known);
         let start = bytes.len();
         bytes.extend(noise(batch, (batch as usize + 1) * BATCH - start));

@@ -7,16 +7,18 @@
 //! stored deltas of nodes in encoding 3 and files of any length, `store-v2` by the first
 //! one of format 2. `stream-v1` is what a store of `store-v2` was exported as.
 
-use std::collections::BTreeMap;
+mod fixture;
+mod upgrades;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use snapstore_store::{Error, SnapshotId, Store, StoreFormat};
+use snapstore_store::{Store, StoreFormat};
 use snapstore_tests::harness::{Cli, noise, skipped};
 use snapstore_vmm::state::MachineState;
-use tempfile::TempDir;
+
+use fixture::{Fixture, list};
 
 /// Stores whose snapshots can all be read as they are.
 const OF_FORMAT_1: [&str; 7] = [
@@ -39,199 +41,6 @@ const OF_FORMAT_2: [&str; 4] = [
 
 fn all() -> impl Iterator<Item = &'static str> {
     OF_FORMAT_1.into_iter().chain(OF_FORMAT_2)
-}
-
-/// A copy of a store that an old program left.
-struct Fixture {
-    dir: TempDir,
-    cli: Cli,
-    images: Vec<Expected>,
-}
-
-/// What an image of a snapshot holds.
-struct Expected {
-    tag: String,
-    image: String,
-    size_bytes: u64,
-    blake3: String,
-}
-
-impl Fixture {
-    /// The store of a path such as `FORMAT/NAME`.
-    fn unpack(path: &str) -> anyhow::Result<Self> {
-        let (format, name) = path.split_once('/').context("a format and a name")?;
-        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-        let fixtures = fixtures.join(format);
-        let dir = tempfile::tempdir()?;
-        let status = Command::new("tar")
-            .arg("-xf")
-            .arg(fixtures.join(name).with_extension("tar"))
-            .arg("-C")
-            .arg(dir.path())
-            .status()
-            .context("tar(1)")?;
-        ensure!(status.success(), "tar ended with {status}");
-        let images = fs::read_to_string(fixtures.join("hashes.txt"))?
-            .lines()
-            .filter_map(|line| Expected::parse(line.strip_prefix(name)?.strip_prefix(' ')?))
-            .collect();
-        let cli = Cli::new(&dir.path().join("store"));
-        Ok(Self { dir, cli, images })
-    }
-
-    /// The images of these tags are as they were committed.
-    fn holds(&self, wanted: impl Fn(&str) -> bool) -> anyhow::Result<()> {
-        let store = Store::open(self.cli.store())?;
-        for expected in self.images.iter().filter(|it| wanted(&it.tag)) {
-            expected
-                .is_in(&store)
-                .with_context(|| format!("{} of {}", expected.image, expected.tag))?;
-        }
-        Ok(())
-    }
-
-    fn holds_all(&self) -> anyhow::Result<()> {
-        ensure!(!self.images.is_empty(), "hashes.txt has no line of it");
-        self.holds(|_| true)
-    }
-
-    /// Commits something new, and something that is there already under a new name.
-    fn can_be_committed_to(&self) -> anyhow::Result<()> {
-        let path = self.dir.path().join("new");
-        let bytes = noise(5, 8 << 14);
-        fs::write(&path, &bytes)?;
-        let path = path.display().to_string();
-        self.cli.ok(&["commit", "new", "--memory", &path])?;
-        let store = Store::open(self.cli.store())?;
-        let first = &self.images[0];
-        let old = store.manifest(store.resolve(&first.tag)?)?;
-        let image = old.image(&first.image).context("the image")?;
-        let known = store.read_file_image(image, 1 << 30)?;
-        let path = self.dir.path().join("known");
-        fs::write(&path, known)?;
-        let path = path.display().to_string();
-        self.cli
-            .ok(&["commit", "known", "--memory", &path, "--parent", &first.tag])?;
-        let store = Store::open(self.cli.store())?;
-        Expected {
-            tag: "known".to_owned(),
-            image: "memory".to_owned(),
-            ..Expected::of("memory", &first.blake3, first.size_bytes)
-        }
-        .is_in(&store)?;
-        let hash = blake3::hash(&bytes).to_hex();
-        Expected {
-            tag: "new".to_owned(),
-            ..Expected::of("memory", &hash, bytes.len() as u64)
-        }
-        .is_in(&store)
-    }
-
-    fn has_no_runs(&self) -> anyhow::Result<()> {
-        let runs = self.cli.store().join("index/runs");
-        ensure!(
-            !runs.exists() || list(&runs)?.is_empty(),
-            "there are runs of the index"
-        );
-        Ok(())
-    }
-
-    /// Commits a small change of the first image of pages, so that its nodes could be
-    /// deltas.
-    fn changes_little(&self) -> anyhow::Result<()> {
-        let store = Store::open(self.cli.store())?;
-        let first = self.images.iter().find(|it| it.image == "memory");
-        let first = first.context("a memory")?;
-        let old = store.manifest(store.resolve(&first.tag)?)?;
-        let image = old.image("memory").context("the image")?;
-        let mut bytes = store.read_file_image(image, 1 << 30)?;
-        for page in bytes.chunks_mut(1 << 14).step_by(5) {
-            page[7] ^= 1;
-        }
-        let path = self.dir.path().join("little");
-        fs::write(&path, bytes)?;
-        let path = path.display().to_string();
-        let arguments = [
-            "commit", "little", "--memory", &path, "--parent", &first.tag,
-        ];
-        self.cli.ok(&arguments).map(drop)
-    }
-
-    /// The ids of all tags.
-    fn ids(&self) -> anyhow::Result<BTreeMap<String, SnapshotId>> {
-        Ok(Store::open(self.cli.store())?.tags()?)
-    }
-
-    /// `SNAPSTORE_V1_PROGRAM` is the first program, if it is there.
-    fn first_program(&self, what: &str, arguments: &[&str]) -> Option<Output> {
-        let Some(program) = std::env::var_os("SNAPSTORE_V1_PROGRAM") else {
-            skipped(what, "SNAPSTORE_V1_PROGRAM is not set");
-            return None;
-        };
-        let mut command = Command::new(program);
-        command.arg("--store").arg(self.cli.store()).args(arguments);
-        command.output().ok()
-    }
-
-    fn is_read_by_the_first_program(&self, name: &str) -> anyhow::Result<()> {
-        // It does not know encoding 3.
-        if name.starts_with("store-v1/")
-            && name != "store-v1/dead-delta"
-            && let Some(output) =
-                self.first_program("they_stay_what_they_are", &["verify", "--read-data"])
-        {
-            ensure!(output.status.success(), "{name}: {output:?}");
-        }
-        Ok(())
-    }
-
-    fn is_refused_by_the_first_program(&self, name: &str) -> anyhow::Result<()> {
-        for arguments in [&["tags"][..], &["verify"], &["repair"], &["gc"]] {
-            if let Some(output) = self.first_program("they_are_upgraded", arguments) {
-                let error = String::from_utf8_lossy(&output.stderr).into_owned();
-                ensure!(output.status.code() == Some(1), "{name}: {output:?}");
-                ensure!(error.contains("newer snapstore"), "{name}: {error}");
-            }
-        }
-        self.holds_all()
-    }
-
-    fn is_undamaged(&self) -> anyhow::Result<()> {
-        let found = self.cli.ok(&["verify", "--read-data"])?;
-        ensure!(found.contains("Nothing is damaged"), "{found}");
-        Ok(())
-    }
-}
-
-impl Expected {
-    fn parse(line: &str) -> Option<Self> {
-        let mut words = line.split(' ');
-        Some(Self {
-            tag: words.next()?.to_owned(),
-            image: words.next()?.to_owned(),
-            size_bytes: words.next()?.parse().ok()?,
-            blake3: words.next()?.to_owned(),
-        })
-    }
-
-    fn of(image: &str, blake3: &str, size_bytes: u64) -> Self {
-        Self {
-            tag: String::new(),
-            image: image.to_owned(),
-            size_bytes,
-            blake3: blake3.to_owned(),
-        }
-    }
-
-    fn is_in(&self, store: &Store) -> anyhow::Result<()> {
-        let manifest = store.manifest(store.resolve(&self.tag)?)?;
-        let image = manifest.image(&self.image).context("no such image")?;
-        ensure!(image.size_bytes == self.size_bytes, "{image:?}");
-        let bytes = store.read_file_image(image, 1 << 30)?;
-        let hash = blake3::hash(&bytes).to_hex();
-        ensure!(*hash == *self.blake3, "it has other bytes: {hash}");
-        Ok(())
-    }
 }
 
 #[test]
@@ -447,90 +256,6 @@ fn kinds_and_encodings(pack: &[u8]) -> anyhow::Result<Vec<u8>> {
 }
 
 #[test]
-fn they_are_upgraded() -> anyhow::Result<()> {
-    for name in OF_FORMAT_1.into_iter().chain(["store-v2/upgrading"]) {
-        let fixture = Fixture::unpack(name)?;
-        let ids = fixture.ids()?;
-        let plan = fixture.cli.json(&["upgrade", "--dry-run"])?;
-        ensure!(plan["nothing_to_do"] == false, "{name}: {plan}");
-        let resumes = name == "store-v2/upgrading";
-        let is_one = Store::open(fixture.cli.store())?.format() == StoreFormat::One;
-        ensure!(is_one != resumes, "{name}");
-        let report = fixture.cli.json(&["upgrade"])?;
-        ensure!(report["packs"] == plan["packs"], "{name}: {report}");
-        ensure!(report["resumed"] == resumes, "{name}: {report}");
-        let store = Store::open(fixture.cli.store())?;
-        ensure!(store.format() == StoreFormat::Two && !store.is_upgrading());
-        for pack in list(&fixture.cli.store().join("packs"))? {
-            let of_two = fs::read(&pack)?[8..12] == [2, 0, 0, 0];
-            // What a commit has not finished is nobody's.
-            ensure!(
-                of_two || pack.extension().is_some_and(|it| it == "open"),
-                "{pack:?}"
-            );
-        }
-        ensure!(fixture.ids()? == ids, "{name}: ids have changed");
-        fixture.holds_all().context(name)?;
-        fixture.is_undamaged().context(name)?;
-        let verified = fixture.cli.json(&["verify"])?;
-        ensure!(verified["stale_index_entries"] == 0, "{name}: {verified}");
-        let again = fixture.cli.json(&["upgrade"])?;
-        ensure!(again["nothing_to_do"] == true, "{name}: {again}");
-        fixture.can_be_committed_to().context(name)?;
-        fixture.cli.ok(&["rm", "new"])?;
-        for _ in 0..2 {
-            fixture.cli.ok(&["gc"]).context(name)?;
-        }
-        fixture.holds_all().context(name)?;
-        fs::remove_dir_all(fixture.cli.store().join("index"))?;
-        fixture.cli.ok(&["repair"])?;
-        fixture.holds_all().context(name)?;
-        fixture.is_undamaged().context(name)?;
-        fixture.is_refused_by_the_first_program(name)?;
-    }
-    Ok(())
-}
-
-/// What a repair would mend must not be lost by an upgrade.
-#[test]
-fn what_cannot_be_read_is_repaired_before_it_is_upgraded() -> anyhow::Result<()> {
-    let fixture = Fixture::unpack("store-v1/delta-on-delta-collected")?;
-    fixture.cli.fails(4, &["upgrade"])?;
-    ensure!(Store::open(fixture.cli.store())?.format() == StoreFormat::One);
-    fixture.cli.ok(&["repair"])?;
-    fixture.cli.ok(&["upgrade"])?;
-    fixture.holds_all()?;
-    fixture.is_undamaged()
-}
-
-/// Programs that know format 1 only would not understand what comes.
-#[test]
-fn an_upgrade_does_not_begin_beside_others() -> anyhow::Result<()> {
-    let fixture = Fixture::unpack("store-v1/chain")?;
-    let before = Store::open(fixture.cli.store())?;
-    let (id, pin) = before.pin("base")?;
-    let plan = fixture.cli.json(&["upgrade", "--dry-run"])?;
-    ensure!(
-        plan["in_the_way"]
-            .as_array()
-            .is_some_and(|it| it.len() == 1),
-        "{plan}"
-    );
-    let refused = fixture.cli.fails(5, &["upgrade"])?;
-    ensure!(refused.contains("mounts to be undone"), "{refused}");
-    ensure!(Store::open(fixture.cli.store())?.format() == StoreFormat::One);
-    drop(pin);
-    fixture.cli.ok(&["upgrade"])?;
-    // Who has opened it before is told to open it again.
-    let late = before.pin("base");
-    ensure!(matches!(late, Err(Error::Upgraded { .. })), "{late:?}");
-    // Without a lease, too, where nothing can be found by the names it had.
-    let late = before.manifest(id);
-    ensure!(matches!(late, Err(Error::Upgraded { .. })), "{late:?}");
-    fixture.holds_all()
-}
-
-#[test]
 fn labels_and_parents_are_read() -> anyhow::Result<()> {
     let fixture = Fixture::unpack("store-v1/chain")?;
     let store = Store::open(fixture.cli.store())?;
@@ -545,10 +270,6 @@ fn labels_and_parents_are_read() -> anyhow::Result<()> {
         parent = Some(id);
     }
     Ok(())
-}
-
-fn list(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect()
 }
 
 /// In a store of format 1 a commit's entries have no place but RocksDB, which who merges
