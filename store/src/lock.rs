@@ -23,6 +23,7 @@ use crate::cancel::Cancel;
 use crate::error::{Damage, Error, IoContext as _, Result};
 use crate::layout::Layout;
 use crate::lock_probe;
+use crate::patience::Awake;
 use crate::regular::{self, Opened};
 use crate::sim::{self, StepKind};
 
@@ -64,6 +65,8 @@ pub(crate) struct Lock {
     file: File,
     path: PathBuf,
     taken: Instant,
+    /// Dropped last: commits wait for what is short.
+    _awake: Option<Awake>,
 }
 
 impl Drop for Lock {
@@ -208,6 +211,12 @@ fn wait_for(
     longest_pause: Duration,
 ) -> Result<Lock> {
     cancel.check()?;
+    // Of a collection as a whole nobody waits. Before it is taken: right after that it could be
+    // kept from the processor.
+    let awake = match kind {
+        LockKind::Collect => None,
+        LockKind::Publish | LockKind::Allocate => Awake::while_held(),
+    };
     let started = Instant::now();
     let mut pause = FIRST_PAUSE;
     let mut said = false;
@@ -239,7 +248,12 @@ fn wait_for(
     sim::locked(&path);
     let taken = Instant::now();
     tracing::trace!(lock = ?path, waited = ?taken - started);
-    Ok(Lock { file, path, taken })
+    Ok(Lock {
+        file,
+        path,
+        taken,
+        _awake: awake,
+    })
 }
 
 /// Takes an exclusive flock if nobody has one.

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crate::error::{IoContext as _, Result};
-use crate::memory;
+use crate::{memory, patience};
 
 /// As many threads as RocksDB starts when it is first opened, and a few more.
 const OF_AN_INDEX: usize = 4;
@@ -34,7 +34,10 @@ pub(crate) fn index_is_open() {
 /// Starts the threads that share the work of commits and verifications.
 pub(crate) fn start_pool(path: &Path) -> Result<()> {
     memory::check(POOL_BYTES).context("get memory for", path)?;
-    match rayon::ThreadPoolBuilder::new().build_global() {
+    match rayon::ThreadPoolBuilder::new()
+        .start_handler(|_| patience::at_start_of_thread())
+        .build_global()
+    {
         Ok(()) => Ok(()),
         Err(error) => match std::error::Error::source(&error) {
             // It has been started before.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use snapstore_store::{
     Decision, Error, GcOptions, GcReport, OptimizeOptions, OptimizeReport, OptimizeStop,
-    Reclaimable, Store,
+    Reclaimable, Store, be_patient,
 };
 
 use crate::args::GcArgs;
@@ -19,7 +19,6 @@ use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &GcArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
-    let store = context.open()?;
     let options = GcOptions {
         dry_run: args.dry_run,
         keep_percent: args.keep_percent,
@@ -27,6 +26,7 @@ pub fn run(context: &Context, args: &GcArgs) -> anyhow::Result<ExitCode> {
     if args.optimize {
         be_patient();
     }
+    let store = context.open()?;
     // First: what a collection merges would be rewritten twice.
     let optimized = optimize(&store, args)?;
     let mut report = store.gc(options, &Bar::new(Unit::Items)).map_err(told)?;
@@ -73,14 +73,6 @@ fn optimize(store: &Store, args: &GcArgs) -> anyhow::Result<Option<OptimizeRepor
     };
     let report = store.optimize(options, &Bar::new(Unit::Items));
     report.map(Some).map_err(told)
-}
-
-/// Whatever else wants a core gets it, from the threads that are started later, too. A
-/// process without a class of its own for the disk has the lowest level of the ordinary
-/// one then (ioprio_set(2)).
-fn be_patient() {
-    const LOWEST: i32 = 19;
-    let _ = rustix::process::setpriority_process(None, LOWEST);
 }
 
 /// What is left beside what may be.
