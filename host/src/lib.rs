@@ -18,6 +18,7 @@ mod build;
 pub mod capped_log;
 pub mod commit;
 mod common;
+mod discarded;
 pub mod doctor;
 mod error;
 mod guest;

@@ -13,6 +13,7 @@ use snapstore_store::{
     ParentChoice, Progress, SnapshotId, Store, check_image,
 };
 
+use crate::discarded::discarded;
 use crate::error::{Busy, Usage};
 use crate::look;
 
@@ -66,7 +67,7 @@ pub fn commit(
     let base = SnapshotId::from_hex(&frozen.view.base).context("the view's base is no id")?;
     let manifest = store.manifest(base)?;
     let mut notes = Vec::new();
-    let mut inputs = images(&frozen, &manifest)?;
+    let mut inputs = images(store, &frozen, &manifest)?;
     inputs.extend(files(store, &frozen, &manifest, &mut notes)?);
     for input in std::mem::take(&mut request.inputs) {
         // What is given replaces what is there.
@@ -163,7 +164,7 @@ fn freeze(store: &Store, dir: &Path, device: (u32, u32)) -> anyhow::Result<Optio
     let base = SnapshotId::from_hex(&frozen.view.base).context("the view's base is no id")?;
     let manifest = store.manifest(base)?;
     Ok(Some(FrozenView {
-        images: images(&frozen, &manifest)?,
+        images: images(store, &frozen, &manifest)?,
         base,
         manifest,
         _frozen: frozen,
@@ -171,7 +172,7 @@ fn freeze(store: &Store, dir: &Path, device: (u32, u32)) -> anyhow::Result<Optio
     }))
 }
 
-fn images(frozen: &FrozenForCommit, base: &Manifest) -> anyhow::Result<Vec<Input>> {
+fn images(store: &Store, frozen: &FrozenForCommit, base: &Manifest) -> anyhow::Result<Vec<Input>> {
     let zeros = Arc::new(File::open("/dev/zero").context("cannot open /dev/zero")?);
     let mut inputs = Vec::new();
     for (image, overlay) in frozen.view.images.iter().zip(&frozen.overlays) {
@@ -180,15 +181,25 @@ fn images(frozen: &FrozenForCommit, base: &Manifest) -> anyhow::Result<Vec<Input
         if image.extents.is_empty() {
             continue;
         }
-        let extents = image.extents.iter().map(|(image_offset, length, place)| {
-            let (file, file_offset) = place.map_or((ZEROS, 0), |at| (OVERLAY, at));
-            Extent {
-                image_offset: *image_offset,
-                file,
-                file_offset,
-                length: *length,
+        let before = store.image_reader(old);
+        let mut extents = Vec::new();
+        for (image_offset, length, place) in &image.extents {
+            match place {
+                Some(file_offset) => extents.push(Extent {
+                    image_offset: *image_offset,
+                    file: OVERLAY,
+                    file_offset: *file_offset,
+                    length: *length,
+                }),
+                None => discarded(
+                    &before,
+                    *image_offset..image_offset + length,
+                    ZEROS,
+                    &mut extents,
+                )
+                .with_context(|| format!("cannot read {} of the base", image.name))?,
             }
-        });
+        }
         inputs.push(Input {
             name: image.name.clone(),
             role: old.role,
@@ -196,7 +207,7 @@ fn images(frozen: &FrozenForCommit, base: &Manifest) -> anyhow::Result<Vec<Input
                 files: vec![Arc::new(overlay.try_clone()?), zeros.clone()],
                 label: format!("what was written to {}", image.file_name),
                 size_bytes: image.size_bytes,
-                extents: extents.collect(),
+                extents,
             },
             kind: InputKind::DenseDiff,
         });

@@ -103,11 +103,11 @@ impl Frozen {
             merged.absorb(map, &mut Vec::new());
         }
         let mut extents: Vec<Extent> = Vec::new();
-        for (block, place) in merged.iter() {
+        for (block, blocks, place) in merged.runs() {
             let image_offset = block * BLOCK_BYTES;
             let next = Extent {
                 image_offset,
-                length: BLOCK_BYTES.min(self.size_bytes - image_offset),
+                length: (blocks * BLOCK_BYTES).min(self.size_bytes - image_offset),
                 content: match place {
                     Place::Zeros => Content::Zeros,
                     Place::Slot(slot) => Content::Overlay {

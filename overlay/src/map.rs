@@ -133,6 +133,23 @@ impl Map {
     }
 
     /// All blocks with their places, ascending.
+    /// The same as runs, of which neighbours may go on with each other: the first block, how many,
+    /// and where the first one is. What was discarded as a whole is not looked at block by block.
+    pub fn runs(&self) -> impl Iterator<Item = (u64, u64, Place)> {
+        self.tables.iter().flat_map(|(number, table)| {
+            let first = number * TABLE_BLOCKS;
+            let (zeros, mixed) = match table {
+                Table::Zeros => (Some((first, TABLE_BLOCKS, Place::Zeros)), None),
+                Table::Mixed(entries) => (None, Some(entries)),
+            };
+            let mixed = mixed.into_iter().flat_map(move |entries| {
+                let placed = (first..).zip(entries.iter());
+                placed.filter_map(|(block, entry)| Some((block, 1, decode(*entry)?)))
+            });
+            zeros.into_iter().chain(mixed)
+        })
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (u64, Place)> {
         self.tables.iter().flat_map(|(number, table)| {
             let entries = 0..TABLE_BLOCKS as usize;

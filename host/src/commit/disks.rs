@@ -7,9 +7,13 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use snapstore_store::{Extent, FileState, ImageRole, Input, InputData, InputKind, Unchanging};
+use snapstore_store::{
+    Extent, FileState, ImageReader, ImageRole, Input, InputData, InputKind, Unchanging,
+};
 use snapstore_vmm::control::FrozenDisk;
 use snapstore_vmm::virtio::Content;
+
+use crate::discarded::discarded;
 
 /// The files of a disk's input, by their places.
 const OVERLAY: usize = 0;
@@ -19,8 +23,12 @@ const BASE: usize = 2;
 /// Extents of a store begin and end at multiples of this many bytes.
 const GRAIN: u64 = 4096;
 
-/// What a commit reads of a disk: for a diff what changed, else all of it.
-pub fn input(disk: &FrozenDisk, kind: InputKind) -> anyhow::Result<Input> {
+/// What a commit reads of a disk: for a diff what changed since `before`, else all of it.
+pub fn input(
+    disk: &FrozenDisk,
+    kind: InputKind,
+    before: Option<&ImageReader>,
+) -> anyhow::Result<Input> {
     let zeros = File::open("/dev/zero").context("cannot open /dev/zero")?;
     let base = disk.base.try_clone()?;
     let overlay = match &disk.overlay {
@@ -28,10 +36,29 @@ pub fn input(disk: &FrozenDisk, kind: InputKind) -> anyhow::Result<Input> {
         // Nothing is read from it then.
         None => zeros.try_clone()?,
     };
-    let written: Vec<Extent> = disk.extents.iter().map(stored).collect();
+    let written = disk.extents.iter().map(stored);
     let extents = match kind {
-        InputKind::Diff | InputKind::DenseDiff => written,
-        InputKind::Full => over_base(&written, &data_ranges(&base, disk.size_bytes)?),
+        InputKind::Diff | InputKind::DenseDiff => {
+            let mut changed = Vec::new();
+            for extent in written {
+                match before.filter(|_| extent.file == ZEROS) {
+                    None => changed.push(extent),
+                    Some(before) => {
+                        let range = extent.image_offset..end(&extent);
+                        discarded(before, range, ZEROS, &mut changed)
+                            .with_context(|| format!("cannot read the parent's {}", disk.name))?;
+                    }
+                }
+            }
+            changed
+        }
+        InputKind::Full => {
+            let written: Vec<Extent> = written.collect();
+            let mut all = over_base(&written, &data_ranges(&base, disk.size_bytes)?);
+            // What has no data is zeros.
+            all.retain(|extent| extent.file != ZEROS);
+            all
+        }
     };
     Ok(Input {
         name: disk.name.clone(),

@@ -107,7 +107,7 @@ fn try_commit(
     // Else it lists all again.
     let read = read.filter(|_| frozen.after_rounds());
     let base = Base::of(frozen.origin())?;
-    let request = request(wanted, &base, &frozen)?;
+    let request = request(store, wanted, &base, &frozen)?;
     let mut read_bytes = frozen.written().iter().map(|r| r.end - r.start).sum();
     base.check(store, &vm.name)?;
     let mut timings = frozen.timings().clone();
@@ -180,6 +180,7 @@ impl Base {
 }
 
 fn request(
+    store: &Store,
     wanted: &CommitTarget,
     base: &Base,
     frozen: &FrozenMachine,
@@ -204,9 +205,15 @@ fn request(
     };
     let mut inputs = vec![memory, state];
     let mut unchanging = Vec::new();
+    let before = match parent {
+        ParentChoice::Pinned(id) if !frozen.disks().is_empty() => Some(store.manifest(*id)?),
+        _ => None,
+    };
     for disk in frozen.disks() {
         unchanging.push(disks::unchanging(disk)?);
-        inputs.push(disks::input(disk, *kind)?);
+        let before = before.as_ref().and_then(|it| it.image(&disk.name));
+        let before = before.map(|image| store.image_reader(image));
+        inputs.push(disks::input(disk, *kind, before.as_ref())?);
     }
     Ok(CommitRequest {
         tag: wanted.tag.clone(),
