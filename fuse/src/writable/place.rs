@@ -115,7 +115,9 @@ impl Place {
             dir: dir.to_owned(),
             overlays: overlays.to_owned(),
         };
-        let (place, shown) = found.pop().ok_or_else(none)?;
+        let Some((place, shown)) = found.pop() else {
+            return Err(nameless(overlays)?.unwrap_or_else(none));
+        };
         if let Some((other, _)) = found.pop() {
             return Err(Error::TwoViews {
                 dir: dir.to_owned(),
@@ -186,8 +188,13 @@ impl Place {
         Ended::forget(&self.dir)
     }
 
-    /// Removes all of it.
+    /// Removes all of it, what was written first: where that is without a description, the
+    /// description was lost.
     pub fn remove(&self) -> Result<()> {
+        for number in numbers(&self.dir)? {
+            let clone = self.dir.join(number.to_string());
+            fs::remove_dir_all(&clone).map_err(|error| cannot("remove", &clone, error))?;
+        }
         fs::remove_dir_all(&self.dir).map_err(|error| cannot("remove", &self.dir, error))
     }
 }
@@ -213,13 +220,13 @@ impl Shown {
     /// Of the view in `place`; `None` if it is just made or removed.
     pub fn of(place: &Path) -> Result<Option<Self>> {
         let path = place.join(VIEW);
-        let bytes = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(|error| cannot("read", &path, error))?,
-        };
         let damaged = |reason: String| Error::ViewDamaged {
             place: place.to_owned(),
             reason,
+        };
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|error| cannot("read", &path, error))?,
         };
         let shown: Self = parse(&bytes).map_err(damaged)?;
         let count = shown.count.unwrap_or(1);
@@ -263,6 +270,17 @@ fn of_dir(overlays: &Path, dir: &Path) -> Result<Vec<(PathBuf, Shown)>> {
         }
     }
     Ok(found)
+}
+
+/// What to say of one that has lost its description: it may be the one that is looked for.
+fn nameless(overlays: &Path) -> Result<Option<Error>> {
+    for place in all(overlays)? {
+        if !place.join(VIEW).exists() && !numbers(&place)?.is_empty() {
+            let reason = "it is missing".to_owned();
+            return Ok(Some(Error::ViewDamaged { place, reason }));
+        }
+    }
+    Ok(None)
 }
 
 /// Keeps the view in `dir` from being gone on with as long as a commit reads it. `None`: its

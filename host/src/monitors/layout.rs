@@ -29,10 +29,24 @@ pub fn layout(store: &Store, kind: Kind, snapshot: &str) -> anyhow::Result<Layou
     let names = known::restorer(kind).names(about.as_ref(), &has);
     let names = names.with_context(|| format!("{snapshot} cannot be shown as {kind} wants it"))?;
     let mut renamed = Vec::new();
-    if !has(names.memory) {
-        let mut images = manifest.images.iter();
-        let memory = images.find(|image| image.role == ImageRole::Memory);
-        renamed.push((memory.map(Image::file_name), names.memory, "no memory"));
+    let mut images = manifest.images.iter();
+    let memory = images.find(|image| image.role == ImageRole::Memory);
+    let memory = memory.map(Image::file_name);
+    let taken = |name: &str, what: &str| {
+        Usage(format!(
+            "{snapshot} cannot be shown as {kind} wants it: its file {name} is not its {what}, and \
+             would be taken for it; commit it without that file, or with another name for it"
+        ))
+    };
+    match has(names.memory) {
+        true if memory.as_deref() != Some(names.memory) => {
+            bail!(taken(names.memory, "memory"));
+        }
+        true => {}
+        false => renamed.push((memory, names.memory, "no memory")),
+    }
+    if has(names.state) && names.state != STATE && has(STATE) {
+        bail!(taken(names.state, "state of CPUs and devices"));
     }
     if !has(names.state) {
         let state = has(STATE).then(|| STATE.to_owned());

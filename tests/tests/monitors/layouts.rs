@@ -64,6 +64,10 @@ fn with_files(test: &str) -> anyhow::Result<Option<Fixture>> {
     commit("disks", &["--disk", &disk])?;
     let config = format!("config.json={}", fixture.text("state"));
     commit("configured", &[&of_all[..], &["--file", &config]].concat())?;
+    for name in ["mem_file", "devices"] {
+        let other = format!("{name}={}", fixture.text("disk"));
+        commit(name, &[&of_all[..], &["--file", &other]].concat())?;
+    }
     Ok(Some(fixture))
 }
 
@@ -115,6 +119,12 @@ fn what_a_layout_lacks_is_told_before_anything_is_mounted() -> anyhow::Result<()
         ("firecracker", "disks", "no memory"),
         ("qemu", "stateless", "no state"),
         ("cloud-hypervisor", "base", "neither config.json"),
+        (
+            "firecracker",
+            "mem_file",
+            "its file mem_file is not its memory",
+        ),
+        ("qemu", "devices", "its file devices is not its state"),
         ("bhyve", "base", "cloud-hypervisor"),
     ] {
         for more in [&[][..], &["--rw"]] {

@@ -333,6 +333,16 @@ fn what_is_damaged_after_an_end_in_order_is_told() -> anyhow::Result<()> {
         assert!(anew.is_err(), "what was written is in the way");
         fs::write(file, good)?;
     }
+    for file in [&view, &place.join("0/state.json")] {
+        let good = fs::read(file)?;
+        fs::remove_file(file)?;
+        let resumed = fixture.resume(&dir).map_err(|error| error.to_string());
+        let said = resumed.expect_err("it is served");
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        assert!(said.contains(&format!("{name} is damaged")), "{said}");
+        assert!(said.contains("missing") || said.contains("gone"), "{said}");
+        fs::write(file, good)?;
+    }
     fixture.resume(&dir)?;
     assert!(fs::read(dir.join("memory.bin"))? == content);
     fixture.umount(&dir)
