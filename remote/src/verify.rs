@@ -6,8 +6,11 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::head::Head;
+use crate::hooks::{LONGEST_RUN_BYTES, Run};
 use crate::intact::Origins;
-use crate::protocol::{self, HeadSummary, Listing, Malformed, Name, RefKey, RefRecord, State};
+use crate::protocol::{
+    self, HeadSummary, Listed, Listing, Malformed, Name, RefKey, RefRecord, State,
+};
 use crate::remote::{Remote, block_on};
 
 /// What is wrong with an object.
@@ -94,6 +97,14 @@ impl Remote {
             other => drop(other?),
         }
         self.look_at_leases(&listing, &mut report)?;
+        // What stands in the way of a collection, also where no tag needs it.
+        for kind in ["packs/", "heads/"] {
+            self.listed(kind, &mut report)?;
+        }
+        let runs = self.listed("hooks/", &mut report)?;
+        if read_data {
+            self.look_at_hooks(&runs, &mut report)?;
+        }
         let mut packs: BTreeMap<Name, Vec<String>> = BTreeMap::new();
         let mut origins = Origins::default();
         for record in listing.roots() {
@@ -205,6 +216,59 @@ impl Remote {
                     tags: Vec::new(),
                 }),
                 other => drop(other?),
+            }
+        }
+        Ok(())
+    }
+
+    /// What there is of a kind of objects; what is none there is a finding.
+    fn listed(&self, kind: &str, report: &mut VerifyReport) -> Result<Vec<Listed>> {
+        match self.bucket.list(kind) {
+            Err(error) if error.wrong.is_some() => {
+                let error = protocol::Error::from(error);
+                let (object, problem) = match error {
+                    protocol::Error::Damaged { key, reason } => (key, reason.to_owned()),
+                    other => (kind.to_owned(), other.to_string()),
+                };
+                // Of records more is told.
+                if report.findings.iter().all(|known| known.object != object) {
+                    report.findings.push(Finding {
+                        object,
+                        problem,
+                        tags: Vec::new(),
+                    });
+                }
+                Ok(Vec::new())
+            }
+            listed => Ok(listed?),
+        }
+    }
+
+    /// Runs of hooks are hints: a wrong one costs what a push could have found with it.
+    fn look_at_hooks(&self, runs: &[Listed], report: &mut VerifyReport) -> Result<()> {
+        for run in runs {
+            if Name::parse_hooks(&run.key).is_none() {
+                continue;
+            }
+            let problem = match run.len_bytes > LONGEST_RUN_BYTES {
+                true => Some("it is longer than any run".to_owned()),
+                false => match self.object(&run.key)? {
+                    Ok(Some(bytes)) => {
+                        report.read_bytes += bytes.len() as u64;
+                        let decoded = Run::decode(&run.key, &bytes);
+                        decoded.err().map(|error| error.of(&run.key).to_string())
+                    }
+                    // A collection has removed it meanwhile.
+                    Ok(None) => None,
+                    Err(error) => Some(error.to_string()),
+                },
+            };
+            if let Some(problem) = problem {
+                report.findings.push(Finding {
+                    object: run.key.clone(),
+                    problem: format!("{problem}; nobody needs it, so it can be removed"),
+                    tags: Vec::new(),
+                });
             }
         }
         Ok(())
