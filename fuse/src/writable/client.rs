@@ -66,7 +66,11 @@ impl ViewClient {
         let not_writable = || Error::NotWritable {
             path: dir.to_owned(),
         };
-        let seen = Seen::at(dir).map_err(|error| cannot("inspect", dir, error))?;
+        let seen = Seen::at(dir).map_err(|error| match error.kind() {
+            // No clone has that number.
+            io::ErrorKind::NotFound => not_writable(),
+            _ => cannot("inspect", dir, error),
+        })?;
         let mount = crate::mountpoint::table()?;
         let mount = mount.into_iter().find(|entry| entry.id == seen.mount);
         let mount = mount.ok_or_else(not_writable)?;
