@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::commit::chunk_writer::{ChunkWriter, Claimed, EncodedRun, encode_into};
+use crate::commit::encoded_pages::EncodedPages;
 use crate::commit::source::Source;
 use crate::error::Result;
 use crate::format::node::{Child, FAN_OUT, Node};
@@ -65,46 +66,20 @@ pub(super) struct LeafWork {
     pub result: Option<Child>,
 }
 
-/// Pages that were compressed, with the slot of each, in order.
-#[derive(Default)]
-struct EncodedPages {
-    slots: Vec<usize>,
-    run: EncodedRun,
-}
-
 /// A piece of a leaf's pages: `None` for zero.
 struct Piece {
     children: Vec<Option<Child>>,
     encoded: EncodedPages,
+    told: Option<Told>,
 }
 
-impl EncodedPages {
-    fn add(&mut self, other: Self) {
-        self.slots.extend(other.slots);
-        self.run.chunks.extend(other.run.chunks);
-        match self.run.bytes.is_empty() {
-            true => self.run.bytes = other.run.bytes,
-            false => self.run.bytes.extend_from_slice(&other.run.bytes),
-        }
-    }
-
-    /// Those of some of its slots, which are in order.
-    fn only(self, slots: &[usize]) -> EncodedRun {
-        if self.slots == slots {
-            return self.run;
-        }
-        let mut kept = EncodedRun::default();
-        let mut start = 0;
-        for (slot, chunk) in self.slots.into_iter().zip(self.run.chunks) {
-            let end = start + chunk.len;
-            if slots.binary_search(&slot).is_ok() {
-                kept.bytes.extend_from_slice(&self.run.bytes[start..end]);
-                kept.chunks.push(chunk);
-            }
-            start = end;
-        }
-        kept
-    }
+/// What the pages of a piece that differ from the parent's tell of the others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// All are in the store: the leaf may be, too.
+    Known,
+    /// Some are new.
+    New,
 }
 
 impl LeafWork {
@@ -146,24 +121,35 @@ impl LeafWork {
             let leaf = tree.map(|tree| tree.node_over(sink.chunks(), 0, first_page));
             self.counted_from = Some(leaf.transpose()?.flatten().map(|(_, leaf)| leaf));
         }
-        self.read_pages(sink, job)?;
-        if self.node.is_zero() {
+        let pieces = self.pieces(job)?;
+        let hashed_only = self.read_pages(sink, job, pieces)?;
+        if self.is_known(sink)? {
             return Ok(());
+        }
+        if !hashed_only.is_empty() {
+            // They are looked up after all. What the input has now is what counts.
+            self.read_all(sink, job, &hashed_only, true)?;
+            if self.is_known(sink)? {
+                return Ok(());
+            }
+        }
+        self.new_id = Some(self.node.id());
+        Ok(())
+    }
+
+    /// Whether there is nothing to store: the leaf is zero, its parent's, or in the store.
+    fn is_known(&mut self, sink: &ChunkWriter<'_>) -> Result<bool> {
+        if self.node.is_zero() {
+            return Ok(true);
         }
         let id = self.node.id();
-        if let Some((parent, leaf)) = &self.parent
-            && node_id(*parent) == id
-            && sink.pages_in_place(leaf)?
-        {
-            self.result = Some(*parent);
-            return Ok(());
-        }
-        if let Some(known) = sink.known_leaf(id)? {
-            self.result = Some(known);
-            return Ok(());
-        }
-        self.new_id = Some(id);
-        Ok(())
+        self.result = match &self.parent {
+            Some((parent, leaf)) if node_id(*parent) == id && sink.pages_in_place(leaf)? => {
+                Some(*parent)
+            }
+            _ => sink.known_leaf(id)?,
+        };
+        Ok(self.result.is_some())
     }
 
     /// Gives the pages that are not in the store their places, and appends them.
@@ -256,23 +242,62 @@ impl LeafWork {
         }
     }
 
-    /// Reads the pages that have data.
-    fn read_pages(&mut self, sink: &ChunkWriter<'_>, job: &Job<'_>) -> Result<()> {
-        let pieces = self.pieces(job)?;
+    /// Reads the pages that have data. Where the first of them that the parent does not have are in
+    /// the store, so may be the whole leaf, which is found by its own id: then the others are
+    /// hashed and not looked up, and those pieces of them are returned that may have to be.
+    fn read_pages(
+        &mut self,
+        sink: &ChunkWriter<'_>,
+        job: &Job<'_>,
+        pieces: Vec<Range<u64>>,
+    ) -> Result<Vec<Range<u64>>> {
+        let mut pieces = pieces.into_iter();
+        let mut told = None;
+        while told.is_none()
+            && let Some(pages) = pieces.next()
+        {
+            told = self.read_all(sink, job, &[pages], true)?;
+        }
+        let others: Vec<Range<u64>> = pieces.collect();
+        let looks_up = told != Some(Told::Known);
+        self.read_all(sink, job, &others, looks_up)?;
+        let is_left = |pages: &Range<u64>| {
+            pages.clone().any(|page| {
+                let child = self.node.child(slot(page, 0));
+                child.is_some_and(|child| child.hint.is_none())
+            })
+        };
+        match looks_up {
+            true => Ok(Vec::new()),
+            false => Ok(others.into_iter().filter(is_left).collect()),
+        }
+    }
+
+    /// Reads pieces, side by side. Returns what the first one told.
+    fn read_all(
+        &mut self,
+        sink: &ChunkWriter<'_>,
+        job: &Job<'_>,
+        pieces: &[Range<u64>],
+        looks_up: bool,
+    ) -> Result<Option<Told>> {
         let this: &Self = self;
         let read: Vec<Piece> = pieces
             .par_iter()
-            .map(|pages| this.read_piece(sink, job, pages))
+            .map(|pages| this.read_piece(sink, job, pages, looks_up))
             .collect::<Result<_>>()?;
-        for (pages, piece) in pieces.into_iter().zip(read) {
-            for (page, child) in pages.zip(piece.children) {
+        let told = read.first().and_then(|piece| piece.told);
+        for (pages, piece) in pieces.iter().zip(read) {
+            for (page, child) in pages.clone().zip(piece.children) {
                 let slot = slot(page, 0);
-                self.slots.push(slot);
+                if self.slots.last().is_none_or(|last| *last < slot) {
+                    self.slots.push(slot);
+                }
                 self.node.set_child(slot, child);
             }
             self.encoded.add(piece.encoded);
         }
-        Ok(())
+        Ok(told)
     }
 
     /// The runs of pages that the input has data for, cut to pieces.
@@ -306,6 +331,7 @@ impl LeafWork {
         sink: &ChunkWriter<'_>,
         job: &Job<'_>,
         pages: &Range<u64>,
+        looks_up: bool,
     ) -> Result<Piece> {
         PIECE.with_borrow_mut(|bytes| {
             self.read(sink, job, pages, bytes)?;
@@ -318,9 +344,16 @@ impl LeafWork {
                     false => Some(self.child(sink, page, bytes)?),
                 });
             }
-            self.look_up(sink, &mut children)?;
-            let encoded = self.encode_unknown(sink, pages.start, &bytes, &children)?;
-            Ok(Piece { children, encoded })
+            let mut piece = Piece {
+                children,
+                encoded: EncodedPages::default(),
+                told: None,
+            };
+            if looks_up {
+                piece.told = self.look_up(sink, &mut piece.children)?;
+                piece.encoded = self.encode_unknown(sink, pages.start, &bytes, &piece.children)?;
+            }
+            Ok(piece)
         })
     }
 
@@ -335,20 +368,32 @@ impl LeafWork {
     }
 
     /// Asks the index for the pages that differ from the parent's.
-    fn look_up(&self, sink: &ChunkWriter<'_>, children: &mut [Option<Child>]) -> Result<()> {
+    fn look_up(
+        &self,
+        sink: &ChunkWriter<'_>,
+        children: &mut [Option<Child>],
+    ) -> Result<Option<Told>> {
         let unknown: Vec<&mut Child> = children
             .iter_mut()
             .flatten()
             .filter(|child| child.hint.is_none())
             .collect();
+        if unknown.is_empty() {
+            return Ok(None);
+        }
         let ids: Vec<_> = unknown
             .iter()
             .map(|child| self.node.child_id(**child))
             .collect();
-        for (child, hint) in unknown.into_iter().zip(sink.known(&ids)?) {
+        let known = sink.known(&ids)?;
+        let told = match known.iter().all(Option::is_some) {
+            true => Told::Known,
+            false => Told::New,
+        };
+        for (child, hint) in unknown.into_iter().zip(known) {
             child.hint = hint;
         }
-        Ok(())
+        Ok(Some(told))
     }
 
     /// Compresses the pages that are nowhere yet: once, what a piece has more than once.

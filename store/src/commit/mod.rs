@@ -5,6 +5,7 @@
 //! to a root; the manifest holds the roots; the tag names the manifest.
 
 pub(crate) mod chunk_writer;
+mod encoded_pages;
 mod grain;
 mod holes;
 pub(crate) mod input;

@@ -146,3 +146,37 @@ fn pages_of_a_pack_that_became_full_meanwhile_are_found_in_it() {
         "{chunks} chunks"
     );
 }
+
+/// The first pages of a leaf are in the store, as if all of it were, and others are not.
+#[test]
+fn a_leaf_that_only_begins_like_a_known_one_is_stored() {
+    let fixture = Fixture::new(PageSize::KIB_4);
+    let leaf = 512 * PAGE;
+    let known = noise(1, 2 * leaf);
+    let commit = |tag: &str, bytes: &[u8]| {
+        let counting = Counting::new(bytes.to_vec(), 0..0);
+        let input = memory(InputData::Reader(counting.clone()), InputKind::Full);
+        let committed = fixture.commit(tag, ParentChoice::Nothing, input).unwrap();
+        assert!(
+            fixture.memory(&committed.manifest) == bytes,
+            "{tag} has other bytes"
+        );
+        (committed.manifest.added_chunks, counting.reads())
+    };
+    commit("base", &known);
+    // Whole leaves are found by their ids, and read once.
+    let (added, reads) = commit("again", &known);
+    assert_eq!(added, 0);
+    assert!(reads.iter().all(|count| *count == 1), "read again");
+    // Of the first leaf half is new, of the second a page in the middle.
+    let mut begins = known.clone();
+    begins[leaf / 2..leaf].copy_from_slice(&noise(2, leaf / 2));
+    begins[leaf + leaf / 2..][..PAGE].copy_from_slice(&noise(3, PAGE));
+    let (added, reads) = commit("begins", &begins);
+    // 257 pages, two leaves, a root.
+    assert_eq!(added, 257 + 2 + 1);
+    assert!(
+        reads.iter().all(|count| (1..=2).contains(count)),
+        "read more often"
+    );
+}
