@@ -8,7 +8,9 @@ pub mod commit;
 pub mod deep;
 pub mod fault;
 pub mod guest;
+pub mod monitor_qemu;
 pub mod mounts;
+pub mod qemu_rig;
 pub mod read;
 pub mod remote;
 pub mod report;
@@ -84,7 +86,7 @@ impl Needs {
 }
 
 /// Every benchmark: its name, what it needs, and what it does.
-pub const ALL: [(&str, Needs, Run); 31] = [
+pub const ALL: [(&str, Needs, Run); 32] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
     ("commit-diff-depth", Needs::Images, commit::diff_depth),
@@ -107,6 +109,7 @@ pub const ALL: [(&str, Needs, Run); 31] = [
     ("view-commit", Needs::Nothing, view::commit),
     ("view-bytes", Needs::Nothing, view::bytes),
     ("remote", Needs::Nothing, remote::remote),
+    ("monitor-qemu", Needs::Nothing, monitor_qemu::qemu),
     ("vm-restore", Needs::Machines, vm_restore::restore),
     ("vm-warm", Needs::Both, vm_warm::warm),
     ("vm-many", Needs::Machines, vm_many::many),

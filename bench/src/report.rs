@@ -180,8 +180,9 @@ fn show_ratio(ratios: Spread) -> String {
     if ratios.min.total_cmp(&ratios.max).is_eq() {
         return format!("{:.3}", ratios.median);
     }
+    let digits = if ratios.median < 0.1 { 4 } else { 2 };
     format!(
-        "{:.2} ({:.2}..{:.2})",
+        "{:.digits$} ({:.digits$}..{:.digits$})",
         ratios.median, ratios.min, ratios.max
     )
 }
