@@ -30,6 +30,8 @@ const BOUNDS_MICROS: [u64; 14] = [
     5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000, 250_000, 1_000_000,
 ];
 const CLASSES: usize = BOUNDS_MICROS.len() + 1;
+/// An overlay that is fuller than this is told as a warning.
+const NEARLY_FULL: f64 = 0.9;
 
 /// What a mount's server has done since it began.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -75,6 +77,38 @@ pub struct MountCounters {
     pub missed_pages: u64,
     /// What was asked for where the snapshot is, if it is elsewhere, by why.
     pub elsewhere: Vec<Traffic>,
+    /// What was written lies here, of a mount that can be written.
+    pub overlays: Option<OverlayUse>,
+}
+
+/// How much room the overlays of a writable mount's clones take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OverlayUse {
+    /// All of them, in bytes.
+    pub used_bytes: u64,
+    /// That of the clone that has written most, in bytes.
+    pub fullest_bytes: u64,
+    /// How much each of them may take, in bytes, if there is a limit.
+    pub limit_bytes: Option<u64>,
+}
+
+impl OverlayUse {
+    /// How full the fullest of them is: 1 if nothing more can be written there. Unknown
+    /// without a limit.
+    #[must_use]
+    pub fn fill(&self) -> Option<f64> {
+        let limit = self.limit_bytes?;
+        Some(match limit {
+            0 => 1.0,
+            limit => self.fullest_bytes as f64 / limit as f64,
+        })
+    }
+
+    /// Whether a clone is about to be out of room.
+    #[must_use]
+    pub fn is_nearly_full(&self) -> bool {
+        self.fill().is_some_and(|fill| fill > NEARLY_FULL)
+    }
 }
 
 impl MountCounters {
@@ -238,17 +272,28 @@ impl Counters {
                 .iter()
                 .flat_map(ForeignSnapshot::traffic)
                 .collect(),
+            overlays: None,
         }
     }
 
     /// Answers whoever asks for the attribute.
-    pub fn tell(&self, request: &Request, size: u32, reply: ReplyXattr) {
+    pub fn tell(
+        &self,
+        overlays: Option<OverlayUse>,
+        request: &Request,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         let trusted = [0, rustix::process::geteuid().as_raw()];
         // Others may read a mount; how it is used is none of theirs.
         if !trusted.contains(&request.uid()) {
             return reply.error(Errno::EACCES);
         }
-        let Ok(value) = serde_json::to_vec(&self.sum()) else {
+        let counted = MountCounters {
+            overlays,
+            ..self.sum()
+        };
+        let Ok(value) = serde_json::to_vec(&counted) else {
             return reply.error(Errno::EIO);
         };
         match u32::try_from(value.len()) {
@@ -304,6 +349,21 @@ mod tests {
             (10 * threads, threads)
         );
         assert!((sum.read_seconds - 3.000_010_001 * threads as f64).abs() < 1e-6);
+    }
+
+    #[test]
+    fn an_overlay_is_nearly_full_above_nine_tenths() {
+        let of = |fullest_bytes, limit_bytes| OverlayUse {
+            used_bytes: fullest_bytes,
+            fullest_bytes,
+            limit_bytes,
+        };
+        assert_eq!(of(50, Some(100)).fill(), Some(0.5));
+        assert!(!of(90, Some(100)).is_nearly_full());
+        assert!(of(91, Some(100)).is_nearly_full());
+        assert!(of(0, Some(0)).is_nearly_full());
+        assert_eq!(of(u64::MAX, None).fill(), None);
+        assert!(!of(u64::MAX, None).is_nearly_full());
     }
 
     #[test]

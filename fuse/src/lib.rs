@@ -37,7 +37,7 @@ mod warm;
 mod writable;
 
 pub use claim::{Surroundings, prepare};
-pub use counters::MountCounters;
+pub use counters::{MountCounters, OverlayUse};
 pub use error::{Error, Result};
 pub use layout::Layout;
 pub use mounted::{Ended, MountOptions, Mounted, Undo, mount, mount_writable};

@@ -415,7 +415,7 @@ impl Filesystem for Server {
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         match ino.0 == ROOT && name == counters::ATTRIBUTE {
-            true => self.counters.tell(req, size, reply),
+            true => self.counters.tell(None, req, size, reply),
             false => reply.error(Errno::ENODATA),
         }
     }

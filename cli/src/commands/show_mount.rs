@@ -7,6 +7,7 @@ use serde_json::json;
 use snapstore_host::mount_use::{self, MountUse};
 
 use crate::args::FormArgs;
+use crate::commands::top::NEARLY_FULL;
 use crate::context::Context;
 use crate::form::Fields;
 use crate::format::{count, size, table};
@@ -66,6 +67,20 @@ fn describe(used: &MountUse) -> String {
             size(counters.written_bytes),
             count(counters.writes)
         );
+    }
+    if let Some(overlays) = &counters.overlays {
+        let limit = match (overlays.limit_bytes, overlays.fill()) {
+            (Some(limit), Some(fill)) => format!(
+                "; each clone may take {}, and the fullest has taken {:.0} % of it",
+                size(limit),
+                fill * 100.0
+            ),
+            _ => String::new(),
+        };
+        out += &format!("Overlay    {}{limit}\n", size(overlays.used_bytes));
+        if overlays.is_nearly_full() {
+            out += &format!("Warning    {NEARLY_FULL}\n");
+        }
     }
     if used.reads_large {
         out += "Warning    most of it was not read lazily: a program that maps it advises huge pages \

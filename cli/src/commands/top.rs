@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use snapstore_fuse::MountCounters;
+use snapstore_fuse::{MountCounters, OverlayUse};
 use snapstore_host::metrics::{Machine, Mount, machines, mounts};
 use snapstore_store::Store;
 
@@ -15,6 +15,10 @@ use crate::context::Context;
 use crate::exit;
 use crate::format::{duration, millis, size, table};
 use crate::metrics::state_name;
+
+/// What is said of an overlay that has taken nearly all of its room.
+pub const NEARLY_FULL: &str = "an overlay is more than 90 % full (--overlay-limit); commit what \
+    was written, or mount with a larger one";
 
 /// Clears the terminal, and goes to its first line.
 const CLEAR: &str = "\x1b[H\x1b[2J";
@@ -88,6 +92,11 @@ struct MountRates {
     hit_rate: Option<f64>,
     pushed_pages: Option<u64>,
     damaged_reads: Option<u64>,
+    /// How much room what was written takes, of one that can be written.
+    overlay_bytes: Option<u64>,
+    /// How full the fullest clone's overlay is, if they have a limit.
+    overlay_fill: Option<f64>,
+    overlay_nearly_full: bool,
 }
 
 #[derive(serde::Serialize)]
@@ -119,6 +128,7 @@ fn rates(before: &Look, after: &Look) -> Vec<MountRates> {
         let took = now
             .zip(then)
             .map(|(now, then)| now.read_seconds - then.read_seconds);
+        let overlays = now.and_then(|it| it.overlays.as_ref());
         let reads = grown(|it| it.reads).filter(|reads| *reads > 0.0);
         MountRates {
             mount: mount.dir.to_string_lossy().into_owned(),
@@ -130,6 +140,9 @@ fn rates(before: &Look, after: &Look) -> Vec<MountRates> {
             hit_rate: now.and_then(|it| part(it.sampled_hit_pages, it.sampled_pages)),
             pushed_pages: now.map(|it| it.pushed_pages),
             damaged_reads: now.map(|it| it.damaged_reads),
+            overlay_bytes: overlays.map(|it| it.used_bytes),
+            overlay_fill: overlays.and_then(OverlayUse::fill),
+            overlay_nearly_full: overlays.is_some_and(OverlayUse::is_nearly_full),
         }
     });
     rates.collect()
@@ -172,6 +185,22 @@ fn shown<T>(value: Option<T>, show: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| UNKNOWN.to_owned(), show)
 }
 
+/// How much room what was written takes, and of how much, if that is known.
+fn overlay(mount: &MountRates) -> String {
+    let bytes = shown(mount.overlay_bytes, size);
+    match mount.overlay_fill {
+        Some(fill) => format!("{bytes}, {:.0} %", fill * 100.0),
+        None => bytes,
+    }
+}
+
+/// Mounts to which soon nothing more can be written.
+fn warnings(mounts: &[MountRates]) -> String {
+    let full = mounts.iter().filter(|mount| mount.overlay_nearly_full);
+    full.map(|mount| format!("Warning  {}: {NEARLY_FULL}\n", mount.mount))
+        .collect()
+}
+
 fn describe(mounts: &[MountRates], machines: &[MachineRates]) -> String {
     let bytes = |value: Option<f64>| shown(value, |bytes| size(bytes as u64));
     let mut out = match mounts {
@@ -190,6 +219,7 @@ fn describe(mounts: &[MountRates], machines: &[MachineRates]) -> String {
                     shown(mount.hit_rate, |rate| format!("{:.0} %", rate * 100.0)),
                     shown(mount.pushed_pages, |pages| pages.to_string()),
                     shown(mount.damaged_reads, |reads| reads.to_string()),
+                    overlay(mount),
                 ]
             };
             let rows: Vec<_> = mounts.iter().map(row).collect();
@@ -203,8 +233,9 @@ fn describe(mounts: &[MountRates], machines: &[MachineRates]) -> String {
                 "HITS",
                 "PUSHED",
                 "DAMAGED",
+                "OVERLAY",
             ];
-            table(&header, 2, &rows)
+            table(&header, 2, &rows) + &warnings(mounts)
         }
     };
     out.push('\n');

@@ -183,6 +183,11 @@ fn prepare(args: &UmountArgs) -> anyhow::Result<Server> {
     let Ok(mut view) = ViewClient::connect(&args.dir) else {
         return Ok(Server::Indifferent);
     };
+    // What was stored through mappings that are still there (`--lazy`) is not with the server
+    // yet. What cannot be given to it is found out by whoever has it on the disk.
+    if let Err(error) = view.write_out() {
+        tracing::debug!(%error, "what is mapped is not written out");
+    }
     let status = view.status()?;
     view.at_end(args.keep)?;
     let any = status.clones.iter().any(|clone| clone.is_uncommitted);

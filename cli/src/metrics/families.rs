@@ -80,6 +80,12 @@ families! {
         "Bytes that were written to the mount.");
     MOUNT_WRITE_ERRORS = mount("snapstore_mount_write_errors_total", Counter,
         "Write requests that were answered with an error.");
+    MOUNT_OVERLAY_BYTES = mount("snapstore_mount_overlay_bytes", Gauge,
+        "Room that what was written to the mount takes, of all its clones together.");
+    MOUNT_OVERLAY_LIMIT = mount("snapstore_mount_overlay_limit_bytes", Gauge,
+        "Room that what is written to each clone may take. Only with --overlay-limit.");
+    MOUNT_OVERLAY_FILL = mount("snapstore_mount_overlay_fill_ratio", Gauge,
+        "How much of that room is taken, 0 to 1, of the clone that has taken most. Only with --overlay-limit.");
     MOUNT_PUSHED_PAGES = mount("snapstore_mount_prefetch_pushed_pages_total", Counter,
         "Pages of working sets that the kernel was given before anybody asked.");
     MOUNT_SAMPLED_PAGES = mount("snapstore_mount_prefetch_sampled_pages_total", Counter,

@@ -122,6 +122,12 @@ pub fn add_mounts(page: &mut Page, mounts: &[Mount]) {
         for (family, number) in numbers.into_iter().chain(written) {
             page.add(family, dir, number as f64);
         }
+        if let Some(overlays) = &counters.overlays {
+            let limit = overlays.limit_bytes.map(|bytes| bytes as f64);
+            page.add(&of::MOUNT_OVERLAY_BYTES, dir, overlays.used_bytes as f64);
+            page.add_known(&of::MOUNT_OVERLAY_LIMIT, dir, limit);
+            page.add_known(&of::MOUNT_OVERLAY_FILL, dir, overlays.fill());
+        }
         for one in &counters.elsewhere {
             let labels = &[dir[0], one.cause.as_str()];
             page.add(&of::MOUNT_REMOTE_REQUESTS, labels, one.requests as f64);

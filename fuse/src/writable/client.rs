@@ -164,10 +164,8 @@ impl ViewClient {
         let number = self.number(&status)?;
         let index = usize::try_from(number).unwrap_or(usize::MAX);
         if let Some(clone) = status.clones.get(index) {
-            clone
-                .writable
-                .iter()
-                .try_for_each(|name| self.flush(name))?;
+            let mut paths = clone.writable.iter().map(|name| self.dir.join(name));
+            paths.try_for_each(|path| flush(&path))?;
         }
         let lock = lock_for_commit(&self.place)?;
         let Answer::Frozen(view) = self.ask(&Request::Freeze { clone: number })? else {
@@ -186,20 +184,20 @@ impl ViewClient {
         })
     }
 
-    fn flush(&self, name: &str) -> Result<()> {
-        let path = self.dir.join(name);
-        let kind = fs::symlink_metadata(&path).map(|it| it.file_type());
-        if !kind.is_ok_and(|kind| kind.is_file()) {
-            // A socket, or gone by now.
-            return Ok(());
-        }
-        match File::open(&path) {
-            // Closing it has the kernel write out all that it holds of the file (fuse_flush),
-            // without the disk having to take it. What the server could not take keeps it
-            // from being frozen.
-            Ok(file) => drop(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(cannot("sync", &path, error)),
+    /// Has the kernel give all that was stored through shared mappings to the server, of the
+    /// whole view, whose root the directory is. What is stored after that may not be there.
+    ///
+    /// # Errors
+    /// Its server does not answer; a file cannot be opened.
+    pub fn write_out(&mut self) -> Result<()> {
+        let status = self.status()?;
+        for (number, clone) in status.clones.iter().enumerate() {
+            let dir = match status.is_many {
+                true => self.dir.join(number.to_string()),
+                false => self.dir.clone(),
+            };
+            let mut paths = clone.writable.iter().map(|name| dir.join(name));
+            paths.try_for_each(|path| flush(&path))?;
         }
         Ok(())
     }
@@ -261,4 +259,21 @@ impl ViewClient {
             _ => Err(self.odd()),
         }
     }
+}
+
+fn flush(path: &Path) -> Result<()> {
+    let kind = fs::symlink_metadata(path).map(|it| it.file_type());
+    if !kind.is_ok_and(|kind| kind.is_file()) {
+        // A socket, or gone by now.
+        return Ok(());
+    }
+    match File::open(path) {
+        // Closing it has the kernel write out all that it holds of the file (fuse_flush),
+        // without the disk having to take it. What the server could not take keeps it
+        // from being frozen.
+        Ok(file) => drop(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(cannot("sync", path, error)),
+    }
+    Ok(())
 }

@@ -146,6 +146,11 @@ impl ViewClone {
         Ok(clone)
     }
 
+    /// How much room what was written takes.
+    pub fn overlay_bytes(&self) -> u64 {
+        self.budget.used_bytes()
+    }
+
     fn around(&self) -> Around<'_> {
         Around {
             budget: &self.budget,

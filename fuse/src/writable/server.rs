@@ -361,7 +361,8 @@ impl Filesystem for WritableServer {
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         if ino.0 == ROOT && name == counters::ATTRIBUTE {
-            return self.operations.counters.tell(req, size, reply);
+            let overlays = Some(self.operations.views.overlay_use());
+            return self.operations.counters.tell(overlays, req, size, reply);
         }
         match self.operations.extended(ino, name) {
             Err(errno) => reply.error(errno),

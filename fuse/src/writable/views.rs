@@ -18,6 +18,7 @@ use super::image::WritableImage;
 use super::place::{Place, Shown};
 use super::record::{CHECKED, sync_dir};
 use super::state::{Ended, State, boot};
+use crate::counters::OverlayUse;
 use crate::error::Result;
 use crate::table::ROOT;
 
@@ -289,6 +290,16 @@ impl Views {
     /// Where what is written is kept.
     pub fn overlays(&self) -> &Path {
         self.place.path()
+    }
+
+    /// How much room it takes.
+    pub fn overlay_use(&self) -> OverlayUse {
+        let used = || self.clones.iter().map(|clone| clone.overlay_bytes());
+        OverlayUse {
+            used_bytes: used().fold(0, u64::saturating_add),
+            fullest_bytes: used().max().unwrap_or(0),
+            limit_bytes: self.shown.limit_bytes,
+        }
     }
 
     /// Whether something is in no commit.

@@ -102,6 +102,7 @@ fn what_is_read_is_counted() -> anyhow::Result<()> {
         "{classes:?}"
     );
     // What is not written to tells nothing of writing.
+    ensure!(numbers(&after, "snapstore_mount_overlay_bytes", &[]).is_empty());
     ensure!(numbers(&after, "snapstore_mount_writes_total", &[]).is_empty());
     ensure!(numbers(&after, "snapstore_mount_up", &[("mode", "ro")]) == [1.0]);
     ensure!(numbers(&after, "snapstore_store_leases", &[("kind", "viewer")]) == [1.0]);
@@ -196,6 +197,62 @@ fn what_is_written_is_counted() -> anyhow::Result<()> {
     ensure!(of(&page, "snapstore_mount_write_errors_total", &dir)? == 0.0);
     ensure!(numbers(&page, "snapstore_mount_up", &[("mode", "rw")]) == [1.0]);
     drop(file);
+    fixture.umount(&dir)
+}
+
+/// The limit is each clone's: what counts is the one that has written most.
+#[test]
+fn an_overlay_that_is_nearly_full_is_told() -> anyhow::Result<()> {
+    const LIMIT_PAGES: usize = 16;
+    let Some(mut fixture) = with_image("an_overlay_that_is_nearly_full_is_told")? else {
+        return Ok(());
+    };
+    let dir = fixture.mountpoint("mnt")?;
+    let overlays = fixture.path("overlays").display().to_string();
+    fs::create_dir(&overlays)?;
+    let (shown, limit) = (dir.display().to_string(), LIMIT_PAGES * PAGE);
+    let limit = limit.to_string();
+    let options = [
+        "-n",
+        "2",
+        "--overlay-dir",
+        &overlays,
+        "--overlay-limit",
+        &limit,
+    ];
+    let mount = [&["mount", "--rw", "base", &shown][..], &options].concat();
+    fixture.cli.ok(&mount)?;
+    let write = |clone: &str, pages: usize| -> anyhow::Result<()> {
+        let path = dir.join(clone).join("memory.bin");
+        let mut file = OpenOptions::new().write(true).open(path)?;
+        file.write_all(&noise(2, pages * PAGE))?;
+        Ok(file.sync_all()?)
+    };
+    let top = || fixture.cli.ok(&["top", "--once", "--interval", "0.1"]);
+    let show = || fixture.cli.ok(&["show", "--mount", &shown]);
+    let told = |name: &str| {
+        let page = metrics(&fixture)?;
+        of(&page, &format!("snapstore_mount_overlay_{name}"), &dir)
+    };
+    ensure!(told("bytes")? == 0.0 && told("fill_ratio")? == 0.0);
+    ensure!(told("limit_bytes")? == (LIMIT_PAGES * PAGE) as f64);
+    write("0", 8)?;
+    write("1", 12)?;
+    ensure!(told("bytes")? == (20 * PAGE) as f64);
+    ensure!(told("fill_ratio")? == 0.75);
+    for said in [top()?, show()?] {
+        ensure!(said.contains("75 %") && !said.contains("Warning"), "{said}");
+    }
+    write("1", 15)?;
+    ensure!(told("fill_ratio")? == 15.0 / 16.0);
+    for said in [top()?, show()?] {
+        ensure!(said.contains("94 %") && said.contains("Warning"), "{said}");
+    }
+    // A mount to be read has none, and one without a limit is not full.
+    fixture.umount(&dir)?;
+    let mount = ["mount", "--rw", "base", &shown, "--overlay-dir", &overlays];
+    fixture.cli.ok(&mount)?;
+    ensure!(told("bytes")? == 0.0 && told("fill_ratio").is_err());
     fixture.umount(&dir)
 }
 

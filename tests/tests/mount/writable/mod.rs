@@ -7,6 +7,7 @@ mod exerciser;
 mod kills;
 mod owner;
 mod refused;
+mod told;
 
 use std::fs;
 use std::path::{Path, PathBuf};
