@@ -215,14 +215,14 @@ pub(crate) fn snapshot_of(
     mounts: &[MountEntry],
     file: MountedFile<'_>,
 ) -> anyhow::Result<Option<SnapshotId>> {
-    let mut mounts = mounts.iter().filter(|it| it.device == file.device);
-    let Some(mount) = mounts.find(|it| it.filesystem == "fuse.snapstore") else {
-        return Ok(None);
-    };
-    match id_of(mount, file)? {
-        Some(id) if store.has_snapshot(id)? => Ok(Some(id)),
-        _ => Ok(None),
+    // A part of it may be mounted elsewhere once more.
+    let is_it = |it: &&MountEntry| it.device == file.device && it.filesystem == "fuse.snapstore";
+    for mount in mounts.iter().filter(is_it) {
+        if let Some(id) = id_of(mount, file)? {
+            return Ok(store.has_snapshot(id)?.then_some(id));
+        }
     }
+    Ok(None)
 }
 
 /// The id of the snapshot that this file of a mount is of.

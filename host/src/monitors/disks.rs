@@ -15,6 +15,7 @@ use snapstore_store::{
 use super::adapter::{Budget, Started, Taken};
 use super::memory::{copied, data, reflinked};
 use super::qcow2::{self, Content};
+use crate::look;
 use crate::monitor::{MountedFile, snapshot_of};
 
 /// The store's extents begin and end at multiples of this.
@@ -241,12 +242,12 @@ pub fn of_view(
     if path.file_name() != Some(format!("{image}.img").as_ref()) {
         return Ok(None);
     }
-    let Some(dir) = path.parent() else {
-        return Ok(None);
-    };
     let found = file.metadata()?;
     let device = (major(found.dev()), minor(found.dev()));
-    let changes = taken.views.changes(store, dir, device, parent, image)?;
+    let Some(dir) = clone_of(&path, device, found.ino())? else {
+        return Ok(None);
+    };
+    let changes = taken.views.changes(store, &dir, device, parent, image)?;
     if let Some(Input {
         data: InputData::Extents { extents, .. },
         ..
@@ -255,6 +256,38 @@ pub fn of_view(
         taken.read_bytes += extents.iter().map(|extent| extent.length).sum::<u64>();
     }
     Ok(changes)
+}
+
+/// Where the clone of a view is, as this process sees it, that has this file at `path`, as its
+/// monitor may see it: that can be in a chroot, or see the clone alone.
+fn clone_of(path: &Path, device: (u32, u32), inode: u64) -> anyhow::Result<Option<PathBuf>> {
+    let Some((parent, name)) = path.parent().zip(path.file_name()) else {
+        return Ok(None);
+    };
+    let is_there = |dir: &Path| {
+        let found = std::fs::metadata(dir.join(name));
+        found.is_ok_and(|it| (major(it.dev()), minor(it.dev())) == device && it.ino() == inode)
+    };
+    let mounts = snapstore_store::mount_table().context("cannot read the table of mounts")?;
+    let is_shown = |mount: &&snapstore_store::MountEntry| {
+        mount.device == device && mount.filesystem == "fuse.snapstore"
+    };
+    let mut views = mounts.iter().filter(is_shown);
+    if views.clone().any(|mount| parent.starts_with(&mount.dir)) {
+        return Ok(Some(parent.to_owned()));
+    }
+    // Who waits for a server that is stopped cannot even be killed.
+    while let Some(mount) = views.find(|it| look::state(&it.dir) == look::State::Serves) {
+        if is_there(&mount.dir) {
+            return Ok(Some(mount.dir.clone()));
+        }
+        let clones = std::fs::read_dir(&mount.dir)?.filter_map(|it| Some(it.ok()?.path()));
+        let mut clones = clones.filter(|dir| is_there(dir));
+        if let Some(dir) = clones.next() {
+            return Ok(Some(dir));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

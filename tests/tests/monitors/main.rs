@@ -4,6 +4,7 @@ mod cloud_hypervisor;
 mod cloud_hypervisor_devices;
 mod described;
 mod firecracker;
+mod firecracker_jailed;
 mod firecracker_memory;
 mod firecracker_versions;
 mod kills;

@@ -1,18 +1,17 @@
 //! A machine of Firecracker that runs.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::{Value, json};
 use snapstore_store::{ImageRole, Input, InputData, InputKind, Store};
 
 use super::description::{Description, Disk, ReadOnly, is_below};
 use super::version::{NAME, said_version};
+use super::written::Written;
 use crate::error::Usage;
 use crate::monitors::adapter::{Budget, DESCRIPTION, Kind, Monitor, STATE, Taken, runs};
 use crate::monitors::disks::of_view;
@@ -58,6 +57,7 @@ impl Firecracker {
             "the machine has pmem devices, which are not committed"
         );
         let directory = self.peer.directory()?;
+        let is_in_chroot = self.peer.own_root()?.is_some();
         let mut disks = Vec::new();
         let mut read_only = Vec::new();
         for drive in list("drives") {
@@ -74,7 +74,8 @@ impl Firecracker {
                 ))
             );
             if drive["is_read_only"] == true {
-                if is_below(Path::new(&path)) {
+                // Nobody outside finds what is in a chroot once its machine is gone.
+                if is_below(Path::new(&path)) && !is_in_chroot {
                     let file = fs::canonicalize(directory.join(&path))
                         .with_context(|| format!("the drive {id}: {path}"))?;
                     read_only.push(ReadOnly { path, file });
@@ -101,25 +102,24 @@ impl Firecracker {
         })
     }
 
-    /// Has it write a snapshot into two files in memory: state, and memory.
+    /// Has it write a snapshot into two files: state, and memory.
     fn create(&self, kind: &str) -> anyhow::Result<(File, File)> {
-        let state = File::from(memfd_create("snapstore-state", MemfdFlags::CLOEXEC)?);
-        let memory = File::from(memfd_create("snapstore-memory", MemfdFlags::CLOEXEC)?);
-        let path = |file: &File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        let state = Written::new(&self.peer, "state")?;
+        let memory = Written::new(&self.peer, "memory")?;
         self.http
             .put(
                 "/snapshot/create",
                 Some(&json!({
                     "snapshot_type": kind,
-                    "snapshot_path": path(&state),
-                    "mem_file_path": path(&memory),
+                    "snapshot_path": state.path,
+                    "mem_file_path": memory.path,
                 })),
             )
             .context(
-                "it has to be a process of the same user, and in no chroot, to write into files \
+                "it has to be a process of the same user, or in a chroot, to write into files \
                  of this one",
             )?;
-        Ok((state, memory))
+        Ok((state.file.try_clone()?, memory.file.try_clone()?))
     }
 }
 
