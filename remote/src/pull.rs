@@ -15,7 +15,7 @@ use snapstore_store::{
 use crate::error::{Error, Result};
 use crate::head::{Head, LeafPlace, PagePlace, decode_leaf};
 use crate::opened::Opened;
-use crate::protocol::{self, Lease, LeaseKind, Malformed, Name, Session, view};
+use crate::protocol::{self, Lease, LeaseKind, Leased, Malformed, Name, view};
 use crate::remote::{Remote, block_on, hex, who};
 
 /// Places that are so near each other are read with one request.
@@ -109,9 +109,16 @@ impl Remote {
             Err(error) => return Err(error.into()),
         }
         for (other, _, lease) in block_on(protocol::leases(self))? {
-            let LeaseKind::View(head) = lease.kind else {
-                continue;
+            let head = match lease.map(|lease| lease.kind) {
+                Ok(LeaseKind::View(head)) => head,
+                Ok(_) => continue,
+                Err(error) => {
+                    // It may be the one that keeps the snapshot, if none of the others does.
+                    damaged = Some(error);
+                    continue;
+                }
             };
+        let mut damaged = None;
             let opened = match self.open_head_of(head, "a view") {
                 Ok(opened) if opened.snapshot == id => opened,
                 Err(error @ Error::Protocol(protocol::Error::Unanswered(_))) => return Err(error),
@@ -120,7 +127,7 @@ impl Remote {
             };
             let own = block_on(Lease::begin(self, LeaseKind::View(head), &who()))?;
             // A collection that has not seen the own lease has seen the other one.
-            let is_there = |(session, _, _): &(Session, _, _)| *session == other;
+            let is_there = |(session, _, _): &Leased| *session == other;
             let pulled = match block_on(protocol::leases(self)) {
                 Ok(leases) if leases.iter().any(is_there) => {
                     Some(self.take(store, opened, as_tag, false, progress))
@@ -133,10 +140,10 @@ impl Remote {
                 return pulled;
             }
         }
-        Err(protocol::Error::Gone {
+        let gone = || protocol::Error::Gone {
             name: format!("snapshot {}, which tag {tag:?} named,", hex(&id)),
-        }
-        .into())
+        };
+        Err(damaged.unwrap_or_else(gone).into())
     }
 
     fn take(

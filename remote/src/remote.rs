@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::objects::{Objects, Requests};
 use crate::place::Place;
 use crate::protocol::{
-    self, Bucket, Current, LeaseKind, Listed, Listing, RefRecord, Session, Unanswered,
+    self, Bucket, Current, LeaseKind, Leased, Listed, Listing, RefRecord, Session, Unanswered,
 };
 
 /// How long a session may be silent until a collection gives it up.
@@ -51,12 +51,14 @@ pub struct RemoteTag {
 pub struct LeaseReport {
     /// The session.
     pub session: String,
-    /// What it does.
+    /// What it does; `unknown` of one that is damaged.
     pub kind: &'static str,
-    /// Host and process.
+    /// Host and process; empty of one that is damaged.
     pub who: String,
     /// Its last sign of life, in seconds since 1970, by the bucket's clock.
     pub last_seen: u64,
+    /// Which object is damaged, and what then, if one is.
+    pub problem: Option<String>,
 }
 
 /// Runs what never waits but inside its requests.
@@ -313,25 +315,37 @@ impl Remote {
         (removed, result)
     }
 
-    /// Who works on it.
+    /// Who works on it. Damage of one lease is told beside the others.
     ///
     /// # Errors
-    /// If the bucket did not answer, or a lease is damaged.
+    /// If the bucket did not answer, or a lease is of a newer version.
     pub fn leases(&self) -> Result<Vec<LeaseReport>> {
         self.page_bytes()?;
         let leases = block_on(protocol::leases(self))?;
-        let report =
-            |(session, last, lease): (Session, Listed, protocol::LeaseRecord)| LeaseReport {
-                session: session.to_string(),
-                kind: match lease.kind {
+        Ok(leases.into_iter().map(LeaseReport::of).collect())
+    }
+}
+
+impl LeaseReport {
+    fn of((session, last, lease): Leased) -> Self {
+        let (kind, who, problem) = match lease {
+            Ok(lease) => {
+                let kind = match lease.kind {
                     LeaseKind::Push => "push",
                     LeaseKind::View(_) => "view",
                     LeaseKind::Removal => "removal",
-                },
-                who: lease.who,
-                last_seen: last.modified,
-            };
-        Ok(leases.into_iter().map(report).collect())
+                };
+                (kind, lease.who, None)
+            }
+            Err(error) => ("unknown", String::new(), Some(error.to_string())),
+        };
+        Self {
+            session: session.to_string(),
+            kind,
+            who,
+            last_seen: last.modified,
+            problem,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use serde::Serialize;
 use serde_json::json;
 use snapstore_host::{NotFound, Usage};
-use snapstore_remote::protocol::{NotCollected, Options};
+use snapstore_remote::protocol::{NotCollected, Options, RefKey, Stays};
 use snapstore_remote::{DomainKey, Place, Remote};
 use snapstore_store::{Store, check_tag};
 
@@ -135,7 +135,7 @@ const TAGS: Fields = Fields {
 /// Of `remote leases`.
 const LEASES: Fields = Fields {
     rows: "leases",
-    of_row: &["session", "kind", "who", "last_seen"],
+    of_row: &["session", "kind", "who", "last_seen", "problem"],
     of_answer: &[],
 };
 
@@ -229,17 +229,7 @@ fn on_store(context: &Context, store: &Store, command: &RemoteCommand) -> anyhow
         }
         RemoteCommand::Leases { name, form } => {
             let context = context.listing(form, &LEASES)?;
-            let leases = told(remote(store, name)?.leases())?;
-            context.answer(&json!({"leases": leases}), || {
-                if leases.is_empty() {
-                    return "Nobody works on it.".to_owned();
-                }
-                let rows: Vec<_> = leases
-                    .iter()
-                    .map(|one| vec![one.session.clone(), one.kind.to_owned(), one.who.clone()])
-                    .collect();
-                table(&["SESSION", "WORK", "WHO"], 3, &rows)
-            })?;
+            return leases(&context, &remote(store, name)?);
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -294,11 +284,38 @@ fn tags(context: &Context, remote: &Remote) -> anyhow::Result<ExitCode> {
     })
 }
 
+fn leases(context: &Context, remote: &Remote) -> anyhow::Result<ExitCode> {
+    let leases = told(remote.leases())?;
+    context.answer(&json!({"leases": leases}), || {
+        if leases.is_empty() {
+            return "Nobody works on it.".to_owned();
+        }
+        let rows: Vec<_> = leases
+            .iter()
+            .map(|one| {
+                let what = one.problem.clone().unwrap_or_else(|| one.who.clone());
+                vec![one.session.clone(), one.kind.to_owned(), what]
+            })
+            .collect();
+        table(&["SESSION", "WORK", "WHO"], 3, &rows)
+    })?;
+    Ok(match leases.iter().any(|one| one.problem.is_some()) {
+        true => ExitCode::from(exit::DAMAGED),
+        false => ExitCode::SUCCESS,
+    })
+}
+
 fn gc(context: &Context, remote: &Remote, dry_run: bool) -> anyhow::Result<ExitCode> {
     let collected = told(remote.collect(Options { dry_run }))?;
     let bytes: u64 = collected.deleted.iter().map(|one| one.len_bytes).sum();
     let keys: Vec<_> = collected.deleted.iter().map(|one| &one.key).collect();
     let fenced: Vec<_> = collected.fenced.iter().map(ToString::to_string).collect();
+    let void: Vec<_> = collected.void.iter().map(RefKey::key).collect();
+    let idle: Vec<_> = collected
+        .idle
+        .iter()
+        .map(|(record, stays)| json!({"record": record.key(), "tag": record.tag, "because": stays.why()}))
+        .collect();
     let waits = match &collected.not_deleted {
         Some(NotCollected::Waits(session)) => Some(format!("session {session} is under way")),
         Some(NotCollected::TagsChange) => Some("its tags change all the time".to_owned()),
@@ -310,17 +327,32 @@ fn gc(context: &Context, remote: &Remote, dry_run: bool) -> anyhow::Result<ExitC
         "deleted_bytes": bytes,
         "kept_bytes": collected.kept_bytes,
         "given_up": fenced,
+        "void_records": void,
+        "idle_records": idle,
         "not_deleted_because": waits,
     });
     context.answer(&with_requests(&value, remote)?, || {
         let verb = if dry_run { "Would delete" } else { "Deleted" };
         let mut out = String::new();
+        let given_up = if dry_run {
+            "would be given up"
+        } else {
+            "given up"
+        };
         for session in &fenced {
-            out += &format!("  given up, since it was silent: session {session}\n");
+            out += &format!("  {given_up}, since it was silent: session {session}\n");
+        }
+        for record in &void {
+            out += &format!("  of a push that was given up, and void: {record}\n");
+        }
+        // Each tag that was ever removed has one, which is no news.
+        let told = |(_, stays): &&(_, Stays)| *stays != Stays::Removed;
+        for (record, stays) in collected.idle.iter().filter(told) {
+            out += &format!("  stays: {}: {}\n", record.key(), stays.why());
         }
         out + &format!(
             "{verb} {} objects, {}.",
-            count(keys.len() as u64),
+            count((keys.len() + void.len()) as u64),
             size(bytes)
         )
     })?;

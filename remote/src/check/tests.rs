@@ -97,6 +97,12 @@ fn epilogue(world: &mut World, chooser: &mut Drawn) -> Result<(), String> {
             return Err(format!("{head} is there, and nobody needs it"));
         }
     }
+    let at_end = listing(&world.objects);
+    for root in roots {
+        if at_end.is_fenced(root.writer()) && contents_of(&world.objects, root.head).is_err() {
+            return Err(format!("{root:?} is void, and is left"));
+        }
+    }
     for (key, bytes) in &world.objects {
         let is_left = match key.split_once('/') {
             Some(("lease", _)) => true,

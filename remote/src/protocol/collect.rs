@@ -4,8 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::protocol::heads::Heads;
 use crate::protocol::lease::{LeaseRecord, condemnations, latest_beats, read_beat};
-use crate::protocol::record::{CondemnRecord, HeadSummary, fence};
+use crate::protocol::record::{CondemnRecord, fence};
+use crate::protocol::void::{Idle, Stays};
 use crate::protocol::{
     Bucket, Error, LeaseKind, Listed, Listing, Name, Part, RefKey, Result, Rule, Session, State,
     delete_surely, put_surely,
@@ -32,7 +34,11 @@ pub struct Collected {
     pub deleted: Vec<Listed>,
     /// Records of tags that count no more.
     pub records: u64,
-    /// The sessions that it gave up.
+    /// Records that never counted, which it removed, or would.
+    pub void: Vec<RefKey>,
+    /// Records that lead to no snapshot, or are not known to count, and why they stay.
+    pub idle: Vec<(RefKey, Stays)>,
+    /// The sessions that it gave up; of a dry run, those whose leases are damaged that it would.
     pub fenced: Vec<Session>,
     /// What is needed, in bytes.
     pub kept_bytes: u64,
@@ -56,9 +62,6 @@ struct Needed {
     damaged: Vec<(Session, Listed, Error)>,
 }
 
-/// The heads that were read. They never change.
-type Heads = BTreeMap<Name, Option<Vec<Name>>>;
-
 /// Collects.
 ///
 /// # Errors
@@ -66,26 +69,37 @@ type Heads = BTreeMap<Name, Option<Vec<Name>>>;
 /// deleted. If the bucket did not answer: what was deleted until then was not needed.
 pub async fn collect<B: Bucket>(bucket: &B, options: Options) -> Result<Collected> {
     let mut collected = Collected::default();
-    let mut heads = Heads::new();
+    let mut heads = Heads::default();
     let mut there = bucket.list("packs/").await?;
     there.extend(bucket.list("heads/").await?);
     let listing = Listing::of_all(bucket).await?;
     records_are_there(bucket, &listing, &there).await?;
     let needed = Needed::of(bucket, &listing, &mut heads).await?;
+    let mut too_young = None;
     for (session, beat, error) in needed.damaged {
         // It may be of a view: such a one has most time.
         if !bucket.is_given_up(session, &beat, true).await {
-            return Err(error);
+            too_young = too_young.or(Some(error));
+            continue;
         }
         if !options.dry_run {
             let key = session.fence_key();
             put_surely(bucket, &key, &fence(&key)).await?;
-            collected.fenced.push(session);
         }
+        collected.fenced.push(session);
     }
+    if let Some(error) = too_young {
+        if !options.dry_run {
+            end_leases(bucket).await?;
+        }
+        return Err(error);
+    }
+    let idle = Idle::of(bucket, &listing, &mut heads).await?;
     if !options.dry_run {
         collected.records = forget_superseded(bucket, &listing).await?;
+        idle.forget_void(bucket).await?;
     }
+    (collected.void, collected.idle) = (idle.void, idle.stay);
     let mut condemned = BTreeSet::new();
     let mut sizes = BTreeMap::new();
     for listed in there {
@@ -111,7 +125,8 @@ pub async fn collect<B: Bucket>(bucket: &B, options: Options) -> Result<Collecte
         // Who is silent is in the way of what its tag is.
         let _ = wait_for_pushes(bucket, None, &mut collected).await?;
     }
-    tidy(bucket).await?;
+    end_leases(bucket).await?;
+    end_condemnations(bucket).await?;
     Ok(collected)
 }
 
@@ -298,7 +313,7 @@ impl Needed {
         let mut damaged = Vec::new();
         for record in listing.roots() {
             let settled = listing.state(&record) == State::Settled;
-            let packs = packs_of(bucket, record.head, heads).await?;
+            let packs = heads.packs(bucket, record.head).await?;
             let Some(packs) = packs else {
                 if settled && still_counts(bucket, &record).await? {
                     return Err(Error::Missing {
@@ -325,7 +340,7 @@ impl Needed {
                 Err(error) => return Err(error),
             };
             if let LeaseKind::View(head) = lease.kind
-                && let Some(packs) = packs_of(bucket, head, heads).await?
+                && let Some(packs) = heads.packs(bucket, head).await?
             {
                 parts.insert(Part::Head(head));
                 parts.extend(packs.iter().copied().map(Part::Pack));
@@ -342,25 +357,6 @@ async fn still_counts<B: Bucket>(bucket: &B, record: &RefKey) -> Result<bool> {
     Ok(listing.judge(&record.tag).winner.as_ref() == Some(record))
 }
 
-async fn packs_of<'a, B: Bucket>(
-    bucket: &B,
-    head: Name,
-    heads: &'a mut Heads,
-) -> Result<Option<&'a Vec<Name>>> {
-    if !heads.get(&head).is_some_and(Option::is_some) {
-        let key = head.head_key();
-        let packs = match bucket.get(&key).await? {
-            None => None,
-            Some(bytes) => {
-                let decoded = HeadSummary::decode(&key, &bytes);
-                Some(decoded.map_err(|error| error.of(&key))?.0.packs)
-            }
-        };
-        heads.insert(head, packs);
-    }
-    Ok(heads.get(&head).and_then(Option::as_ref))
-}
-
 /// Deletes records that count no more, oldest first. Those of a tag's last change stay
 /// for ever: they are what a late write of an older one is superseded by.
 async fn forget_superseded<B: Bucket>(bucket: &B, listing: &Listing) -> Result<u64> {
@@ -374,8 +370,8 @@ async fn forget_superseded<B: Bucket>(bucket: &B, listing: &Listing) -> Result<u
     Ok(forgotten)
 }
 
-/// Takes away leases that fences have ended, and condemnations of what is gone.
-async fn tidy<B: Bucket>(bucket: &B) -> Result<()> {
+/// Takes away leases that fences have ended.
+async fn end_leases<B: Bucket>(bucket: &B) -> Result<()> {
     let fences = bucket.list("fence/").await?;
     for session in fences
         .iter()
@@ -395,6 +391,11 @@ async fn tidy<B: Bucket>(bucket: &B) -> Result<()> {
             delete_surely(bucket, &key).await?;
         }
     }
+    Ok(())
+}
+
+/// Takes away condemnations of what is gone.
+async fn end_condemnations<B: Bucket>(bucket: &B) -> Result<()> {
     for (name, record) in condemnations(bucket).await? {
         let mut gone = true;
         for part in &record.parts {

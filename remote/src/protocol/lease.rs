@@ -301,17 +301,29 @@ pub(crate) fn latest_beats(listing: &[Listed]) -> BTreeMap<Session, (u32, Listed
     latest
 }
 
+/// A session that has a lease, its latest beat, and what that says, or why it says nothing.
+pub type Leased = (Session, Listed, Result<LeaseRecord>);
+
 /// The sessions that have leases, and what their latest beats say. One that went away
-/// meanwhile is left out.
+/// meanwhile is left out, and so is a damaged one of a session that was given up.
 ///
 /// # Errors
-/// If the bucket did not answer, or a lease is damaged.
-pub async fn leases<B: Bucket>(bucket: &B) -> Result<Vec<(Session, Listed, LeaseRecord)>> {
+/// If the bucket did not answer, or a lease is of a newer version.
+pub async fn leases<B: Bucket>(bucket: &B) -> Result<Vec<Leased>> {
     let mut found = Vec::new();
     for (session, (_, listed)) in latest_beats(&bucket.list("lease/").await?) {
-        if let Some(record) = read_beat(bucket, &listed).await? {
-            found.push((session, listed, record));
-        }
+        let record = match read_beat(bucket, &listed).await {
+            Ok(None) => continue,
+            Ok(Some(record)) => Ok(record),
+            Err(error @ Error::Damaged { .. }) => {
+                if bucket.exists(&session.fence_key()).await? {
+                    continue;
+                }
+                Err(error)
+            }
+            Err(error) => return Err(error),
+        };
+        found.push((session, listed, record));
     }
     Ok(found)
 }

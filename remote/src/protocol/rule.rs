@@ -58,11 +58,13 @@ pub enum Rule {
     ViewLooksAgain,
     /// A push looks for others of its number after its record is there.
     LooksForOthers,
+    /// A collection forgets a fenced record only if what it needs is gone.
+    ForgottenIsVoid,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::NamesAreUsedOnce,
         Self::OwnWriteIsAcknowledged,
         Self::FenceIsWrittenAgain,
@@ -90,5 +92,6 @@ impl Rule {
         Self::ReusedExists,
         Self::ViewLooksAgain,
         Self::LooksForOthers,
+        Self::ForgottenIsVoid,
     ];
 }

@@ -7,7 +7,7 @@ use snapstore_store::{PageSize, Silent, Store};
 
 use super::{Outcome, Scene, commit, image, read};
 use crate::Error;
-use crate::protocol::{self, Options, RefKey};
+use crate::protocol::{self, Options, RefKey, Stays};
 
 fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
@@ -207,7 +207,6 @@ fn what_a_push_leaves_that_was_given_up_is_no_damage() -> Outcome {
         assert_eq!(report.notes.len(), 1);
         assert_eq!(report.notes[0].object, key);
     }
-    remote.collect(Options::default())?;
     let other = scene.store("other")?;
     let none = |error: Error| matches!(error, Error::Protocol(protocol::Error::NoTag { .. }));
     let pulled = remote.pull(&other, "t", "t", false, &Silent);
@@ -223,6 +222,114 @@ fn what_a_push_leaves_that_was_given_up_is_no_damage() -> Outcome {
     }
     let report = remote.verify(false)?;
     assert_eq!((report.findings.len(), report.notes), (1, vec![]));
+    Ok(())
+}
+
+/// Of a push that was given up: one whose head is gone, one that lacks a pack, and one that is
+/// whole, which somebody may have been told of. All come back by a late write.
+#[test]
+fn what_a_push_leaves_that_was_given_up_goes_once_it_is_void() -> Outcome {
+    let scene = Scene::new()?;
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    let tags = ["below", "headless", "holey", "whole", "gone"];
+    for (number, tag) in (1..).zip(tags) {
+        commit(&store, tag, &image(&[number; 6]), None)?;
+        remote.push(&store, tag, tag, false, &Silent)?;
+    }
+    // One that was given up over one that counts.
+    commit(&store, "next", &image(&[9; 6]), None)?;
+    let below = scene.keys("refs/below")?;
+    remote.push(&store, "next", "below", true, &Silent)?;
+    remote.remove("gone")?;
+    let mut cut_off = Vec::new();
+    for tag in ["below", "headless", "holey", "whole"] {
+        let keys = scene.keys(&format!("refs/{tag}"))?;
+        let key = keys.into_iter().find(|key| !below.contains(key));
+        let key = key.ok_or("a record")?;
+        let record = RefKey::parse(&key).ok_or("a record")?;
+        let fence = record.writer().fence_key();
+        remote.bucket.put(&fence, &protocol::fence(&fence))?;
+        let session = record.writer();
+        let packs = scene.keys("packs")?;
+        let pack = packs
+            .into_iter()
+            .find(|key| key.contains(&session.to_string()));
+        match tag {
+            "below" | "headless" => remote.bucket.delete(&record.head.head_key())?,
+            "holey" => remote.bucket.delete(&pack.ok_or("a pack")?)?,
+            _ => {}
+        }
+        cut_off.push((key.clone(), scene.bytes(&key)?));
+    }
+    let keys = |some: &[(String, Vec<u8>)]| -> Vec<String> {
+        some.iter().map(|(key, _)| key.clone()).collect()
+    };
+    let whole = cut_off.pop().ok_or("there are four")?.0;
+    for comes_late in [false, true] {
+        for dry_run in [true, false] {
+            let collected = remote.collect(Options { dry_run })?;
+            let void: Vec<String> = collected.void.iter().map(RefKey::key).collect();
+            assert_eq!(void, keys(&cut_off), "{comes_late}, {dry_run}");
+            let idle = |why: Stays| -> Vec<&RefKey> {
+                let idle = collected.idle.iter().filter(|(_, stays)| *stays == why);
+                idle.map(|(record, _)| record).collect()
+            };
+            let stays = idle(Stays::CutOffPush);
+            assert!(stays.len() == 1 && stays[0].key() == whole, "{stays:?}");
+            let stays = idle(Stays::Removed);
+            assert!(stays.len() == 1 && stays[0].tag == "gone", "{stays:?}");
+        }
+        for tag in ["headless", "holey"] {
+            assert_eq!(scene.keys(&format!("refs/{tag}"))?, [""; 0]);
+        }
+        assert_eq!(scene.keys("refs/below")?, below);
+        for (key, bytes) in &cut_off {
+            remote.bucket.put(key, bytes)?;
+        }
+    }
+    let other = scene.store("other")?;
+    for (tag, number) in [("below", 1), ("whole", 4)] {
+        remote.pull(&other, tag, tag, false, &Silent)?;
+        assert_eq!(read(&other, tag)?, image(&[number; 6]), "{tag}");
+    }
+    remote.collect(Options::default())?;
+    let report = remote.verify(true)?;
+    assert_eq!((report.findings, report.notes), (vec![], vec![]));
+    Ok(())
+}
+
+/// Of two damaged leases one has been there for long; a third one is whole.
+#[test]
+fn a_damaged_lease_is_told_beside_the_others_and_goes_in_its_time() -> Outcome {
+    let scene = Scene::new()?;
+    let remote = scene.remote()?;
+    let store = scene.store("store")?;
+    commit(&store, "t", &image(&[1; 6]), None)?;
+    remote.push(&store, "t", "t", false, &Silent)?;
+    let (_, view) = remote.view(None, "t", false)?;
+    let key = |number: u32| format!("lease/{number:032x}/00000000");
+    for number in [1, 2] {
+        remote.bucket.put(&key(number), b"nothing")?;
+    }
+    let file = fs::File::options()
+        .write(true)
+        .open(scene.bucket().join(key(1)))?;
+    file.set_modified(SystemTime::now() - Duration::from_secs(2 * 24 * 60 * 60))?;
+    let problems = || -> Result<Vec<String>, Error> {
+        let leases = remote.leases()?;
+        let whole = leases.iter().filter(|one| one.problem.is_none());
+        assert_eq!(whole.map(|one| one.kind).collect::<Vec<_>>(), ["view"]);
+        Ok(leases.into_iter().filter_map(|one| one.problem).collect())
+    };
+    let found = problems()?;
+    assert!(found.len() == 2 && found[0].contains(&key(1)) && found[1].contains(&key(2)));
+    // The other one is in the way of all else.
+    let damaged = |error: Error| error.to_string().contains(&key(2));
+    assert!(remote.collect(Options::default()).is_err_and(damaged));
+    let found = problems()?;
+    assert!(found.len() == 1 && found[0].contains(&key(2)), "{found:?}");
+    crate::remote::block_on(view.lease.end(&remote))?;
     Ok(())
 }
 

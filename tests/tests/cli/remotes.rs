@@ -303,6 +303,54 @@ fn lists_of_nothing_say_so_and_hints_are_whole_commands() -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Of two leases that nothing can be read of, one is older than a day.
+#[test]
+fn damaged_leases_are_listed_beside_the_others_and_cleared_after_a_day() -> anyhow::Result<()> {
+    let fixture = with_remote()?;
+    let cli = &fixture.cli;
+    cli.ok(&["push", "base", "site"])?;
+    let lease = |number: u32| format!("lease/{number:032x}/00000000");
+    let write = |number: u32| -> anyhow::Result<fs::File> {
+        let path = bucket(&fixture).join(lease(number));
+        fs::create_dir_all(path.parent().context("a directory")?)?;
+        fs::write(&path, b"nothing")?;
+        Ok(fs::File::options().write(true).open(&path)?)
+    };
+    let two_days = std::time::Duration::from_secs(2 * 24 * 60 * 60);
+    write(1)?.set_modified(std::time::SystemTime::now() - two_days)?;
+    drop(write(2)?);
+    for (command, left) in [(None, &[1, 2][..]), (Some("gc"), &[2])] {
+        if let Some(command) = command {
+            let error = cli.fails(4, &["remote", command, "site"])?;
+            ensure!(error.contains(&lease(2)), "{error}");
+        }
+        let output = cli.run(&["remote", "leases", "site", "--json"])?;
+        ensure!(output.status.code() == Some(4), "{:?}", output.status);
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let leases = told["leases"].as_array().context("leases")?;
+        ensure!(leases.len() == left.len(), "{told}");
+        for (one, number) in leases.iter().zip(left) {
+            let problem = one["problem"].as_str().context("a problem")?;
+            ensure!(problem.contains(&lease(*number)), "{told}");
+            ensure!(
+                one["kind"] == "unknown" && one["last_seen"].is_u64(),
+                "{told}"
+            );
+        }
+    }
+    write(2)?.set_modified(std::time::SystemTime::now() - two_days)?;
+    let told = cli.ok(&["remote", "gc", "site", "--dry-run"])?;
+    ensure!(told.contains("would be given up"), "{told}");
+    let told = cli.json(&["remote", "gc", "site"])?;
+    ensure!(
+        told["given_up"] == serde_json::json!([format!("{:032x}", 2)]),
+        "{told}"
+    );
+    let told = cli.ok(&["remote", "leases", "site"])?;
+    ensure!(told.contains("Nobody"), "{told}");
+    Ok(())
+}
+
 /// All that stands in the bucket: paths and what is in them.
 fn contents(dir: &std::path::Path, found: &mut Vec<(String, Vec<u8>)>) -> anyhow::Result<()> {
     for path in list(dir)? {
