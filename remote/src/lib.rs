@@ -25,6 +25,7 @@ mod first;
 mod head;
 mod hooks;
 mod intact;
+mod kin;
 mod lazy;
 mod objects;
 mod open;

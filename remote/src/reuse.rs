@@ -10,13 +10,9 @@ use crate::error::{of_bucket, usable};
 use crate::head::{Head, LeafPlace, PagePlace, decode_leaf};
 use crate::hooks::Finding;
 use crate::intact::Intact;
-use crate::protocol::{
-    Bucket as _, Current, Error, Lease, Listing, Name, RefKey, RefRecord, Result, Reuse, may_reuse,
-};
+use crate::kin::{Chain, Named};
+use crate::protocol::{Error, Lease, Listing, Name, RefKey, Result, Reuse, may_reuse};
 use crate::remote::Remote;
-
-/// How far back an ancestor is looked for.
-const MOST_ANCESTORS: usize = 1000;
 
 /// What is in the bucket already.
 #[derive(Default)]
@@ -45,54 +41,72 @@ impl There {
             Some(listing) => listing,
             None => Listing::of_tag(remote, tag).await?,
         };
-        let mut named = BTreeMap::new();
-        let mut of_tag = None;
-        for other in listing.tags() {
-            let Current::Settled(record) = listing.current(&other, &BTreeSet::new()) else {
-                continue;
-            };
-            let key = record.key();
-            let Some(Some(bytes)) = usable(remote.get(&key).await.map_err(Error::from))? else {
-                continue;
-            };
-            let body = RefRecord::decode(&key, &bytes).map_err(|error| error.of(&key));
-            let Some(body) = usable(body)? else {
-                continue;
-            };
-            if other == tag {
-                of_tag = Some(record.clone());
-                // Another one's is as good, and not what is to be mended.
-                named.entry(body.snapshot).or_insert(record);
-            } else {
-                named.insert(body.snapshot, record);
-            }
-        }
         let mut there = Self::default();
-        let mut next = Some(id);
-        for _ in 0..MOST_ANCESTORS {
-            let Some(id) = next else { break };
-            if let Some(root) = named.get(id.as_bytes())
-                && there.open(remote, root)?
-            {
-                there.is_kin = true;
-                break;
-            }
-            // An ancestor that is gone here ends the way there.
-            next = store.manifest(id).ok().and_then(|manifest| manifest.parent);
-        }
-        if let (None, Some(root)) = (&there.root, of_tag) {
-            there.open(remote, &root)?;
+        let mut named = Named::of(remote, &listing);
+        there.find_kin(&mut named, store, tag, id).await?;
+        if there.root.is_none()
+            && let Some(root) = named.record(tag).await?
+        {
+            there.open(remote, &root, None)?;
         }
         there.listing = Some(listing);
         Ok(there)
     }
 
-    /// Takes this record's head as what is reused, if that can be read.
-    fn open(&mut self, remote: &Remote, root: &RefKey) -> Result<bool> {
+    /// Finds the head of the snapshot itself, or of the nearest one that it came from.
+    async fn find_kin(
+        &mut self,
+        named: &mut Named<'_>,
+        store: &Store,
+        tag: &str,
+        id: SnapshotId,
+    ) -> Result<()> {
+        let mut chain = Vec::new();
+        for (id, mut names) in Chain::of(store, id) {
+            chain.push(id);
+            // Another one's is as good, and not what is to be mended.
+            names.retain(|name| name != tag);
+            names.push(tag.to_owned());
+            if self.open_first(named, id, names).await? {
+                return Ok(());
+            }
+        }
+        named.look_at_like(tag).await?;
+        for id in chain {
+            let others = named.looked_at().into_iter().filter(|name| name != tag);
+            if self.open_first(named, id, others.collect()).await? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the first of these tags that names this snapshot.
+    async fn open_first(
+        &mut self,
+        named: &mut Named<'_>,
+        id: SnapshotId,
+        names: Vec<String>,
+    ) -> Result<bool> {
+        for root in named.naming(id.as_bytes(), names).await? {
+            if self.open(named.remote, &root, Some(id))? {
+                self.is_kin = true;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes this record's head as what is reused, if that can be read, and is of this
+    /// snapshot.
+    fn open(&mut self, remote: &Remote, root: &RefKey, id: Option<SnapshotId>) -> Result<bool> {
         let opened = remote.open_head_of(root.head, &root.key());
         let Some(opened) = usable(opened.map_err(of_bucket))? else {
             return Ok(false);
         };
+        if id.is_some_and(|id| *id.as_bytes() != opened.snapshot) {
+            return Ok(false);
+        }
         self.head = opened.head;
         self.packs = opened.packs.into_iter().collect();
         self.moved = opened.moved;

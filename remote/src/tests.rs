@@ -14,6 +14,7 @@ use crate::protocol::{self, Options};
 use crate::{DomainKey, Error, Place, Remote};
 
 mod bodies;
+mod costs;
 mod first;
 mod hooks;
 mod lazy;
