@@ -19,7 +19,7 @@ const MOST_TOLD_BYTES: usize = 32 << 20;
 const MOST_OBJECT_BYTES: usize = 2 << 30;
 
 /// Where providers tell machines of theirs who they are.
-const METADATA: [&str; 3] = [
+pub const METADATA: [&str; 3] = [
     "169.254.169.254",
     "[fd00:ec2::254]",
     "metadata.google.internal",
@@ -28,7 +28,8 @@ const METADATA: [&str; 3] = [
 /// What is told where there are no keys, and the machine may not be asked.
 pub const NO_CREDENTIALS: &str = "there are no credentials: set the provider's variables \
     (such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), name a file of them with `snapstore \
-    remote add --credentials`, or have the machine's own role asked for with `--machine-role`";
+    remote add --credentials`, or have the machine's own role asked for with `--machine-role`; \
+    AWS_SKIP_SIGNATURE=true has a bucket asked without any";
 
 /// Requests so far.
 #[derive(Debug, Default)]

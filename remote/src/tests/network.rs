@@ -251,13 +251,26 @@ fn credentials_that_others_can_read_are_refused() -> Outcome {
     Ok(())
 }
 
+/// Whether the environment has some; then such a test is skipped.
+fn has_keys(test: &str) -> bool {
+    let keys = [
+        "AWS_ACCESS_KEY",
+        "AWS_SECRET_",
+        "AWS_WEB_",
+        "AWS_CONTAINER_",
+    ];
+    let is_key = |name: String| keys.iter().any(|key| name.starts_with(key));
+    let has_keys = std::env::vars().any(|(name, _)| is_key(name));
+    if has_keys {
+        println!("SKIPPED {test}: the environment has keys");
+    }
+    has_keys
+}
+
 /// That address is of whoever answers there.
 #[test]
 fn without_keys_the_machine_is_not_asked_for_any() -> Outcome {
-    let keys = ["AWS_ACCESS_KEY", "AWS_WEB_", "AWS_CONTAINER_"];
-    let is_key = |name: String| keys.iter().any(|key| name.starts_with(key));
-    if std::env::vars().any(|(name, _)| is_key(name)) {
-        println!("SKIPPED without_keys_the_machine_is_not_asked_for_any: it has keys");
+    if has_keys("without_keys_the_machine_is_not_asked_for_any") {
         return Ok(());
     }
     let (_dir, remote) = server(vec![http("200 OK", "", "a")])?;
@@ -271,6 +284,61 @@ fn without_keys_the_machine_is_not_asked_for_any() -> Outcome {
     let error = error.to_string();
     assert!(error.contains("--machine-role"), "{error}");
     assert!(error.contains("AWS_ACCESS_KEY_ID"), "{error}");
+    Ok(())
+}
+
+/// What asks it, with these lines as credentials, and what it was asked: requests and their
+/// heads.
+fn asked_with(lines: &str) -> Result<(Remote, Asked), Box<dyn std::error::Error>> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let endpoint = format!("http://{}", listener.local_addr()?);
+    let asked = Asked::default();
+    let heads = asked.clone();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            let head: Vec<String> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+            heads.lock().expect("no panic").push(head.join("\n"));
+            drop(lines);
+            let _ = stream.write_all(&http("200 OK", "", "a"));
+        }
+    });
+    let dir = tempfile::tempdir()?;
+    let place = place(&dir, &endpoint)?;
+    let path = place.credentials.as_ref().ok_or("a file")?;
+    fs::write(path, lines.replace("{here}", &endpoint))?;
+    Ok((Remote::at(&place)?, asked))
+}
+
+type Asked = std::sync::Arc<Mutex<Vec<String>>>;
+
+#[test]
+fn a_public_bucket_is_asked_without_keys_and_nobody_else_is() -> Outcome {
+    let (remote, asked) = asked_with("AWS_SKIP_SIGNATURE=true\n")?;
+    assert_eq!(
+        remote.bucket.get("config", None)?.as_deref(),
+        Some(&b"a"[..])
+    );
+    let asked = asked.lock().expect("no panic");
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert!(asked[0].starts_with("GET /bucket/at/config "), "{asked:?}");
+    let head = asked[0].to_ascii_lowercase();
+    assert!(!head.contains("authorization") && !head.contains("x-amz-security-token"));
+    Ok(())
+}
+
+/// Whatever it is called.
+#[test]
+fn another_address_for_the_machines_keys_is_not_asked_either() -> Outcome {
+    if has_keys("another_address_for_the_machines_keys_is_not_asked_either") {
+        return Ok(());
+    }
+    let (remote, asked) = asked_with("AWS_METADATA_ENDPOINT={here}\n")?;
+    let error = remote.bucket.get("config", None);
+    let error = error.err().ok_or("nothing is signed")?;
+    assert!(error.to_string().contains("AWS_SKIP_SIGNATURE"), "{error}");
+    let asked = asked.lock().expect("no panic");
+    assert!(asked.is_empty(), "{asked:?}");
     Ok(())
 }
 
