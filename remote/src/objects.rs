@@ -15,6 +15,17 @@ pub const MOST_LISTED: usize = 1 << 22;
 /// A part of an object: where it begins, and its length.
 pub type Part = (u64, usize);
 
+/// A second request for what is late.
+#[derive(Clone, Copy)]
+pub struct Hedge<'a> {
+    /// When it is.
+    pub after: Duration,
+    /// Whether to make it: asked when it is late. Then it is made.
+    pub may: &'a (dyn Fn() -> bool + Sync),
+    /// Told that the second one was answered first.
+    pub won: &'a (dyn Fn() + Sync),
+}
+
 /// A directory, or a bucket over the network.
 pub trait Objects: Debug + Send + Sync {
     /// Makes the place, where that is for hosts to do.
@@ -26,12 +37,14 @@ pub trait Objects: Debug + Send + Sync {
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Unanswered>;
     /// Reads an object, or as much of a part as there is.
     fn get(&self, key: &str, part: Option<Part>) -> Result<Option<Vec<u8>>, Unanswered>;
-    /// The same, if that takes no longer than this. A directory cannot tell.
+    /// The same, if that takes no longer than this. Where it is late it may be asked for once
+    /// more, and the first answer counts. A directory cannot tell.
     fn get_within(
         &self,
         key: &str,
         part: Option<Part>,
         _within: Duration,
+        _hedge: Option<Hedge<'_>>,
     ) -> Result<Option<Vec<u8>>, Unanswered> {
         self.get(key, part)
     }

@@ -16,6 +16,8 @@ use crate::{DomainKey, Error, Place, Remote};
 mod bodies;
 mod costs;
 mod first;
+#[cfg(feature = "cloud")]
+mod hedging;
 mod hooks;
 mod lazy;
 mod mending;

@@ -46,6 +46,10 @@ pub struct Traffic {
     /// Bytes that came.
     pub bytes: u64,
 }
+    /// Requests beside these, for what was late and was asked for a second time.
+    pub hedges: u64,
+    /// Of these, those that were answered first.
+    pub hedges_won: u64,
 
 /// Where the chunks of a [`crate::ForeignSnapshot`] are.
 pub trait ChunkSource: fmt::Debug + Send + Sync {

@@ -46,6 +46,9 @@ struct Shared {
 struct State {
     is_cut: bool,
     is_held: bool,
+    /// Connections that are held on their own, by their numbers: all up to this one.
+    held_up_to: u64,
+    connections: u64,
     open: Vec<TcpStream>,
 }
 
@@ -106,10 +109,17 @@ impl Proxy {
         lock(&self.shared.state).is_held = true;
     }
 
+    /// Lets nothing through on the connections that there are, as a path that has gone:
+    /// those that are made from now on are as they should be.
+    pub fn hold_open(&self) {
+        let mut state = lock(&self.shared.state);
+        state.held_up_to = state.connections;
+    }
+
     /// All is well again.
     pub fn mend(&self) {
         let mut state = lock(&self.shared.state);
-        (state.is_cut, state.is_held) = (false, false);
+        (state.is_cut, state.is_held, state.held_up_to) = (false, false, 0);
         drop(state);
         self.shared.changed.notify_all();
     }
@@ -141,14 +151,19 @@ impl Shared {
             stream.set_nodelay(true)?;
             lock(&self.state).open.push(stream.try_clone()?);
         }
+        let number = {
+            let mut state = lock(&self.state);
+            state.connections += 1;
+            state.connections
+        };
         let (to, from) = (client.try_clone()?, server.try_clone()?);
-        self.carry(0, to, server);
-        self.carry(1, from, client);
+        self.carry(0, number, to, server);
+        self.carry(1, number, from, client);
         Ok(())
     }
 
     /// Carries what one end sends to the other, in threads of their own.
-    fn carry(self: &Arc<Self>, way: usize, mut from: TcpStream, mut to: TcpStream) {
+    fn carry(self: &Arc<Self>, way: usize, number: u64, mut from: TcpStream, mut to: TcpStream) {
         let (send, receive) = sync_channel::<(Instant, Vec<u8>)>(PIECES);
         let shared = self.clone();
         thread::spawn(move || {
@@ -167,7 +182,7 @@ impl Shared {
         thread::spawn(move || {
             for (at, bytes) in receive {
                 thread::sleep(at.saturating_duration_since(Instant::now()));
-                shared.wait();
+                shared.wait(number);
                 if to.write_all(&bytes).is_err() {
                     break;
                 }
@@ -189,9 +204,9 @@ impl Shared {
         *free + line.round_trip / 2
     }
 
-    fn wait(&self) {
+    fn wait(&self, number: u64) {
         let mut state = lock(&self.state);
-        while state.is_held {
+        while state.is_held || number <= state.held_up_to {
             let woken = self.changed.wait(state);
             state = woken.unwrap_or_else(PoisonError::into_inner);
         }

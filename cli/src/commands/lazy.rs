@@ -93,6 +93,8 @@ pub fn end(lazy: Lazy) {
         working_set,
         ahead,
         fill,
+        hedges,
+        hedges_won,
         thrown_away,
     } = counts;
     tracing::info!(
@@ -106,6 +108,8 @@ pub fn end(lazy: Lazy) {
         ahead_bytes = ahead.bytes,
         fill_requests = fill.requests,
         fill_bytes = fill.bytes,
+        hedges,
+        hedges_won,
         thrown_away,
         "a remote was read"
     );

@@ -60,6 +60,13 @@ fn describe(used: &MountUse) -> String {
             count(one.failed_requests),
             one.cause.replace('_', " ")
         );
+        if one.hedges > 0 {
+            out += &format!(
+                "           {} more for what was late, {} of them answered first\n",
+                count(one.hedges),
+                count(one.hedges_won)
+            );
+        }
     }
     if used.writable {
         out += &format!(

@@ -101,6 +101,11 @@ families! {
         &["mount", "cause"], "Of those, requests that failed.");
     MOUNT_REMOTE_BYTES = Family::new("snapstore_mount_remote_bytes_total", Counter,
         &["mount", "cause"], "Bytes that came from that remote.");
+    MOUNT_REMOTE_HEDGES = Family::new("snapstore_mount_remote_hedges_total", Counter,
+        &["mount", "cause"],
+        "Second requests, beside these, for what was late. Only for the cause demand.");
+    MOUNT_REMOTE_HEDGES_WON = Family::new("snapstore_mount_remote_hedges_won_total", Counter,
+        &["mount", "cause"], "Of those, requests that were answered first.");
 
     MACHINE_UP = machine("snapstore_machine_up", Gauge,
         "1 if the machine answers in time, 0 if it does not or has ended badly.");

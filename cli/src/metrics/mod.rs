@@ -133,6 +133,8 @@ pub fn add_mounts(page: &mut Page, mounts: &[Mount]) {
             page.add(&of::MOUNT_REMOTE_REQUESTS, labels, one.requests as f64);
             page.add(&of::MOUNT_REMOTE_FAILED, labels, one.failed_requests as f64);
             page.add(&of::MOUNT_REMOTE_BYTES, labels, one.bytes as f64);
+            page.add(&of::MOUNT_REMOTE_HEDGES, labels, one.hedges as f64);
+            page.add(&of::MOUNT_REMOTE_HEDGES_WON, labels, one.hedges_won as f64);
         }
     }
 }

@@ -10,11 +10,13 @@ mod build;
 mod count;
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::future::{Either, select};
 use object_store::path::Path;
 use object_store::{
     Error as StoreError, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode,
@@ -25,7 +27,7 @@ use tokio::runtime::Runtime;
 use self::count::{Counter, NO_CREDENTIALS};
 use crate::error::Result;
 use crate::objects::{
-    MOST_LISTED, Objects, Part, Requests, TOO_LONG, longest_bytes, no, refused, wrong,
+    Hedge, MOST_LISTED, Objects, Part, Requests, TOO_LONG, longest_bytes, no, refused, wrong,
 };
 use crate::place::Place;
 use crate::protocol::{Listed, Unanswered};
@@ -285,9 +287,16 @@ impl Objects for Cloud {
         key: &str,
         part: Option<Part>,
         within: Duration,
+        hedge: Option<Hedge<'_>>,
     ) -> Result<Option<Vec<u8>>, Unanswered> {
         let path = self.path("read", key)?;
-        self.wait_within(within.min(MOST), "read", key, self.read(key, &path, part))
+        let ask = || self.read(key, &path, part);
+        self.wait_within(within.min(MOST), "read", key, async {
+            match hedge {
+                None => ask().await,
+                Some(hedge) => first_of(ask, hedge).await,
+            }
+        })
     }
 
     fn exists(&self, key: &str) -> Result<bool, Unanswered> {
@@ -319,6 +328,35 @@ impl Objects for Cloud {
 
     fn requests(&self) -> Option<Requests> {
         Some(self.counter.requests())
+    }
+}
+
+/// Asks, and once more if that is late: the first answer counts, and an error only where the
+/// other one has none either. The one that is not needed is given up.
+async fn first_of<T, F: Future<Output = Result<T, Unanswered>>>(
+    ask: impl Fn() -> F,
+    hedge: Hedge<'_>,
+) -> Result<T, Unanswered> {
+    let (first, late) = (pin!(ask()), pin!(tokio::time::sleep(hedge.after)));
+    let first = match select(first, late).await {
+        Either::Left((answer, _)) => return answer,
+        Either::Right(((), first)) => first,
+    };
+    if !(hedge.may)() {
+        return first.await;
+    }
+    let of_second = |answer: Result<T, Unanswered>| {
+        if answer.is_ok() {
+            (hedge.won)();
+        }
+        answer
+    };
+    let second = pin!(ask());
+    match select(first, second).await {
+        Either::Left((Ok(answer), _)) => Ok(answer),
+        Either::Left((Err(error), second)) => of_second(second.await).map_err(|_| error),
+        Either::Right((Err(_), first)) => first.await,
+        Either::Right((answer, _)) => of_second(answer),
     }
 }
 

@@ -14,7 +14,8 @@ use crate::lazy::cache::{BLOCK_BYTES, Cache, blocks_of};
 use crate::lazy::counts::{Cause, Counts};
 use crate::lazy::failure::Failure;
 use crate::lazy::flights::{Flight, Flights, Held, IN_VAIN};
-use crate::objects::Objects;
+use crate::lazy::hedge::Hedging;
+use crate::objects::{Hedge, Objects};
 use crate::protocol::{Name, Unanswered};
 
 /// A request for what somebody waits for brings at least so many blocks.
@@ -71,6 +72,7 @@ pub struct Blocks {
     /// A request that somebody waited for is done.
     quiet: Condvar,
     ended: AtomicBool,
+    hedging: Hedging,
     pub counts: Counts,
 }
 
@@ -83,6 +85,7 @@ impl Blocks {
             flights: Mutex::default(),
             quiet: Condvar::new(),
             ended: AtomicBool::new(false),
+            hedging: Hedging::default(),
             counts: Counts::default(),
         }
     }
@@ -334,8 +337,40 @@ impl Blocks {
         cause: Cause,
     ) -> Result<Vec<u8>, Failure> {
         self.counts.asked(cause);
-        let got = self.get(pack, blocks, within);
+        let got = match cause {
+            Cause::Demand => self.get_hedged(pack, blocks, within),
+            _ => self.get(pack, blocks, within, None),
+        };
         self.counts.answered(cause, got.as_ref().ok().map(Vec::len));
+        got
+    }
+
+    /// What somebody waits for, and is late, is asked for a second time.
+    fn get_hedged(
+        &self,
+        pack: &PackRef,
+        blocks: &Range<u64>,
+        within: Duration,
+    ) -> Result<Vec<u8>, Failure> {
+        let may = || {
+            let may = self.hedging.may();
+            if may {
+                self.counts.hedged();
+            }
+            may
+        };
+        let won = || self.counts.hedge_won();
+        let hedge = self.hedging.late_after();
+        let hedge = hedge.map(|after| Hedge {
+            after,
+            may: &may,
+            won: &won,
+        });
+        let began = Instant::now();
+        let got = self.get(pack, blocks, within, hedge);
+        if got.is_ok() {
+            self.hedging.answered(began.elapsed());
+        }
         got
     }
 
@@ -344,10 +379,14 @@ impl Blocks {
         pack: &PackRef,
         blocks: &Range<u64>,
         within: Duration,
+        hedge: Option<Hedge<'_>>,
     ) -> Result<Vec<u8>, Failure> {
         let len = usize::try_from((blocks.end - blocks.start) * BLOCK_BYTES);
         let part = (blocks.start * BLOCK_BYTES, len.unwrap_or(usize::MAX));
-        match self.objects.get_within(&pack.key, Some(part), within)? {
+        match self
+            .objects
+            .get_within(&pack.key, Some(part), within, hedge)?
+        {
             Some(bytes) => Ok(bytes),
             // A filesystem that is not mounted has no objects at all.
             None => match self.objects.exists(crate::config::CONFIG_KEY)? {

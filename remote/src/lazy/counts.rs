@@ -54,6 +54,11 @@ pub struct LazyCounts {
     pub ahead: Requested,
     /// All the rest, when there is nothing else to do.
     pub fill: Requested,
+    /// Of what somebody waited for, what was late and was asked for a second time, beside these
+    /// requests, and how often that was answered first.
+    pub hedges: u64,
+    /// See there.
+    pub hedges_won: u64,
     /// Parts that were not what they should have been, and were read anew.
     pub thrown_away: u64,
 }
@@ -81,6 +86,8 @@ impl LazyCounts {
 #[derive(Debug, Default)]
 pub struct Counts {
     by: [Counting; 4],
+    hedges: AtomicU64,
+    hedges_won: AtomicU64,
     thrown_away: AtomicU64,
 }
 
@@ -106,6 +113,16 @@ impl Counts {
         }
     }
 
+    /// What is late is asked for a second time.
+    pub fn hedged(&self) {
+        add(&self.hedges, 1);
+    }
+
+    /// That was answered first.
+    pub fn hedge_won(&self) {
+        add(&self.hedges_won, 1);
+    }
+
     /// A part did not fit its id.
     pub fn thrown_away(&self) {
         add(&self.thrown_away, 1);
@@ -127,6 +144,8 @@ impl Counts {
             working_set: self.of(Cause::WorkingSet),
             ahead: self.of(Cause::Ahead),
             fill: self.of(Cause::Fill),
+            hedges: self.hedges.load(Ordering::Relaxed),
+            hedges_won: self.hedges_won.load(Ordering::Relaxed),
             thrown_away: self.thrown_away.load(Ordering::Relaxed),
         }
     }

@@ -2,8 +2,9 @@
 //!
 //! `source` goes from the head (`places`) to leaves to pages; `blocks` reads parts of packs,
 //! each once at a time (`flights`); `cache` keeps them on this host; `ahead` reads what nobody has asked
-//! for yet: the working set, what `stream` says is likely to be asked for next, and the rest
-//! (`fill`); `counts` tells why what was read; `keep` keeps the snapshot in the bucket.
+//! for yet: the working set, what was `recorded` here, what `stream` says is likely to be asked for next, and the rest
+//! (`fill`); `hedge` says what is asked for a second time; `counts` tells why what was read; `keep` keeps
+//! the snapshot in the bucket.
 
 mod ahead;
 mod blocks;
@@ -12,6 +13,7 @@ mod counts;
 mod failure;
 mod fill;
 mod flights;
+mod hedge;
 mod keep;
 mod places;
 mod source;

@@ -244,3 +244,8 @@ impl Drop for Source {
         self.blocks.end();
     }
 }
+            // Nothing else is asked for twice.
+            let is_demand = *cause == Cause::Demand;
+        let sum = self.blocks.counts.sum();
+                hedges: if is_demand { sum.hedges } else { 0 },
+                hedges_won: if is_demand { sum.hedges_won } else { 0 },

@@ -21,7 +21,7 @@ use self::body::{BLOCK_LEN, Body, HEAD_LEN, STORED_LEN, objects_key};
 pub use self::body::{IN_CLEAR, MAGIC, NEWER, OTHER_KEY};
 pub use self::key::DomainKey;
 use self::tags::Tags;
-use crate::objects::{Objects, Part, Requests, wrong};
+use crate::objects::{Hedge, Objects, Part, Requests, wrong};
 use crate::protocol::{Listed, Unanswered};
 
 const REFS: &str = "refs/";
@@ -158,9 +158,10 @@ impl Objects for Sealed {
         key: &str,
         part: Option<Part>,
         within: Duration,
+        hedge: Option<Hedge<'_>>,
     ) -> Result<Option<Vec<u8>>, Unanswered> {
         self.read(key, part, |hidden, part| {
-            self.below.get_within(hidden, part, within)
+            self.below.get_within(hidden, part, within, hedge)
         })
     }
 
