@@ -153,9 +153,9 @@ pub fn mount(
     // What is elsewhere is kept there.
     let not_pinned = view.not_pinned().filter(|_| !is_foreign);
     let chores = Chores::start(view.clone()).map_err(failed)?;
-    let counters = Arc::new(Counters::of(options.read_ahead_bytes, elsewhere));
+    let counters = Arc::new(Counters::of(options.read_ahead_bytes, elsewhere.clone()));
     let warm = Warm::start(
-        view.store().clone(),
+        (view.store().clone(), elsewhere),
         counters.clone(),
         // Who brings what is elsewhere knows what is worth bringing before it is asked for.
         options.prefetch && !is_foreign,

@@ -314,6 +314,11 @@ impl Filesystem for Server {
     ) {
         let file = match self.file(ino) {
             Ok(file) if file.may_wait() => {
+                if let Some(Some(session)) = file.session.get() {
+                    // In the order in which they are asked for, not in that of the answers.
+                    let counts = flags.0 & O_NOATIME == 0;
+                    session.asked(offset..offset.saturating_add(size.into()), counts);
+                }
                 return self.read_elsewhere(file, offset, size, reply);
             }
             file => file,

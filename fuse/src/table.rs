@@ -247,15 +247,13 @@ impl Table {
             return file;
         }
         let data_bytes = image.nonzero_pages * page_bytes;
-        let may_wait = reader.may_wait();
         let file = Arc::new(File {
             ino: inner.next_ino(),
             content: Content::Image(reader),
             size_bytes: image.size_bytes,
             data_bytes: data_bytes.min(image.size_bytes.next_multiple_of(512)),
             created,
-            // The first touches of what is elsewhere are not recorded.
-            image: (image.role != ImageRole::File && !may_wait).then(|| ImageName {
+            image: (image.role != ImageRole::File).then(|| ImageName {
                 snapshot,
                 name: image.name.clone(),
                 page_bytes,

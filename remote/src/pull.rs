@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, BufWriter};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use serde::Serialize;
@@ -12,8 +12,10 @@ use snapstore_store::{
     Silent, SnapshotId, Store, WorkingSet, check_tag, decode_page,
 };
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::head::{Head, LeafPlace, PagePlace, decode_leaf};
+use crate::lazy::{CACHE, Recorded};
 use crate::opened::Opened;
 use crate::protocol::{self, Lease, LeaseKind, Leased, Malformed, Name, view};
 use crate::remote::{Remote, block_on, hex, who};
@@ -71,9 +73,10 @@ impl Remote {
             // It may name this snapshot already.
             store.tag(as_tag)?.map(|_| ()).ok_or(error)
         })?;
-        let (_, view) = self.view(Some(store), tag, true)?;
-        let opened = self.open_view(&view);
-        let pulled = opened.and_then(|opened| self.take(store, opened, as_tag, replace, progress));
+        let (config, view) = self.view(Some(store), tag, true)?;
+        let cache = cache_of(store, &config);
+        let take = |opened| self.take((store, &cache), opened, as_tag, replace, progress);
+        let pulled = self.open_view(&view).and_then(take);
         // A lease that stays is given up by a collection.
         let _ = block_on(view.lease.end(self));
         pulled
@@ -92,7 +95,8 @@ impl Remote {
         as_tag: &str,
         progress: &(dyn Progress + Sync),
     ) -> Result<Pulled> {
-        self.check_pages(store)?;
+        let cache = cache_of(store, &self.check_pages(store)?);
+        let store = (store, cache.as_path());
         match block_on(view(self, tag, &who())) {
             Ok(view) => {
                 let opened = self.open_view(&view);
@@ -108,6 +112,7 @@ impl Remote {
             Err(protocol::Error::NoTag { .. } | protocol::Error::Gone { .. }) => {}
             Err(error) => return Err(error.into()),
         }
+        let mut damaged = None;
         for (other, _, lease) in block_on(protocol::leases(self))? {
             let head = match lease.map(|lease| lease.kind) {
                 Ok(LeaseKind::View(head)) => head,
@@ -118,7 +123,6 @@ impl Remote {
                     continue;
                 }
             };
-        let mut damaged = None;
             let opened = match self.open_head_of(head, "a view") {
                 Ok(opened) if opened.snapshot == id => opened,
                 Err(error @ Error::Protocol(protocol::Error::Unanswered(_))) => return Err(error),
@@ -148,7 +152,7 @@ impl Remote {
 
     fn take(
         &self,
-        store: &Store,
+        (store, cache): (&Store, &Path),
         opened: Opened,
         as_tag: &str,
         replace: bool,
@@ -165,7 +169,7 @@ impl Remote {
             bytes: opened.len_bytes,
         };
         let imported = fetch.import(as_tag, replace)?;
-        fetch.keep_working_sets(SnapshotId::from_hex(&hex(&opened.snapshot)));
+        fetch.keep_working_sets(&opened.snapshot, cache);
         Ok(Pulled {
             id: hex(&opened.snapshot),
             tag: as_tag.to_owned(),
@@ -176,18 +180,31 @@ impl Remote {
     }
 }
 
+/// Where what was read of a bucket is kept.
+fn cache_of(store: &Store, config: &Config) -> PathBuf {
+    store.path().join(CACHE).join(hex(&config.id))
+}
+
 impl Fetch<'_> {
-    /// Keeps what is known of those who restored it before, if nothing is known here. It is
-    /// a guess, which may be lost.
-    fn keep_working_sets(&self, id: Option<SnapshotId>) {
-        let sets = self.head.first.iter().flat_map(|first| &first.sets);
-        for (image, set) in sets {
-            // Its name becomes a part of a file's name.
-            let is_image = self.head.trees.iter().any(|tree| tree.image == *image);
-            let is_name = is_image && check_tag(image).is_ok();
-            let (Some(id), true, Some(set)) = (id, is_name, WorkingSet::from_bytes(set)) else {
+    /// Keeps what is known of those who restored it before, if nothing is known in the store:
+    /// from mounts of it on this host, or from whoever pushed it. It is a guess, which may be
+    /// lost.
+    fn keep_working_sets(&self, id: &[u8; 32], cache: &Path) {
+        let recorded = Recorded::of(cache, id);
+        let Some(id) = SnapshotId::from_hex(&hex(id)) else {
+            return;
+        };
+        for image in self.head.trees.iter().map(|tree| &tree.image) {
+            let sets = self.head.first.iter().flat_map(|first| &first.sets);
+            let mut pushed = sets.filter(|(of, _)| of == image);
+            let pushed = || WorkingSet::from_bytes(&pushed.next()?.1);
+            let Some(set) = recorded.read(image).or_else(pushed) else {
                 continue;
             };
+            // Its name becomes a part of a file's name.
+            if check_tag(image).is_err() {
+                continue;
+            }
             if matches!(self.store.working_set(id, image), Ok(None)) {
                 let kept = self.store.keep_working_set(id, image, &set);
                 kept.unwrap_or_else(|error| tracing::debug!(%error, "a working set is not kept"));

@@ -16,6 +16,7 @@ use crate::id::{ChunkId, ChunkKind};
 use crate::pack::codec::{self, Encoding};
 use crate::page::PageSize;
 use crate::tree::read::Nodes;
+use crate::working_set::set::WorkingSet;
 
 /// Decoded nodes kept, of about 20 KiB each.
 const NODES_CACHED: usize = 1024;
@@ -45,11 +46,11 @@ pub struct Traffic {
     pub failed_requests: u64,
     /// Bytes that came.
     pub bytes: u64,
-}
     /// Requests beside these, for what was late and was asked for a second time.
     pub hedges: u64,
     /// Of these, those that were answered first.
     pub hedges_won: u64,
+}
 
 /// Where the chunks of a [`crate::ForeignSnapshot`] are.
 pub trait ChunkSource: fmt::Debug + Send + Sync {
@@ -71,6 +72,14 @@ pub trait ChunkSource: fmt::Debug + Send + Sync {
         waiting: Waiting,
         fits: &mut Fits<'_>,
     ) -> Result<()>;
+
+    /// What was recorded of an image's use on this host, if it was.
+    fn working_set(&self, _image: &str) -> Option<WorkingSet> {
+        None
+    }
+
+    /// Keeps that, as far as it can.
+    fn keep_working_set(&self, _image: &str, _set: &WorkingSet) {}
 
     /// What was asked for so far, if that is counted.
     fn traffic(&self) -> Vec<Traffic> {
@@ -109,8 +118,8 @@ impl ForeignChunks {
         self.page_size
     }
 
-    pub fn traffic(&self) -> Vec<Traffic> {
-        self.source.traffic()
+    pub fn source(&self) -> &dyn ChunkSource {
+        &*self.source
     }
 
     /// These chunks for who waits, or does not.

@@ -10,6 +10,7 @@ use crate::id::SnapshotId;
 use crate::image::ImageReader;
 use crate::manifest::{self, Image, Manifest};
 use crate::page::PageSize;
+use crate::working_set::set::WorkingSet;
 
 /// A snapshot that is read from a [`ChunkSource`].
 #[derive(Clone, Debug)]
@@ -59,7 +60,18 @@ impl ForeignSnapshot {
     /// What was asked for so far where it is, by why.
     #[must_use]
     pub fn traffic(&self) -> Vec<Traffic> {
-        self.chunks.traffic()
+        self.chunks.source().traffic()
+    }
+
+    /// What was recorded of an image's use on this host, if it was.
+    #[must_use]
+    pub fn working_set(&self, image: &str) -> Option<WorkingSet> {
+        self.chunks.source().working_set(image)
+    }
+
+    /// Keeps that for who reads the snapshot next, as far as its source can.
+    pub fn keep_working_set(&self, image: &str, set: &WorkingSet) {
+        self.chunks.source().keep_working_set(image, set);
     }
 
     /// Reads one of its images.

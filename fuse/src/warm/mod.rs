@@ -24,7 +24,7 @@ use std::thread::Builder;
 use std::time::SystemTime;
 
 use fuser::Notifier;
-use snapstore_store::{ErrorClass, ImageReader, Store, WorkingSet};
+use snapstore_store::{ErrorClass, ForeignSnapshot, ImageReader, Store, WorkingSet};
 
 use crate::counters::Counters;
 use push::push;
@@ -43,6 +43,8 @@ enum Chore {
 /// What a mount does with working sets.
 pub(crate) struct Warm {
     store: Store,
+    /// Whose images they are, if they are elsewhere: what is recorded is kept by their source.
+    elsewhere: Option<ForeignSnapshot>,
     counters: Arc<Counters>,
     /// Whether anything is given to the kernel, or read, before it is asked for.
     prefetch: bool,
@@ -58,7 +60,7 @@ pub(crate) struct Warm {
 impl Warm {
     /// The thread ends after [`Warm::end`].
     pub fn start(
-        store: Store,
+        (store, elsewhere): (Store, Option<ForeignSnapshot>),
         counters: Arc<Counters>,
         prefetch: bool,
         keeps: bool,
@@ -67,6 +69,7 @@ impl Warm {
         let (queue, chores) = channel();
         let warm = Arc::new(Self {
             store,
+            elsewhere,
             counters,
             prefetch,
             keeps,
@@ -189,6 +192,9 @@ impl Warm {
     /// What was recorded before. A file that cannot be used is told of, and is as good as
     /// none: the next one that is written replaces it.
     fn before(&self, subject: &Subject) -> Option<WorkingSet> {
+        if let Some(elsewhere) = &self.elsewhere {
+            return elsewhere.working_set(&subject.image);
+        }
         match self.store.working_set(subject.snapshot, &subject.image) {
             Ok(before) => before,
             Err(error) => {
@@ -203,6 +209,11 @@ impl Warm {
         let Some(seen) = session.seen().filter(|_| self.keeps) else {
             return;
         };
+        if let Some(elsewhere) = &self.elsewhere {
+            let before = session.plan().and_then(|plan| plan.before.as_ref());
+            let set = WorkingSet::merged(before, &seen, SystemTime::now());
+            return elsewhere.keep_working_set(&subject.image, &set);
+        }
         // What a newer version wrote is left to it.
         let before = self.store.working_set(subject.snapshot, &subject.image);
         if before.is_err_and(|error| error.class() == ErrorClass::Newer) {

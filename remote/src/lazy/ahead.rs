@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::lazy::blocks::{AHEAD_BLOCKS, Blocks, Brought, PackRef};
 use crate::lazy::counts::Cause;
 use crate::lazy::fill::{Fill, Step};
+use crate::lazy::recorded::Touched;
 
 /// Requests ahead that are under way at once.
 const THREADS: usize = 4;
@@ -30,6 +31,8 @@ struct Job {
     pack: Arc<PackRef>,
     blocks: Range<u64>,
     failed: u8,
+    /// What is to be brought next, of a leaf whose record this is.
+    then: Option<Touched>,
 }
 
 #[derive(Debug, Default)]
@@ -95,6 +98,24 @@ impl Ahead {
         self.shared.work.notify_all();
     }
 
+    /// Has these pages read after that: of each leaf the record, and then what was touched.
+    pub fn give_touched(&self, touched: Vec<Touched>) {
+        let mut queue = self.shared.queue();
+        queue
+            .working_set
+            .extend(touched.into_iter().filter_map(|one| {
+                let (pack, blocks) = one.record()?;
+                Some(Job {
+                    pack,
+                    blocks,
+                    failed: 0,
+                    then: Some(one),
+                })
+            }));
+        drop(queue);
+        self.shared.work.notify_all();
+    }
+
     /// Whether there is something of the rest that is still to be read.
     pub fn fills(&self) -> bool {
         self.shared.queue().fills
@@ -115,6 +136,7 @@ fn jobs(pack: &Arc<PackRef>, blocks: Range<u64>) -> impl Iterator<Item = Job> {
         pack: pack.clone(),
         blocks: start..blocks.end.min(start + AHEAD_BLOCKS),
         failed: 0,
+        then: None,
     })
 }
 
@@ -139,10 +161,24 @@ impl Shared {
             if let Some((job, cause)) = next {
                 queue.busy += 1;
                 drop(queue);
+                let then = job.then.clone();
                 let failed = self.bring(blocks, job, cause);
+                let next = match (&failed, then) {
+                    (None, Some(then)) if blocks.has_room() => then.pages(blocks),
+                    _ => Vec::new(),
+                };
                 queue = self.queue();
                 queue.busy -= 1;
                 queue.working_set.extend(failed);
+                for (pack, blocks) in next.iter().rev() {
+                    let jobs: Vec<Job> = jobs(pack, blocks.clone()).collect();
+                    jobs.into_iter()
+                        .rev()
+                        .for_each(|job| queue.working_set.push_front(job));
+                }
+                if !next.is_empty() {
+                    self.work.notify_all();
+                }
                 if queue.busy == 0 {
                     // The fill may have its turn.
                     self.work.notify_all();

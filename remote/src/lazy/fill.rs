@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::head::{PagePlace, decode_leaf};
+use crate::head::decode_leaf;
 use crate::lazy::blocks::{AHEAD_BLOCKS, Blocks, Brought, Read};
 use crate::lazy::cache::{BLOCK_BYTES, blocks_of};
 use crate::lazy::counts::Cause;
@@ -85,7 +85,8 @@ impl Fill {
         };
         match blocks.read(pack, &record, &record, false).ok()? {
             Read::Bytes { bytes, .. } => {
-                self.parts = self.parts_of(&decode_leaf(id, &bytes).ok()?.1);
+                let (_, pages) = decode_leaf(id, &bytes).ok()?;
+                self.parts = self.places.parts_of(pages.into_iter()).into();
                 None
             }
             Read::NotAtHand => {
@@ -96,29 +97,5 @@ impl Fill {
                 }
             }
         }
-    }
-
-    /// The blocks with these pages, those beside each other together.
-    fn parts_of(&self, pages: &[PagePlace]) -> VecDeque<(usize, Range<u64>)> {
-        let mut parts: Vec<(usize, Range<u64>)> = pages
-            .iter()
-            .filter_map(|page| {
-                let pack = *self.places.numbers.get(&page.pack)?;
-                let start = u64::from(page.offset);
-                let blocks = blocks_of(&(start..start + u64::from(page.len.max(1))));
-                Some((pack, *blocks.start()..*blocks.end() + 1))
-            })
-            .collect();
-        parts.sort_by_key(|(pack, blocks)| (*pack, blocks.start));
-        let mut joined: VecDeque<(usize, Range<u64>)> = VecDeque::new();
-        for (pack, blocks) in parts {
-            match joined.back_mut() {
-                Some((of, last)) if *of == pack && blocks.start <= last.end => {
-                    last.end = last.end.max(blocks.end);
-                }
-                _ => joined.push_back((pack, blocks)),
-            }
-        }
-        joined
     }
 }

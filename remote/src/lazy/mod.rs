@@ -16,6 +16,7 @@ mod flights;
 mod hedge;
 mod keep;
 mod places;
+mod recorded;
 mod source;
 mod stream;
 
@@ -31,6 +32,7 @@ use crate::lazy::blocks::Blocks;
 use crate::lazy::cache::Cache;
 pub use crate::lazy::counts::{LazyCounts, Requested};
 use crate::lazy::keep::Keeper;
+pub(crate) use crate::lazy::recorded::Recorded;
 use crate::lazy::source::Source;
 use crate::objects::Objects;
 use crate::protocol::{self, View};
@@ -118,13 +120,15 @@ impl Remote {
             };
             cache.inspect_err(warn).ok()
         });
+        let recorded = dir.filter(|_| cache.is_some());
+        let recorded = recorded.map(|dir| Recorded::of(&dir.join(bucket), &opened.snapshot));
         let blocks = Arc::new(Blocks::new(demanded, cache, options.timeout));
         let no_thread = |error: std::io::Error| Error::from(protocol::Error::Work(error.into()));
         let ahead = Ahead::start(&blocks).map_err(no_thread)?;
         let label = format!("{} of {}", opened.key, self.url());
         let manifest = opened.head.manifest.clone();
         let wanted = (options.prefetches, options.fills);
-        let source = Arc::new(Source::new(opened, blocks, ahead, wanted));
+        let source = Arc::new(Source::new(opened, blocks, ahead, recorded, wanted));
         let page_size = store.page_size();
         let snapshot =
             ForeignSnapshot::new(&manifest, page_size, Path::new(&label), source.clone())?;

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use snapstore_store::NodeParts;
 
-use crate::head::Head;
+use crate::head::{Head, PagePlace};
 use crate::lazy::blocks::PackRef;
+use crate::lazy::cache::blocks_of;
 use crate::lazy::stream::Stream;
 use crate::pack::{PACK_CHECK_LEN, PACK_HEAD_LEN};
 use crate::protocol::Name;
@@ -113,6 +114,35 @@ impl Places {
         });
         self.numbers.insert(name, number);
         self.numbers.insert(at, number);
+    }
+
+    /// Where a leaf's record is: in which pack, and where there.
+    pub fn record(&self, id: &[u8; 32]) -> Option<(usize, Range<u64>)> {
+        let leaf = self.leaves.get(id)?;
+        let start = u64::from(leaf.offset);
+        Some((leaf.pack, start..start + u64::from(leaf.len)))
+    }
+
+    /// The blocks with these pages, those beside each other together.
+    pub fn parts_of(&self, pages: impl Iterator<Item = PagePlace>) -> Vec<(usize, Range<u64>)> {
+        let parts = pages.filter_map(|page| {
+            let pack = *self.numbers.get(&page.pack)?;
+            let start = u64::from(page.offset);
+            let blocks = blocks_of(&(start..start + u64::from(page.len.max(1))));
+            Some((pack, *blocks.start()..*blocks.end() + 1))
+        });
+        let mut parts: Vec<(usize, Range<u64>)> = parts.collect();
+        parts.sort_by_key(|(pack, blocks)| (*pack, blocks.start));
+        let mut joined: Vec<(usize, Range<u64>)> = Vec::new();
+        for (pack, blocks) in parts {
+            match joined.last_mut() {
+                Some((of, last)) if *of == pack && blocks.start <= last.end => {
+                    last.end = last.end.max(blocks.end);
+                }
+                _ => joined.push((pack, blocks)),
+            }
+        }
+        joined
     }
 
     /// The leaves as they lie in the packs.

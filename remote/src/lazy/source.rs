@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use quick_cache::sync::Cache;
-use snapstore_store::{ChunkSource, Error, Fits, Result, Traffic, Waiting};
+use snapstore_store::{ChunkSource, Error, Fits, Result, Traffic, Waiting, WorkingSet};
 
 use crate::head::{PagePlace, decode_leaf};
 use crate::lazy::ahead::Ahead;
@@ -20,6 +20,7 @@ use crate::lazy::counts::Cause;
 use crate::lazy::failure::Failure;
 use crate::lazy::fill::Fill;
 use crate::lazy::places::{Pack, Places, nodes_of};
+use crate::lazy::recorded::{Recorded, touched};
 use crate::opened::Opened;
 
 /// How much of what follows a leaf's record is asked for with it.
@@ -54,15 +55,18 @@ pub struct Source {
     pages: Cache<[u8; 32], Arc<Vec<PageAt>>>,
     blocks: Arc<Blocks>,
     ahead: Ahead,
+    /// Where it is kept what is touched first, if it is.
+    recorded: Option<Recorded>,
 }
 
 impl Source {
-    /// The chunks of a head. The working set is asked for at once; all the rest, if it is
-    /// wanted, when there is nothing else to do.
+    /// The chunks of a head. The working set is asked for at once, that of the head and then what
+    /// this host has recorded; all the rest, if it is wanted, when there is nothing else to do.
     pub fn new(
         opened: Opened,
         blocks: Arc<Blocks>,
         ahead: Ahead,
+        recorded: Option<Recorded>,
         (prefetches, fills): (bool, bool),
     ) -> Self {
         let places = Arc::new(Places::of(&opened.head, &opened.packs, &opened.moved));
@@ -70,6 +74,9 @@ impl Source {
         if let Some((pack, part)) = first.filter(|_| blocks.keeps()) {
             let blocks = blocks_of(&part);
             ahead.give_working_set(&places.packs[pack].pack, *blocks.start()..*blocks.end() + 1);
+        }
+        if let Some(recorded) = recorded.as_ref().filter(|_| prefetches && blocks.keeps()) {
+            ahead.give_touched(touched(recorded, &opened.head, &places));
         }
         if fills && blocks.keeps() {
             ahead.give_fill(Fill::new(&places));
@@ -81,6 +88,7 @@ impl Source {
             pages: Cache::new(LEAVES_CACHED),
             blocks,
             ahead,
+            recorded,
         }
     }
 
@@ -225,14 +233,31 @@ impl ChunkSource for Source {
         })
     }
 
+    fn working_set(&self, image: &str) -> Option<WorkingSet> {
+        self.recorded.as_ref()?.read(image)
+    }
+
+    fn keep_working_set(&self, image: &str, set: &WorkingSet) {
+        if let Some(recorded) = &self.recorded
+            && let Err(error) = recorded.keep(image, set)
+        {
+            tracing::debug!(%error, "a working set is not kept");
+        }
+    }
+
     fn traffic(&self) -> Vec<Traffic> {
+        let sum = self.blocks.counts.sum();
         let all = Cause::ALL.iter().map(|cause| {
+            // Nothing else is asked for twice.
+            let is_demand = *cause == Cause::Demand;
             let of = self.blocks.counts.of(*cause);
             Traffic {
                 cause: cause.name().to_owned(),
                 requests: of.requests,
                 failed_requests: of.failed,
                 bytes: of.bytes,
+                hedges: if is_demand { sum.hedges } else { 0 },
+                hedges_won: if is_demand { sum.hedges_won } else { 0 },
             }
         });
         all.collect()
@@ -244,8 +269,3 @@ impl Drop for Source {
         self.blocks.end();
     }
 }
-            // Nothing else is asked for twice.
-            let is_demand = *cause == Cause::Demand;
-        let sum = self.blocks.counts.sum();
-                hedges: if is_demand { sum.hedges } else { 0 },
-                hedges_won: if is_demand { sum.hedges_won } else { 0 },

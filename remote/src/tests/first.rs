@@ -1,5 +1,7 @@
 //! Working sets that go with their snapshots, and what is read before anybody asks for it.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -7,9 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use snapstore_store::{ImageReader, Seen, Silent, Store, WorkingSet};
 
 use super::lazy::{Mood, begin, begin_in, memory, options, page, with_base};
-use super::{Outcome, PAGE, Scene, commit, image, read};
+use super::{Outcome, PAGE, Scene, commit, image, list, read};
 use crate::protocol::Options;
-use crate::{Lazy, LazyOptions};
+use crate::{CACHE, Lazy, LazyOptions};
 
 /// Keeps what a mount would have recorded: these pages, in this order.
 fn record(store: &Store, tag: &str, touched: &[u32]) -> Outcome {
@@ -288,5 +290,76 @@ fn a_fill_waits_for_who_asks() -> Outcome {
         Ok(())
     })?;
     until("all of it is there", || all_at_hand(&lazy));
+    Ok(())
+}
+
+/// By mounts of this host, of a snapshot whose pusher knew nothing.
+#[test]
+fn what_was_touched_here_is_read_first_next_time_and_goes_with_the_snapshot() -> Outcome {
+    let scene = Scene::new()?;
+    let (store, bytes) = with_base(&scene, &[1; 4096])?;
+    let cache = store.path().join(CACHE);
+    let options = LazyOptions {
+        cache: Some(cache.clone()),
+        ..options(&scene)
+    };
+    let touched = scattered(4096, 60);
+    let seen = Seen {
+        touched: touched.clone(),
+        ..Seen::default()
+    };
+    let set = WorkingSet::merged(None, &seen, SystemTime::UNIX_EPOCH);
+    let (lazy, _) = begin(&scene, &store, "base", &options)?;
+    assert_eq!(lazy.snapshot().working_set("memory"), None);
+    lazy.snapshot().keep_working_set("memory", &set);
+    // Names come from the bucket.
+    lazy.snapshot().keep_working_set("../memory", &set);
+    lazy.end();
+    let files = |dir: &Path| -> std::io::Result<Vec<PathBuf>> {
+        let buckets = list(dir)?.into_iter().filter(|path| path.is_dir());
+        let lists = buckets.map(|bucket| list(&bucket));
+        Ok(lists.collect::<Result<Vec<_>, _>>()?.concat())
+    };
+    let is_set = |path: &PathBuf| path.extension().is_some_and(|suffix| suffix == "set");
+    let recorded: Vec<PathBuf> = files(&cache)?.into_iter().filter(is_set).collect();
+    assert_eq!(recorded.len(), 1, "{recorded:?}");
+    for path in files(&cache)?.iter().filter(|path| !is_set(path)) {
+        fs::remove_file(path)?;
+    }
+    let (lazy, _) = begin(&scene, &store, "base", &options)?;
+    let reader = memory(&lazy);
+    until("what was touched is not here", || {
+        touched.iter().all(|page| is_at_hand(&reader, *page))
+    });
+    let counts = lazy.counts();
+    assert_eq!(counts.demand.requests, 0, "{counts:?}");
+    assert!(counts.working_set.requests > 0, "{counts:?}");
+    assert!(
+        counts.fetched_bytes() < bytes.len() as u64 / 2,
+        "{counts:?}"
+    );
+    for number in &touched {
+        let at = *number as usize * PAGE;
+        assert_eq!(page(&reader, *number as usize)?, bytes[at..][..PAGE]);
+    }
+    lazy.end();
+    // It goes with a pull, and back with a push of the same.
+    let remote = scene.remote()?;
+    remote.pull(&store, "base", "base", false, &Silent)?;
+    let pulled = store.working_set(store.resolve("base")?, "memory")?;
+    assert_eq!(pulled.as_ref(), Some(&set));
+    let report = remote.push(&store, "base", "base", false, &Silent)?;
+    assert!(report.already, "{report:?}");
+    assert_eq!(report.working_set_pages, touched.len() as u64, "{report:?}");
+    // One that is damaged is as good as none, and recorded anew.
+    let mut damaged = fs::read(&recorded[0])?;
+    let half = damaged.len() / 2;
+    damaged[half] ^= 1;
+    fs::write(&recorded[0], damaged)?;
+    let (lazy, _) = begin(&scene, &store, "base", &options)?;
+    assert_eq!(lazy.snapshot().working_set("memory"), None);
+    lazy.snapshot().keep_working_set("memory", &set);
+    assert_eq!(lazy.snapshot().working_set("memory"), Some(set));
+    lazy.end();
     Ok(())
 }

@@ -102,6 +102,61 @@ fn a_snapshot_of_an_encrypted_remote_is_shown_to_who_has_the_key() -> anyhow::Re
     Ok(())
 }
 
+/// What readers of the mount touch, which the one who pushed it does not know.
+#[test]
+fn what_is_touched_of_a_remote_is_recorded_and_read_first_next_time() -> anyhow::Result<()> {
+    let test = "what_is_touched_of_a_remote_is_recorded_and_read_first_next_time";
+    let Some((mut fixture, _)) = with_remote(test)? else {
+        return Ok(());
+    };
+    let asked = |fixture: &Fixture, dir: &Path| -> anyhow::Result<(u64, u64)> {
+        let shown = dir.display().to_string();
+        let told = fixture.cli.json(&["show", "--mount", &shown])?;
+        let all = told["counters"]["elsewhere"]
+            .as_array()
+            .context("counters")?;
+        let of = |cause: &str| {
+            let one = all.iter().find(|one| one["cause"] == cause);
+            one.and_then(|one| one["requests"].as_u64())
+                .context("requests")
+        };
+        Ok((of("demand")?, of("working_set")?))
+    };
+    let pages = [3, 700, 1400, 1001];
+    for (name, is_known) in [("first", false), ("second", true)] {
+        let (dir, pid) = fixture.mount(Some("site/base"), name)?;
+        let file = File::open(dir.join("memory.bin"))?;
+        // Of what is recorded nobody has to have asked.
+        while is_known && asked(&fixture, &dir)?.1 == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        for page in pages {
+            expect_page(&file, page)?;
+        }
+        let asked = asked(&fixture, &dir)?;
+        ensure!((asked.1 > 0) == is_known, "{asked:?}");
+        drop(file);
+        fixture.umount(&dir)?;
+        wait_for_end(pid)?;
+        // What was read goes, and what was recorded stays.
+        let mut sets = 0;
+        for bucket in fs::read_dir(fixture.cli.store().join("cache"))? {
+            let bucket = bucket?.path();
+            for entry in bucket.is_dir().then(|| fs::read_dir(&bucket)).into_iter() {
+                for entry in entry? {
+                    let path = entry?.path();
+                    match path.extension().is_some_and(|suffix| suffix == "set") {
+                        true => sets += 1,
+                        false => fs::remove_file(path)?,
+                    }
+                }
+            }
+        }
+        ensure!(sets > 0, "nothing is recorded");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_snapshot_of_a_remote_is_shown_as_one_of_the_store() -> anyhow::Result<()> {
     let test = "a_snapshot_of_a_remote_is_shown_as_one_of_the_store";
