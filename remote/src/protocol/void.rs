@@ -9,6 +9,9 @@
 //! to count. A late write brings it back: the fence is still there, so it is as void as before,
 //! and the next collection forgets it again.
 //!
+//! Where what it needs was lost otherwise, so is what a push had done whose writer was told
+//! nothing; readers take it for void, too.
+//!
 //! What is not void may be what somebody was told of, or what keeps a late write from counting.
 
 use std::collections::BTreeSet;
