@@ -314,7 +314,7 @@ fn a_damaged_lease_is_told_beside_the_others_and_goes_in_its_time() -> Outcome {
     }
     let file = fs::File::options()
         .write(true)
-        .open(scene.bucket().join(key(1)))?;
+        .open(scene.bucket().join(key(2)))?;
     file.set_modified(SystemTime::now() - Duration::from_secs(2 * 24 * 60 * 60))?;
     let problems = || -> Result<Vec<String>, Error> {
         let leases = remote.leases()?;
@@ -325,10 +325,11 @@ fn a_damaged_lease_is_told_beside_the_others_and_goes_in_its_time() -> Outcome {
     let found = problems()?;
     assert!(found.len() == 2 && found[0].contains(&key(1)) && found[1].contains(&key(2)));
     // The other one is in the way of all else.
-    let damaged = |error: Error| error.to_string().contains(&key(2));
+    let damaged = |error: Error| error.to_string().contains(&key(1));
     assert!(remote.collect(Options::default()).is_err_and(damaged));
     let found = problems()?;
-    assert!(found.len() == 1 && found[0].contains(&key(2)), "{found:?}");
+    assert!(found.len() == 1 && found[0].contains(&key(1)), "{found:?}");
+    assert!(!scene.keys("lease")?.contains(&key(2)));
     crate::remote::block_on(view.lease.end(&remote))?;
     Ok(())
 }
