@@ -23,11 +23,21 @@ const RETRY_SECONDS: u64 = 60;
 const MOST_RETRIES: usize = 1000;
 const MOST_CREDENTIALS_BYTES: u64 = 64 << 10;
 
+/// What becomes of a connection that has nothing to do.
+#[derive(Clone, Copy)]
+pub enum Idle {
+    /// The next request takes it.
+    Kept,
+    /// It is closed: each request has its own.
+    Closed,
+}
+
 /// A client of the bucket.
 pub fn store(
     place: &Place,
     (scheme, bucket): (&str, &str),
     silent: Option<Duration>,
+    idle: Idle,
     counter: &Arc<Counter>,
 ) -> Result<Box<dyn ObjectStore>> {
     // There is one already if this is not the first bucket.
@@ -45,7 +55,7 @@ pub fn store(
                 .with_disable_bulk_delete(true)
                 .with_bucket_name(bucket)
                 .with_retry(retry(place, silent))
-                .with_client_options(client(silent))
+                .with_client_options(client(silent, idle))
                 .with_http_connector(connector);
             for (name, value) in credentials {
                 builder = builder.with_config(name.parse().map_err(wrong)?, value);
@@ -72,7 +82,7 @@ pub fn store(
             Ok(Box::new(builder.build().map_err(wrong)?))
         }
         "gs" => {
-            let mut options = client(silent);
+            let mut options = client(silent, idle);
             if place.allow_http {
                 options = options.with_allow_http(true);
             }
@@ -94,7 +104,7 @@ pub fn store(
             let mut builder = MicrosoftAzureBuilder::from_env()
                 .with_container_name(bucket)
                 .with_retry(retry(place, silent))
-                .with_client_options(client(silent))
+                .with_client_options(client(silent, idle))
                 .with_http_connector(connector);
             for (name, value) in credentials {
                 builder = builder.with_config(name.parse().map_err(wrong)?, value);
@@ -111,8 +121,12 @@ pub fn store(
     }
 }
 
-fn client(silent: Option<Duration>) -> ClientOptions {
-    ClientOptions::new()
+fn client(silent: Option<Duration>, idle: Idle) -> ClientOptions {
+    let options = match idle {
+        Idle::Kept => ClientOptions::new(),
+        Idle::Closed => ClientOptions::new().with_pool_max_idle_per_host(0),
+    };
+    options
         .with_connect_timeout(silent.unwrap_or(CONNECT))
         .with_read_timeout(silent.unwrap_or(SILENT))
         // A long object takes as long as the line needs.

@@ -11,8 +11,8 @@ mod count;
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -24,6 +24,7 @@ use object_store::{
 };
 use tokio::runtime::Runtime;
 
+use self::build::Idle;
 use self::count::{Counter, NO_CREDENTIALS};
 use crate::error::Result;
 use crate::objects::{
@@ -50,11 +51,24 @@ const NOT_ASKED: &str = "the server lists what was not asked for";
 #[derive(Debug)]
 pub struct Cloud {
     store: Box<dyn ObjectStore>,
+    /// For what is asked a second time, once there is such a thing: each request has a connection
+    /// of its own. One that is idle may be held where the first request is.
+    fresh: OnceLock<Option<Box<dyn ObjectStore>>>,
+    opened: Opened,
     prefix: String,
     counter: Arc<Counter>,
     /// Whether the server knows conditional writes, as far as is known.
     has_conditions: AtomicBool,
     runtime: Runtime,
+}
+
+/// What a client is made for.
+#[derive(Debug)]
+struct Opened {
+    place: Place,
+    scheme: String,
+    bucket: String,
+    silent: Option<Duration>,
 }
 
 impl Cloud {
@@ -75,7 +89,14 @@ impl Cloud {
             .build()
             .map_err(|error| place.unusable(format!("cannot start a thread: {error}")))?;
         Ok(Self {
-            store: build::store(place, (scheme, bucket), silent, &counter)?,
+            store: build::store(place, (scheme, bucket), silent, Idle::Kept, &counter)?,
+            fresh: OnceLock::new(),
+            opened: Opened {
+                place: place.clone(),
+                scheme: scheme.to_owned(),
+                bucket: bucket.to_owned(),
+                silent,
+            },
             prefix: match prefix {
                 "" => String::new(),
                 prefix => format!("{prefix}/"),
@@ -84,6 +105,26 @@ impl Cloud {
             has_conditions: AtomicBool::new(true),
             runtime,
         })
+    }
+
+    fn fresh(&self) -> &dyn ObjectStore {
+        let made = self.fresh.get_or_init(|| {
+            let Opened {
+                place,
+                scheme,
+                bucket,
+                silent,
+            } = &self.opened;
+            build::store(
+                place,
+                (scheme, bucket),
+                *silent,
+                Idle::Closed,
+                &self.counter,
+            )
+            .ok()
+        });
+        made.as_deref().unwrap_or(&*self.store)
     }
 
     fn path(&self, what: &'static str, key: &str) -> Result<Path, Unanswered> {
@@ -170,13 +211,23 @@ impl Cloud {
         path: &Path,
         part: Option<Part>,
     ) -> Result<Option<Vec<u8>>, Unanswered> {
+        self.read_from(&*self.store, key, path, part).await
+    }
+
+    async fn read_from(
+        &self,
+        store: &dyn ObjectStore,
+        key: &str,
+        path: &Path,
+        part: Option<Part>,
+    ) -> Result<Option<Vec<u8>>, Unanswered> {
         let longest = longest_bytes(key);
         let options = GetOptions {
             range: part
                 .map(|(from, len)| GetRange::Bounded(from..from.saturating_add(len.max(1) as u64))),
             ..GetOptions::default()
         };
-        let found = match self.store.get_opts(path, options).await {
+        let found = match store.get_opts(path, options).await {
             Ok(found) => found,
             Err(error) if is_not_found(&error) => return Ok(None),
             Err(error) => return self.read_less(key, path, part, error).await,
@@ -290,11 +341,14 @@ impl Objects for Cloud {
         hedge: Option<Hedge<'_>>,
     ) -> Result<Option<Vec<u8>>, Unanswered> {
         let path = self.path("read", key)?;
-        let ask = || self.read(key, &path, part);
+        let first = self.read(key, &path, part);
         self.wait_within(within.min(MOST), "read", key, async {
             match hedge {
-                None => ask().await,
-                Some(hedge) => first_of(ask, hedge).await,
+                None => first.await,
+                Some(hedge) => {
+                    let again = || self.read_from(self.fresh(), key, &path, part);
+                    first_of(first, again, hedge).await
+                }
             }
         })
     }
@@ -334,10 +388,11 @@ impl Objects for Cloud {
 /// Asks, and once more if that is late: the first answer counts, and an error only where the
 /// other one has none either. The one that is not needed is given up.
 async fn first_of<T, F: Future<Output = Result<T, Unanswered>>>(
-    ask: impl Fn() -> F,
+    first: impl Future<Output = Result<T, Unanswered>>,
+    again: impl FnOnce() -> F,
     hedge: Hedge<'_>,
 ) -> Result<T, Unanswered> {
-    let (first, late) = (pin!(ask()), pin!(tokio::time::sleep(hedge.after)));
+    let (first, late) = (pin!(first), pin!(tokio::time::sleep(hedge.after)));
     let first = match select(first, late).await {
         Either::Left((answer, _)) => return answer,
         Either::Right(((), first)) => first,
@@ -351,7 +406,7 @@ async fn first_of<T, F: Future<Output = Result<T, Unanswered>>>(
         }
         answer
     };
-    let second = pin!(ask());
+    let second = pin!(again());
     match select(first, second).await {
         Either::Left((Ok(answer), _)) => Ok(answer),
         Either::Left((Err(error), second)) => of_second(second.await).map_err(|_| error),
