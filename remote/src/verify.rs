@@ -97,14 +97,6 @@ impl Remote {
             other => drop(other?),
         }
         self.look_at_leases(&listing, &mut report)?;
-        // What stands in the way of a collection, also where no tag needs it.
-        for kind in ["packs/", "heads/"] {
-            self.listed(kind, &mut report)?;
-        }
-        let runs = self.listed("hooks/", &mut report)?;
-        if read_data {
-            self.look_at_hooks(&runs, &mut report)?;
-        }
         let mut packs: BTreeMap<Name, Vec<String>> = BTreeMap::new();
         let mut origins = Origins::default();
         for record in listing.roots() {
@@ -200,6 +192,14 @@ impl Remote {
                 });
             }
         }
+        // What stands in the way of a collection, also where no tag needs it.
+        for kind in ["packs/", "heads/"] {
+            self.listed(kind, &mut report)?;
+        }
+        let runs = self.listed("hooks/", &mut report)?;
+        if read_data {
+            self.look_at_hooks(&runs, &mut report)?;
+        }
         Ok(report)
     }
 
@@ -230,7 +230,7 @@ impl Remote {
                     protocol::Error::Damaged { key, reason } => (key, reason.to_owned()),
                     other => (kind.to_owned(), other.to_string()),
                 };
-                // Of records more is told.
+                // Of what a tag needs more is told.
                 if report.findings.iter().all(|known| known.object != object) {
                     report.findings.push(Finding {
                         object,
