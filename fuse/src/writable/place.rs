@@ -27,7 +27,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::record::{CHECKED, Record, parse, replace, sync_dir};
-use super::state::{Ended, boot};
+use super::state::{Ended, State, boot};
 use super::trust::{changeable_by_others, user};
 use crate::error::{Error, Result, cannot};
 use crate::layout::Layout;
@@ -272,10 +272,12 @@ fn of_dir(overlays: &Path, dir: &Path) -> Result<Vec<(PathBuf, Shown)>> {
     Ok(found)
 }
 
-/// What to say of one that has lost its description: it may be the one that is looked for.
+/// What to say of one that has lost its description: it may be the one that is looked for. Where
+/// no clone has a state, there is nothing to go on with: it was just made, or removed in part.
 fn nameless(overlays: &Path) -> Result<Option<Error>> {
     for place in all(overlays)? {
-        if !place.join(VIEW).exists() && !numbers(&place)?.is_empty() {
+        let has_state = |number: &u32| State::is_there(&place.join(number.to_string()));
+        if !place.join(VIEW).exists() && numbers(&place)?.iter().any(has_state) {
             let reason = "it is missing".to_owned();
             return Ok(Some(Error::ViewDamaged { place, reason }));
         }
