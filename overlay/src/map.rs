@@ -132,9 +132,9 @@ impl Map {
         self.tables.is_empty()
     }
 
-    /// All blocks with their places, ascending.
-    /// The same as runs, of which neighbours may go on with each other: the first block, how many,
-    /// and where the first one is. What was discarded as a whole is not looked at block by block.
+    /// All blocks as runs, ascending, of which neighbours may go on with each other: the first
+    /// block, how many, and where the first one is. What was discarded as a whole is not
+    /// looked at block by block.
     pub fn runs(&self) -> impl Iterator<Item = (u64, u64, Place)> {
         self.tables.iter().flat_map(|(number, table)| {
             let first = number * TABLE_BLOCKS;
@@ -150,6 +150,7 @@ impl Map {
         })
     }
 
+    /// All blocks with their places, ascending.
     pub fn iter(&self) -> impl Iterator<Item = (u64, Place)> {
         self.tables.iter().flat_map(|(number, table)| {
             let entries = 0..TABLE_BLOCKS as usize;

@@ -107,9 +107,10 @@ fn try_commit(
     // Else it lists all again.
     let read = read.filter(|_| frozen.after_rounds());
     let base = Base::of(frozen.origin())?;
+    // Before anything is read of what it was made from.
+    base.check(store, &vm.name)?;
     let request = request(store, wanted, &base, &frozen)?;
     let mut read_bytes = frozen.written().iter().map(|r| r.end - r.start).sum();
-    base.check(store, &vm.name)?;
     let mut timings = frozen.timings().clone();
     let mut committed = match read {
         Some(read) => {

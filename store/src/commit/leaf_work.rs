@@ -164,8 +164,7 @@ impl LeafWork {
             let Some(child) = self.node.child(slot).filter(|child| child.hint.is_none()) else {
                 continue;
             };
-            let key = at_hand.next_if(|(its, _)| **its == slot);
-            let at = match key {
+            let at = match at_hand.next_if(|(its, _)| **its == slot) {
                 Some((_, chunk)) => match sink.claim_key(chunk.key, fresh.len())? {
                     Claimed::Already(at) => at,
                     Claimed::New(at) => {
@@ -261,16 +260,16 @@ impl LeafWork {
         let others: Vec<Range<u64>> = pieces.collect();
         let looks_up = told != Some(Told::Known);
         self.read_all(sink, job, &others, looks_up)?;
+        if looks_up {
+            return Ok(Vec::new());
+        }
         let is_left = |pages: &Range<u64>| {
             pages.clone().any(|page| {
                 let child = self.node.child(slot(page, 0));
                 child.is_some_and(|child| child.hint.is_none())
             })
         };
-        match looks_up {
-            true => Ok(Vec::new()),
-            false => Ok(others.into_iter().filter(is_left).collect()),
-        }
+        Ok(others.into_iter().filter(is_left).collect())
     }
 
     /// Reads pieces, side by side. Returns what the first one told.
