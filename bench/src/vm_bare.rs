@@ -141,11 +141,7 @@ fn create(kvm: &Kvm, slots: &[HostSlot]) -> anyhow::Result<VmFd> {
     let vm = kvm.create_vm()?;
     vm.set_identity_map_address(0xfffb_c000)?;
     vm.set_tss_address(0xfffb_d000)?;
-    vm.create_irq_chip()?;
-    vm.create_pit2(kvm_pit_config {
-        flags: KVM_PIT_SPEAKER_DUMMY,
-        ..Default::default()
-    })?;
+    // As in the product, and for its reason: slots are set before there are devices to forget.
     for (number, slot) in (0..).zip(slots) {
         let region = kvm_userspace_memory_region {
             slot: number,
@@ -157,6 +153,11 @@ fn create(kvm: &Kvm, slots: &[HostSlot]) -> anyhow::Result<VmFd> {
         // SAFETY: the memory stays mapped until the process ends (`commands`).
         unsafe { vm.set_user_memory_region(region) }?;
     }
+    vm.create_irq_chip()?;
+    vm.create_pit2(kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    })?;
     Ok(vm)
 }
 

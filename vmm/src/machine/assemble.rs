@@ -1,5 +1,5 @@
 //! Building a machine, in one order whether it boots or is restored: memory, the VM with
-//! its interrupt controllers and timer, the memory's slots, the vCPUs, the devices; then
+//! its memory slots, its interrupt controllers and timer, the vCPUs, the devices; then
 //! state; then one thread a vCPU, paused.
 
 use std::sync::atomic::AtomicU64;

@@ -40,6 +40,12 @@ impl Parts {
         vm.set_identity_map_address(KVM_IDENTITY_MAP)
             .kvm("place its identity map")?;
         vm.set_tss_address(KVM_TSS).kvm("place its TSS")?;
+        // Before the interrupt controllers and the timer: since Linux 6.18 KVM forgets its old
+        // list of devices later (call_srcu), and a slot that is set after them waits for that,
+        // a tick of the kernel's timer and more.
+        for (number, slot) in (0..).zip(memory.host_slots()) {
+            set_slot(&vm, number, &slot)?;
+        }
         // Before the vCPUs, which get their local APICs with it.
         vm.create_irq_chip()
             .kvm("create the interrupt controllers")?;
@@ -48,9 +54,6 @@ impl Parts {
             ..Default::default()
         })
         .kvm("create the timer")?;
-        for (number, slot) in (0..).zip(memory.host_slots()) {
-            set_slot(&vm, number, &slot)?;
-        }
         let shared_bytes = kvm
             .get_vcpu_mmap_size()
             .kvm("tell the size of a vCPU's page")?;
