@@ -18,6 +18,7 @@ use crate::build::CommonMemory;
 use crate::look;
 use crate::mounts;
 use crate::runtime::Runtime;
+use crate::starter::Starter;
 
 /// The image that is mapped, and its file in a mount.
 const MEMORY: &str = "memory";
@@ -34,8 +35,13 @@ const NEAR_BYTES: u64 = 16 << 10;
 
 /// A mount whose memory is nearly that of `id`, and the lock that keeps it. Nothing that
 /// fails here keeps a machine from its own mount.
-pub fn find(runtime: &Runtime, store: &Store, id: SnapshotId) -> Option<(CommonMemory, File)> {
-    match try_find(runtime, store, id) {
+pub fn find(
+    runtime: &Runtime,
+    store: &Store,
+    id: SnapshotId,
+    starter: &mut Starter,
+) -> Option<(CommonMemory, File)> {
+    match try_find(runtime, store, id, starter) {
         Ok(found) => found,
         Err(error) => {
             tracing::debug!(%error, "memory is not shared with other snapshots' machines");
@@ -48,6 +54,7 @@ fn try_find(
     runtime: &Runtime,
     store: &Store,
     id: SnapshotId,
+    starter: &mut Starter,
 ) -> anyhow::Result<Option<(CommonMemory, File)>> {
     let mut mounts = mounts_of_machines(runtime)?;
     mounts.retain(|(_, other)| *other != id);
@@ -75,7 +82,7 @@ fn try_find(
         let Some(diff) = store.diff_up_to(&manifest, &own, MEMORY, most_pages)? else {
             continue;
         };
-        if look::which_shows(&other.to_string(), &[vec![dir.clone()]])?.is_none() {
+        if look::which_shows(&other.to_string(), &[vec![dir.clone()]], Some(starter))?.is_none() {
             continue;
         }
         let common = CommonMemory {

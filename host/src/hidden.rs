@@ -4,6 +4,7 @@
 //! processes of a small program of their own where there is one ([`crate::background`]),
 //! else of the program that starts them, which has the same commands.
 
+use crate::spec::SUPERVISOR;
 use crate::{look, monitors, process, supervisor};
 
 /// One of the hidden commands, if this process is to be it: what it exits with.
@@ -29,14 +30,14 @@ pub fn run_if_machine(prepare: impl Fn()) -> Option<anyhow::Result<u8>> {
     if command == look::COMMAND {
         return Some(look::run(&arguments.collect::<Vec<_>>()));
     }
-    if command != supervisor::COMMAND && command != process::COMMAND {
+    if command != SUPERVISOR && command != process::COMMAND {
         return None;
     }
     prepare();
     let rest: Option<Vec<String>> = arguments.map(|one| one.into_string().ok()).collect();
     let rest = rest.unwrap_or_default();
-    Some(match command == supervisor::COMMAND {
-        true => supervisor::run_from_stdin(),
+    Some(match command == SUPERVISOR {
+        true => supervisor::run_as_asked(),
         false => process::run(&rest),
     })
 }

@@ -37,6 +37,7 @@ pub mod restore;
 pub mod runtime;
 mod spec;
 pub mod start;
+pub mod starter;
 mod supervisor;
 pub mod views;
 pub mod warm;

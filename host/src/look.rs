@@ -22,6 +22,7 @@ use snapstore_vmm::memory::resident_bytes;
 use crate::background;
 use crate::error::Usage;
 use crate::spec::FAILED;
+use crate::starter::Starter;
 
 /// The hidden command's name.
 pub const COMMAND: &str = "look-at-mount";
@@ -128,7 +129,24 @@ pub fn is_dead(dir: &Path) -> bool {
 /// The first of these directories that shows the snapshot. All lists are looked
 /// at side by side: one whose mount does not answer holds up none of the others
 /// for longer than it may take itself.
-pub fn which_shows(id: &str, lists: &[Vec<PathBuf>]) -> anyhow::Result<Option<PathBuf>> {
+///
+/// A single list is looked at by a process that waits for something to do, if there is one.
+pub fn which_shows(
+    id: &str,
+    lists: &[Vec<PathBuf>],
+    starter: Option<&mut Starter>,
+) -> anyhow::Result<Option<PathBuf>> {
+    if let ([dirs], Some(starter)) = (lists, starter)
+        && starter.is_there()
+        && let Some(texts) = dirs
+            .iter()
+            .map(|dir| dir.to_str())
+            .collect::<Option<Vec<_>>>()
+    {
+        let answer = starter.look(&[&["which", id], &texts[..]].concat(), PATIENCE);
+        let number = answer.and_then(|answer| answer.parse::<usize>().ok());
+        return Ok(number.and_then(|number| dirs.get(number).cloned()));
+    }
     let looks: Vec<_> = lists
         .iter()
         .map(|dirs| {
@@ -207,7 +225,16 @@ impl Look {
 
 /// The hidden command.
 pub fn run(arguments: &[OsString]) -> anyhow::Result<u8> {
-    let answer = match arguments {
+    // One write: it is read at once.
+    match io::stdout().write_all(answer(arguments)?.as_bytes()) {
+        Ok(()) => Ok(0),
+        Err(_) => Ok(FAILED),
+    }
+}
+
+/// What whoever looks sees, as text.
+pub(crate) fn answer(arguments: &[OsString]) -> anyhow::Result<String> {
+    Ok(match arguments {
         [what, dir] if what == "state" => {
             let dead = snapstore_fuse::is_dead(dir.as_ref());
             (if dead { DEAD } else { ALIVE }).to_owned()
@@ -226,12 +253,7 @@ pub fn run(arguments: &[OsString]) -> anyhow::Result<u8> {
             let message = format!("{COMMAND} is for this program's own use");
             return Err(Usage(message).into());
         }
-    };
-    // One write: it is read at once.
-    match io::stdout().write_all(answer.as_bytes()) {
-        Ok(()) => Ok(0),
-        Err(_) => Ok(FAILED),
-    }
+    })
 }
 
 /// Whether the files in a directory are those of the snapshot.

@@ -27,6 +27,7 @@ use crate::error::Busy;
 use crate::look;
 use crate::mount_server::{Reading, RemoteReading, ServerRequest, Writing, launch};
 use crate::runtime::{Runtime, is_same};
+use crate::starter::Starter;
 
 /// How often a mount that is just ending is looked at again, and how long that
 /// may go on.
@@ -63,15 +64,17 @@ impl Shown<'_> {
     }
 }
 
-/// A mount that shows the snapshot; started if there is none, to be read like that.
+/// A mount that shows the snapshot; started if there is none, to be read like that. `starter`
+/// looks at mounts meanwhile.
 pub fn find_or_start(
     runtime: &Runtime,
     store: &Store,
     shown: &Shown<'_>,
     reading: Reading,
+    mut starter: Option<&mut Starter>,
 ) -> anyhow::Result<MountedSnapshot> {
     let id = shown.id;
-    if let Some(dir) = find(store, id, &runtime.mounts())? {
+    if let Some(dir) = find(store, id, &runtime.mounts(), starter.as_deref_mut())? {
         return Ok(MountedSnapshot {
             dir,
             users_lock: None,
@@ -84,7 +87,8 @@ pub fn find_or_start(
             std::thread::sleep(RETRY);
             continue;
         };
-        start(runtime, store, shown, reading, &lock_path)?;
+        let starter = starter.as_deref_mut();
+        start(runtime, store, (shown, reading), &lock_path, starter)?;
         return Ok(MountedSnapshot {
             dir,
             users_lock: Some(lock),
@@ -187,26 +191,30 @@ pub(crate) fn share_if_used(path: &Path) -> anyhow::Result<Option<File>> {
 fn start(
     runtime: &Runtime,
     store: &Store,
-    shown: &Shown<'_>,
-    reading: Reading,
+    (shown, reading): (&Shown<'_>, Reading),
     lock_path: &Path,
+    starter: Option<&mut Starter>,
 ) -> anyhow::Result<()> {
     let id = shown.id;
     let dir = &lock_path.with_extension("");
     let _starting = lock_dir(&runtime.mounts())?;
-    if look::which_shows(&id.to_string(), &[vec![dir.to_owned()]])?.is_some() {
-        return Ok(());
-    }
     match fs::create_dir(dir) {
+        // Nothing is mounted there.
+        Ok(()) => {}
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(error).with_context(|| format!("cannot create {}", dir.display()));
         }
-        _ => {}
-    }
-    if look::state(dir) == look::State::Silent {
-        // Its machines keep it; others get one that answers.
-        tracing::warn!(dir = %dir.display(), "the mount's server does not answer; another is started");
-        snapstore_fuse::unmount(dir, true, &look::is_dead)?;
+        Err(_) => {
+            let id = id.to_string();
+            if look::which_shows(&id, &[vec![dir.to_owned()]], starter)?.is_some() {
+                return Ok(());
+            }
+            if look::state(dir) == look::State::Silent {
+                // Its machines keep it; others get one that answers.
+                tracing::warn!(dir = %dir.display(), "the mount's server does not answer; another is started");
+                snapstore_fuse::unmount(dir, true, &look::is_dead)?;
+            }
+        }
     }
     let (name, remote) = match shown.elsewhere {
         None => (id.to_string(), None),
@@ -348,16 +356,21 @@ pub fn find_any(
     store: &Store,
     id: SnapshotId,
 ) -> anyhow::Result<Option<PathBuf>> {
-    if let Some(dir) = find(store, id, &runtime.mounts())? {
+    if let Some(dir) = find(store, id, &runtime.mounts(), None)? {
         return Ok(Some(dir));
     }
     let dir = runtime.mounts().join(id.to_string());
-    look::which_shows(&id.to_string(), &[vec![dir]])
+    look::which_shows(&id.to_string(), &[vec![dir]], None)
 }
 
 /// A mount of the user's own that shows the snapshot. None of them is touched by
 /// this process: any may hang.
-fn find(store: &Store, id: SnapshotId, not_under: &Path) -> anyhow::Result<Option<PathBuf>> {
+fn find(
+    store: &Store,
+    id: SnapshotId,
+    not_under: &Path,
+    starter: Option<&mut Starter>,
+) -> anyhow::Result<Option<PathBuf>> {
     let path = fs::canonicalize(store.path())?;
     let trusted = [0, rustix::process::geteuid().as_raw()];
     let mounts = Mountpoint::all()?.into_iter().filter(|mount| {
@@ -380,5 +393,5 @@ fn find(store: &Store, id: SnapshotId, not_under: &Path) -> anyhow::Result<Optio
             [vec![dir], of_tags].concat()
         })
         .collect();
-    look::which_shows(&id.to_string(), &lists)
+    look::which_shows(&id.to_string(), &lists, starter)
 }

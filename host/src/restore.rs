@@ -17,6 +17,7 @@ use crate::networks::{self, NetSpec};
 use crate::runtime::{Reservation, Runtime};
 use crate::spec::Spec;
 use crate::start::free_names;
+use crate::starter::Starter;
 
 /// What is to be restored.
 pub struct RestoreRequest<'a> {
@@ -54,10 +55,12 @@ pub struct Restoration {
     pub reserved: Vec<Reservation>,
 }
 
-/// Pins the snapshot, takes names, and mounts it unless it is mounted.
+/// Pins the snapshot, takes names, and mounts it unless it is mounted. Who will start the
+/// machines looks at mounts meanwhile.
 pub fn prepare(
     runtime: &Runtime,
     store: &Store,
+    starter: &mut Starter,
     request: RestoreRequest<'_>,
 ) -> anyhow::Result<Restoration> {
     let snapshot = request.snapshot;
@@ -81,7 +84,7 @@ pub fn prepare(
     let (names, reserved) = free_names(runtime, base, request.name.is_some(), request.count)?;
     let nets = networks::of_machines(request.nets, &names)?;
     let common = (request.common && request.elsewhere.is_none())
-        .then(|| common::find(runtime, store, id))
+        .then(|| common::find(runtime, store, id, starter))
         .flatten();
     let (common, common_lock) = common.unzip();
     let reading = match common {
@@ -89,7 +92,7 @@ pub fn prepare(
         Some(_) => Reading::Part,
         None => Reading::wanted(request.prefetch),
     };
-    let mounted = mounts::find_or_start(runtime, store, &shown, reading)?;
+    let mounted = mounts::find_or_start(runtime, store, &shown, reading, Some(starter))?;
     check_restorable(snapshot, &mounted.dir)?;
     let mut kept: Vec<OwnedFd> = pin.map(snapstore_store::Pin::into_fd).into_iter().collect();
     kept.extend(

@@ -10,10 +10,31 @@ use crate::build::{MachineSource, Overlays};
 use crate::error::ChildFailure;
 use crate::networks::NetSpec;
 
+/// The hidden command that starts machines and supervises them (`supervisor`).
+pub const SUPERVISOR: &str = "vm-host";
 /// What a hidden command exits with that failed.
 pub const FAILED: u8 = 1;
 /// What a machine's process exits with that could not start: nothing of it is kept.
 pub const NOT_STARTED: u8 = 70;
+
+/// What the process is asked that will start machines, one line each.
+#[derive(Serialize)]
+pub enum Order<'a> {
+    /// Something of a mount, while it is waiting: the arguments of a look, and the answer is a
+    /// line of its own.
+    Look(Vec<String>),
+    /// To start these, its last order. What they keep open comes with it.
+    Start(&'a Spec),
+}
+
+/// An order, as it arrives.
+#[derive(Deserialize)]
+pub enum Ordered {
+    /// As [`Order::Look`].
+    Look(Vec<String>),
+    /// As [`Order::Start`].
+    Start(Box<Spec>),
+}
 
 /// What to start, as the hidden command reads it.
 #[derive(Serialize, Deserialize)]

@@ -1,8 +1,9 @@
 //! Starting and ending machines: their names and their processes.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
-use std::process::{Child, ChildStdin, Stdio};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -11,18 +12,17 @@ use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 use snapstore_vmm::control::{Client, Request, Status};
 
-use crate::background;
 use crate::error::{Busy, ChildFailure};
-use crate::runtime::{RUNTIME_DIR, Reservation, Runtime, VmDir, forget};
+use crate::runtime::{Reservation, Runtime, VmDir, forget};
 use crate::spec::{Announcement, Spec};
-use crate::supervisor;
+use crate::starter::Starter;
 
 /// Requests to machines that are under way at the same time.
 const MAX_THREADS: usize = 64;
 
 /// What lets machines run that wait for it; without it they end. As long as it is
 /// there, a guest may stop when it is ready.
-pub struct StartSignal(ChildStdin);
+pub struct StartSignal(UnixStream);
 
 impl StartSignal {
     /// To so many machines.
@@ -33,35 +33,16 @@ impl StartSignal {
     }
 }
 
-/// Starts what the spec says. The machines inherit `kept`, which stays open as
+/// Starts what the spec says, by a process that was started for it. The machines inherit `kept`, which stays open as
 /// long as they live. Either all are started or none.
 pub fn start(
     runtime: &Runtime,
-    mut spec: Spec,
+    starter: Starter,
+    spec: &Spec,
     kept: &[BorrowedFd<'_>],
 ) -> anyhow::Result<(Vec<Status>, StartSignal)> {
-    spec.kept = kept.iter().map(|fd| fd.as_raw_fd()).collect();
-    let spec = &spec;
-    for fd in kept {
-        background::hand_on(*fd)?;
-    }
-    let mut host = background::machine_command()?
-        .arg(supervisor::COMMAND)
-        // Of a machine's process: one heap for all of its threads, and what its
-        // start freed goes back to the system (mallopt(3)).
-        .env("MALLOC_ARENA_MAX", "1")
-        .env("MALLOC_TRIM_THRESHOLD_", "0")
-        .env("MALLOC_TOP_PAD_", "0")
-        .env(RUNTIME_DIR, runtime.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start the machines' processes")?;
-    let mut input = host.stdin.take().context("no pipe to the new process")?;
-    let mut line = serde_json::to_vec(spec)?;
-    line.push(b'\n');
-    input.write_all(&line)?;
-    let word = StartSignal(input);
+    let (mut host, socket) = starter.order(spec, kept, runtime)?;
+    let word = StartSignal(socket);
     let announced = announcements(&mut host, spec)?;
     let error = match all_started(spec, &announced) {
         Ok(started) => return Ok((started, word)),

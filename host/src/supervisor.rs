@@ -7,10 +7,12 @@
 //! cleared away by the next command that lists machines.
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsString};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::Write as _;
+use std::net::Shutdown;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -19,15 +21,14 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use snapstore_vmm::confine::{Groups, keep_only};
+use snapstore_vmm::control::Connection;
 
 use crate::background;
 use crate::error::ChildFailure;
+use crate::look;
 use crate::process;
 use crate::runtime::{KILLED, NameLock, Runtime, VmDir};
-use crate::spec::{self, FAILED, NOT_STARTED, Spec, announce};
-
-/// The hidden command that starts machines and supervises them.
-pub const COMMAND: &str = "vm-host";
+use crate::spec::{FAILED, NOT_STARTED, Ordered, Spec, announce};
 
 /// The very program that runs, whatever has become of its file.
 const OWN: &CStr = c"/proc/self/exe";
@@ -36,19 +37,39 @@ const OWN: &CStr = c"/proc/self/exe";
 const FORBIDDEN: &str = "it was ended by a forbidden system call: a fault of this program, or an \
                          attack from the guest; its last words are in its log";
 
-/// The hidden command: its spec is a line of standard input.
-pub fn run_from_stdin() -> anyhow::Result<u8> {
-    let line = io::stdin().lines().next().transpose()?.unwrap_or_default();
-    run(&spec::parse(&line)?, &line)
-}
-
-/// Starts the machines of a spec, and returns once they have ended. `line` is the spec
-/// as it was read.
-fn run(spec: &Spec, line: &str) -> anyhow::Result<u8> {
+/// The hidden command: its standard input is a socket, by which it is asked what to do. It
+/// is there before it is known what is to be started.
+pub fn run_as_asked() -> anyhow::Result<u8> {
     // Nothing of whoever called the command that started this.
-    let kept = keep_only(&spec.kept)?;
+    keep_only(&[])?;
     background::detach()?;
     ignore_signals()?;
+    let socket = UnixStream::from(rustix::stdio::stdin().try_clone_to_owned()?);
+    let mut starter = Connection::new(socket).with_lines_of_any_length();
+    let mut spec: Box<Spec> = loop {
+        match starter.receive().context("what to start is not valid")? {
+            // There is nothing to start.
+            None => return Ok(0),
+            Some(Ordered::Look(arguments)) => {
+                let arguments: Vec<_> = arguments.into_iter().map(OsString::from).collect();
+                // What cannot be seen is not there.
+                let answer = look::answer(&arguments).unwrap_or_default();
+                starter.send(&answer, &[])?;
+            }
+            Some(Ordered::Start(spec)) => break spec,
+        }
+    };
+    let kept: Vec<OwnedFd> = std::iter::from_fn(|| starter.take_fd()).collect();
+    spec.kept = kept.iter().map(|fd| fd.as_raw_fd()).collect();
+    // The machines inherit it, to hear when they may run, and not to say anything.
+    let (socket, _) = starter.into_stream();
+    socket.shutdown(Shutdown::Write)?;
+    drop(socket);
+    run(&spec, kept)
+}
+
+/// Starts the machines of a spec, and returns once they have ended.
+fn run(spec: &Spec, kept: Vec<OwnedFd>) -> anyhow::Result<u8> {
     let runtime = Runtime::open()?;
     let mut claims = Vec::with_capacity(spec.names.len());
     for name in &spec.names {
@@ -63,7 +84,7 @@ fn run(spec: &Spec, line: &str) -> anyhow::Result<u8> {
     let pids = if spec.share_layout {
         fork_all(spec, &claims)?
     } else {
-        execute_all(line, spec.confine, &claims, &kept)?
+        execute_all(spec, &claims, &kept)?
     };
     drop(kept);
     let_go_of_starter()?;
@@ -99,19 +120,14 @@ fn fork_all(spec: &Spec, claims: &[NameLock]) -> anyhow::Result<Vec<i32>> {
 
 /// A process for each that executes this program anew: no two have the same layout of
 /// their addresses.
-fn execute_all(
-    line: &str,
-    confine: bool,
-    claims: &[NameLock],
-    kept: &[OwnedFd],
-) -> anyhow::Result<Vec<i32>> {
+fn execute_all(spec: &Spec, claims: &[NameLock], kept: &[OwnedFd]) -> anyhow::Result<Vec<i32>> {
     let file = memfd_create("spec", MemfdFlags::empty()).context("cannot pass on the machines")?;
     let mut file = File::from(file);
-    file.write_all(line.as_bytes())?;
+    file.write_all(&serde_json::to_vec(spec)?)?;
     for fd in kept {
         fcntl_setfd(fd, FdFlags::empty())?;
     }
-    let groups = confine.then(Groups::find).flatten();
+    let groups = spec.confine.then(Groups::find).flatten();
     let mut pids = Vec::with_capacity(claims.len());
     for (number, claim) in claims.iter().enumerate() {
         fcntl_setfd(claim.lock(), FdFlags::empty())?;

@@ -96,6 +96,13 @@ impl Kept {
 
 /// The agent of a guest that may still boot, or have to notice that it was restored.
 pub fn connect(runtime: &Runtime, vm: &VmDir, wait: Duration) -> anyhow::Result<AgentClient> {
+    if !vm.vsock().exists() && vm.is_running() {
+        bail!(
+            "{} has no vsock device, by which the agent in a guest answers: `snapstore run` gives \
+             one to machines that boot Linux",
+            vm.name
+        );
+    }
     let began = Instant::now();
     let attempt = |patience| {
         AgentClient::connect_while(&vm.vsock(), AGENT_PORT, patience, || vm.is_running())

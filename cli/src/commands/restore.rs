@@ -7,6 +7,7 @@ use anyhow::bail;
 use snapstore_host::restore::{RestoreRequest, prepare};
 use snapstore_host::runtime::Runtime;
 use snapstore_host::start::borrowed;
+use snapstore_host::starter::Starter;
 use snapstore_host::{Overlays, Usage};
 
 use crate::args::RestoreArgs;
@@ -22,8 +23,10 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         ));
     }
     let began = Instant::now();
-    let store = context.open()?;
     let runtime = Runtime::open()?;
+    // It gets ready while this process opens the store.
+    let mut starter = Starter::launch(&runtime)?;
+    let store = context.open()?;
     let (snapshot, elsewhere) = lazy::find(&store, &args.snapshot, &args.reading, !args.no_fill)?;
     let request = RestoreRequest {
         snapshot: &snapshot,
@@ -36,7 +39,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         prefetch: !args.no_prefetch,
         common: !args.no_common_memory,
     };
-    let mut restoration = prepare(&runtime, &store, request)?;
+    let mut restoration = prepare(&runtime, &store, &mut starter, request)?;
     if let Some(why) = &restoration.not_pinned {
         say!("warning: {why}");
     }
@@ -46,7 +49,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let kept = borrowed(&restoration.kept);
     start(
         context,
-        &runtime,
+        (&runtime, starter),
         &args.start,
         restoration.spec,
         &kept,

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use snapstore_host::commit::CommitTarget;
 use snapstore_host::runtime::Runtime;
 use snapstore_host::start::free_names;
+use snapstore_host::starter::Starter;
 use snapstore_host::{
     DiskAccess, DiskSpec, MachineSource, Overlays, Spec, Usage, check_kind, networks,
 };
@@ -79,6 +80,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             replace: args.replace,
             labels: [(CONFIGURATION_LABEL.to_owned(), configuration)].into(),
         });
+    let starter = Starter::launch(&runtime)?;
     let (names, reserved) = free_names(&runtime, &args.name, true, 1)?;
     let nets = networks::of_machines(&args.nets, &names)?;
     let overlays = Overlays::new(args.start.overlay_dir.as_deref(), args.start.overlay_limit)?;
@@ -106,7 +108,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
     };
     start(
         context,
-        &runtime,
+        (&runtime, starter),
         &args.start,
         spec,
         &[],

@@ -10,6 +10,7 @@ use serde_json::json;
 use snapstore_host::commit::{CommitTarget, commit};
 use snapstore_host::runtime::{Reservation, Runtime, VmDir};
 use snapstore_host::start::{self, StartSignal};
+use snapstore_host::starter::Starter;
 use snapstore_host::{ChildFailure, Spec, class, message};
 use snapstore_store::Store;
 use snapstore_vmm::control::{Client, Request, RunState, Status};
@@ -30,7 +31,7 @@ const UNCONFINED: &str = "warning: not confined: a guest that breaks out of its 
 /// long as they live. Either all are started or none. `reserved` are their names.
 pub fn start(
     context: &Context,
-    runtime: &Runtime,
+    (runtime, starter): (&Runtime, Starter),
     args: &StartArgs,
     mut spec: Spec,
     kept: &[BorrowedFd<'_>],
@@ -56,7 +57,7 @@ pub fn start(
     let when_ready = when_ready
         .map(|wanted| Ok::<_, anyhow::Error>((context.open_or_create_default()?, wanted)))
         .transpose()?;
-    let (started, word) = start::start(runtime, spec, kept)?;
+    let (started, word) = start::start(runtime, starter, &spec, kept)?;
     // The machines hold their names. An attached one's is free as soon as it has ended.
     drop(reserved);
     for status in &started {
@@ -94,7 +95,8 @@ pub fn start(
 
 /// An error of a machine that was started, and goes on.
 fn still_there(error: anyhow::Error, vm: &VmDir) -> anyhow::Error {
-    if !vm.is_running() {
+    // One that is just ending still has its name, and takes no clients.
+    if !vm.is_running() || vm.connect().is_err() {
         return error;
     }
     ChildFailure {

@@ -83,7 +83,7 @@ pub fn restore(
     let (names, reserved) = free_names(runtime, base, wanted.name.is_some(), wanted.count)?;
     let nets = networks::of_machines(wanted.nets, &names)?;
     let reading = Reading::wanted(wanted.prefetch);
-    let mounted = mounts::find_or_start(runtime, store, &mounts::Shown::here(id), reading)?;
+    let mounted = mounts::find_or_start(runtime, store, &mounts::Shown::here(id), reading, None)?;
     let program = match wanted.program {
         Some(path) => path.to_owned(),
         None => restorer.program(&mounted.dir)?,

@@ -52,10 +52,17 @@ impl Runtime {
         let dir = std::path::absolute(runtime_dir()).context(
             "cannot find the directory for machines; name one with SNAPSTORE_RUNTIME_DIR",
         )?;
-        for part in [&dir, &dir.join("vms"), &dir.join("mounts")] {
+        let runtime = Self { dir };
+        // Before there is anything that no machine could use.
+        runtime.vm("m")?;
+        for part in [&runtime.dir, &runtime.vms_dir(), &runtime.mounts()] {
             make_private(part)?;
         }
-        Ok(Self { dir })
+        Ok(runtime)
+    }
+
+    fn vms_dir(&self) -> PathBuf {
+        self.dir.join("vms")
     }
 
     /// Where mounts that machines share are.
@@ -73,7 +80,7 @@ impl Runtime {
         })?;
         let vm = VmDir {
             name: name.to_owned(),
-            dir: self.dir.join("vms").join(name),
+            dir: self.vms_dir().join(name),
         };
         if vm.socket().as_os_str().len() > SOCKET_PATH_BYTES {
             bail!(Usage(format!(
@@ -89,7 +96,7 @@ impl Runtime {
     /// away, if its supervisor could not; so are names of machines that never were, and
     /// mounts of which neither the server nor a machine is left.
     pub fn vms(&self) -> anyhow::Result<Vec<VmDir>> {
-        let dir = self.dir.join("vms");
+        let dir = self.vms_dir();
         let mut vms = Vec::new();
         for entry in fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {
             let entry = entry?;

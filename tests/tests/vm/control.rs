@@ -262,3 +262,18 @@ fn consoles_that_are_not_read_do_no_harm() -> Result<()> {
     lab.wait_beyond("web", at)?;
     is_well(&lab)
 }
+
+/// A flat guest has no device by which an agent could answer: nobody waits for one.
+#[test]
+fn a_machine_without_a_vsock_device_is_not_waited_for() -> Result<()> {
+    let Some(lab) = with_machine("a_machine_without_a_vsock_device_is_not_waited_for")? else {
+        return Ok(());
+    };
+    let output = lab
+        .cli
+        .run(&["exec", "web", "--wait", "3600", "--", "true"])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    ensure!(said.contains("no vsock device"), "{said}");
+    is_well(&lab)
+}

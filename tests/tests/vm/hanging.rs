@@ -1,5 +1,6 @@
 //! A machine whose process hangs: who waits for it is told what for, and what to do.
 
+use std::os::unix::net::UnixListener;
 use std::process::{Output, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -25,6 +26,8 @@ fn whoever_waits_says_what_for() -> Result<()> {
     lab.run("web", TABLE, &[])?;
     lab.wait_for_steps("web", 1)?;
     let pid = lab.pid("web")?;
+    // As of a machine with an agent, which a stopped process does not serve.
+    let _vsock = UnixListener::bind(lab.vm_dir("web").join("vsock.sock"))?;
     let waiting = format!("the machine's process {pid} is stopped");
     for arguments in [
         &["pause", "web"][..],

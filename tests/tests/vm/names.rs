@@ -90,3 +90,22 @@ fn a_stop_of_several_ends_those_that_there_are() -> Result<()> {
     lab.stop("b")?;
     lab.finish()
 }
+
+/// A socket's path has 107 bytes at most: a directory in which no machine could have one is
+/// refused before anything is made.
+#[test]
+fn a_directory_too_deep_for_sockets_is_not_made() -> Result<()> {
+    let Some(lab) = Lab::new("a_directory_too_deep_for_sockets_is_not_made")? else {
+        return Ok(());
+    };
+    let deep = lab.path(&"d".repeat(100));
+    for command in [&["ps"][..], &["restore", "base", "--detach"]] {
+        let mut command = lab.cli.command(command)?;
+        let output = command.env("SNAPSTORE_RUNTIME_DIR", &deep).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(2), "{output:?}");
+        ensure!(said.contains("SNAPSTORE_RUNTIME_DIR"), "{said}");
+        ensure!(!deep.exists(), "{} is left", deep.display());
+    }
+    lab.finish()
+}

@@ -82,3 +82,29 @@ fn a_machine_program_of_another_version_says_so() -> Result<()> {
     }
     Ok(())
 }
+
+/// Who would have started machines waits for a word; of a command that fails before there is
+/// one it is gone when the command returns.
+#[test]
+fn nobody_waits_for_machines_that_are_not_started() -> Result<()> {
+    let test = "nobody_waits_for_machines_that_are_not_started";
+    let Some(lab) = Lab::with_mounts(test)? else {
+        return Ok(());
+    };
+    lab.run("web", TABLE, &[])?;
+    lab.wait_for_steps("web", 2)?;
+    lab.commit("base", "web")?;
+    lab.stop("web")?;
+    lab.assert_nothing_left()?;
+    for arguments in [
+        &["restore", "nothing", "--detach"][..],
+        &["restore", "base", "--name", "a/b", "--detach"],
+        &["run", "web", "--kernel", "/nowhere/at/all", "--detach"],
+    ] {
+        let output = lab.cli.run(arguments)?;
+        ensure!(!output.status.success(), "{output:?}");
+        let processes = lab.processes()?;
+        ensure!(processes.is_empty(), "{arguments:?} left {processes:?}");
+    }
+    lab.finish()
+}

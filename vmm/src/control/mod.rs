@@ -22,4 +22,4 @@ pub use protocol::{
     CommitReport, DiskInfo, Origin, Reply, Request, RunState, Seconds, Status, Totals,
 };
 pub use vm::{Identity, Vm};
-pub use wire::read_requests;
+pub use wire::{Connection, read_requests};

@@ -21,23 +21,39 @@ const MAX_LINE_BYTES: usize = 64 << 10;
 /// disk.
 const MAX_FDS: usize = 4 + 3 * crate::state::MAX_VIRTIO_DEVICES;
 
-/// One end of a control connection.
-pub(super) struct Connection {
+/// One end of a connection that carries lines of JSON, and descriptors with them.
+pub struct Connection {
     stream: UnixStream,
+    max_line_bytes: usize,
     received: Vec<u8>,
     fds: VecDeque<OwnedFd>,
 }
 
 impl Connection {
+    /// One that takes lines of 64 KiB at most.
+    #[must_use]
     pub fn new(stream: UnixStream) -> Self {
         Self {
             stream,
+            max_line_bytes: MAX_LINE_BYTES,
             received: Vec::new(),
             fds: VecDeque::new(),
         }
     }
 
+    /// Takes lines of any length, from somebody who is trusted.
+    #[must_use]
+    pub fn with_lines_of_any_length(self) -> Self {
+        Self {
+            max_line_bytes: usize::MAX,
+            ..self
+        }
+    }
+
     /// Sends one line, and descriptors with it.
+    ///
+    /// # Errors
+    /// The other end is gone, or there are too many descriptors.
     pub fn send(&mut self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
@@ -56,6 +72,9 @@ impl Connection {
     }
 
     /// The next line; `None` at the end of the connection.
+    ///
+    /// # Errors
+    /// A line that is too long or says something else, or what the socket says.
     pub fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         loop {
             if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
@@ -67,7 +86,7 @@ impl Connection {
                     .map(Some)
                     .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
             }
-            if self.received.len() >= MAX_LINE_BYTES {
+            if self.received.len() >= self.max_line_bytes {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
                     "the line is too long",
@@ -111,6 +130,7 @@ impl Connection {
     }
 
     /// Whether there is something to receive, or the end, before this time is over.
+    #[must_use]
     pub fn is_readable_within(&self, time: Duration) -> bool {
         let Ok(time) = Timespec::try_from(time) else {
             return false;
@@ -122,6 +142,9 @@ impl Connection {
 
     /// How long to wait for the other end to send or to take something: `WouldBlock`
     /// then. What was received until then stays.
+    ///
+    /// # Errors
+    /// What the socket says.
     pub fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
         self.stream.set_read_timeout(patience)?;
         self.stream.set_write_timeout(patience)
@@ -133,11 +156,13 @@ impl Connection {
     }
 
     /// The stream, and what was already received from it.
+    #[must_use]
     pub fn into_stream(self) -> (UnixStream, Vec<u8>) {
         (self.stream, self.received)
     }
 
     /// The process at the other end.
+    #[must_use]
     pub fn peer_pid(&self) -> Option<i32> {
         let credentials = rustix::net::sockopt::socket_peercred(&self.stream).ok()?;
         Some(credentials.pid.as_raw_nonzero().get())
