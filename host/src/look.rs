@@ -130,22 +130,24 @@ pub fn is_dead(dir: &Path) -> bool {
 /// at side by side: one whose mount does not answer holds up none of the others
 /// for longer than it may take itself.
 ///
-/// A single list is looked at by a process that waits for something to do, if there is one.
+/// A process that waits for something to do looks first, if there is one, at all of them one
+/// after the other: mounts that do not answer are rare.
 pub fn which_shows(
     id: &str,
     lists: &[Vec<PathBuf>],
     starter: Option<&mut Starter>,
 ) -> anyhow::Result<Option<PathBuf>> {
-    if let ([dirs], Some(starter)) = (lists, starter)
+    if let Some(starter) = starter
         && starter.is_there()
-        && let Some(texts) = dirs
-            .iter()
-            .map(|dir| dir.to_str())
-            .collect::<Option<Vec<_>>>()
     {
-        let answer = starter.look(&[&["which", id], &texts[..]].concat(), PATIENCE);
-        let number = answer.and_then(|answer| answer.parse::<usize>().ok());
-        return Ok(number.and_then(|number| dirs.get(number).cloned()));
+        let dirs: Vec<_> = lists.iter().flatten().collect();
+        let texts: Option<Vec<_>> = dirs.iter().map(|dir| dir.to_str()).collect();
+        if let Some(texts) = texts
+            && let Some(answer) = starter.look(&[&["which", id], &texts[..]].concat(), PATIENCE)
+        {
+            let number = answer.parse::<usize>().ok();
+            return Ok(number.and_then(|number| dirs.get(number).copied().cloned()));
+        }
     }
     let looks: Vec<_> = lists
         .iter()
