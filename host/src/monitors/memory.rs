@@ -2,16 +2,22 @@
 //!
 //! What the guest wrote to a private mapping of a snapshot's memory are pages of the
 //! process's own: the kernel tells which (`/proc/PID/pagemap`). So the changes are exact,
-//! whatever the monitor logs, and they can only be changes to what is mapped. Any other
-//! mapping is read whole.
+//! whatever the monitor logs, and they can only be changes to what is mapped. Of any other
+//! mapping of a file what the file has is read, and its holes are not: to read a hole of
+//! shared memory through the process that maps it would give it pages.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use rustix::fs::{MemfdFlags, memfd_create};
 use snapstore_store::{Extent, ImageRole, Input, InputData, InputKind, SnapshotId, Store};
+use snapstore_vmm::memory::ranges::coalesce;
 use snapstore_vmm::memory::{HostSlot, ScanMethod, private_ranges};
 
 use super::adapter::{Budget, Taken};
@@ -60,7 +66,6 @@ pub fn read(
     let parent = parent(store, peer, &mapped)?;
     let pagemap = File::open(peer.proc("pagemap")).map_err(|error| refused(peer.pid, error))?;
     let from = File::open(peer.proc("mem")).map_err(|error| refused(peer.pid, error))?;
-    let anonymous = mapped.iter().all(|it| it.is_private && it.inode == 0);
     let slots: Vec<HostSlot> = mapped
         .iter()
         .map(|it| HostSlot {
@@ -73,10 +78,9 @@ pub fn read(
             host_address: it.start,
         })
         .collect();
-    let ranges = match parent.is_some() || anonymous {
+    let ranges = match parent.is_some() {
         true => private_ranges(&pagemap, &slots, ScanMethod::Automatic)?,
-        // Its file may have data that this process has not touched.
-        false => std::iter::once(0..memory.size_bytes).collect(),
+        false => filled(peer, &pagemap, &mapped, &slots)?,
     };
     let extents = extents(&slots, &ranges)?;
     let read_bytes = extents.iter().map(|extent| extent.length).sum();
@@ -106,6 +110,57 @@ pub fn read(
             },
         },
     })
+}
+
+/// What is not zero for certain, as ranges of the image: pages that are the process's own, and
+/// data of files, which it need not have touched.
+fn filled(
+    peer: &Peer,
+    pagemap: &File,
+    mapped: &[Mapped],
+    slots: &[HostSlot],
+) -> anyhow::Result<Vec<Range<u64>>> {
+    let private: Vec<HostSlot> = (mapped.iter().zip(slots))
+        .filter(|(it, _)| it.is_private)
+        .map(|(_, slot)| *slot)
+        .collect();
+    let mut ranges = private_ranges(pagemap, &private, ScanMethod::Automatic)?;
+    let mut files: BTreeMap<_, Vec<Range<u64>>> = BTreeMap::new();
+    for (it, slot) in mapped.iter().zip(slots).filter(|(it, _)| it.inode != 0) {
+        let data = match files.entry((it.device, it.inode)) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(match opened(peer, it) {
+                Some(file) => data_ranges(&file, file.metadata()?.len())?,
+                // What cannot be looked at may be data.
+                None => std::iter::once(0..u64::MAX).collect(),
+            }),
+        };
+        let end = it.offset + slot.length;
+        let first = data.partition_point(|range| range.end <= it.offset);
+        for range in data[first..].iter().take_while(|range| range.start < end) {
+            let in_slot = |at: u64| at.clamp(it.offset, end) - it.offset + slot.image_offset;
+            ranges.push(in_slot(range.start)..in_slot(range.end));
+        }
+    }
+    Ok(coalesce(ranges))
+}
+
+/// The file of a mapping, if the process has it open.
+fn opened(peer: &Peer, mapped: &Mapped) -> Option<File> {
+    let is_it = |path: &Path| {
+        fs::metadata(path).is_ok_and(|found| {
+            let device = (
+                rustix::fs::major(found.dev()),
+                rustix::fs::minor(found.dev()),
+            );
+            found.is_file() && (device, found.ino()) == (mapped.device, mapped.inode)
+        })
+    };
+    let entries = fs::read_dir(peer.proc("fd")).ok()?;
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    paths
+        .filter(|path| is_it(path))
+        .find_map(|path| File::open(path).ok())
 }
 
 /// The mappings that the guest's memory consists of, cut to it.

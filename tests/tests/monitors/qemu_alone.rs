@@ -5,12 +5,14 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use anyhow::ensure;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
+use snapstore_tests::vm::eventually;
 
 use crate::qemu::program;
 use crate::{Fixture, Process};
@@ -124,7 +126,9 @@ fn what_a_killed_commit_left_in_qemu_is_not_written_to() -> anyhow::Result<()> {
         machine.arg(format!("unix:{socket},server=on,wait=off"));
     }
     let mut process = Process::start(machine.stdin(Stdio::null()).stdout(Stdio::null()))?;
-    process.wait_for_socket(sockets[0].as_ref())?;
+    for socket in &sockets {
+        process.wait_for_socket(socket.as_ref())?;
+    }
     let mut watching = Client::connect(&sockets[1])?;
     let left = fixture.path("left");
     let add = json!({"execute": "add-fd", "arguments": {"fdset-id": FD_SET}});
@@ -159,4 +163,58 @@ fn what_a_killed_commit_left_in_qemu_is_not_written_to() -> anyhow::Result<()> {
     }
     assert_eq!(left.metadata()?.len(), 0, "it went elsewhere");
     Ok(())
+}
+
+/// Memory that a guest has not touched is a hole of its file. To read it through the process
+/// would fill it: the host would hold all of a guest's memory after its first commit.
+#[test]
+fn holes_of_shared_memory_stay_holes() -> anyhow::Result<()> {
+    let test = "holes_of_shared_memory_stay_holes";
+    let Some(qemu) = program(test) else {
+        return Ok(());
+    };
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let socket = fixture.text("qmp.sock");
+    let mut machine = Command::new(&qemu);
+    machine.args(["-display", "none", "-nodefaults", "-accel", "tcg"]);
+    machine.args(["-machine", "pc,memory-backend=ram", "-m", "256"]);
+    machine.args(["-object", "memory-backend-memfd,id=ram,size=256M,share=on"]);
+    machine.args(["-qmp", &format!("unix:{socket},server=on,wait=off")]);
+    let mut process = Process::start(machine.stdin(Stdio::null()).stdout(Stdio::null()))?;
+    process.wait_for_socket(socket.as_ref())?;
+    let pid = process.0.id();
+    let memory = eventually("it has memory", || memory_file(pid))?;
+    let used = || anyhow::Ok(memory.metadata()?.blocks() * 512);
+    let before = eventually("the firmware runs", || {
+        Ok(Some(used()?).filter(|used| *used > 0))
+    })?;
+    ensure!(before < 64 << 20, "{before} bytes at first");
+    fixture.cli.ok(&["commit", "t0", "--qmp", &socket])?;
+    // The firmware runs on, and may touch a little.
+    ensure!(used()? < before + (16 << 20), "{before}, then {}", used()?);
+    // All that it has is in the snapshot: nothing of it changes while it is paused.
+    Client::connect(&socket)?.run(&json!({"execute": "stop"}), None)?;
+    fixture.cli.ok(&["commit", "t1", "--qmp", &socket])?;
+    let mut held = vec![0; 256 << 20];
+    memory.read_exact_at(&mut held, 0)?;
+    ensure!(
+        held.iter().any(|byte| *byte != 0),
+        "the firmware wrote nothing"
+    );
+    ensure!(fixture.shown("t1", "memory.bin")? == held, "other bytes");
+    Ok(())
+}
+
+/// The file that a process has its guest's memory in.
+fn memory_file(pid: u32) -> anyhow::Result<Option<File>> {
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let path = entry?.path();
+        let to = std::fs::read_link(&path).unwrap_or_default();
+        if to.to_string_lossy().starts_with("/memfd:memory-backend") {
+            return Ok(Some(File::open(path)?));
+        }
+    }
+    Ok(None)
 }
