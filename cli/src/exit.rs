@@ -83,7 +83,7 @@ pub fn code(error: &anyhow::Error) -> u8 {
         ErrorClass::Usage => USAGE,
         ErrorClass::NotFound => NOT_FOUND,
         ErrorClass::Damaged => DAMAGED,
-        ErrorClass::Busy => BUSY,
+        ErrorClass::Busy | ErrorClass::Unmounted => BUSY,
         ErrorClass::Unanswered => UNANSWERED,
     }
 }

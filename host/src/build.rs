@@ -26,6 +26,7 @@ use snapstore_vmm::{Assembled, Console, Error, Kernel};
 use crate::error::Usage;
 use crate::networks::{self, NetSpec};
 use crate::runtime::VSOCK;
+use crate::snapshot_files::SnapshotFiles;
 
 /// What a machine is made from.
 #[derive(Serialize, Deserialize)]
@@ -55,6 +56,8 @@ pub enum MachineSource {
         /// The snapshot's files.
         #[serde(with = "snapstore_fuse::path_json")]
         dir: PathBuf,
+        /// The snapshot that they must be of.
+        snapshot: String,
         /// A memory that is nearly the same, which other machines have mapped.
         #[serde(default)]
         common: Option<CommonMemory>,
@@ -64,9 +67,11 @@ pub enum MachineSource {
 /// Another snapshot's memory, as the process of a machine is told of it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CommonMemory {
-    /// The file.
+    /// The other snapshot's files.
     #[serde(with = "snapstore_fuse::path_json")]
-    pub image: PathBuf,
+    pub dir: PathBuf,
+    /// The other snapshot.
+    pub snapshot: String,
     /// Where the machine's own may differ, in bytes.
     pub differs: Vec<Range<u64>>,
 }
@@ -92,6 +97,10 @@ pub enum DiskAccess {
     /// It goes to the file; such a machine cannot be committed.
     InPlace,
 }
+
+/// A snapshot's files that a machine is made from, beside its disks.
+const MEMORY: &str = "memory.bin";
+const STATE: &str = "vmstate";
 
 /// Kernels are loaded at 1 MiB.
 const LEAST_MEMORY_BYTES: u64 = 2 << 20;
@@ -140,17 +149,23 @@ pub fn build(
             stages.end("map");
             Assembled::boot(memory, (*cpus, cpu), &kernel, console, devices).map_err(usage)?
         }
-        MachineSource::Restore { dir, common } => {
-            let state = read_state(&dir.join("vmstate"))?;
-            let image = open(&dir.join("memory.bin"))?;
-            let devices = saved_devices(&state, dir, nets, overlays)?;
+        MachineSource::Restore {
+            dir,
+            snapshot,
+            common,
+        } => {
+            let files = SnapshotFiles::hold(dir, snapshot)?;
+            let state = read_state(&files)?;
+            let image = files.open(MEMORY)?;
+            let devices = saved_devices(&state, &files, nets, overlays)?;
             stages.end("open");
             let layout = MemoryLayout::new(state.memory_bytes)?;
             let memory = match common {
                 None => GuestMemory::from_image(layout, &image)?,
                 Some(common) => {
+                    let others = SnapshotFiles::hold(&common.dir, &common.snapshot)?;
                     let base = Base {
-                        image: &open(&common.image)?,
+                        image: &others.open(MEMORY)?,
                         differs: &common.differs,
                     };
                     GuestMemory::from_image_over(layout, &image, Some(&base))?
@@ -245,7 +260,7 @@ fn linux_devices(
 /// is no tap has its link down.
 fn saved_devices(
     state: &MachineState,
-    dir: &Path,
+    files: &SnapshotFiles,
     nets: &[NetSpec],
     overlays: &Overlays,
 ) -> anyhow::Result<Devices> {
@@ -256,7 +271,7 @@ fn saved_devices(
             VirtioDeviceState::Block { read_only, .. } => {
                 let name = disk_name(disks);
                 disks += 1;
-                let base = open(&dir.join(format!("{name}.img")))?;
+                let base = files.open(&format!("{name}.img"))?;
                 Box::new(Block::new(if read_only {
                     Disk::read_only(&name, base)?
                 } else {
@@ -354,11 +369,11 @@ fn open_for_writing(path: &Path) -> anyhow::Result<File> {
         .with_context(|| format!("cannot open {} for writing", path.display()))
 }
 
-fn read_state(path: &Path) -> anyhow::Result<MachineState> {
+fn read_state(files: &SnapshotFiles) -> anyhow::Result<MachineState> {
     let mut bytes = Vec::new();
     // One byte more than may be tells that there is more.
-    io::Read::take(open(path)?, MAX_STATE_BYTES + 1)
+    io::Read::take(files.open(STATE)?, MAX_STATE_BYTES + 1)
         .read_to_end(&mut bytes)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+        .with_context(|| format!("cannot read the snapshot's {STATE}"))?;
     Ok(MachineState::decode(&bytes)?)
 }

@@ -20,9 +20,8 @@ use crate::mounts;
 use crate::runtime::Runtime;
 use crate::starter::Starter;
 
-/// The image that is mapped, and its file in a mount.
+/// The image that is mapped.
 const MEMORY: &str = "memory";
-const FILE: &str = "memory.bin";
 /// Mounts that are compared, the oldest first: a comparison with one that has nothing in
 /// common costs reading as many leaves as [`MOST_DIFFERENT`] allows.
 const MOST_MOUNTS: usize = 3;
@@ -86,7 +85,8 @@ fn try_find(
             continue;
         }
         let common = CommonMemory {
-            image: dir.join(FILE),
+            dir,
+            snapshot: other.to_string(),
             differs: bounded(&diff, MOST_RANGES),
         };
         tracing::debug!(

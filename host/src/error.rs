@@ -15,6 +15,11 @@ pub struct NotFound(pub String);
 #[derive(Debug)]
 pub struct Busy(pub String);
 
+/// A mount that was found, and is not there any more when it is used, with what to say of it.
+/// Trying again finds or makes another.
+#[derive(Debug)]
+pub struct Unmounted(pub String);
+
 /// What another process of this program failed with.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ChildFailure {
@@ -38,6 +43,8 @@ pub enum ErrorClass {
     Damaged,
     /// Another process holds it; trying again may help.
     Busy,
+    /// A mount was undone that was about to be used; trying again makes another.
+    Unmounted,
     /// Another host did not answer: what was asked for may have happened.
     Unanswered,
 }
@@ -53,7 +60,7 @@ macro_rules! message_is_field {
     )*};
 }
 
-message_is_field!(Usage: 0, NotFound: 0, Busy: 0, ChildFailure: message);
+message_is_field!(Usage: 0, NotFound: 0, Busy: 0, Unmounted: 0, ChildFailure: message);
 
 impl ChildFailure {
     /// What this process hands to the one that waits for it.
@@ -88,6 +95,9 @@ pub fn class(error: &anyhow::Error) -> ErrorClass {
     }
     if error.is::<Busy>() {
         return ErrorClass::Busy;
+    }
+    if error.is::<Unmounted>() {
+        return ErrorClass::Unmounted;
     }
     if let Some(error) = error.downcast_ref::<ChildFailure>() {
         return error.class;

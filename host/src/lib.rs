@@ -35,6 +35,7 @@ pub mod networks;
 mod process;
 pub mod restore;
 pub mod runtime;
+mod snapshot_files;
 mod spec;
 pub mod start;
 pub mod starter;

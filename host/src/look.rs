@@ -21,6 +21,7 @@ use snapstore_vmm::memory::resident_bytes;
 
 use crate::background;
 use crate::error::Usage;
+use crate::snapshot_files::is_of;
 use crate::spec::FAILED;
 use crate::starter::Starter;
 
@@ -266,7 +267,5 @@ fn shows(dir: &Path, id: &str) -> bool {
     let Ok(manifest) = fs::read(dir.join("manifest.json")) else {
         return false;
     };
-    serde_json::from_slice::<serde_json::Value>(&manifest)
-        // A layout has other names for what is looked for here.
-        .is_ok_and(|manifest| manifest["id"] == id && manifest["layout"].is_null())
+    is_of(&manifest, id)
 }

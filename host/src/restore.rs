@@ -15,6 +15,7 @@ use crate::mount_server::{Reading, RemoteReading};
 use crate::mounts::{self, Shown};
 use crate::networks::{self, NetSpec};
 use crate::runtime::{Reservation, Runtime};
+use crate::snapshot_files::SnapshotFiles;
 use crate::spec::Spec;
 use crate::start::free_names;
 use crate::starter::Starter;
@@ -93,7 +94,7 @@ pub fn prepare(
         None => Reading::wanted(request.prefetch),
     };
     let mounted = mounts::find_or_start(runtime, store, &shown, reading, Some(starter))?;
-    check_restorable(snapshot, &mounted.dir)?;
+    check_restorable(snapshot, &mounted.dir, &id.to_string())?;
     let mut kept: Vec<OwnedFd> = pin.map(snapstore_store::Pin::into_fd).into_iter().collect();
     kept.extend(
         mounted
@@ -108,6 +109,7 @@ pub fn prepare(
             names,
             what: MachineSource::Restore {
                 dir: mounted.dir,
+                snapshot: id.to_string(),
                 common,
             },
             nets,
@@ -130,15 +132,16 @@ pub fn prepare(
 }
 
 /// Looks at the mounted files: the store's index need not be opened for it.
-fn check_restorable(name: &str, dir: &Path) -> anyhow::Result<()> {
-    if dir.join(DESCRIPTION).exists() {
+fn check_restorable(name: &str, dir: &Path, id: &str) -> anyhow::Result<()> {
+    let files = SnapshotFiles::hold(dir, id)?;
+    if files.has(DESCRIPTION) {
         bail!(Usage(format!(
             "{name} was committed from another monitor, whose state only that can load; restore \
              it with --with (`snapstore show {name}` tells which one it is)"
         )));
     }
     for needed in ["memory.bin", "vmstate"] {
-        if !dir.join(needed).exists() {
+        if !files.has(needed) {
             bail!(
                 "{name} has no {needed}: it was not committed from a running machine \
                  (`snapstore commit TAG --vm NAME`); `snapstore show {name}` lists what it has"

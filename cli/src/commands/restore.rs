@@ -8,7 +8,7 @@ use snapstore_host::restore::{RestoreRequest, prepare};
 use snapstore_host::runtime::Runtime;
 use snapstore_host::start::borrowed;
 use snapstore_host::starter::Starter;
-use snapstore_host::{Overlays, Usage};
+use snapstore_host::{ErrorClass, Overlays, Usage, class, message};
 
 use crate::args::RestoreArgs;
 use crate::commands::lazy;
@@ -22,10 +22,25 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
             "only one machine can be attached; use --detach with -n".to_owned()
         ));
     }
-    let began = Instant::now();
     let runtime = Runtime::open()?;
+    for _ in 0..RETRIES {
+        match once(context, args, &runtime) {
+            Err(error) if class(&error) == ErrorClass::Unmounted => {
+                tracing::debug!(error = message(&error), "once more");
+            }
+            done => return done,
+        }
+    }
+    once(context, args, &runtime)
+}
+
+/// How often a restore begins anew whose mount was undone before its machines had it open.
+const RETRIES: usize = 5;
+
+fn once(context: &Context, args: &RestoreArgs, runtime: &Runtime) -> anyhow::Result<ExitCode> {
+    let began = Instant::now();
     // It gets ready while this process opens the store.
-    let mut starter = Starter::launch(&runtime)?;
+    let mut starter = Starter::launch(runtime)?;
     let store = context.open()?;
     let (snapshot, elsewhere) = lazy::find(&store, &args.snapshot, &args.reading, !args.no_fill)?;
     let request = RestoreRequest {
@@ -39,7 +54,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         prefetch: !args.no_prefetch,
         common: !args.no_common_memory,
     };
-    let mut restoration = prepare(&runtime, &store, &mut starter, request)?;
+    let mut restoration = prepare(runtime, &store, &mut starter, request)?;
     if let Some(why) = &restoration.not_pinned {
         say!("warning: {why}");
     }
@@ -49,7 +64,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let kept = borrowed(&restoration.kept);
     start(
         context,
-        (&runtime, starter),
+        (runtime, starter),
         &args.start,
         restoration.spec,
         &kept,

@@ -23,7 +23,8 @@ use crate::mount_server::Reading;
 use crate::mounts;
 use crate::networks::{self, NetSpec};
 use crate::runtime::Runtime;
-use crate::start::{borrowed, free_names};
+use crate::snapshot_files::{SnapshotFiles, gone};
+use crate::start::{borrowed, end, free_names};
 
 /// How long a monitor may take to say its version, and how often it is looked whether it has.
 const VERSION_PATIENCE: Duration = Duration::from_secs(30);
@@ -84,6 +85,7 @@ pub fn restore(
     let nets = networks::of_machines(wanted.nets, &names)?;
     let reading = Reading::wanted(wanted.prefetch);
     let mounted = mounts::find_or_start(runtime, store, &mounts::Shown::here(id), reading, None)?;
+    let files = SnapshotFiles::hold(&mounted.dir, &id.to_string())?;
     let program = match wanted.program {
         Some(path) => path.to_owned(),
         None => restorer.program(&mounted.dir)?,
@@ -136,6 +138,13 @@ pub fn restore(
     };
     let machines = start(runtime, &spec, &borrowed(&kept))?;
     drop(reserved);
+    if !files.is_still_there() {
+        // They may have begun from something else.
+        for name in &spec.names {
+            end(&runtime.vm(name)?)?;
+        }
+        return Err(gone(&spec.mount, &spec.snapshot));
+    }
     Ok(Restored {
         machines,
         remarks,

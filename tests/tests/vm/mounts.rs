@@ -1,6 +1,7 @@
 //! The mounts that machines read their memory from.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
@@ -299,3 +300,62 @@ fn a_machine_that_is_still_starting_is_listed() -> Result<()> {
     ensure!(lab.machines()?.is_empty(), "its command is gone");
     lab.finish()
 }
+
+/// A mount is found by its path, and its user may undo it and mount something else there
+/// before a machine has opened anything. Whatever the moment, what runs is the snapshot that
+/// was asked for.
+#[test]
+fn a_mount_that_is_changed_meanwhile_is_not_taken_for_the_other() -> Result<()> {
+    let test = "a_mount_that_is_changed_meanwhile_is_not_taken_for_the_other";
+    let Some(lab) = Lab::with_mounts(test)? else {
+        return Ok(());
+    };
+    lab.run("web", TABLE, &[])?;
+    lab.wait_for_steps("web", 2)?;
+    lab.commit("early", "web")?;
+    let late = lab.committed_step("early")? + 20;
+    lab.wait_beyond("web", late)?;
+    lab.commit("late", "web")?;
+    lab.stop("web")?;
+    let dir = lab.path("mount");
+    fs::create_dir(&dir)?;
+    let shown = dir.display().to_string();
+    // Below the mount lie plain copies of the other's files.
+    lab.cli.ok(&["mount", "late", &shown])?;
+    let files = ["manifest.json", "memory.bin", "vmstate"];
+    let copies: Vec<Vec<u8>> = files
+        .iter()
+        .map(|name| fs::read(dir.join(name)))
+        .collect::<Result<_, _>>()?;
+    lab.cli.ok(&["umount", &shown])?;
+    for (name, bytes) in files.iter().zip(&copies) {
+        fs::write(dir.join(name), bytes)?;
+    }
+    for round in 0..ROUNDS {
+        lab.cli.ok(&["mount", "early", &shown])?;
+        let mut restore = lab
+            .cli
+            .command(&["restore", "early", "--name", "again", "--detach"])?;
+        let mut restore = restore.spawn()?;
+        std::thread::sleep(STEP * round);
+        lab.cli.ok(&["umount", "--lazy", &shown])?;
+        if round % 2 == 0 {
+            lab.cli.ok(&["mount", "late", &shown])?;
+        }
+        ensure!(restore.wait()?.success(), "round {round}");
+        let step = lab.wait_for_steps("again", 1)?[0];
+        ensure!(
+            step < late,
+            "round {round}: it went on at {step}, as of late"
+        );
+        lab.stop("again")?;
+        if round % 2 == 0 {
+            lab.cli.ok(&["umount", &shown])?;
+        }
+    }
+    lab.finish()
+}
+
+/// How often a mount is changed, each time a little later after a restore began.
+const ROUNDS: u32 = 30;
+const STEP: Duration = Duration::from_micros(1500);
