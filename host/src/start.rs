@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::Child;
+use std::process::{Child, ChildStdout};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -86,11 +86,37 @@ fn all_started(spec: &Spec, announced: &[Announcement]) -> anyhow::Result<Vec<St
 fn announcements(host: &mut Child, spec: &Spec) -> anyhow::Result<Vec<Announcement>> {
     let output = host.stdout.take().context("no pipe from the new process")?;
     let mut announced = Vec::with_capacity(spec.names.len());
+    if !is_readable_within(&output, SILENT_FOR) {
+        tracing::warn!(
+            "waiting for {}: no process of a machine has answered yet; `snapstore ps` lists them, \
+             `snapstore stop NAME` ends one",
+            spec.names.join(", ")
+        );
+    }
     for line in BufReader::new(output).lines() {
         announced.push(serde_json::from_str::<Announcement>(&line?)?);
     }
     Ok(announced)
 }
+
+/// Whether there is something to read, or the end, before this time is over.
+fn is_readable_within(output: &ChildStdout, time: Duration) -> bool {
+    let deadline = Instant::now() + time;
+    loop {
+        let Ok(left) = Timespec::try_from(deadline.saturating_duration_since(Instant::now()))
+        else {
+            return true;
+        };
+        match poll(&mut [PollFd::new(output, PollFlags::IN)], Some(&left)) {
+            Err(Errno::INTR) => {}
+            // Who cannot wait is told when it reads.
+            other => return other.is_ok_and(|ready| ready > 0),
+        }
+    }
+}
+
+/// For how long starting machines are waited for without a word.
+const SILENT_FOR: Duration = Duration::from_secs(3);
 
 /// Asks something of machines side by side, since each may take its time; the
 /// answers are in the machines' order.

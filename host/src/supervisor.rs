@@ -115,7 +115,11 @@ fn fork_all(spec: &Spec, claims: &[NameLock]) -> anyhow::Result<Vec<i32>> {
             Err(_) => NOT_STARTED,
         }
     };
-    Ok(snapstore_vmm::fork_each(spec.names.len(), child)?)
+    let pids = snapstore_vmm::fork_each(spec.names.len(), child)?;
+    for (pid, claim) in pids.iter().zip(claims) {
+        let _ = claim.name_process(*pid);
+    }
+    Ok(pids)
 }
 
 /// A process for each that executes this program anew: no two have the same layout of
@@ -141,7 +145,10 @@ fn execute_all(spec: &Spec, claims: &[NameLock], kept: &[OwnedFd]) -> anyhow::Re
             .collect::<Result<_, _>>()?;
         let make = |groups: &Groups| groups.make(&claim.vm.name, |dir| claim.vm.record_group(dir));
         let group = groups.as_ref().and_then(make);
-        pids.push(snapstore_vmm::execute_in(group, OWN, &arguments)?);
+        let pid = snapstore_vmm::execute_in(group, OWN, &arguments)?;
+        // As it does itself, if it comes to that: who stops or kills it early has to know it.
+        let _ = claim.name_process(pid);
+        pids.push(pid);
         fcntl_setfd(claim.lock(), FdFlags::CLOEXEC)?;
     }
     Ok(pids)

@@ -1,8 +1,12 @@
-//! Processes that are killed in the middle of a commit.
+//! Processes that are killed in the middle of a commit, or of a start.
 
+use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Stdio};
+use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 use snapstore_guests::{SPIN, TABLE, TOUCH, TouchCommand, page_sum};
 use snapstore_tests::stopping::Running;
@@ -337,4 +341,92 @@ fn a_starter_that_is_killed_leaves_no_machine_that_stands_still() -> Result<()> 
     }
     ensure!(ran > 0, "none was started in time");
     lab.finish()
+}
+
+/// How often a machine is killed while it starts, each time a little later.
+const MOMENTS: u32 = 40;
+const MOMENT: Duration = Duration::from_micros(150);
+
+/// The process of a machine as soon as it is known, while `starter` lives.
+fn starting(lab: &Lab, name: &str, starter: &mut Child) -> Result<Option<u32>> {
+    let lock = lab.vm_dir(name).join("lock");
+    while starter.try_wait()?.is_none() {
+        let said = fs::read_to_string(&lock).unwrap_or_default();
+        // Both words, or it is just being written.
+        if let Some((pid, _)) = said.split_once(' ').filter(|_| said.ends_with('\n')) {
+            return Ok(Some(pid.parse()?));
+        }
+    }
+    Ok(None)
+}
+
+/// While it confines itself a machine has a child for a moment, which holds all that it holds.
+#[test]
+fn a_machine_killed_while_it_starts_leaves_nothing() -> Result<()> {
+    let test = "a_machine_killed_while_it_starts_leaves_nothing";
+    let Some(lab) = Lab::with_mounts(test)? else {
+        return Ok(());
+    };
+    lab.run("web", TABLE, &[])?;
+    lab.wait_for_steps("web", 1)?;
+    lab.commit("base", "web")?;
+    lab.stop("web")?;
+    for moment in 0..MOMENTS {
+        let name = format!("m{moment}");
+        let mut restore = lab
+            .cli
+            .command(&["restore", "base", "--name", &name, "--detach"])?;
+        let mut restore = restore.stderr(Stdio::null()).spawn()?;
+        if let Some(pid) = starting(&lab, &name, &mut restore)? {
+            std::thread::sleep(MOMENT * moment);
+            // It is this test's, and may have ended already.
+            let _ = kill(pid);
+        }
+        restore.wait()?;
+        lab.cli.ok(&["stop", "--all"])?;
+    }
+    lab.assert_nothing_left()?;
+    lab.finish()
+}
+
+#[test]
+fn a_machine_stopped_while_it_starts_is_told_and_can_be_ended() -> Result<()> {
+    let test = "a_machine_stopped_while_it_starts_is_told_and_can_be_ended";
+    let Some(lab) = Lab::with_mounts(test)? else {
+        return Ok(());
+    };
+    lab.run("web", TABLE, &[])?;
+    lab.wait_for_steps("web", 1)?;
+    lab.commit("base", "web")?;
+    lab.stop("web")?;
+    let mut met = 0;
+    for moment in 0..MOMENTS {
+        let mut restore = lab.cli.command(&["restore", "base", "--detach"])?;
+        let mut restore = restore.stderr(Stdio::piped()).spawn()?;
+        let stopped = starting(&lab, "base", &mut restore)?;
+        if let Some(pid) = stopped {
+            std::thread::sleep(MOMENT / 2 * moment);
+            if signal(pid, Signal::STOP).is_err() {
+                restore.wait()?;
+                continue;
+            }
+        }
+        let mut said = BufReader::new(restore.stderr.take().context("no pipe")?);
+        let mut line = String::new();
+        // Its end, if the machine had answered.
+        said.read_line(&mut line)?;
+        if line.contains("waiting for base") {
+            met += 1;
+            lab.cli.ok(&["stop", "base"])?;
+            ensure!(!restore.wait()?.success(), "it was ended");
+            lab.assert_nothing_left()?;
+        } else {
+            ensure!(restore.wait()?.success(), "{line}");
+            lab.cli.ok(&["stop", "--all"])?;
+        }
+        if met == 3 {
+            return lab.finish();
+        }
+    }
+    bail!("{met} of {MOMENTS} machines were stopped in time")
 }

@@ -6,23 +6,26 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 /// A namespace in which root is the user and group `id`. The calling process has one
 /// thread.
 pub(super) fn mapping_root_to(id: u32) -> io::Result<OwnedFd> {
     // A namespace is made by a process that enters it, and none returns.
     let (ready_read, ready_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    // The child stays until this process closes its end, however that comes about: one that is
+    // killed leaves nobody who holds what it held.
+    let (stay_read, stay_write) = pipe_with(PipeFlags::CLOEXEC)?;
     // SAFETY: this process has a single thread; the child makes system calls only.
     let child = match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error()),
-        // SAFETY: the descriptor is the child's; it never returns.
+        // SAFETY: the descriptors are the child's; it never returns.
         0 => unsafe {
-            let byte = u8::from(libc::unshare(libc::CLONE_NEWUSER) == 0);
+            libc::close(stay_write.as_raw_fd());
+            let mut byte = u8::from(libc::unshare(libc::CLONE_NEWUSER) == 0);
             libc::write(ready_write.as_raw_fd(), (&raw const byte).cast(), 1);
-            loop {
-                libc::pause();
-            }
+            libc::read(stay_read.as_raw_fd(), (&raw mut byte).cast(), 1);
+            libc::_exit(0)
         },
         child => child,
     };
@@ -33,8 +36,8 @@ pub(super) fn mapping_root_to(id: u32) -> io::Result<OwnedFd> {
         Ok(_) => Err(io::ErrorKind::PermissionDenied.into()),
         Err(error) => Err(error.into()),
     };
+    drop(stay_write);
     let pid = Pid::from_raw(child).ok_or(io::ErrorKind::InvalidData)?;
-    kill_process(pid, Signal::KILL)?;
     rustix::io::retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()))?;
     namespace
 }
