@@ -1,5 +1,7 @@
-//! Object stores on this machine, for tests: moto's S3 and Azurite's Azure. Each is started
-//! once for all tests of this process, and ends with it.
+//! Object stores on this machine, for tests: moto's S3, Azurite's Azure, and Garage. Each is
+//! started once for all tests of this process, and ends with it.
+
+pub mod garage;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -10,6 +12,8 @@ use std::sync::LazyLock;
 use std::{env, fs, thread};
 
 const BUCKET: &str = "snaps";
+/// What installs these, but Garage.
+const OBJECT_SERVERS: &str = "scripts/object-servers.sh";
 
 /// Makes a container in Azurite: a request that is signed with the account's key.
 const MAKE_CONTAINER: &str = r"
@@ -76,8 +80,9 @@ impl Place {
 pub struct Server {
     place: Place,
     address: SocketAddr,
-    /// It ends when the other end of its standard input does.
-    _process: Child,
+    /// It ends when the other end of its standard input does. Without one, the server ends
+    /// when this process does.
+    _process: Option<Child>,
 }
 
 impl Server {
@@ -101,7 +106,7 @@ pub type Found = Result<Server, String>;
 
 /// moto's S3.
 pub static S3: LazyLock<Found> = LazyLock::new(|| {
-    let program = program("moto/bin/moto_server")?;
+    let program = program("moto/bin/moto_server", OBJECT_SERVERS)?;
     let dir = directory("s3")?;
     let args = ["-H", "127.0.0.1", "-p", "0"];
     let (process, address) = start(&program, &args, &dir)?;
@@ -127,13 +132,13 @@ pub static S3: LazyLock<Found> = LazyLock::new(|| {
             credentials: secret(&dir, credentials)?,
         },
         address,
-        _process: process,
+        _process: Some(process),
     })
 });
 
 /// Azurite's Azure.
 pub static AZURE: LazyLock<Found> = LazyLock::new(|| {
-    let program = program("node_modules/.bin/azurite-blob")?;
+    let program = program("node_modules/.bin/azurite-blob", OBJECT_SERVERS)?;
     let dir = directory("azure")?;
     let files = dir.display().to_string();
     let args = [
@@ -164,11 +169,11 @@ pub static AZURE: LazyLock<Found> = LazyLock::new(|| {
             credentials: secret(&dir, credentials)?,
         },
         address,
-        _process: process,
+        _process: Some(process),
     })
 });
 
-fn program(name: &str) -> Result<PathBuf, String> {
+fn program(name: &str, installer: &str) -> Result<PathBuf, String> {
     let cache = env::var_os("SNAPSTORE_CACHE").map(PathBuf::from);
     let cache =
         cache.or_else(|| Some(PathBuf::from(env::var_os("XDG_CACHE_HOME")?).join("snapstore")));
@@ -177,7 +182,7 @@ fn program(name: &str) -> Result<PathBuf, String> {
     let found = cache.map(|cache| cache.join("object-servers").join(name));
     found
         .filter(|path| path.exists())
-        .ok_or_else(|| format!("there is no {name}; scripts/object-servers.sh installs it"))
+        .ok_or_else(|| format!("there is no {name}; {installer} installs it"))
 }
 
 /// Removed by whoever clears temporary files: the server outlives the last test.
