@@ -8,6 +8,7 @@ use snapstore_store::{
     CommitRequest, ImageRole, Input, InputData, InputKind, PageSize, ParentChoice, Silent, Store,
 };
 
+#[cfg(feature = "cloud")]
 use snapstore_tests::servers;
 
 use crate::protocol::{self, Options};
@@ -23,6 +24,7 @@ mod lazy;
 mod mending;
 #[cfg(feature = "cloud")]
 mod network;
+mod over;
 mod rounds;
 mod sealing;
 
@@ -72,6 +74,9 @@ fn read(store: &Store, tag: &str) -> Result<Vec<u8>, Box<dyn std::error::Error>>
     Ok(bytes)
 }
 
+/// A new bucket, or why there can be none here.
+type Made = Result<Result<Scene, String>, Box<dyn std::error::Error>>;
+
 struct Scene {
     dir: tempfile::TempDir,
     place: Place,
@@ -93,36 +98,60 @@ impl Scene {
     /// The same, encrypted.
     fn sealed() -> Result<Self, Box<dyn std::error::Error>> {
         let dir = tempfile::tempdir()?;
-        let key = dir.path().join("key");
-        DomainKey::make(&key)?;
         let url = format!("file://{}", dir.path().join("bucket").display());
-        let mut place = Place::new(&url);
-        place.key = Some(key);
-        let scene = Self { dir, place };
-        scene.remote()?.init(4096)?;
-        Ok(scene)
+        let scene = Self {
+            place: Place::new(&url),
+            dir,
+        };
+        scene.with_key()
     }
 
     /// Of a bucket of a server.
     #[cfg(feature = "cloud")]
-    fn of(server: &servers::Server) -> Result<Self, Box<dyn std::error::Error>> {
-        let servers::Place {
-            url,
-            endpoint,
-            region,
-            credentials,
-        } = server.place();
+    fn of(server: &servers::Found) -> Made {
+        let server = match server {
+            Ok(server) => server,
+            Err(why) => return Ok(Err(why.clone())),
+        };
+        let scene = Self::at(server.place())?;
+        scene.remote()?.init(4096)?;
+        Ok(Ok(scene))
+    }
+
+    /// The same, encrypted.
+    #[cfg(feature = "cloud")]
+    fn sealed_of(server: &servers::Found) -> Made {
+        match server {
+            Ok(server) => Self::at(server.place())?.with_key().map(Ok),
+            Err(why) => Ok(Err(why.clone())),
+        }
+    }
+
+    /// Where no remote is yet.
+    #[cfg(feature = "cloud")]
+    fn at(place: servers::Place) -> std::io::Result<Self> {
+        Ok(Self {
+            dir: tempfile::tempdir()?,
+            place: place_of(place),
+        })
+    }
+
+    fn with_key(mut self) -> Result<Self, Box<dyn std::error::Error>> {
+        let key = self.dir.path().join("key");
+        DomainKey::make(&key)?;
+        self.place.key = Some(key);
+        self.remote()?.init(4096)?;
+        Ok(self)
+    }
+
+    /// One in clear, where the bucket of this one is.
+    fn beside_in_clear(&self) -> Result<Self, Box<dyn std::error::Error>> {
         let scene = Self {
             dir: tempfile::tempdir()?,
             place: Place {
-                url,
-                endpoint: Some(endpoint),
-                region,
-                allow_http: true,
-                credentials: Some(credentials),
-                machine_role: false,
+                url: format!("{}-in-clear", self.place.url),
                 key: None,
-                retry_seconds: Some(10),
+                ..self.place.clone()
             },
         };
         scene.remote()?.init(4096)?;
@@ -180,6 +209,27 @@ impl Scene {
         let remote = self.remote()?;
         remote.bucket.delete(key)?;
         Ok(remote.bucket.put(key, bytes)?)
+    }
+}
+
+/// How a server's bucket is reached.
+#[cfg(feature = "cloud")]
+fn place_of(place: servers::Place) -> Place {
+    let servers::Place {
+        url,
+        endpoint,
+        region,
+        credentials,
+    } = place;
+    Place {
+        url,
+        endpoint: Some(endpoint),
+        region,
+        allow_http: true,
+        credentials: Some(credentials),
+        machine_role: false,
+        key: None,
+        retry_seconds: Some(10),
     }
 }
 
@@ -381,71 +431,4 @@ fn a_name_that_is_no_text_is_told() -> Outcome {
         );
     }
     Ok(())
-}
-
-/// Each of these runs over each kind of bucket.
-macro_rules! over_each_bucket {
-    ($($name:ident)*) => {
-        mod in_a_directory {
-            $(#[test] fn $name() -> super::Outcome {
-                super::bodies::$name(&super::Scene::new()?)
-            })*
-        }
-
-        mod encrypted {
-            $(#[test] fn $name() -> super::Outcome {
-                super::bodies::$name(&super::Scene::sealed()?)
-            })*
-        }
-
-        #[cfg(feature = "cloud")]
-        mod in_s3 {
-            $(#[test] fn $name() -> super::Outcome {
-                super::over(stringify!($name), &super::servers::S3, super::bodies::$name)
-            })*
-        }
-
-        #[cfg(feature = "cloud")]
-        mod in_azure {
-            $(#[test] fn $name() -> super::Outcome {
-                super::over(stringify!($name), &super::servers::AZURE, super::bodies::$name)
-            })*
-        }
-    };
-}
-
-over_each_bucket! {
-    only_what_is_missing_moves
-    what_no_tag_needs_goes_and_the_rest_stays
-    a_tag_that_exists_is_not_moved_without_being_told
-    what_was_removed_and_collected_is_pulled_again
-    a_pull_brings_back_what_the_disk_has_lost
-    hostile_objects_are_refused_and_named
-    a_bucket_that_lost_all_records_is_not_emptied
-    a_condemnation_that_is_damaged_is_named_with_the_way_out
-    a_tag_whose_removal_was_cut_off_is_made_anew
-    a_bucket_keeps_what_it_has_to
-    a_write_whose_answer_is_lost_is_written_again
-    a_part_behind_the_end_is_no_part
-    long_objects_are_written_in_parts
-    a_push_that_is_killed_at_any_request_is_run_again
-    of_several_tags_all_are_looked_at_before_one_is_removed
-    what_stays_there_reads_as_what_is_pulled
-    a_push_that_replaces_mends_what_is_gone_or_damaged
-    damage_of_others_stops_no_push
-    a_configuration_that_is_lost_or_damaged_is_made_anew_for_the_same_pages
-    a_working_set_goes_with_its_snapshot
-    pages_of_others_are_found_by_hooks
-    a_working_set_that_is_recorded_later_is_pushed_by_the_next_push
-}
-
-#[cfg(feature = "cloud")]
-fn over(name: &str, server: &servers::Found, body: fn(&Scene) -> Outcome) -> Outcome {
-    match server {
-        Ok(server) => body(&Scene::of(server)?),
-        Err(why) => {
-            println!("SKIPPED {name}: {why}");
-            Ok(())
-        }
-    }
 }

@@ -375,10 +375,12 @@ pub fn long_objects_are_written_in_parts(scene: &Scene) -> Outcome {
 /// A bucket whose host is killed at a request: that one may have been done, and none
 /// follows.
 #[derive(Debug)]
-struct Dying {
-    bucket: Box<dyn Objects>,
-    left: AtomicUsize,
-    is_done: bool,
+pub struct Dying {
+    pub bucket: Box<dyn Objects>,
+    /// Requests until then.
+    pub left: AtomicUsize,
+    /// Whether the last one is done.
+    pub is_done: bool,
 }
 
 impl Dying {

@@ -8,9 +8,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Mutex;
 use std::thread;
 
-use snapstore_tests::servers;
+use snapstore_tests::servers::{AZURE, S3};
 
-use super::{Outcome, Scene, over};
+use super::over::over;
+use super::{Outcome, Scene};
 use crate::protocol::{self, Unanswered};
 use crate::{Error, Place, Remote};
 
@@ -109,24 +110,33 @@ fn two_hosts_that_draw_the_same_name(scene: &Scene) -> Outcome {
 #[test]
 fn two_hosts_that_draw_the_same_name_are_told_of_it() -> Outcome {
     let name = "two_hosts_that_draw_the_same_name_are_told_of_it";
-    over(name, &servers::S3, two_hosts_that_draw_the_same_name)?;
-    over(name, &servers::AZURE, two_hosts_that_draw_the_same_name)
+    over(name, || Scene::of(&S3), two_hosts_that_draw_the_same_name)?;
+    over(
+        name,
+        || Scene::of(&AZURE),
+        two_hosts_that_draw_the_same_name,
+    )
 }
 
 #[test]
 fn a_listing_of_many_pages_is_whole() -> Outcome {
-    over("a_listing_of_many_pages_is_whole", &servers::S3, |scene| {
-        let remote = scene.remote()?;
-        for number in 0..1100 {
-            remote.bucket.put(&format!("packs/{number:04}"), b"a")?;
-        }
-        let before = remote.requests().ok_or("it counts")?.list;
-        assert_eq!(scene.keys("packs")?.len(), 1100);
-        assert_eq!(remote.bucket.list("packs/")?.len(), 1100);
-        let pages = remote.requests().ok_or("it counts")?.list - before;
-        assert_eq!(pages, 2);
-        Ok(())
-    })
+    let name = "a_listing_of_many_pages_is_whole";
+    over(
+        name,
+        || Scene::of(&S3),
+        |scene| {
+            let remote = scene.remote()?;
+            for number in 0..1100 {
+                remote.bucket.put(&format!("packs/{number:04}"), b"a")?;
+            }
+            let before = remote.requests().ok_or("it counts")?.list;
+            assert_eq!(scene.keys("packs")?.len(), 1100);
+            assert_eq!(remote.bucket.list("packs/")?.len(), 1100);
+            let pages = remote.requests().ok_or("it counts")?.list - before;
+            assert_eq!(pages, 2);
+            Ok(())
+        },
+    )
 }
 
 #[test]

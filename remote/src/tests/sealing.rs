@@ -1,31 +1,54 @@
 //! Encrypted remotes: what a bucket tells, and what is refused.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
 use snapstore_store::{ErrorClass, Silent};
 
 use super::{Outcome, Scene, commit, image, read};
 use crate::protocol::{self, Options};
 use crate::{DomainKey, Error, Place, Remote};
 
-/// All files below a directory.
-fn files(dir: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        match path.is_dir() {
-            true => files(&path, found)?,
-            false => found.push(path),
-        }
-    }
-    Ok(())
-}
+/// What a bucket may hold, but for its configuration.
+const KINDS: [&str; 7] = [
+    "refs", "heads", "packs", "hooks", "lease", "fence", "condemn",
+];
 
-fn all(scene: &Scene) -> std::io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    files(&scene.bucket(), &mut found)?;
-    found.sort();
-    Ok(found)
+/// The bucket as who keeps it sees it: objects as they are stored, by the names that they have there.
+struct Stored(Remote);
+
+impl Stored {
+    fn of(scene: &Scene) -> crate::Result<Self> {
+        let place = Place {
+            key: None,
+            ..scene.place.clone()
+        };
+        Ok(Self(Remote::at(&place)?))
+    }
+
+    /// The names of all objects.
+    fn keys(&self) -> crate::Result<Vec<String>> {
+        let mut keys = Vec::new();
+        if self.0.bucket.exists("config")? {
+            keys.push("config".to_owned());
+        }
+        for kind in KINDS {
+            let found = self.0.bucket.list(&format!("{kind}/"))?;
+            keys.extend(found.into_iter().map(|one| one.key));
+        }
+        Ok(keys)
+    }
+
+    fn get(&self, key: &str) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+        Ok(self.0.bucket.get(key, None)?.ok_or("it is there")?)
+    }
+
+    fn delete(&self, key: &str) -> crate::Result<()> {
+        Ok(self.0.bucket.delete(key)?)
+    }
+
+    /// Puts other bytes there, as no host would.
+    fn replace(&self, key: &str, bytes: &[u8]) -> crate::Result<()> {
+        self.delete(key)?;
+        Ok(self.0.bucket.put(key, bytes)?)
+    }
 }
 
 /// The remote by another key, or by none.
@@ -41,9 +64,7 @@ fn by(scene: &Scene, key: Option<&str>) -> Result<Remote, Box<dyn std::error::Er
     Ok(Remote::at(&place)?)
 }
 
-#[test]
-fn nothing_in_the_bucket_is_in_clear() -> Outcome {
-    let scene = Scene::sealed()?;
+pub fn nothing_in_the_bucket_is_in_clear(scene: &Scene) -> Outcome {
     let remote = scene.remote()?;
     let store = scene.store("store")?;
     let mut bytes = image(&[1; 40]);
@@ -60,10 +81,10 @@ fn nothing_in_the_bucket_is_in_clear() -> Outcome {
     hidden.push(id.clone().into_bytes());
     let binary = (0..32).map(|at| u8::from_str_radix(&id[2 * at..2 * at + 2], 16));
     hidden.push(binary.collect::<Result<_, _>>()?);
-    for path in all(&scene)? {
-        let name = path.display().to_string();
+    let stored = Stored::of(scene)?;
+    for name in stored.keys()? {
         assert!(!name.contains("secret") && !name.contains(&id), "{name}");
-        let bytes = fs::read(&path)?;
+        let bytes = stored.get(&name)?;
         assert!(bytes.starts_with(b"SNAPSEAL"), "{name}");
         for hidden in &hidden {
             let found = bytes.windows(hidden.len()).any(|it| it == hidden);
@@ -78,38 +99,39 @@ fn nothing_in_the_bucket_is_in_clear() -> Outcome {
 fn domains_have_nothing_in_common() -> Outcome {
     let (one, two) = (Scene::sealed()?, Scene::sealed()?);
     let mut blocks = std::collections::HashSet::new();
+    let mut tags = Vec::new();
     for scene in [&one, &two] {
         let store = scene.store("store")?;
         commit(&store, "t", &image(&[1; 600]), None)?;
         scene.remote()?.push(&store, "t", "t", false, &Silent)?;
-        for path in all(scene)? {
-            let bytes = fs::read(&path)?;
+        let stored = Stored::of(scene)?;
+        for name in stored.keys()? {
+            let bytes = stored.get(&name)?;
             for part in bytes[12..].chunks_exact(16) {
-                assert!(blocks.insert(part.to_vec()), "{}", path.display());
+                assert!(blocks.insert(part.to_vec()), "{name}");
             }
+            tags.extend(name.strip_prefix("refs/").map(|rest| rest[..26].to_owned()));
         }
     }
-    let tags = |scene: &Scene| super::list(&scene.bucket().join("refs"));
-    assert_ne!(tags(&one)?[0].file_name(), tags(&two)?[0].file_name());
+    assert_eq!(tags.len(), 2);
+    assert_ne!(tags[0], tags[1]);
     Ok(())
 }
 
-#[test]
-fn only_the_key_of_a_remote_opens_it() -> Outcome {
-    let scene = Scene::sealed()?;
+pub fn only_the_key_of_a_remote_opens_it(scene: &Scene) -> Outcome {
     let store = scene.store("store")?;
     commit(&store, "t", &image(&[1; 40]), None)?;
     scene.remote()?.push(&store, "t", "t", false, &Silent)?;
-    let before: Vec<_> = all(&scene)?;
-    let clear = Scene::new()?;
+    let before = Stored::of(scene)?.keys()?;
+    let clear = scene.beside_in_clear()?;
     clear.remote()?.push(&store, "t", "t", false, &Silent)?;
     let is_other = |error: &Error| matches!(error, Error::OtherKey { .. });
     let is_none = |error: &Error| matches!(error, Error::NoKey { .. });
     let is_clear = |error: &Error| matches!(error, Error::InClearThere { .. });
     type Case<'a> = (&'a Scene, Option<&'a str>, &'a dyn Fn(&Error) -> bool);
     let cases: [Case<'_>; 3] = [
-        (&scene, Some("wrong"), &is_other),
-        (&scene, None, &is_none),
+        (scene, Some("wrong"), &is_other),
+        (scene, None, &is_none),
         (&clear, Some("wrong"), &is_clear),
     ];
     for (scene, key, expected) in cases {
@@ -117,10 +139,10 @@ fn only_the_key_of_a_remote_opens_it() -> Outcome {
         for is_lost in [false, true] {
             let remote = by(scene, key)?;
             let other = scene.store(&format!("{}-{}", key.unwrap_or("none"), is_lost))?;
-            let config = scene.bucket().join("config");
-            let kept = scene.dir.path().join("config");
+            let stored = Stored::of(scene)?;
+            let config = stored.get("config")?;
             if is_lost {
-                fs::rename(&config, &kept)?;
+                stored.delete("config")?;
             } else {
                 for error in [
                     remote.push(&store, "t", "t", true, &Silent).err(),
@@ -143,14 +165,14 @@ fn only_the_key_of_a_remote_opens_it() -> Outcome {
             let error = remote.init(4096).err().ok_or("it was made")?;
             assert!(expected(&error), "{key:?} {is_lost}: {error:?}");
             if is_lost {
-                assert!(!config.exists());
-                fs::rename(&kept, &config)?;
+                assert!(!stored.0.bucket.exists("config")?);
+                stored.replace("config", &config)?;
             }
             assert_eq!(other.tag("t")?, None);
         }
     }
-    assert_eq!(all(&scene)?, before);
-    for scene in [&scene, &clear] {
+    assert_eq!(Stored::of(scene)?.keys()?, before);
+    for scene in [scene, &clear] {
         let other = scene.store("other")?;
         scene.remote()?.pull(&other, "t", "t", false, &Silent)?;
     }
@@ -159,9 +181,7 @@ fn only_the_key_of_a_remote_opens_it() -> Outcome {
 
 /// Whatever whoever keeps the bucket does to an object: what needs it is refused, and names it, and verify
 /// does.
-#[test]
-fn what_is_done_to_an_encrypted_object_is_found() -> Outcome {
-    let scene = Scene::sealed()?;
+pub fn what_is_done_to_an_encrypted_object_is_found(scene: &Scene) -> Outcome {
     let remote = scene.remote()?;
     let store = scene.store("store")?;
     commit(&store, "t", &image(&[1; 600]), None)?;
@@ -169,20 +189,18 @@ fn what_is_done_to_an_encrypted_object_is_found() -> Outcome {
     let keys = ["packs", "heads", "refs/t"].map(|kind| scene.longest(kind));
     commit(&store, "u", &image(&[2; 600]), None)?;
     remote.push(&store, "u", "u", false, &Silent)?;
-    let files = all(&scene)?;
+    let stored = Stored::of(scene)?;
+    let names = stored.keys()?;
     for key in keys {
         let key = key?;
         let name = key.rsplit('/').next().ok_or("a name")?;
-        let is_it = |path: &&PathBuf| path.ends_with(name);
-        let path = files.iter().find(is_it).ok_or("its file")?;
+        let is_it = |stored: &&String| stored.rsplit('/').next() == Some(name);
+        let at = names.iter().find(is_it).ok_or("it is stored")?;
         // Beside a record in another tag's directory.
         let kind = &key[..key.find('/').ok_or("a kind")? + 1];
-        let is_like = |path: &&PathBuf| {
-            let below = path.strip_prefix(scene.bucket());
-            !is_it(path) && below.is_ok_and(|below| below.starts_with(kind))
-        };
-        let other = fs::read(files.iter().find(is_like).ok_or("another")?)?;
-        let whole = fs::read(path)?;
+        let is_like = |stored: &&String| !is_it(stored) && stored.starts_with(kind);
+        let other = stored.get(names.iter().find(is_like).ok_or("another")?)?;
+        let whole = stored.get(at)?;
         let flipped = |at: usize| {
             let mut flipped = whole.clone();
             flipped[at] ^= 1;
@@ -211,7 +229,7 @@ fn what_is_done_to_an_encrypted_object_is_found() -> Outcome {
             hostile.push(("blocks swapped", [head, two, one, rest].concat()));
         }
         for (number, (what, bytes)) in hostile.into_iter().enumerate() {
-            fs::write(path, bytes)?;
+            stored.replace(at, &bytes)?;
             let findings = remote.verify(true)?.findings;
             let named = findings.iter().any(|one| one.object == key);
             assert!(named, "{key}: {what}: {findings:?}");
@@ -228,11 +246,11 @@ fn what_is_done_to_an_encrypted_object_is_found() -> Outcome {
             assert_eq!(other.tag("t")?, None);
         }
         if kind == "packs/" {
-            fs::write(path, added)?;
+            stored.replace(at, &added)?;
             let findings = remote.verify(true)?.findings;
             assert!(findings.iter().any(|one| one.object == key), "{findings:?}");
         }
-        fs::write(path, &whole)?;
+        stored.replace(at, &whole)?;
         assert_eq!(remote.verify(true)?.findings, []);
         let other = scene.store(&format!("{}-last", kind.trim_end_matches('/')))?;
         remote.pull(&other, "t", "t", false, &Silent)?;
@@ -242,18 +260,17 @@ fn what_is_done_to_an_encrypted_object_is_found() -> Outcome {
 }
 
 /// What stands there under a name of no tag is a finding, and in nobody's way.
-#[test]
-fn a_name_of_another_key_is_a_finding_and_no_tag() -> Outcome {
-    let scene = Scene::sealed()?;
+pub fn a_name_of_another_key_is_a_finding_and_no_tag(scene: &Scene) -> Outcome {
     let remote = scene.remote()?;
     let store = scene.store("store")?;
     commit(&store, "t", &image(&[1; 6]), None)?;
     remote.push(&store, "t", "t", false, &Silent)?;
-    let tag = super::list(&scene.bucket().join("refs"))?.remove(0);
-    let record = super::list(&tag)?.remove(0);
-    let odd = scene.bucket().join("refs/t");
-    fs::create_dir(&odd)?;
-    fs::copy(&record, odd.join(record.file_name().ok_or("a name")?))?;
+    let stored = Stored::of(scene)?;
+    let names = stored.keys()?;
+    let record = names.iter().find(|name| name.starts_with("refs/"));
+    let record = record.ok_or("a record")?;
+    let name = record.rsplit('/').next().ok_or("a name")?;
+    stored.replace(&format!("refs/t/{name}"), &stored.get(record)?)?;
     let tags: Vec<_> = remote.tags()?.into_iter().map(|one| one.tag).collect();
     assert_eq!(tags, ["t"]);
     let findings = remote.verify(true)?.findings;
@@ -266,16 +283,14 @@ fn a_name_of_another_key_is_a_finding_and_no_tag() -> Outcome {
 }
 
 /// A mount refuses what was changed, and nothing beside it.
-#[test]
-fn of_a_snapshot_that_stays_there_only_what_was_changed_is_refused() -> Outcome {
-    let scene = Scene::sealed()?;
-    let (store, bytes) = super::lazy::with_base(&scene, &[1; 600])?;
-    let path = scene.object("packs");
-    let whole = fs::read(&path)?;
+pub fn of_a_snapshot_that_stays_there_only_what_was_changed_is_refused(scene: &Scene) -> Outcome {
+    let (store, bytes) = super::lazy::with_base(scene, &[1; 600])?;
+    let (stored, pack) = (Stored::of(scene)?, scene.longest("packs")?);
+    let whole = stored.get(&pack)?;
     let mut flipped = whole.clone();
     flipped[16 + 40 * 16412 + 100] ^= 1;
-    fs::write(&path, flipped)?;
-    let options = super::lazy::options(&scene);
+    stored.replace(&pack, &flipped)?;
+    let options = super::lazy::options(scene);
     let lazy = scene.remote()?.lazy(&store, "base", &options)?;
     let reader = super::lazy::memory(&lazy);
     let mut refused = Vec::new();
@@ -290,7 +305,7 @@ fn of_a_snapshot_that_stays_there_only_what_was_changed_is_refused() -> Outcome 
         }
     }
     assert!(!refused.is_empty() && refused.len() < 20, "{refused:?}");
-    fs::write(&path, whole)?;
+    stored.replace(&pack, &whole)?;
     for number in refused {
         let page = super::lazy::page(&reader, number)?;
         assert!(page == bytes[number * super::PAGE..][..super::PAGE]);
@@ -298,13 +313,10 @@ fn of_a_snapshot_that_stays_there_only_what_was_changed_is_refused() -> Outcome 
     Ok(())
 }
 
-#[test]
-fn a_condemnation_that_was_changed_is_told_with_the_way_out() -> Outcome {
-    let scene = Scene::sealed()?;
+pub fn a_condemnation_that_was_changed_is_told_with_the_way_out(scene: &Scene) -> Outcome {
     let remote = scene.remote()?;
     let name = "condemn/00000000000000000000000000000abc-00000001";
-    fs::create_dir_all(scene.bucket().join("condemn"))?;
-    fs::write(scene.bucket().join(name), b"SNAPSEAL of another one")?;
+    Stored::of(scene)?.replace(name, b"SNAPSEAL of another one")?;
     let findings = remote.verify(false)?.findings;
     assert_eq!(findings.len(), 1, "{findings:?}");
     assert_eq!(findings[0].object, name);
@@ -313,22 +325,22 @@ fn a_condemnation_that_was_changed_is_told_with_the_way_out() -> Outcome {
 }
 
 /// A configuration that was changed in any of its bytes is made anew, by who has the key alone.
-#[test]
-fn only_the_key_of_a_remote_mends_its_configuration() -> Outcome {
-    let scene = Scene::sealed()?;
+pub fn only_the_key_of_a_remote_mends_its_configuration(scene: &Scene) -> Outcome {
     let store = scene.store("store")?;
     commit(&store, "t", &image(&[1; 40]), None)?;
     scene.remote()?.push(&store, "t", "t", false, &Silent)?;
-    let path = scene.bucket().join("config");
-    let whole = fs::read(&path)?;
-    for at in 0..whole.len() {
+    let stored = Stored::of(scene)?;
+    let whole = stored.get("config")?;
+    // What is read is the same for every kind of bucket.
+    let step = if scene.is_directory() { 1 } else { 23 };
+    for at in (0..whole.len()).step_by(step) {
         let mut flipped = whole.clone();
         flipped[at] ^= 1;
-        fs::write(&path, &flipped)?;
+        stored.replace("config", &flipped)?;
         for key in [None, Some("wrong")] {
-            let made = by(&scene, key)?.init(4096);
+            let made = by(scene, key)?.init(4096);
             assert!(made.is_err(), "{at} {key:?}");
-            assert_eq!(fs::read(&path)?, flipped, "{at} {key:?}");
+            assert_eq!(stored.get("config")?, flipped, "{at} {key:?}");
         }
         let remote = scene.remote()?;
         assert!(remote.tags().is_err(), "{at}");
