@@ -1,4 +1,4 @@
-//! Mounts of snapshots that stay in a bucket over the network: moto's S3, and Azurite.
+//! Mounts of snapshots that stay in a bucket over the network: moto's S3, Azurite, and Garage.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -9,6 +9,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use snapstore_tests::harness::{Cli, noise, skipped};
 use snapstore_tests::proxy::{Line, Proxy};
+use snapstore_tests::servers::garage::GARAGE;
 use snapstore_tests::servers::{AZURE, Found, Place, S3};
 
 use crate::lifecycle::{kill, wait_for_end};
@@ -21,17 +22,22 @@ struct Scene {
     fixture: Fixture,
     there: Cli,
     proxy: Proxy,
+    /// The way there, without a key.
+    place: Place,
 }
 
-fn add(cli: &Cli, place: &Place) -> anyhow::Result<()> {
-    let arguments = place.arguments();
+fn add(cli: &Cli, place: &Place, key: Option<&Path>) -> anyhow::Result<()> {
+    let mut arguments = place.arguments();
+    if let Some(key) = key {
+        arguments.extend(["--key".to_owned(), key.display().to_string()]);
+    }
     let arguments = arguments.iter().map(String::as_str);
     let begin = ["remote", "add", "--retry-seconds", "2", "site"];
     cli.ok(&begin.into_iter().chain(arguments).collect::<Vec<_>>())?;
     Ok(())
 }
 
-fn scene(test: &str, server: &Found) -> anyhow::Result<Option<Scene>> {
+fn scene(test: &str, server: &Found, is_encrypted: bool) -> anyhow::Result<Option<Scene>> {
     let server = match server {
         Ok(server) => server,
         Err(why) => {
@@ -43,15 +49,21 @@ fn scene(test: &str, server: &Found) -> anyhow::Result<Option<Scene>> {
         return Ok(None);
     };
     let (there, place) = (commit_base(&fixture)?, server.place());
-    add(&there, &place)?;
+    let key = is_encrypted.then(|| fixture.path("key"));
+    if let Some(key) = &key {
+        there.ok(&["remote", "key", &key.display().to_string()])?;
+    }
+    add(&there, &place, key.as_deref())?;
     there.ok(&["remote", "init", "site"])?;
     there.ok(&["push", "base", "site"])?;
     let proxy = Proxy::start(server.address(), Line::default())?;
-    add(&fixture.cli, &place.through(proxy.address()))?;
+    let place = place.through(proxy.address());
+    add(&fixture.cli, &place, key.as_deref())?;
     Ok(Some(Scene {
         fixture,
         there,
         proxy,
+        place,
     }))
 }
 
@@ -85,28 +97,36 @@ fn is_filtered(pid: u32) -> anyhow::Result<bool> {
     Ok(status.lines().any(|line| line == "Seccomp:\t2"))
 }
 
-/// Runs over both servers.
+/// Runs over each server.
 macro_rules! over_each_server {
-    ($($name:ident)*) => {$(
+    ($is_encrypted:literal: $($name:ident)*) => {$(
         mod $name {
             use super::*;
 
+            fn over(name: &str, server: &Found) -> anyhow::Result<()> {
+                let test = format!("{} over {name}", stringify!($name));
+                scene(&test, server, $is_encrypted)?.map_or(Ok(()), super::bodies::$name)
+            }
+
             #[test]
             fn over_s3() -> anyhow::Result<()> {
-                let test = concat!(stringify!($name), " over S3");
-                scene(test, &S3)?.map_or(Ok(()), super::bodies::$name)
+                over("S3", &S3)
             }
 
             #[test]
             fn over_azure() -> anyhow::Result<()> {
-                let test = concat!(stringify!($name), " over Azure");
-                scene(test, &AZURE)?.map_or(Ok(()), super::bodies::$name)
+                over("Azure", &AZURE)
+            }
+
+            #[test]
+            fn over_garage() -> anyhow::Result<()> {
+                over("Garage", &GARAGE)
             }
         }
     )*};
 }
 
-over_each_server! {
+over_each_server! { false:
     a_snapshot_is_read_whole_and_its_lease_goes
     a_mount_reads_what_is_asked_for
     what_is_touched_first_comes_first_and_the_rest_in_the_end
@@ -114,8 +134,47 @@ over_each_server! {
     a_server_that_is_cut_off_or_hangs_is_waited_for_and_then_an_error_that_passes
 }
 
+over_each_server! { true:
+    an_encrypted_snapshot_is_shown_to_who_has_the_key
+    of_an_encrypted_snapshot_nobody_waits_for_ever
+}
+
 mod bodies {
     use super::*;
+
+    pub fn an_encrypted_snapshot_is_shown_to_who_has_the_key(
+        mut scene: Scene,
+    ) -> anyhow::Result<()> {
+        let wrong = scene.fixture.path("wrong");
+        scene
+            .there
+            .ok(&["remote", "key", &wrong.display().to_string()])?;
+        let mnt = scene.fixture.mountpoint("none")?.display().to_string();
+        for (key, says) in [
+            (None, "no key was given"),
+            (Some(&*wrong), "another key than"),
+        ] {
+            let other = Cli::new(&scene.fixture.path(&format!("other{}", key.is_some())));
+            other.ok(&["init"])?;
+            add(&other, &scene.place, key)?;
+            let commands: [&[&str]; 5] = [
+                &["mount", "site/base", &mnt],
+                &["pull", "site/base"],
+                &["remote", "tags", "site"],
+                &["remote", "verify", "site"],
+                &["remote", "init", "site"],
+            ];
+            for command in commands {
+                let error = other.fails(2, command)?;
+                ensure!(error.contains(says), "{command:?}: {error}");
+            }
+        }
+        a_snapshot_is_read_whole_and_its_lease_goes(scene)
+    }
+
+    pub fn of_an_encrypted_snapshot_nobody_waits_for_ever(scene: Scene) -> anyhow::Result<()> {
+        a_server_that_is_cut_off_or_hangs_is_waited_for_and_then_an_error_that_passes(scene)
+    }
 
     pub fn a_snapshot_is_read_whole_and_its_lease_goes(mut scene: Scene) -> anyhow::Result<()> {
         let (dir, pid) = scene.fixture.mount(Some("site/base"), "mnt")?;
