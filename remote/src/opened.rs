@@ -36,11 +36,15 @@ impl Remote {
         opened(&view.record, body, || open(view.record.head, head))
     }
 
-    /// Reads the head of a record.
+    /// Reads the head of a record that is viewed. The record may be gone: the tag was changed
+    /// since the view began, and that was collected. The head stays, and which one it is stands
+    /// in the record's name.
     pub(crate) fn open_head(&self, record: &RefKey) -> Result<Opened> {
         let ref_key = record.key();
-        let body = self.needed(&ref_key, "the tag")?;
-        opened(record, &body, || self.open_head_of(record.head, &ref_key))
+        match self.bucket.get(&ref_key, None)? {
+            Some(body) => opened(record, &body, || self.open_head_of(record.head, &ref_key)),
+            None => self.open_head_of(record.head, &ref_key),
+        }
     }
 
     /// Reads a head that somebody views.

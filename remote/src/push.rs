@@ -64,7 +64,15 @@ impl Remote {
         if wanted.sets.is_empty() {
             return Ok(false);
         }
-        let head = self.open_head(record)?.head;
-        Ok(head.first.is_none() && wanted.is_of(&head))
+        match self.open_head(record) {
+            Ok(opened) => Ok(opened.head.first.is_none() && wanted.is_of(&opened.head)),
+            // The tag was changed since it was seen to name this, and that was collected.
+            Err(Error::Protocol(protocol::Error::Missing { .. }))
+                if !self.bucket.exists(&record.key())? =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::objects::{Objects, Requests};
 use crate::place::Place;
 use crate::protocol::{
-    self, Bucket, Current, LeaseKind, Leased, Listed, Listing, RefRecord, Session, Unanswered,
+    self, Bucket, Current, LeaseKind, Leased, Listed, Listing, RefRecord, Session, Unanswered, View,
 };
 
 /// How long a session may be silent until a collection gives it up.
@@ -267,19 +267,28 @@ impl Remote {
     /// As [`protocol::view`].
     pub fn snapshot_of(&self, tag: &str) -> Result<SnapshotId> {
         let (_, view) = self.view(None, tag, false)?;
-        let key = view.record.key();
-        let body = match view.read {
-            Some(read) => Ok(read.record),
-            None => self.bucket.get(&key, None),
-        };
+        let named = self.named_by(&view);
         let _ = block_on(view.lease.end(self));
-        let missing = || protocol::Error::Missing {
-            key: key.clone(),
-            needed_by: format!("tag {tag:?}"),
-        };
-        let record = RefRecord::decode(&key, &body?.ok_or_else(missing)?);
-        let id = record.map_err(|error| error.of(&key))?.snapshot;
+        let id = named?;
         Ok(SnapshotId::from_hex(&hex(&id)).expect("64 digits are an id"))
+    }
+
+    /// The snapshot of a view's record. One that is gone since was changed and collected; the
+    /// head that it named stays.
+    fn named_by(&self, view: &View) -> Result<[u8; 32]> {
+        let key = view.record.key();
+        let read = view.read.as_ref().and_then(|read| read.record.clone());
+        let body = match read {
+            Some(body) => Some(body),
+            None => self.bucket.get(&key, None)?,
+        };
+        match body {
+            Some(body) => {
+                let record = RefRecord::decode(&key, &body).map_err(|error| error.of(&key))?;
+                Ok(record.snapshot)
+            }
+            None => Ok(self.open_head_of(view.record.head, &key)?.snapshot),
+        }
     }
 
     /// Removes a tag.

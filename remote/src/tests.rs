@@ -25,6 +25,7 @@ mod mending;
 #[cfg(feature = "cloud")]
 mod network;
 mod over;
+mod overtaken;
 mod rounds;
 mod sealing;
 
