@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::protocol::heads::Heads;
-use crate::protocol::lease::{LeaseRecord, condemnations, latest_beats, read_beat};
+use crate::protocol::lease::{LeaseRecord, condemnations, is_ended, latest_beats, read_beat};
 use crate::protocol::record::{CondemnRecord, fence};
 use crate::protocol::void::{Idle, Stays};
 use crate::protocol::{
@@ -240,8 +240,12 @@ async fn wait_for_pushes<B: Bucket>(
             }
             let record = match read_beat(bucket, &beat).await {
                 Ok(Some(record)) => Some(record),
+                Ok(None) if is_ended(bucket, session, &listed).await? => {
+                    done.insert(session);
+                    continue;
+                }
                 Ok(None) => {
-                    // It ended, or wrote another beat: the next listing tells.
+                    // It wrote another beat, or is about to end: the next listing tells.
                     waits_for = Some(session);
                     continue;
                 }

@@ -5,12 +5,15 @@
 //! it has is looked at after the record was seen: first whether its lease is gone, then
 //! whether there is a fence. In this order nobody's end is taken for another one's
 //! beginning: a lease is there before the record, and goes only after its writer knew
-//! that it counts, or after there is a fence.
+//! that it counts, or after there is a fence. That a lease is there is not believed of a
+//! listing alone: what was deleted may still be listed, and then the newest record would not
+//! count.
 
 use std::collections::BTreeSet;
 
+use crate::protocol::lease::is_ended;
 use crate::protocol::names::tag_prefix;
-use crate::protocol::{Bucket, Listed, RefKey, RefKind, Result, Rule, Session};
+use crate::protocol::{Bucket, Listed, RefKey, RefKind, Result, Rule, Session, latest_beats};
 
 /// What is known of the session that wrote a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,6 +85,7 @@ impl Listing {
 
     async fn of<B: Bucket>(bucket: &B, prefix: &str) -> Result<Self> {
         let (records, beats, fences);
+        let mut ended = BTreeSet::new();
         if bucket.is_without(Rule::LooksInOrder) {
             fences = bucket.list("fence/").await?;
             beats = bucket.list("lease/").await?;
@@ -89,9 +93,18 @@ impl Listing {
         } else {
             records = bucket.list(prefix).await?;
             beats = bucket.list("lease/").await?;
+            let writers = records.iter().filter_map(|one| RefKey::parse(&one.key));
+            let writers: BTreeSet<Session> = writers.map(|record| record.writer()).collect();
+            for session in latest_beats(&beats).into_keys() {
+                if writers.contains(&session) && is_ended(bucket, session, &beats).await? {
+                    ended.insert(session);
+                }
+            }
             fences = bucket.list("fence/").await?;
         }
-        Ok(Self::from_keys(&records, beats, &fences).judged_without(bucket))
+        let mut listing = Self::from_keys(&records, beats, &fences).judged_without(bucket);
+        listing.leased.retain(|session| !ended.contains(session));
+        Ok(listing)
     }
 
     /// As the checker judges it that has taken a rule away.

@@ -301,6 +301,23 @@ pub(crate) fn latest_beats(listing: &[Listed]) -> BTreeMap<Session, (u32, Listed
     latest
 }
 
+/// Whether none of a session's beats that were listed is there. They stay until it ends, so
+/// one that was at work when they were listed has ended, or had written none yet. Some servers
+/// list for minutes what was deleted while one of their nodes was away: only a read tells.
+pub(crate) async fn is_ended<B: Bucket>(
+    bucket: &B,
+    session: Session,
+    listed: &[Listed],
+) -> Result<bool, Unanswered> {
+    let is_own = |one: &&Listed| Session::parse_beat(&one.key).is_some_and(|it| it.0 == session);
+    for beat in listed.iter().filter(is_own).rev() {
+        if bucket.exists(&beat.key).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// A session that has a lease, its latest beat, and what that says, or why it says nothing.
 pub type Leased = (Session, Listed, Result<LeaseRecord>);
 

@@ -1,5 +1,5 @@
 //! A reader that is overtaken at each step: its tag is set anew, and what that leaves is
-//! collected.
+//! collected. And a server that lists what is deleted, as one does that has missed it.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use snapstore_store::{Silent, Store};
 use super::lazy::{memory, options, page};
 use super::{Outcome, PAGE, Scene, commit, image, read};
 use crate::objects::{Objects, Part, Requests};
-use crate::protocol::{Listed, Options, Unanswered};
+use crate::protocol::{Listed, Options, RefKey, Unanswered};
 use crate::{Place, Remote, Result};
 
 /// How often: a view that begins anew each time gives up after four.
@@ -135,6 +135,118 @@ fn a_record_that_is_gone_once_its_snapshot_is_viewed_is_not_missed() -> Outcome 
                 .any(|id| id.is_ok_and(|id| id == Some(named)))
         );
         assert_eq!(scene.remote()?.verify(true)?.findings, []);
+    }
+    Ok(())
+}
+
+/// A bucket that lists what is not there.
+#[derive(Debug)]
+struct Ghosts {
+    bucket: Box<dyn Objects>,
+    keys: Vec<String>,
+}
+
+impl Objects for Ghosts {
+    fn create(&self) -> std::result::Result<(), Unanswered> {
+        self.bucket.create()
+    }
+    fn is_absent(&self) -> bool {
+        self.bucket.is_absent()
+    }
+    fn put(&self, key: &str, bytes: &[u8]) -> std::result::Result<(), Unanswered> {
+        self.bucket.put(key, bytes)
+    }
+    fn get(
+        &self,
+        key: &str,
+        part: Option<Part>,
+    ) -> std::result::Result<Option<Vec<u8>>, Unanswered> {
+        self.bucket.get(key, part)
+    }
+    fn exists(&self, key: &str) -> std::result::Result<bool, Unanswered> {
+        self.bucket.exists(key)
+    }
+    fn list(&self, prefix: &str) -> std::result::Result<Vec<Listed>, Unanswered> {
+        let mut found = self.bucket.list(prefix)?;
+        let ghosts = self.keys.iter().filter(|key| key.starts_with(prefix));
+        found.extend(ghosts.map(|key| Listed {
+            key: key.clone(),
+            len_bytes: 100,
+            modified: 1,
+        }));
+        found.sort_by(|one, other| one.key.cmp(&other.key));
+        Ok(found)
+    }
+    fn delete(&self, key: &str) -> std::result::Result<(), Unanswered> {
+        self.bucket.delete(key)
+    }
+    fn requests(&self) -> Option<Requests> {
+        self.bucket.requests()
+    }
+}
+
+/// It waits for nobody, and gives up nobody.
+#[test]
+fn a_push_that_ended_and_is_listed_holds_up_no_collection() -> Outcome {
+    let scene = Scene::new()?;
+    let store = scene.store("store")?;
+    for tag in ["a", "b"] {
+        commit(&store, tag, &image(&[tag.as_bytes()[0]; 20]), None)?;
+        scene.remote()?.push(&store, tag, tag, false, &Silent)?;
+    }
+    scene.remote()?.remove("a")?;
+    let mut remote = Remote::at(&scene.place)?;
+    remote.bucket = Box::new(Ghosts {
+        bucket: remote.bucket,
+        keys: [0, 1]
+            .map(|beat| format!("lease/{:032x}/{beat:08}", 7))
+            .to_vec(),
+    });
+    let collected = remote.collect(Options::default())?;
+    assert_eq!(collected.deleted.len(), 2, "{collected:?}");
+    assert!(collected.fenced.is_empty(), "{collected:?}");
+    let other = scene.store("other")?;
+    remote.pull(&other, "b", "b", false, &Silent)?;
+    Ok(())
+}
+
+/// Else the record before it would count again, which may be gone.
+#[test]
+fn a_push_that_ended_and_is_listed_counts() -> Outcome {
+    for sealed in [false, true] {
+        let scene = match sealed {
+            true => Scene::sealed()?,
+            false => Scene::new()?,
+        };
+        let store = scene.store("store")?;
+        for (number, name) in ["first", "second"].iter().enumerate() {
+            commit(&store, name, &image(&[number as u8 + 1; 20]), None)?;
+            scene.remote()?.push(&store, name, "t", true, &Silent)?;
+        }
+        let records = scene.keys("refs")?;
+        let last = records.iter().filter_map(|key| RefKey::parse(key)).max();
+        let session = last.ok_or("a record")?.writer();
+        let remote = || -> Result<Remote> {
+            let mut remote = scene.remote()?;
+            remote.bucket = Box::new(Ghosts {
+                bucket: remote.bucket,
+                keys: [0, 1].map(|beat| session.beat_key(beat)).to_vec(),
+            });
+            Ok(remote)
+        };
+        let second = store.tag("second")?.ok_or("it was committed")?;
+        assert_eq!(remote()?.snapshot_of("t")?, second);
+        let tags = remote()?.tags()?;
+        assert_eq!(
+            (&tags[0].id, &tags[0].problem),
+            (&second.to_string(), &None)
+        );
+        let other = scene.store("other")?;
+        remote()?.pull(&other, "t", "t", false, &Silent)?;
+        assert_eq!(other.tag("t")?, Some(second));
+        // Nobody is waited for, nobody is told to wait.
+        remote()?.remove("t")?;
+        assert_eq!(remote()?.tags()?, []);
     }
     Ok(())
 }
