@@ -20,6 +20,8 @@ use crate::protocol::{
 /// How long a session may be silent until a collection gives it up.
 const PUSH_SILENCE_SECONDS: u64 = 15 * 60;
 const VIEW_SILENCE_SECONDS: u64 = 24 * 60 * 60;
+/// Far longer than a host takes that asks for the clock.
+const PROBE_SECONDS: u64 = 24 * 60 * 60;
 /// How long a collection waits until it looks again.
 const WAIT: Duration = Duration::from_secs(2);
 
@@ -170,17 +172,23 @@ impl Remote {
         self.place.key.is_some()
     }
 
-    /// The bucket's clock.
-    fn now(&self) -> Result<u64> {
+    /// The bucket's clock. What hosts that were killed left of asking for it goes after a day.
+    pub(crate) fn now(&self) -> Result<u64> {
         let key = format!("probe/{:032x}", crate::random().map_err(no_random)?);
         self.bucket.put(&key, b"")?;
         let found = self.bucket.list("probe/")?;
         self.bucket.delete(&key)?;
         let own = found.iter().find(|one| one.key == key);
-        own.map(|one| one.modified).ok_or(Error::Unfit {
+        let now = own.map(|one| one.modified).ok_or(Error::Unfit {
             url: self.url.clone(),
             what: "it does not list what was just written",
-        })
+        })?;
+        let is_left = |one: &&Listed| now.saturating_sub(one.modified) > PROBE_SECONDS;
+        for left in found.iter().filter(is_left) {
+            // Whoever asks next does it else.
+            let _ = self.bucket.delete(&left.key);
+        }
+        Ok(now)
     }
 
     /// Probes what a bucket has to promise. It can find a fault, not prove that there is

@@ -370,6 +370,22 @@ fn a_link_does_not_lead_out_of_the_bucket() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn what_a_killed_host_left_of_asking_for_the_time_goes_after_a_day() -> Outcome {
+    let scene = Scene::new()?;
+    let remote = scene.remote()?;
+    for (name, hours) in [("probe/old", 25), ("probe/new", 1)] {
+        remote.bucket.put(name, b"")?;
+        let file = fs::File::options()
+            .write(true)
+            .open(scene.bucket().join(name))?;
+        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(hours * 3600))?;
+    }
+    remote.now()?;
+    assert_eq!(scene.keys("probe")?, ["probe/new"]);
+    Ok(())
+}
+
 /// It may be what protects packs, so nothing is collected.
 #[test]
 fn what_stands_in_place_of_a_record_is_told() -> Outcome {

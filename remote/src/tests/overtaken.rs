@@ -76,10 +76,11 @@ impl Objects for Overtaking {
     }
 }
 
+/// A remote, and images.
+type Overtaken = std::result::Result<(Remote, Vec<Vec<u8>>), Box<dyn std::error::Error>>;
+
 /// A remote whose tag changes as often as it is read, and what it names each time.
-fn overtaking(
-    scene: &Scene,
-) -> std::result::Result<(Remote, Vec<Vec<u8>>), Box<dyn std::error::Error>> {
+fn overtaking(scene: &Scene) -> Overtaken {
     let store = scene.store("store")?;
     let mut images = Vec::new();
     for (number, name) in ["first", "next3", "next2", "next1"].iter().enumerate() {
