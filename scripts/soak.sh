@@ -6,20 +6,21 @@
 # Half of the time goes to the simulator, on histories that nobody has seen yet.
 # The rest goes to real processes: machines that are run, committed, restored and killed
 # at random; copies of a store that go on by themselves; mounts that come and go at one
-# path; fsx on a writable view that is committed meanwhile; a store of very many packs; and the
-# story of five images of a real guest (commit them, remove a tag in the middle,
-# collect, lose the index, repair, mount, compare), while something else keeps the
-# machine busy and the page cache is dropped. Ends with 1 at the first fault, and always
-# with a summary: which parts, how long, what they did, what was skipped and why.
+# path; fsx on a writable view that is committed meanwhile; a store of very many packs; hosts
+# that share a bucket on three nodes of Garage, which are killed and stopped; and the story
+# of five images of a real guest (commit them, remove a tag in the middle, collect, lose the
+# index, repair, mount, compare), while something else keeps the machine busy and the page
+# cache is dropped. Ends with 1 at the first fault, and always with a summary: which parts,
+# how long, what they did, what was skipped and why.
 #
 # SOAK_FAULT=PART puts a fault into a part, which has to find it: simulator, copies, views,
-# story.
+# garage, story.
 # STORY_ROUNDS=N tells the story at least so often.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/toolchain.sh
 
-parts="simulator machines fuzzing copies mounts views packs story"
+parts="simulator machines fuzzing copies mounts views packs garage story"
 total="${1:-3600}"
 [ "$#" -gt 1 ] && parts="${*:2}"
 fault="${SOAK_FAULT:-}"
@@ -150,6 +151,22 @@ packs() {
         cargo test --locked -p snapstore-tests --test bounds many_packs -- --nocapture | log ||
         die "many packs"
     done_by_part="$packs packs with 1024 descriptors"
+}
+
+garage() {
+    local seed
+    : | log
+    if ! scripts/garage.sh >/dev/null; then
+        skip "garage: it cannot be compiled"
+        done_by_part="nothing"
+        return
+    fi
+    seed="$(date +%s)"
+    [ "$fault" != garage ] || export SNAPSTORE_GARAGE_FAULT=1
+    SNAPSTORE_GARAGE_SEED="$seed" SNAPSTORE_GARAGE_SECONDS=$((total / 12 + 1)) \
+        cargo test --locked -p snapstore-remote garage::nodes -- --nocapture | log ||
+        die "a bucket on Garage, seed $seed"
+    done_by_part="$(did '^[0-9]+ pushes .*'), seed $seed"
 }
 
 # The snapshot $1 is the image $2, seen through a mount.

@@ -18,6 +18,8 @@ mod bodies;
 mod costs;
 mod first;
 #[cfg(feature = "cloud")]
+mod garage;
+#[cfg(feature = "cloud")]
 mod hedging;
 mod hooks;
 mod lazy;
