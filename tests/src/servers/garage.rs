@@ -178,7 +178,9 @@ impl Cluster {
     /// What Garage's own program answers, as it is.
     fn garage(&self, number: usize, arguments: &[&str]) -> Result<String, String> {
         let config = self.dir.join(format!("{number}.toml"));
-        let mut command = Command::new(&self.program);
+        // It waits for its node for ever, and a test that is killed cannot end it.
+        let mut command = Command::new("timeout");
+        command.args(["-s", "KILL", "20"]).arg(&self.program);
         command.arg("-c").arg(config).args(arguments);
         let output = command.stdin(Stdio::null()).output().map_err(told)?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
