@@ -1,11 +1,12 @@
 //! What hosts do in a history.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::world::{SimBucket, World};
 use crate::protocol::{
     Bucket, Current, Error, HeadSummary, Lease, Listing, Mode, Name, Options, Part, Pushed, RefKey,
-    Reuse, Rule, State, Stored, Work, collect, may_reuse, push, put_surely, remove, view,
+    Repacking, Reuse, Roots, Rule, State, Stored, Work, collect, finish_cut_off, may_reuse, push,
+    put_surely, remove, repack, view,
 };
 
 /// A push that is offered whatever pack there is.
@@ -26,7 +27,10 @@ pub enum Act {
     Remove(&'static str),
     View(&'static str),
     Collect,
-    Repack(&'static str),
+    /// All that one tag needs, as a push that moves its working set.
+    Rewrite(&'static str),
+    /// What tags need of packs that are only partly needed.
+    Repack,
 }
 
 /// Adds a host that does these things one after the other.
@@ -88,7 +92,10 @@ async fn perform(bucket: &SimBucket, act: &Act) {
                 bucket.oracle.borrow_mut().damage = Some(error.to_string());
             }
         }
-        Act::Repack(tag) => repack(bucket, tag).await,
+        Act::Rewrite(tag) => rewrite(bucket, tag).await,
+        Act::Repack => {
+            let _ = repack_all(bucket).await;
+        }
     }
 }
 
@@ -226,11 +233,126 @@ impl Work<SimBucket> for Rewrite {
     async fn store(&mut self, bucket: &SimBucket, lease: &mut Lease) -> Result<Stored, Error> {
         let name = lease.next_name();
         put_surely(bucket, &name.pack_key(), &[self.0]).await?;
-        store_head(bucket, lease, self.0, vec![name], BTreeSet::new()).await
+        let stored = store_head(bucket, lease, self.0, vec![name], BTreeSet::new()).await?;
+        bucket.oracle.borrow_mut().moved.insert(stored.head);
+        Ok(stored)
     }
 }
 
-async fn repack(bucket: &SimBucket, tag: &str) {
+/// What a head needs: the contents, and the packs.
+type Need = (u8, Vec<Name>);
+
+async fn need(bucket: &SimBucket, head: Name) -> Result<Option<Need>, Error> {
+    let key = head.head_key();
+    let Some(bytes) = bucket.get(&key).await? else {
+        return Ok(None);
+    };
+    match HeadSummary::decode(&key, &bytes) {
+        Ok((summary, [contents])) => Ok(Some((*contents, summary.packs))),
+        _ => Ok(None),
+    }
+}
+
+/// Packs of which only a part is needed, and which part.
+#[derive(Default)]
+struct Partly(BTreeMap<Name, u8>);
+
+/// Looks which packs are needed in parts, and by which records; then repacks them.
+async fn repack_all(bucket: &SimBucket) -> Result<(), Error> {
+    finish_cut_off(bucket, "").await?;
+    let listing = Listing::of_all(bucket).await?;
+    let roots = Roots::of(bucket, &listing);
+    let mut fixed = BTreeSet::new();
+    for record in &roots.fixed {
+        let need = need(bucket, record.head).await?;
+        fixed.extend(need.map(|(_, packs)| packs).unwrap_or_default());
+    }
+    let mut needs = Vec::new();
+    let mut of_packs: BTreeMap<Name, u8> = BTreeMap::new();
+    for record in roots.movable {
+        let Some(need) = need(bucket, record.head).await? else {
+            continue;
+        };
+        for pack in &need.1 {
+            *of_packs.entry(*pack).or_default() |= need.0;
+        }
+        needs.push((record, need));
+    }
+    let mut partly = Partly::default();
+    for (pack, needed) in of_packs {
+        let held = bucket.get(&pack.pack_key()).await?;
+        let Some(held) = held.and_then(|bytes| bytes.first().copied()) else {
+            continue;
+        };
+        if held & !needed != 0 && !fixed.contains(&pack) {
+            partly.0.insert(pack, held & needed);
+        }
+    }
+    let has_any = |need: &Need| need.1.iter().any(|pack| partly.0.contains_key(pack));
+    let records = needs.iter().filter(|(_, need)| has_any(need));
+    let records: Vec<RefKey> = records.map(|(record, _)| record.clone()).collect();
+    if records.is_empty() {
+        return Ok(());
+    }
+    repack(bucket, &records, "", &mut partly).await?;
+    Ok(())
+}
+
+impl Repacking<SimBucket> for Partly {
+    async fn store(
+        &mut self,
+        bucket: &SimBucket,
+        lease: &mut Lease,
+        listing: &Listing,
+        records: &[RefKey],
+    ) -> Result<Vec<(RefKey, Stored)>, Error> {
+        let mut copies: BTreeMap<Name, Option<Name>> = BTreeMap::new();
+        for (pack, needed) in &self.0 {
+            let key = pack.pack_key();
+            let held = bucket.get(&key).await?;
+            if held.is_none_or(|bytes| needed & !bytes[0] != 0) {
+                // It was collected: what needed it counts no more.
+                return Err(Error::Gone { name: key });
+            }
+            let copy = match needed {
+                0 => None,
+                _ => Some(lease.next_name()),
+            };
+            if let Some(copy) = copy {
+                put_surely(bucket, &copy.pack_key(), &[*needed]).await?;
+            }
+            copies.insert(*pack, copy);
+        }
+        let mut stored = Vec::new();
+        'records: for record in records {
+            let Some((contents, packs)) = need(bucket, record.head).await? else {
+                continue;
+            };
+            let mut relied = BTreeSet::new();
+            let mut new = Vec::new();
+            for pack in packs {
+                if let Some(copy) = copies.get(&pack) {
+                    new.extend(*copy);
+                    continue;
+                }
+                match may_reuse(bucket, lease, listing, pack, Some(record)).await? {
+                    Reuse::No => continue 'records,
+                    Reuse::Yes => {}
+                    Reuse::OnTheWordOf(root) => {
+                        relied.insert(root);
+                    }
+                }
+                new.push(pack);
+            }
+            let head = store_head(bucket, lease, contents, new, relied).await?;
+            bucket.oracle.borrow_mut().moved.insert(head.head);
+            stored.push((record.clone(), head));
+        }
+        Ok(stored)
+    }
+}
+
+async fn rewrite(bucket: &SimBucket, tag: &str) {
     let Ok(listing) = Listing::of_tag(bucket, tag).await else {
         return;
     };

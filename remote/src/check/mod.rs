@@ -9,6 +9,7 @@
 mod actors;
 mod explore;
 mod oracle;
+mod repacking;
 mod world;
 
 mod tests;

@@ -1,6 +1,6 @@
 //! What was acknowledged, and whether it is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::protocol::{HeadSummary, Listed, Listing, Name, RefKey, RefKind, Session};
 
@@ -20,6 +20,8 @@ pub struct Oracle {
     pub views: Vec<(Session, Name, Option<u8>)>,
     /// What the heads hold that were written.
     pub heads: BTreeMap<Name, u8>,
+    /// Heads of repacks: what they hold a tag has named before.
+    pub moved: BTreeSet<Name>,
     /// Removals that were asked for, acknowledged or not.
     pub removals: Vec<RefKey>,
     /// What a collection said that no collection does.
@@ -100,6 +102,7 @@ impl Oracle {
             if one.is_new {
                 self.check_exclusive(one)?;
             }
+            self.check_moved(one, &listing)?;
         }
         for (session, head, contents) in &self.views {
             if objects.contains_key(&session.fence_key()) {
@@ -113,6 +116,27 @@ impl Oracle {
             }
         }
         Ok(())
+    }
+
+    /// No tag names what only a repack says: it moves what the tag's last change says.
+    fn check_moved(&self, one: &Acked, listing: &Listing) -> Result<(), String> {
+        if !self.moved.contains(&one.record.head) {
+            return Ok(());
+        }
+        let tag = &one.record.tag;
+        let winner = listing.judge(tag).winner;
+        if winner.as_ref() != Some(&one.record) {
+            return Ok(());
+        }
+        let changes = self.acked.iter().map(|other| &other.record);
+        let changes = changes.filter(|it| it.tag == *tag && !self.moved.contains(&it.head));
+        match changes.max() {
+            Some(last) if last < &one.record && !last.is_same_change(&one.record) => Err(format!(
+                "{:?} moved what {last:?} had taken the place of",
+                one.record
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// A push of a new tag was acknowledged: what was acknowledged before it was removed.

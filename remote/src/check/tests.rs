@@ -6,15 +6,16 @@ use std::env;
 use super::actors::{ANYTHING, Act, HOOKS, add};
 use super::explore::{Drawn, Every};
 use super::oracle::{contents_of, listing};
+use super::repacking::OF_REPACKS;
 use super::world::World;
 use crate::protocol::{CondemnRecord, Current, Part, RefKind, Rule};
 
-fn number(variable: &str, otherwise: u64) -> u64 {
+pub(super) fn number(variable: &str, otherwise: u64) -> u64 {
     let value = env::var(variable).ok().and_then(|value| value.parse().ok());
     value.unwrap_or(otherwise)
 }
 
-const fn push(tag: &'static str, contents: u8, like: Option<&'static str>) -> Act {
+pub(super) const fn push(tag: &'static str, contents: u8, like: Option<&'static str>) -> Act {
     Act::Push {
         tag,
         replace: false,
@@ -23,7 +24,7 @@ const fn push(tag: &'static str, contents: u8, like: Option<&'static str>) -> Ac
     }
 }
 
-const fn replace(tag: &'static str, contents: u8, like: Option<&'static str>) -> Act {
+pub(super) const fn replace(tag: &'static str, contents: u8, like: Option<&'static str>) -> Act {
     Act::Push {
         tag,
         replace: true,
@@ -33,7 +34,7 @@ const fn replace(tag: &'static str, contents: u8, like: Option<&'static str>) ->
 }
 
 /// What was there before, done by one host without faults.
-fn set_up(world: &mut World, acts: Vec<Act>) -> Result<(), String> {
+pub(super) fn set_up(world: &mut World, acts: Vec<Act>) -> Result<(), String> {
     let faults = std::mem::take(&mut world.faults_left);
     add(world, "before", acts);
     world.run(&mut Every::default())?;
@@ -44,7 +45,7 @@ fn set_up(world: &mut World, acts: Vec<Act>) -> Result<(), String> {
 /// After a history: nothing is under way, everybody who was silent is given up, and
 /// three collections ran. What was acknowledged is what a view finds, and nothing is
 /// there that nobody needs.
-fn epilogue(world: &mut World, chooser: &mut Drawn) -> Result<(), String> {
+pub(super) fn epilogue(world: &mut World, chooser: &mut Drawn) -> Result<(), String> {
     world.settle(chooser);
     world.faults_left = 0;
     world.always_given_up = true;
@@ -220,7 +221,7 @@ fn drawn(world: &mut World, chooser: &mut Drawn, with_epilogue: bool) -> Result<
                 },
                 5 | 6 => Act::Remove(tag),
                 7 => Act::View(tag),
-                8 => Act::Repack(tag),
+                8 => Act::Rewrite(tag),
                 _ => Act::Collect,
             });
         }
@@ -229,7 +230,11 @@ fn drawn(world: &mut World, chooser: &mut Drawn, with_epilogue: bool) -> Result<
     ends(world, chooser, with_epilogue)
 }
 
-fn ends(world: &mut World, chooser: &mut Drawn, with_epilogue: bool) -> Result<(), String> {
+pub(super) fn ends(
+    world: &mut World,
+    chooser: &mut Drawn,
+    with_epilogue: bool,
+) -> Result<(), String> {
     world.run(chooser)?;
     match with_epilogue {
         true => epilogue(world, chooser),
@@ -324,7 +329,7 @@ fn scenes() -> Vec<(Vec<Act>, Vec<Vec<Act>>)> {
         (
             vec![push("a", 3, None)],
             vec![
-                vec![Act::Repack("a"), Act::Collect],
+                vec![Act::Rewrite("a"), Act::Collect],
                 vec![replace("a", 7, Some("a"))],
             ],
         ),
@@ -399,7 +404,7 @@ fn drawn_histories_lose_nothing() {
 
 /// Rules that no drawn history has missed yet: they are kept for their argument, and
 /// looked for where `CHECK_RULE` names one.
-const NOT_MISSED_YET: [Rule; 7] = [
+pub(super) const NOT_MISSED_YET: [Rule; 7] = [
     Rule::FenceIsWrittenAgain,
     Rule::CondemnedForLife,
     Rule::RootsAreReadAgain,
@@ -418,7 +423,7 @@ fn each_rule_that_is_taken_away_is_missed() {
     for rule in Rule::ALL {
         let wanted = match &only {
             Some(only) => *only == format!("{rule:?}"),
-            None => !NOT_MISSED_YET.contains(&rule),
+            None => !NOT_MISSED_YET.contains(&rule) && !OF_REPACKS.contains(&rule),
         };
         if !wanted {
             println!("not looked for: {rule:?}");

@@ -124,20 +124,25 @@ impl World {
         }
     }
 
+    /// What the next actor sees.
+    pub fn bucket(&self) -> SimBucket {
+        SimBucket {
+            slot: Rc::default(),
+            sessions: self.sessions.clone(),
+            without: self.without,
+            host: u32::try_from(self.actors.len()).expect("few actors"),
+            oracle: self.oracle.clone(),
+        }
+    }
+
     /// Adds an actor, and lets it come to its first request.
     pub fn add<F: Future<Output = ()> + 'static>(
         &mut self,
         name: &str,
         script: impl FnOnce(SimBucket) -> F,
     ) {
-        let slot = Rc::<RefCell<Slot>>::default();
-        let bucket = SimBucket {
-            slot: slot.clone(),
-            sessions: self.sessions.clone(),
-            without: self.without,
-            host: u32::try_from(self.actors.len()).expect("few actors"),
-            oracle: self.oracle.clone(),
-        };
+        let bucket = self.bucket();
+        let slot = bucket.slot.clone();
         self.actors.push(Actor {
             name: name.to_owned(),
             slot,

@@ -207,7 +207,11 @@ async fn steps<B: Bucket>(
     })
 }
 
-async fn write_record<B: Bucket>(bucket: &B, record: &RefKey, snapshot: [u8; 32]) -> Result<()> {
+pub(super) async fn write_record<B: Bucket>(
+    bucket: &B,
+    record: &RefKey,
+    snapshot: [u8; 32],
+) -> Result<()> {
     let key = record.key();
     Ok(put_surely(bucket, &key, &RefRecord { snapshot }.encode(&key)).await?)
 }
@@ -308,6 +312,11 @@ async fn check_free<B: Bucket>(
             Err(Error::Gone { name: record.key() })
         }
     }
+}
+
+/// Whether a record is the one that counts of its tag.
+pub(super) fn is_counting(listing: &Listing, record: &RefKey) -> bool {
+    listing.judge(&record.tag).winner.as_ref() == Some(record)
 }
 
 async fn snapshot_of<B: Bucket>(bucket: &B, record: &RefKey) -> Result<Option<[u8; 32]>> {

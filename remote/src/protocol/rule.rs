@@ -60,11 +60,19 @@ pub enum Rule {
     LooksForOthers,
     /// A collection forgets a fenced record only if what it needs is gone.
     ForgottenIsVoid,
+    /// A repack writes records of the change that they are of: it takes no number of its own.
+    RepackKeepsNumber,
+    /// A repack writes only records anew that count.
+    RepackOfWhatCounts,
+    /// The lease of a repack goes after the last record of all tags was written.
+    LeaseOutlivesRecords,
+    /// A repack that was given up is finished by the next one.
+    CutOffRepackIsFinished,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 32] = [
         Self::NamesAreUsedOnce,
         Self::OwnWriteIsAcknowledged,
         Self::FenceIsWrittenAgain,
@@ -93,5 +101,9 @@ impl Rule {
         Self::ViewLooksAgain,
         Self::LooksForOthers,
         Self::ForgottenIsVoid,
+        Self::RepackKeepsNumber,
+        Self::RepackOfWhatCounts,
+        Self::LeaseOutlivesRecords,
+        Self::CutOffRepackIsFinished,
     ];
 }
