@@ -20,7 +20,7 @@ pub use machines::{
 };
 pub use mounts::{MountArgs, ReadingArgs, UmountArgs, WarmArgs};
 pub use pictures::{MapArgs, ReportArgs};
-pub use remote::{AddArgs, PullArgs, PushArgs, RemoteArgs, RemoteCommand};
+pub use remote::{AddArgs, PullArgs, PushArgs, RemoteArgs, RemoteCommand, RemoteGcArgs};
 pub use shell::{CompletionsArgs, GenerateArgs, Shell};
 pub use snapshots::{
     CommitArgs, DiffArgs, ForgetArgs, LogArgs, RmArgs, ShowArgs, TagArgs, TagsArgs,

@@ -36,6 +36,7 @@ pub mod protocol;
 mod pull;
 mod push;
 mod remote;
+mod repack;
 mod reuse;
 mod sealing;
 #[cfg(test)]
@@ -49,6 +50,7 @@ pub use objects::Requests;
 pub use place::Place;
 pub use pull::Pulled;
 pub use remote::{LeaseReport, Remote, RemoteTag};
+pub use repack::{Gc, RepackOptions, Repacked};
 pub use sealing::DomainKey;
 pub use upload::PushReport;
 pub use verify::{Finding, VerifyReport};

@@ -28,6 +28,7 @@ mod mending;
 mod network;
 mod over;
 mod overtaken;
+mod repacking;
 mod rounds;
 mod sealing;
 

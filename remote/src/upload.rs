@@ -80,12 +80,33 @@ struct Run<'a> {
     last_beat: Instant,
 }
 
-async fn beat_at_times(remote: &Remote, lease: &mut Lease, last: &mut Instant) -> Result<()> {
+pub(crate) async fn beat_at_times(
+    remote: &Remote,
+    lease: &mut Lease,
+    last: &mut Instant,
+) -> Result<()> {
     if last.elapsed().as_secs() >= BEAT_EVERY_SECONDS {
         lease.beat(remote).await?;
         *last = Instant::now();
     }
     Ok(())
+}
+
+/// Tells others which pages were uploaded. Nobody relies on it.
+pub(crate) async fn write_hooks(
+    remote: &Remote,
+    lease: &mut Lease,
+    hooks: &mut hooks::Run,
+) -> Result<u64> {
+    let run = std::mem::take(hooks);
+    if run.is_empty() {
+        return Ok(0);
+    }
+    let key = lease.next_name().hooks_key();
+    let bytes = run.encode(&key);
+    let written = put_surely(remote, &key, &bytes).await;
+    let written = usable(written.map_err(Error::from))?;
+    Ok(written.map_or(0, |()| bytes.len() as u64))
 }
 
 impl<'a> Upload<'a> {
@@ -419,17 +440,8 @@ impl Run<'_> {
         Ok(bytes)
     }
 
-    /// Tells others which pages were uploaded. Nobody relies on it.
     async fn write_hooks(&mut self) -> Result<u64> {
-        let run = std::mem::take(&mut self.hooks);
-        if run.is_empty() {
-            return Ok(0);
-        }
-        let key = self.lease.next_name().hooks_key();
-        let bytes = run.encode(&key);
-        let written = put_surely(self.remote, &key, &bytes).await;
-        let written = usable(written.map_err(Error::from))?;
-        Ok(written.map_or(0, |()| bytes.len() as u64))
+        write_hooks(self.remote, self.lease, &mut self.hooks).await
     }
 
     /// Where a page is that is there already, and may be used.

@@ -64,16 +64,7 @@ pub enum RemoteCommand {
         tags: Vec<String>,
     },
     /// Free what no tag and no reader of a remote needs
-    Gc {
-        /// A remote of this store
-        name: String,
-        /// Only say what there is to free
-        #[arg(long)]
-        dry_run: bool,
-        /// Do not wait for pushes that are under way: delete nothing then
-        #[arg(long)]
-        no_wait: bool,
-    },
+    Gc(RemoteGcArgs),
     /// Check that a remote has all that its tags need, and name what is damaged
     Verify {
         /// A remote of this store
@@ -89,6 +80,39 @@ pub enum RemoteCommand {
         #[command(flatten)]
         form: FormArgs,
     },
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  snapstore remote gc site
+  snapstore remote gc site --dry-run
+  snapstore remote gc site --max-bytes 2G
+  snapstore remote gc site --repack 0
+
+Packs of which only a part is needed are repacked: what is needed of them is read, compared
+with its ids and written anew, and the old ones are deleted. At most --repack percent of what
+goes is written.")]
+pub struct RemoteGcArgs {
+    /// A remote of this store
+    pub name: String,
+    /// Only say what there is to free
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not wait for pushes that are under way: delete nothing then
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Repack packs of which less than this share is needed; 0 repacks none
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        default_value_t = snapstore_remote::RepackOptions::PERCENT,
+        value_parser = clap::value_parser!(u8).range(0..=100)
+    )]
+    pub repack: u8,
+    /// The most that is written for that; the rest is for later collections
+    #[arg(long, value_name = "SIZE", value_parser = crate::format::parse_size)]
+    pub max_bytes: Option<u64>,
 }
 
 #[derive(Args)]

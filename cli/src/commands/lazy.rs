@@ -8,7 +8,8 @@ use snapstore_store::{SnapshotId, Store, check_tag};
 use snapstore_vmm::control::Origin;
 
 use crate::args::ReadingArgs;
-use crate::commands::remote::{remember, remote, told};
+use crate::commands::remote::{remember, remote};
+use crate::commands::remote_told::told;
 use crate::context::Context;
 use crate::format::{count, size};
 use crate::logging::say;

@@ -25,6 +25,8 @@ pub mod metrics;
 pub mod mount;
 pub mod ps;
 pub mod remote;
+mod remote_gc;
+mod remote_told;
 pub mod repair;
 pub mod report;
 pub mod restore;

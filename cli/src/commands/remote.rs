@@ -5,34 +5,24 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use serde::Serialize;
 use serde_json::json;
 use snapstore_host::{NotFound, Usage};
-use snapstore_remote::protocol::{NotCollected, Options, RefKey, Stays};
 use snapstore_remote::{DomainKey, Place, Remote};
 use snapstore_store::{Store, check_tag};
 
-use crate::args::{AddArgs, PullArgs, PushArgs, RemoteArgs, RemoteCommand};
-use crate::commands::each_once;
+use crate::args::{AddArgs, PullArgs, PushArgs, RemoteArgs, RemoteCommand, RemoteGcArgs};
+use crate::commands::remote_told::{told, with_requests};
+use crate::commands::{each_once, remote_gc};
 use crate::context::Context;
 use crate::exit;
 use crate::form::Fields;
 use crate::format::{count, size, table};
 use crate::known::{Known, change, check_apart, remotes};
-use crate::logging::say;
 use crate::progress::{Bar, Unit};
 
 const NO_REMOTES: &str = "No remotes yet; `snapstore remote add NAME URL` makes one known.";
 /// After so long a silence a push is given up.
 const SILENCE: Duration = Duration::from_secs(15 * 60);
-
-/// Errors of the store stay such, with their hints and exit codes.
-pub(super) fn told<T>(result: snapstore_remote::Result<T>) -> anyhow::Result<T> {
-    result.map_err(|error| match error {
-        snapstore_remote::Error::Store(error) => error.into(),
-        other => other.into(),
-    })
-}
 
 pub(super) fn remote(store: &Store, name: &str) -> anyhow::Result<Remote> {
     let known = remotes(store.path())?.remove(name);
@@ -149,7 +139,7 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
         RemoteCommand::Init { name }
         | RemoteCommand::Tags { name, .. }
         | RemoteCommand::Rm { name, .. }
-        | RemoteCommand::Gc { name, .. }
+        | RemoteCommand::Gc(RemoteGcArgs { name, .. })
         | RemoteCommand::Verify { name, .. }
         | RemoteCommand::Leases { name, .. } => remember(&store, name),
         RemoteCommand::Key { .. }
@@ -216,13 +206,9 @@ fn on_store(context: &Context, store: &Store, command: &RemoteCommand) -> anyhow
         RemoteCommand::Rm { name, tags } => {
             return rm(context, &remote(store, name)?, name, tags);
         }
-        RemoteCommand::Gc {
-            name,
-            dry_run,
-            no_wait,
-        } => {
-            let remote = remote(store, name)?.patience(SILENCE, !no_wait);
-            return gc(context, &remote, *dry_run);
+        RemoteCommand::Gc(args) => {
+            let remote = remote(store, &args.name)?.patience(SILENCE, !args.no_wait);
+            return remote_gc::run(context, &remote, args);
         }
         RemoteCommand::Verify { name, read_data } => {
             return verify(context, &remote(store, name)?, *read_data);
@@ -305,66 +291,6 @@ fn leases(context: &Context, remote: &Remote) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn gc(context: &Context, remote: &Remote, dry_run: bool) -> anyhow::Result<ExitCode> {
-    let collected = told(remote.collect(Options { dry_run }))?;
-    let bytes: u64 = collected.deleted.iter().map(|one| one.len_bytes).sum();
-    let keys: Vec<_> = collected.deleted.iter().map(|one| &one.key).collect();
-    let fenced: Vec<_> = collected.fenced.iter().map(ToString::to_string).collect();
-    let void: Vec<_> = collected.void.iter().map(RefKey::key).collect();
-    let idle: Vec<_> = collected
-        .idle
-        .iter()
-        .map(|(record, stays)| json!({"record": record.key(), "tag": record.tag, "because": stays.why()}))
-        .collect();
-    let waits = match &collected.not_deleted {
-        Some(NotCollected::Waits(session)) => Some(format!("session {session} is under way")),
-        Some(NotCollected::TagsChange) => Some("its tags change all the time".to_owned()),
-        None => None,
-    };
-    let value = json!({
-        "dry_run": dry_run,
-        "deleted": keys,
-        "deleted_bytes": bytes,
-        "kept_bytes": collected.kept_bytes,
-        "given_up": fenced,
-        "void_records": void,
-        "idle_records": idle,
-        "not_deleted_because": waits,
-    });
-    context.answer(&with_requests(&value, remote)?, || {
-        let verb = if dry_run { "Would delete" } else { "Deleted" };
-        let mut out = String::new();
-        let given_up = if dry_run {
-            "would be given up"
-        } else {
-            "given up"
-        };
-        for session in &fenced {
-            out += &format!("  {given_up}, since it was silent: session {session}\n");
-        }
-        for record in &void {
-            out += &format!("  of a push that was given up, and void: {record}\n");
-        }
-        // Each tag that was ever removed has one, which is no news.
-        let told = |(_, stays): &&(_, Stays)| *stays != Stays::Removed;
-        for (record, stays) in collected.idle.iter().filter(told) {
-            out += &format!("  stays: {}: {}\n", record.key(), stays.why());
-        }
-        out + &format!(
-            "{verb} {} objects, {}.",
-            count((keys.len() + void.len()) as u64),
-            size(bytes)
-        )
-    })?;
-    match waits {
-        None => Ok(ExitCode::SUCCESS),
-        Some(waits) => {
-            say!("nothing was deleted: {waits}; run it again later");
-            Ok(ExitCode::from(exit::BUSY))
-        }
-    }
-}
-
 fn verify(context: &Context, remote: &Remote, read_data: bool) -> anyhow::Result<ExitCode> {
     let report = told(remote.verify(read_data))?;
     context.answer(&report, || {
@@ -390,15 +316,6 @@ fn verify(context: &Context, remote: &Remote, read_data: bool) -> anyhow::Result
         true => ExitCode::SUCCESS,
         false => ExitCode::from(exit::DAMAGED),
     })
-}
-
-/// What is told for programs, with what went over the network.
-fn with_requests(report: &impl Serialize, remote: &Remote) -> anyhow::Result<serde_json::Value> {
-    let mut value = serde_json::to_value(report)?;
-    if let Some(requests) = remote.requests() {
-        value["requests"] = serde_json::to_value(requests)?;
-    }
-    Ok(value)
 }
 
 /// The tag under which a snapshot goes there: the one that was given, or of the snapshot's the

@@ -46,6 +46,19 @@ pub struct Collected {
     pub not_deleted: Option<NotCollected>,
 }
 
+impl Collected {
+    /// With what another collection did after it.
+    pub fn add(&mut self, then: Self) {
+        self.deleted.extend(then.deleted);
+        self.records += then.records;
+        self.void.extend(then.void);
+        self.idle = then.idle;
+        self.fenced.extend(then.fenced);
+        self.kept_bytes = then.kept_bytes;
+        self.not_deleted = then.not_deleted;
+    }
+}
+
 /// Why nothing was deleted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NotCollected {
@@ -68,13 +81,21 @@ struct Needed {
 /// [`Error::Missing`]: something is missing that no collection deletes; then nothing is
 /// deleted. If the bucket did not answer: what was deleted until then was not needed.
 pub async fn collect<B: Bucket>(bucket: &B, options: Options) -> Result<Collected> {
+    collect_with(bucket, options, &mut Heads::default()).await
+}
+
+/// The same where some heads were read already. It reads the others.
+pub(crate) async fn collect_with<B: Bucket>(
+    bucket: &B,
+    options: Options,
+    heads: &mut Heads,
+) -> Result<Collected> {
     let mut collected = Collected::default();
-    let mut heads = Heads::default();
     let mut there = bucket.list("packs/").await?;
     there.extend(bucket.list("heads/").await?);
     let listing = Listing::of_all(bucket).await?;
     records_are_there(bucket, &listing, &there).await?;
-    let needed = Needed::of(bucket, &listing, &mut heads).await?;
+    let needed = Needed::of(bucket, &listing, heads).await?;
     let mut too_young = None;
     for (session, beat, error) in needed.damaged {
         // It may be of a view: such a one has most time.
@@ -94,7 +115,7 @@ pub async fn collect<B: Bucket>(bucket: &B, options: Options) -> Result<Collecte
         }
         return Err(error);
     }
-    let idle = Idle::of(bucket, &listing, &mut heads).await?;
+    let idle = Idle::of(bucket, &listing, heads).await?;
     if !options.dry_run {
         collected.records = forget_superseded(bucket, &listing).await?;
         idle.forget_void(bucket).await?;
@@ -118,7 +139,7 @@ pub async fn collect<B: Bucket>(bucket: &B, options: Options) -> Result<Collecte
         return Ok(collected);
     }
     if !condemned.is_empty() {
-        let deleted = delete(bucket, condemned, &mut collected, &mut heads).await?;
+        let deleted = delete(bucket, condemned, &mut collected, heads).await?;
         let deleted = deleted.iter().filter_map(|part| sizes.remove(part));
         collected.deleted = deleted.collect();
     } else {

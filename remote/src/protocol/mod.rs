@@ -28,9 +28,11 @@ mod void;
 
 pub use at_once::{Answer, Ask, AtOnce};
 pub use bucket::{Bucket, Listed, Unanswered, delete_surely, put_surely};
+pub(crate) use collect::collect_with;
 pub use collect::{Collected, NotCollected, Options, collect, records_are_there};
 pub use current::{Current, Judged, Listing, State};
 pub use error::{Error, Result};
+pub(crate) use heads::Heads;
 pub use lease::{Lease, LeaseKind, LeaseRecord, Leased, leases};
 pub(crate) use lease::{condemnations, latest_beats, read_beat};
 pub use names::{Name, Part, RefKey, RefKind, Session, tag_prefix};

@@ -16,6 +16,7 @@ pub use super::mending::{
     a_configuration_that_is_lost_or_damaged_is_made_anew_for_the_same_pages,
     a_push_that_replaces_mends_what_is_gone_or_damaged, damage_of_others_stops_no_push,
 };
+pub use super::repacking::{a_working_set_stays_one, what_is_partly_needed_is_repacked};
 use super::{Outcome, Scene, commit, image, list, read};
 use crate::objects::{Objects, Part, Requests, no};
 use crate::protocol::{
@@ -389,7 +390,8 @@ impl Dying {
             .left
             .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1))
         {
-            Ok(0) => {
+            // The last one.
+            Ok(1) => {
                 if self.is_done {
                     let _ = ask();
                 }

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use snapstore_store::{Silent, Store};
 
 use super::{Outcome, Scene, commit, image};
-use crate::PushReport;
 use crate::objects::{Objects, Part, Requests};
 use crate::protocol::{Listed, RefKey, RefRecord, Session, Unanswered};
+use crate::{PushReport, RepackOptions};
 
 /// How often what was asked for of which kind of object.
 type Counts = BTreeMap<String, u64>;
@@ -157,5 +157,48 @@ fn a_name_that_means_something_else_there_is_no_ancestor() -> Outcome {
     let (report, counts) = push(&scene, &store, "child")?;
     assert_eq!((report.pages, report.reused_leaves), (1, 2), "{report:?}");
     assert_eq!(counts.get("read refs"), Some(&2), "{counts:?}");
+    Ok(())
+}
+
+/// What a collection asked for.
+fn gc(scene: &Scene, percent: u8) -> Result<Counts, Box<dyn std::error::Error>> {
+    let counts = Arc::<Mutex<Counts>>::default();
+    let mut remote = scene.remote()?;
+    remote.bucket = Box::new(Counted {
+        bucket: remote.bucket,
+        counts: counts.clone(),
+    });
+    let options = RepackOptions {
+        percent,
+        ..RepackOptions::default()
+    };
+    let done = remote.gc(options, &Silent)?.repacked;
+    assert_eq!((done.packs, done.left), (0, 0), "{done:?}");
+    let counts = counts.lock().expect("no panic").clone();
+    Ok(counts)
+}
+
+/// Where all packs are needed whole, that is seen from names: seven listings, and the
+/// configuration.
+#[test]
+fn to_find_nothing_to_repack_takes_no_requests_of_heads_or_packs() -> Outcome {
+    let mut seen = Vec::new();
+    for tags in [2, 20] {
+        let scene = Scene::new()?;
+        let store = scene.store("store")?;
+        for number in 0..tags {
+            let tag = format!("t{number}");
+            commit(&store, &tag, &image(&[number + 1; 6]), None)?;
+            scene.remote()?.push(&store, &tag, &tag, false, &Silent)?;
+        }
+        let (without, with) = (gc(&scene, 0)?, gc(&scene, 50)?);
+        assert_eq!(with["read heads"], u64::from(tags), "{with:?}");
+        assert_eq!(with.get("read packs"), None, "{with:?}");
+        let sum = |counts: &Counts| counts.values().sum::<u64>();
+        let per_pack = sum(&with) as f64 / f64::from(tags);
+        println!("{tags} packs: {per_pack:.1} requests of `remote gc` each, {with:?}");
+        seen.push(sum(&with) - sum(&without));
+    }
+    assert_eq!(seen, [8, 8], "the number of packs tells");
     Ok(())
 }

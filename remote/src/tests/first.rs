@@ -14,7 +14,7 @@ use crate::protocol::Options;
 use crate::{CACHE, Lazy, LazyOptions};
 
 /// Keeps what a mount would have recorded: these pages, in this order.
-fn record(store: &Store, tag: &str, touched: &[u32]) -> Outcome {
+pub(super) fn record(store: &Store, tag: &str, touched: &[u32]) -> Outcome {
     let seen = Seen {
         touched: touched.to_vec(),
         ..Seen::default()
@@ -24,13 +24,13 @@ fn record(store: &Store, tag: &str, touched: &[u32]) -> Outcome {
     Ok(())
 }
 
-fn scattered(pages: u32, count: u32) -> Vec<u32> {
+pub(super) fn scattered(pages: u32, count: u32) -> Vec<u32> {
     // Odd, so that each page is there once, if the number of pages is even.
     let all = (0..count).map(|number| number * 1_031 % pages);
     all.collect()
 }
 
-fn until(what: &str, is_so: impl Fn() -> bool) {
+pub(super) fn until(what: &str, is_so: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < Duration::from_secs(120), "{what}");
@@ -38,7 +38,7 @@ fn until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-fn is_at_hand(reader: &ImageReader, page: u32) -> bool {
+pub(super) fn is_at_hand(reader: &ImageReader, page: u32) -> bool {
     let mut bytes = [0; PAGE];
     let read = reader.read_at_hand(&mut bytes, u64::from(page) * PAGE as u64);
     matches!(read, Ok(Some(_)))

@@ -55,6 +55,8 @@ over_each_bucket! {
     a_working_set_goes_with_its_snapshot
     pages_of_others_are_found_by_hooks
     a_working_set_that_is_recorded_later_is_pushed_by_the_next_push
+    what_is_partly_needed_is_repacked
+    a_working_set_stays_one
 }
 
 /// Each of these runs over an encrypted bucket of each server: what depends on how long objects
@@ -81,6 +83,7 @@ over_each_encrypted_server! {
     a_configuration_that_is_lost_or_damaged_is_made_anew_for_the_same_pages
     a_working_set_goes_with_its_snapshot
     pages_of_others_are_found_by_hooks
+    what_is_partly_needed_is_repacked
 }
 
 /// Each of these is of encrypted buckets.

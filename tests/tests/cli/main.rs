@@ -17,6 +17,7 @@ mod paging;
 mod pictures;
 mod remote_formats;
 mod remote_places;
+mod remote_repack;
 mod remote_verify;
 mod remotes;
 mod retention;

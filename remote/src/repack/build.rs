@@ -1,0 +1,450 @@
+//! What a repack writes: new packs with what is needed of the old ones, in the order of the
+//! images, and for each snapshot a head with the new places. Pages are copied as they are
+//! stored, each compared with its id; records of leaves are written anew, since they have the
+//! places of their pages in them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use snapstore_store::Progress;
+
+use crate::first::Apart;
+use crate::head::{First, Head, LeafPlace, PagePlace, u32_of};
+use crate::hooks;
+use crate::pack::{PACK_CHECK_LEN, PackBytes};
+use crate::protocol::{
+    Error, HeadSummary, Lease, Listing, Name, RefKey, Repacking, Result, Reuse, Stored, may_reuse,
+    put_surely,
+};
+use crate::remote::Remote;
+use crate::repack::damage::{if_damaged, told};
+use crate::repack::plan::{Plan, Snapshot};
+use crate::repack::read::{self, Leaf, Reader};
+use crate::upload::{beat_at_times, write_hooks};
+
+/// About so many bytes of pages are held beside the pack that they go to.
+const HELD_BYTES: u64 = 8 << 20;
+
+/// The work of a repack.
+pub struct Build<'a, 'b> {
+    plan: &'a Plan,
+    reader: &'a mut Reader<'b>,
+    progress: &'a dyn Progress,
+    /// Pages that were copied.
+    pub pages: u64,
+    /// Bytes that were written.
+    pub written_bytes: u64,
+    /// What cannot be read, and the packs that are left alone therefore.
+    pub wrong: Option<(Error, Vec<Name>)>,
+}
+
+/// A leaf whose record is written anew.
+struct Again {
+    id: [u8; 32],
+    leaf: Arc<Leaf>,
+    places: Vec<([u8; 32], PagePlace)>,
+}
+
+/// A repack under way.
+struct Run<'a> {
+    remote: &'a Remote,
+    lease: &'a mut Lease,
+    pack: PackBytes,
+    /// Where pages are that were copied.
+    placed: HashMap<[u8; 32], PagePlace>,
+    /// Where records are that were written.
+    leaves: HashMap<[u8; 32], LeafPlace>,
+    /// How long the new packs are, without their lists of pages.
+    lengths: BTreeMap<Name, u32>,
+    hooks: hooks::Run,
+    copied_bytes: u64,
+    /// Packs of others that were looked at: they are there, and not condemned.
+    usable: BTreeSet<Name>,
+    last_beat: Instant,
+}
+
+/// A working set that was laid apart anew.
+struct Moved {
+    pack: Name,
+    end: u32,
+    leaves: HashMap<[u8; 32], LeafPlace>,
+}
+
+impl<'a, 'b> Build<'a, 'b> {
+    pub fn new(plan: &'a Plan, reader: &'a mut Reader<'b>, progress: &'a dyn Progress) -> Self {
+        Self {
+            plan,
+            reader,
+            progress,
+            pages: 0,
+            written_bytes: 0,
+            wrong: None,
+        }
+    }
+
+    fn is_old(&self, pack: Name) -> bool {
+        self.plan.packs.contains_key(&pack)
+    }
+
+    /// What is damaged ends this repack: the next one leaves it alone.
+    fn checked<T>(&mut self, read: Result<T>, packs: impl IntoIterator<Item = Name>) -> Result<T> {
+        read.map_err(|error| match if_damaged(error) {
+            Ok(damage) => {
+                let told = told(&damage);
+                self.wrong = Some((damage, packs.into_iter().collect()));
+                Error::Work(format!("{}: {}", told.0, told.1).into())
+            }
+            Err(error) => error,
+        })
+    }
+
+    /// The leaves of a snapshot that are written anew, in the order of its images; those of the
+    /// working set if that is moved, or the others.
+    fn leaves(&self, snapshot: &Snapshot, first: Option<Name>, of_first: bool) -> Vec<Again> {
+        let head = &snapshot.opened.head;
+        let old: HashSet<&[u8; 32]> = snapshot
+            .leaves_in(&self.plan.packs)
+            .map(|it| it.0)
+            .collect();
+        let mut seen = HashSet::new();
+        let mut leaves = Vec::new();
+        for tree in &head.trees {
+            for id in head.leaves_of(&tree.image).into_values() {
+                let Some(place) = head.leaves.get(&id) else {
+                    continue;
+                };
+                let is_of_first = Some(place.pack) == first;
+                let is_wanted = match of_first {
+                    true => is_of_first,
+                    false => !is_of_first && old.contains(&id),
+                };
+                if is_wanted
+                    && seen.insert(id)
+                    && let Some(leaf) = self.reader.known(place)
+                {
+                    let places = leaf.pages(&snapshot.opened.moved).collect();
+                    leaves.push(Again { id, leaf, places });
+                }
+            }
+        }
+        leaves
+    }
+
+    /// Writes leaves with those of their pages that are in old packs.
+    async fn write(&mut self, run: &mut Run<'_>, leaves: Vec<Again>) -> Result<()> {
+        let mut some = Vec::new();
+        let mut wanted: BTreeMap<[u8; 32], PagePlace> = BTreeMap::new();
+        let mut held = 0;
+        let count = leaves.len();
+        for (at, again) in leaves.into_iter().enumerate() {
+            if !run.leaves.contains_key(&again.id) {
+                for (id, place) in &again.places {
+                    let is_new = self.is_old(place.pack) && !run.placed.contains_key(id);
+                    if is_new && wanted.insert(*id, *place).is_none() {
+                        held += u64::from(place.len);
+                    }
+                }
+                some.push(again);
+            }
+            if held >= HELD_BYTES || at + 1 == count {
+                held = 0;
+                let wanted = std::mem::take(&mut wanted).into_iter().collect();
+                self.write_some(run, std::mem::take(&mut some), wanted)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages of old packs, as they are stored there.
+    async fn read(
+        &mut self,
+        run: &mut Run<'_>,
+        wanted: Vec<([u8; 32], PagePlace)>,
+    ) -> Result<HashMap<[u8; 32], read::Stored>> {
+        run.beat().await?;
+        let packs: BTreeSet<Name> = wanted.iter().map(|(_, place)| place.pack).collect();
+        let mut found = HashMap::new();
+        // Pack by pack, so that it is known which one is damaged.
+        for pack in packs {
+            let pages = wanted.iter().filter(|(_, place)| place.pack == pack);
+            let pages = self.reader.pages(pages.copied().collect());
+            found.extend(self.checked(pages, [pack])?);
+        }
+        self.pages += found.len() as u64;
+        run.copied_bytes += found
+            .values()
+            .map(|(_, bytes)| bytes.len() as u64)
+            .sum::<u64>();
+        self.progress.advance(run.copied_bytes);
+        Ok(found)
+    }
+
+    async fn write_some(
+        &mut self,
+        run: &mut Run<'_>,
+        leaves: Vec<Again>,
+        wanted: Vec<([u8; 32], PagePlace)>,
+    ) -> Result<()> {
+        let found = self.read(run, wanted).await?;
+        for Again { id, leaf, places } in leaves {
+            if run.leaves.contains_key(&id) {
+                continue;
+            }
+            let pages: Vec<_> = places
+                .iter()
+                .map(|(id, place)| match run.placed.get(id) {
+                    _ if !self.is_old(place.pack) => (*id, Ok(*place)),
+                    Some(placed) => (*id, Ok(*placed)),
+                    None => (*id, Err(found[id].clone())),
+                })
+                .collect();
+            let (place, new) = run.pack.add(&leaf.node.canonical, &pages);
+            for ((id, _), place) in pages.iter().zip(new) {
+                // What stays where it is may be nothing that another head relies on.
+                if place.pack == run.pack.name {
+                    run.placed.insert(*id, place);
+                }
+            }
+            run.leaves.insert(id, place);
+            if run.pack.is_full() {
+                self.written_bytes += run.finish_pack().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays a working set apart once more, in the same order, with records that have the new
+    /// places.
+    async fn move_first(
+        &mut self,
+        run: &mut Run<'_>,
+        snapshot: &Snapshot,
+        first: Name,
+    ) -> Result<Moved> {
+        let head = &snapshot.opened.head;
+        let end = head.first.as_ref().map_or(0, |first| first.end);
+        let in_it = head.leaves.iter().filter(|(_, leaf)| leaf.pack == first);
+        let in_it: Vec<([u8; 32], LeafPlace)> = in_it.map(|(id, it)| (*id, it.clone())).collect();
+        run.beat().await?;
+        let packs: Vec<Name> = self.plan.packs.keys().copied().collect();
+        let read = self.reader.beginning(first, end, &in_it);
+        let bytes = self.checked(read, packs.clone())?;
+        run.copied_bytes += u64::from(end);
+        let mut apart = Apart::default();
+        for Again { id, leaf, places } in self.leaves(snapshot, Some(first), true) {
+            let wanted = places
+                .iter()
+                .filter(|(id, place)| self.is_old(place.pack) && !run.placed.contains_key(id));
+            let found = self.read(run, wanted.copied().collect()).await?;
+            let mut new = Vec::with_capacity(places.len());
+            for (id, place) in places {
+                if place.pack == first {
+                    let page = self.reader.page_of(&bytes, &id, &place);
+                    let (encoding, bytes) = self.checked(page, packs.clone())?;
+                    self.pages += 1;
+                    apart.add_page(place.offset as usize, id, encoding, bytes);
+                    new.push((id, None));
+                } else if !self.is_old(place.pack) {
+                    new.push((id, Some(place)));
+                } else {
+                    let placed = run.placed.get(&id).copied();
+                    let placed = placed.unwrap_or_else(|| {
+                        let (encoding, bytes) = &found[&id];
+                        run.pack.add_page(id, *encoding, bytes)
+                    });
+                    run.placed.insert(id, placed);
+                    new.push((id, Some(placed)));
+                }
+            }
+            apart.add_leaf(id, leaf.node.canonical.clone(), new);
+            if run.pack.is_full() {
+                self.written_bytes += run.finish_pack().await?;
+            }
+        }
+        let (pack, leaves) = apart.into_pack(run.lease.next_name());
+        let moved = Moved {
+            pack: pack.name,
+            end: u32_of(pack.groups_end()),
+            leaves: leaves.into_iter().collect(),
+        };
+        self.written_bytes += run.upload(pack).await?;
+        Ok(moved)
+    }
+
+    /// The same head with the new places.
+    fn head(&self, run: &Run<'_>, snapshot: &Snapshot, moved: Option<&Moved>) -> Head {
+        let mut head = snapshot.opened.head.clone();
+        let old = snapshot.leaves_in(&self.plan.packs).map(|(id, _)| *id);
+        let mut again: Vec<[u8; 32]> = old.collect();
+        again.extend(moved.iter().flat_map(|moved| moved.leaves.keys()));
+        for id in again {
+            let of_set = moved.and_then(|moved| moved.leaves.get(&id));
+            if let Some(place) = of_set.or_else(|| run.leaves.get(&id)) {
+                head.leaves.insert(id, place.clone());
+            }
+        }
+        if let Some(first) = &mut head.first {
+            first.lengths.extend(&run.lengths);
+            if let Some(moved) = moved {
+                *first = First {
+                    pack: moved.pack,
+                    end: moved.end,
+                    ..first.clone()
+                };
+            }
+        }
+        head
+    }
+
+    /// Writes a head under this name, if all that it needs of others is there.
+    async fn store_head(
+        &mut self,
+        run: &mut Run<'_>,
+        listing: &Listing,
+        (snapshot, name): (&Snapshot, Name),
+        moved: Option<&Moved>,
+    ) -> Result<Option<Stored>> {
+        let head = self.head(run, snapshot, moved);
+        let packs = head.packs();
+        let mut relied = BTreeSet::new();
+        for pack in packs.iter().filter(|it| it.session != run.lease.session()) {
+            let root = Some(&snapshot.record);
+            if run.usable.contains(pack) {
+                continue;
+            }
+            match may_reuse(run.remote, run.lease, listing, *pack, root).await? {
+                Reuse::No => return Ok(None),
+                Reuse::Yes => {
+                    run.usable.insert(*pack);
+                }
+                Reuse::OnTheWordOf(root) => {
+                    relied.insert(root);
+                }
+            }
+        }
+        let copies = snapshot.opened.moved.iter();
+        let copies = copies.filter(|(_, to)| packs.binary_search(to).is_ok());
+        let summary = HeadSummary {
+            version: head.version(),
+            snapshot: snapshot.opened.snapshot,
+            moved: copies.map(|(from, to)| (*from, *to)).collect(),
+            packs,
+        };
+        let key = name.head_key();
+        let bytes = summary.encode(&key, &head.encode(&summary.packs));
+        put_surely(run.remote, &key, &bytes).await?;
+        self.written_bytes += bytes.len() as u64;
+        Ok(Some(Stored {
+            snapshot: summary.snapshot,
+            head: name,
+            relied,
+        }))
+    }
+}
+
+impl Repacking<Remote> for Build<'_, '_> {
+    async fn store(
+        &mut self,
+        remote: &Remote,
+        lease: &mut Lease,
+        listing: &Listing,
+        records: &[RefKey],
+    ) -> Result<Vec<(RefKey, Stored)>> {
+        let plan = self.plan;
+        let snapshots = plan.snapshots.iter();
+        let snapshots = snapshots.filter(|one| records.contains(&one.record));
+        // Heads have the numbers before packs: who reads names sees whether any is missing.
+        let mut named: Vec<(&Snapshot, Name)> =
+            snapshots.map(|one| (one, lease.next_name())).collect();
+        // Records that are with a working set are where others find them, too.
+        named.sort_by_key(|(one, _)| one.moves_first(&plan.packs).is_none());
+        let pack = PackBytes::new(lease.next_name());
+        let mut run = Run {
+            remote,
+            lease,
+            pack,
+            placed: HashMap::new(),
+            leaves: HashMap::new(),
+            lengths: BTreeMap::new(),
+            hooks: hooks::Run::default(),
+            copied_bytes: 0,
+            usable: BTreeSet::new(),
+            last_beat: Instant::now(),
+        };
+        let needed: u64 = plan.packs.values().map(|one| one.needed_bytes).sum();
+        let moving = named
+            .iter()
+            .filter(|(one, _)| one.moves_first(&plan.packs).is_some());
+        let firsts = moving.filter_map(|(one, _)| one.opened.head.first.as_ref());
+        let firsts: u64 = firsts.map(|first| u64::from(first.end)).sum();
+        self.progress.begin("repack", needed + firsts);
+        let mut firsts = Vec::new();
+        for (snapshot, _) in &named {
+            // All are known, but for those that the plan had to forget.
+            let leaves = snapshot.leaves_in(&plan.packs);
+            let leaves: Vec<_> = leaves.map(|(id, leaf)| (*id, leaf.clone())).collect();
+            let wrong = self.reader.read_records(&leaves)?;
+            if let Some((at, error)) = wrong.into_iter().next() {
+                let packs = leaves[at].1.packs.iter().chain([&leaves[at].1.pack]);
+                let packs: Vec<Name> = packs.filter(|it| self.is_old(**it)).copied().collect();
+                self.checked(Err(error), packs)?;
+            }
+            let first = snapshot.moves_first(&plan.packs);
+            let moved = match first {
+                Some(first) => Some(self.move_first(&mut run, snapshot, first).await?),
+                None => None,
+            };
+            for (id, place) in moved.iter().flat_map(|moved| &moved.leaves) {
+                run.leaves.entry(*id).or_insert_with(|| place.clone());
+            }
+            let leaves = self.leaves(snapshot, first, false);
+            self.write(&mut run, leaves).await?;
+            firsts.push(moved);
+        }
+        if !run.pack.is_empty() {
+            self.written_bytes += run.finish_pack().await?;
+        }
+        self.written_bytes += run.write_hooks().await?;
+        let mut stored = Vec::new();
+        for ((snapshot, name), moved) in named.into_iter().zip(&firsts) {
+            run.beat().await?;
+            let head = (snapshot, name);
+            let head = self
+                .store_head(&mut run, listing, head, moved.as_ref())
+                .await?;
+            stored.extend(head.map(|head| (snapshot.record.clone(), head)));
+        }
+        Ok(stored)
+    }
+}
+
+impl Run<'_> {
+    async fn beat(&mut self) -> Result<()> {
+        beat_at_times(self.remote, self.lease, &mut self.last_beat).await
+    }
+
+    async fn finish_pack(&mut self) -> Result<u64> {
+        let next = PackBytes::new(self.lease.next_name());
+        let pack = std::mem::replace(&mut self.pack, next);
+        self.upload(pack).await
+    }
+
+    async fn upload(&mut self, pack: PackBytes) -> Result<u64> {
+        let pack = pack.finish();
+        put_surely(self.remote, &pack.name.pack_key(), &pack.bytes).await?;
+        self.lengths
+            .insert(pack.name, pack.list_at + u32_of(PACK_CHECK_LEN));
+        self.hooks.add(&pack);
+        let mut bytes = pack.bytes.len() as u64;
+        if self.hooks.is_full() {
+            bytes += self.write_hooks().await?;
+        }
+        Ok(bytes)
+    }
+
+    async fn write_hooks(&mut self) -> Result<u64> {
+        write_hooks(self.remote, self.lease, &mut self.hooks).await
+    }
+}

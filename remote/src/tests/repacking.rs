@@ -1,0 +1,568 @@
+//! Packs that are partly needed: what is written anew, what goes, and what else happens
+//! meanwhile.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use snapstore_store::{Silent, Store};
+
+use super::bodies::Dying;
+use super::first::{is_at_hand, record, scattered, until};
+use super::lazy::{begin, memory, options, page};
+use super::{Outcome, PAGE, Scene, commit, image, read};
+use crate::objects::{Objects, Part, Requests};
+use crate::protocol::{self, Listed, Unanswered};
+use crate::repack::Gc;
+use crate::{Error, Remote, RepackOptions};
+
+type Images = BTreeMap<&'static str, Vec<u8>>;
+
+/// After a repack a bucket takes at most so much of what a fresh push of the same takes: what is
+/// left are old records of leaves, and packs that are more than half needed.
+const MOST_OF_FRESH: f64 = 1.1;
+
+/// Tags of one lineage: `base`, of which two others need a little each, and `last` above one of
+/// them.
+fn lineage(store: &Store) -> Result<Images, Box<dyn std::error::Error>> {
+    let base = vec![1; 2400];
+    let mut one = base.clone();
+    one[100..2300].fill(2);
+    let mut last = one.clone();
+    last[..30].fill(3);
+    let mut other = base.clone();
+    other[150..].fill(4);
+    let images: Images = [
+        ("base", base),
+        ("one", one),
+        ("last", last),
+        ("other", other),
+    ]
+    .into_iter()
+    .map(|(tag, pages)| (tag, image(&pages)))
+    .collect();
+    let parents = [("base", None), ("one", Some("base")), ("last", Some("one"))];
+    for (tag, parent) in parents.into_iter().chain([("other", Some("base"))]) {
+        commit(store, tag, &images[tag], parent)?;
+    }
+    Ok(images)
+}
+
+/// All of it in the bucket, but only `last` and `other` are kept.
+fn with_lineage(scene: &Scene) -> Result<(Store, Images), Box<dyn std::error::Error>> {
+    let store = scene.store("store")?;
+    let mut images = lineage(&store)?;
+    let remote = scene.remote()?;
+    for tag in ["base", "one", "last", "other"] {
+        remote.push(&store, tag, tag, false, &Silent)?;
+    }
+    for tag in ["base", "one"] {
+        remote.remove(tag)?;
+        images.remove(tag);
+    }
+    Ok((store, images))
+}
+
+fn gc(remote: &Remote) -> crate::Result<Gc> {
+    remote.gc(RepackOptions::default(), &Silent)
+}
+
+fn bytes_of(scene: &Scene, kinds: &[&str]) -> crate::Result<u64> {
+    let mut sum = 0;
+    for kind in kinds {
+        let found = scene.remote()?.bucket.list(&format!("{kind}/"))?;
+        sum += found.iter().map(|one| one.len_bytes).sum::<u64>();
+    }
+    Ok(sum)
+}
+
+fn are_read_as(scene: &Scene, images: &Images) -> Outcome {
+    let remote = scene.remote()?;
+    let findings = remote.verify(true)?.findings;
+    assert_eq!(findings, []);
+    let store = scene.store(&format!("reads {:032x}", crate::random()?))?;
+    for (tag, bytes) in images {
+        remote.pull(&store, tag, tag, false, &Silent)?;
+        assert!(read(&store, tag)? == *bytes, "{tag} has other bytes");
+    }
+    Ok(())
+}
+
+pub fn what_is_partly_needed_is_repacked(scene: &Scene) -> Outcome {
+    let (store, images) = with_lineage(scene)?;
+    let remote = scene.remote()?;
+    let dry_run = RepackOptions {
+        dry_run: true,
+        ..RepackOptions::default()
+    };
+    let before = bytes_of(scene, &["packs", "heads"])?;
+    let would = remote.gc(dry_run, &Silent)?.repacked;
+    assert_eq!((would.packs, would.snapshots), (1, 2), "{would:?}");
+    assert_eq!(bytes_of(scene, &["packs", "heads"])?, before);
+    let done = gc(&remote)?;
+    let told = done.repacked.clone();
+    // What only `last` or `other` needs of `base`, and what both do.
+    assert_eq!(
+        (told.packs, told.snapshots, told.pages),
+        (1, 2, 250),
+        "{told:?}"
+    );
+    assert_eq!(told.needed_bytes, would.needed_bytes);
+    assert_eq!(told.damaged, []);
+    // A page is read once, and no other byte of the pack but records of leaves.
+    assert!(told.read_bytes < 290 * PAGE as u64, "{told:?}");
+    assert!(told.written_bytes < 300 * PAGE as u64, "{told:?}");
+    let freed: u64 = done.collected.deleted.iter().map(|one| one.len_bytes).sum();
+    assert!(freed > told.packs_bytes, "{done:?}");
+    are_read_as(scene, &images)?;
+    assert!(remote.leases()?.is_empty());
+    // Nothing is left to do: few records of leaves are read to know that.
+    let again = gc(&remote)?;
+    assert_eq!(again.repacked.packs, 0, "{again:?}");
+    assert!(again.repacked.read_bytes < 200_000, "{again:?}");
+    assert!(again.collected.deleted.is_empty(), "{again:?}");
+    // The same in a fresh bucket.
+    let there = bytes_of(scene, &["packs", "heads", "hooks"])?;
+    let fresh = Scene::new()?;
+    let fresh_remote = fresh.remote()?;
+    for tag in images.keys() {
+        fresh_remote.push(&store, tag, tag, false, &Silent)?;
+    }
+    let least = bytes_of(&fresh, &["packs", "heads", "hooks"])?;
+    let ratio = there as f64 / least as f64;
+    println!("{there} bytes after rm and gc, {least} of a fresh push: {ratio:.3}");
+    assert!(ratio <= MOST_OF_FRESH, "{there} of {least}");
+    // What was repacked is an ancestor as any other, and found by hooks, too.
+    let mut pages = vec![1; 2400];
+    pages[150..].fill(4);
+    pages[3] = 9;
+    commit(&store, "next", &image(&pages), Some("other"))?;
+    let report = remote.push(&store, "next", "next", false, &Silent)?;
+    assert_eq!((report.pages, report.reused_leaves), (1, 4), "{report:?}");
+    // Of what a repack wrote parts are needed no more, in time: here two thirds are.
+    for tag in ["other", "next"] {
+        remote.remove(tag)?;
+    }
+    assert_eq!(gc(&remote)?.repacked.packs, 0);
+    let most = RepackOptions {
+        percent: 80,
+        ..RepackOptions::default()
+    };
+    let done = remote.gc(most, &Silent)?.repacked;
+    assert_eq!((done.packs, done.snapshots), (1, 1), "{done:?}");
+    let images = images.into_iter().filter(|(tag, _)| *tag == "last");
+    are_read_as(scene, &images.collect())
+}
+
+/// Of two packs the one that is needed least comes first, and no more is written than that.
+#[test]
+fn a_limit_and_a_share_say_what_is_repacked() -> Outcome {
+    let scene = Scene::new()?;
+    with_lineage(&scene)?;
+    let remote = scene.remote()?;
+    for options in [
+        // 250 of 2400 pages are needed.
+        RepackOptions {
+            percent: 5,
+            ..RepackOptions::default()
+        },
+        RepackOptions {
+            percent: 0,
+            ..RepackOptions::default()
+        },
+        RepackOptions {
+            most_bytes: 1 << 20,
+            ..RepackOptions::default()
+        },
+    ] {
+        let done = remote.gc(options, &Silent)?.repacked;
+        assert_eq!((done.packs, done.written_bytes), (0, 0), "{done:?}");
+        let left = u64::from(options.most_bytes != u64::MAX);
+        assert_eq!(done.left, left, "{done:?}");
+    }
+    let most_bytes = 2 << 20;
+    let options = RepackOptions {
+        most_bytes,
+        ..RepackOptions::default()
+    };
+    let done = remote.gc(options, &Silent)?.repacked;
+    assert_eq!(done.packs, 1);
+    assert!(done.written_bytes < most_bytes, "{done:?}");
+    Ok(())
+}
+
+/// A head that is larger than what goes is not written for it.
+#[test]
+fn what_costs_more_than_it_frees_is_left() -> Outcome {
+    let scene = Scene::new()?;
+    let (store, remote) = (scene.store("store")?, scene.remote()?);
+    // Each page in a leaf of its own, so that the head and the records are long.
+    let mut pages = vec![0; 512 * 40];
+    for leaf in pages.chunks_mut(512) {
+        leaf[0] = 1;
+    }
+    commit(&store, "base", &image(&pages), None)?;
+    pages[0] = 2;
+    commit(&store, "one", &image(&pages), Some("base"))?;
+    pages[0] = 3;
+    commit(&store, "two", &image(&pages), Some("one"))?;
+    for tag in ["base", "one", "two"] {
+        remote.push(&store, tag, tag, false, &Silent)?;
+    }
+    remote.remove("base")?;
+    let done = gc(&remote)?.repacked;
+    assert_eq!((done.packs, done.written_bytes), (0, 0), "{done:?}");
+    Ok(())
+}
+
+/// A bucket in which another host does something before a request.
+struct Meeting {
+    bucket: Box<dyn Objects>,
+    left: AtomicUsize,
+    other: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for Meeting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a bucket of two hosts")
+    }
+}
+
+impl Meeting {
+    fn meet(&self) {
+        let left = self
+            .left
+            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+        if left == Ok(1)
+            && let Some(other) = self.other.lock().expect("no panic").take()
+        {
+            other();
+        }
+    }
+}
+
+impl Objects for Meeting {
+    fn create(&self) -> Result<(), Unanswered> {
+        self.bucket.create()
+    }
+    fn is_absent(&self) -> bool {
+        self.bucket.is_absent()
+    }
+    fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Unanswered> {
+        self.meet();
+        self.bucket.put(key, bytes)
+    }
+    fn get(&self, key: &str, part: Option<Part>) -> Result<Option<Vec<u8>>, Unanswered> {
+        self.meet();
+        self.bucket.get(key, part)
+    }
+    fn exists(&self, key: &str) -> Result<bool, Unanswered> {
+        self.meet();
+        self.bucket.exists(key)
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, Unanswered> {
+        self.meet();
+        self.bucket.list(prefix)
+    }
+    fn delete(&self, key: &str) -> Result<(), Unanswered> {
+        self.meet();
+        self.bucket.delete(key)
+    }
+    fn requests(&self) -> Option<Requests> {
+        self.bucket.requests()
+    }
+}
+
+/// Copies a bucket that is a directory, so that each history begins alike.
+fn copied(scene: &Scene) -> Result<Scene, Box<dyn std::error::Error>> {
+    fn copy(from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()> {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            let to = to.join(entry.file_name());
+            match entry.file_type()?.is_dir() {
+                true => copy(&entry.path(), &to)?,
+                false => fs::copy(entry.path(), &to).map(drop)?,
+            }
+        }
+        Ok(())
+    }
+    let other = Scene::new()?;
+    fs::remove_dir_all(other.bucket())?;
+    copy(&scene.bucket(), &other.bucket())?;
+    Ok(other)
+}
+
+/// Smaller than the other, since it is done over and over again.
+fn small(scene: &Scene) -> Result<(Store, Images), Box<dyn std::error::Error>> {
+    let (store, remote) = (scene.store("store")?, scene.remote()?);
+    let mut pages = vec![1; 600];
+    commit(&store, "base", &image(&pages), None)?;
+    remote.push(&store, "base", "base", false, &Silent)?;
+    let mut images = Images::new();
+    for (tag, seed) in [("one", 2), ("two", 3)] {
+        pages[40..].fill(seed);
+        commit(&store, tag, &image(&pages), Some("base"))?;
+        remote.push(&store, tag, tag, false, &Silent)?;
+        images.insert(tag, image(&pages));
+    }
+    pages[..].fill(7);
+    commit(&store, "new", &image(&pages), None)?;
+    images.insert("new", image(&pages));
+    remote.remove("base")?;
+    Ok((store, images))
+}
+
+/// Before its first request, then its second, and so on, another host removes a tag, pushes
+/// another snapshot there, or repacks, too.
+#[test]
+fn another_host_comes_in_between_at_each_request() -> Outcome {
+    let scene = Scene::new()?;
+    let (_, images) = small(&scene)?;
+    for what in ["rm", "push", "gc"] {
+        for at in 0.. {
+            let copy = copied(&scene)?;
+            let place = copy.place.clone();
+            let store = scene.dir.path().join("store");
+            let came = Arc::new(AtomicBool::new(false));
+            let comes = came.clone();
+            let act = move || {
+                comes.store(true, Relaxed);
+                let act = || -> Outcome {
+                    let patience = Duration::from_secs(3600);
+                    let remote = Remote::at(&place)?.patience(patience, false);
+                    match what {
+                        "rm" => remote.remove("one")?,
+                        "push" => {
+                            let store = Store::open(&store)?;
+                            remote.push(&store, "new", "one", true, &Silent)?;
+                        }
+                        _ => drop(gc(&remote)?),
+                    }
+                    Ok(())
+                };
+                act().expect("the other one is done");
+            };
+            let mut remote = copy.remote()?.patience(Duration::from_secs(3600), false);
+            let meeting = Meeting {
+                bucket: remote.bucket,
+                left: AtomicUsize::new(at + 1),
+                other: Mutex::new(Some(Box::new(act))),
+            };
+            remote.bucket = Box::new(meeting);
+            let done = gc(&remote);
+            let done = done.map_err(|error| format!("{what} before request {at}: {error}"))?;
+            assert_eq!(done.repacked.damaged, [], "{what} before request {at}");
+            let is_over = !came.load(Relaxed);
+            // With a little patience all is as it should be.
+            let then = gc(&copy.remote()?)?;
+            assert_eq!(then.repacked.damaged, [], "{what} before request {at}");
+            let mut left: Images = images.clone();
+            let new = left.remove("new").ok_or("it is new")?;
+            match what {
+                _ if is_over => {}
+                "rm" => drop(left.remove("one")),
+                "push" => drop(left.insert("one", new)),
+                _ => {}
+            }
+            are_read_as(&copy, &left).map_err(|error| format!("{what} before {at}: {error}"))?;
+            let tags: Vec<String> = copy
+                .remote()?
+                .tags()?
+                .into_iter()
+                .map(|it| it.tag)
+                .collect();
+            assert_eq!(
+                tags.len(),
+                left.len(),
+                "{what} before request {at}: {tags:?}"
+            );
+            if is_over {
+                assert!(at > 40, "a collection makes more requests than {at}");
+                break;
+            }
+            let then = gc(&copy.remote()?)?;
+            assert_eq!(
+                then.repacked.packs, 0,
+                "{what} before request {at}: {then:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A collection is killed at its first request, then at its second, and so on; the next one
+/// goes on, and has no more to do than one that was not killed.
+#[test]
+fn a_repack_that_is_killed_at_any_request_is_finished_by_the_next_collection() -> Outcome {
+    let scene = Scene::new()?;
+    let (_, mut images) = small(&scene)?;
+    images.remove("new");
+    let whole = copied(&scene)?;
+    gc(&whole.remote()?)?;
+    let least = bytes_of(&whole, &["packs"])?;
+    let mut finished = 0;
+    for at in 0.. {
+        let copy = copied(&scene)?;
+        let mut dying = copy.remote()?;
+        dying.bucket = Box::new(Dying {
+            bucket: dying.bucket,
+            left: AtomicUsize::new(at),
+            is_done: at % 2 == 1,
+        });
+        let killed = gc(&dying);
+        // The tags name what they named.
+        are_read_as(&copy, &images).map_err(|error| format!("request {at}: {error}"))?;
+        // Who was killed is given up.
+        for lease in copy.remote()?.leases()? {
+            let session = protocol::Session::parse(&lease.session).ok_or("a session")?;
+            let fence = session.fence_key();
+            copy.remote()?
+                .bucket
+                .put(&fence, &protocol::fence(&fence))?;
+        }
+        let then = gc(&copy.remote()?)?;
+        finished += then.repacked.finished;
+        gc(&copy.remote()?)?;
+        are_read_as(&copy, &images).map_err(|error| format!("after request {at}: {error}"))?;
+        // Killed between the records of two tags, it leaves what both need in two packs.
+        let twice = 40 * (PAGE as u64 + 41) + (40 << 10);
+        let bytes = bytes_of(&copy, &["packs"])?;
+        assert!(bytes <= least + twice, "request {at}: {bytes}");
+        assert_eq!(copy.keys("heads")?.len(), 2, "request {at}");
+        assert_eq!(copy.keys("condemn")?.len(), 0, "request {at}");
+        match killed {
+            Err(Error::Protocol(protocol::Error::Unanswered(_))) => {}
+            Err(error) => return Err(format!("request {at}: {error:?}").into()),
+            Ok(_) => {
+                assert!(at > 40, "a collection makes more requests than {at}");
+                // Killed between its records and the end of its lease.
+                assert!(finished > 0, "no repack was cut off");
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Each page of the pack that is to be repacked, in turn.
+#[test]
+fn a_damaged_page_is_named_and_its_pack_left_alone() -> Outcome {
+    let scene = Scene::new()?;
+    let (_, images) = with_lineage(&scene)?;
+    scene.remote()?.collect(protocol::Options::default())?;
+    let before: Vec<String> = scene.keys("packs")?;
+    let told = gc(&copied(&scene)?.remote()?)?.repacked;
+    assert_eq!(told.packs, 1);
+    for at in [0.02, 0.5, 0.97] {
+        let copy = copied(&scene)?;
+        let after = copied(&scene)?;
+        gc(&after.remote()?)?;
+        // The one that goes.
+        let kept = after.keys("packs")?;
+        let old = before.iter().find(|key| !kept.contains(key));
+        let old = old.ok_or("one went")?;
+        let mut bytes = copy.bytes(old)?;
+        let at = (bytes.len() as f64 * at) as usize;
+        bytes[at] ^= 1;
+        copy.replace(old, &bytes)?;
+        let done = gc(&copy.remote()?)?;
+        let is_needed = !(bytes.len() / 10..bytes.len() * 9 / 10).contains(&at);
+        let found = &done.repacked.damaged;
+        assert_eq!(found.len(), usize::from(is_needed), "at {at}: {found:?}");
+        if is_needed {
+            assert_eq!(found[0].object, *old);
+            assert!(!found[0].tags.is_empty(), "{found:?}");
+            assert_eq!(done.repacked.packs, 0);
+            // Nothing is left of what was written until then.
+            assert_eq!(copy.keys("packs")?.len(), before.len());
+            assert_eq!(copy.bytes(old)?, bytes);
+            assert_eq!(copy.keys("heads")?.len(), 2);
+        } else {
+            // What nobody needs is not read.
+            are_read_as(&copy, &images)?;
+        }
+    }
+    Ok(())
+}
+
+/// It goes on reading from the old pack, which goes when it ends.
+#[test]
+fn a_mount_that_is_open_meanwhile_reads_on() -> Outcome {
+    let scene = Scene::new()?;
+    let (_, images) = with_lineage(&scene)?;
+    let empty = scene.store("empty")?;
+    let (lazy, mood) = begin(&scene, &empty, "last", &options(&scene))?;
+    let reader = memory(&lazy);
+    assert_eq!(page(&reader, 0)?, images["last"][..PAGE]);
+    let remote = scene.remote()?;
+    let done = gc(&remote)?;
+    assert_eq!(done.repacked.packs, 1, "{done:?}");
+    let old = done.repacked.packs_bytes;
+    let with_old = bytes_of(&scene, &["packs"])?;
+    let reads = mood.reads.load(Relaxed);
+    let mut bytes = vec![0; images["last"].len()];
+    reader.read_at(&mut bytes, 0)?;
+    assert!(bytes == images["last"], "other bytes");
+    assert!(mood.reads.load(Relaxed) > reads, "all was in the cache");
+    // Another one begins with what is new.
+    let other = begin(&scene, &scene.store("another")?, "last", &options(&scene))?;
+    other.0.end();
+    lazy.end();
+    let done = gc(&remote)?;
+    assert_eq!(done.repacked.packs, 0, "{done:?}");
+    assert_eq!(bytes_of(&scene, &["packs"])?, with_old - old);
+    are_read_as(&scene, &images)
+}
+
+/// A snapshot with a working set, whose other pages are in a pack that goes: after that, too,
+/// what is touched first is there before it is asked for, with no request for anything else.
+pub fn a_working_set_stays_one(scene: &Scene) -> Outcome {
+    let store = scene.store("store")?;
+    let mut pages = vec![1; 2048];
+    commit(&store, "base", &image(&pages), None)?;
+    for at in (0..2048).filter(|at| at % 8 != 0) {
+        pages[at] = 2;
+    }
+    let bytes = image(&pages);
+    commit(&store, "next", &bytes, Some("base"))?;
+    let touched = scattered(2048, 200);
+    record(&store, "next", &touched)?;
+    let remote = scene.remote()?;
+    for tag in ["base", "next"] {
+        remote.push(&store, tag, tag, false, &Silent)?;
+    }
+    remote.remove("base")?;
+    let packs = scene.keys("packs")?.len();
+    let done = gc(&remote)?;
+    assert_eq!(
+        (done.repacked.packs, done.repacked.snapshots),
+        (1, 1),
+        "{done:?}"
+    );
+    // That of `base`, and the working set in its old place.
+    assert_eq!(scene.keys("packs")?.len(), packs, "{done:?}");
+    are_read_as(scene, &[("next", bytes.clone())].into())?;
+    let empty = scene.store("empty")?;
+    let (lazy, mood) = begin(scene, &empty, "next", &options(scene))?;
+    let reader = memory(&lazy);
+    until("the set is there", || {
+        touched.iter().all(|page| is_at_hand(&reader, *page))
+    });
+    let before = mood.reads.load(Relaxed);
+    for number in touched.iter().map(|number| *number as usize) {
+        assert_eq!(page(&reader, number)?, bytes[number * PAGE..][..PAGE]);
+    }
+    assert_eq!(mood.reads.load(Relaxed), before);
+    lazy.end();
+    let again = gc(&remote)?;
+    assert_eq!(
+        (again.repacked.packs, again.repacked.read_bytes),
+        (0, 0),
+        "{again:?}"
+    );
+    Ok(())
+}
