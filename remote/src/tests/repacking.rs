@@ -14,8 +14,8 @@ use super::bodies::Dying;
 use super::first::{is_at_hand, record, scattered, until};
 use super::lazy::{begin, memory, options, page};
 use super::{Outcome, PAGE, Scene, commit, image, read};
-use crate::objects::{Objects, Part, Requests};
-use crate::protocol::{self, Listed, Unanswered};
+use crate::objects::{self, Objects, Requests};
+use crate::protocol::{self, CondemnRecord, Listed, Name, Part, RefKey, Session, Unanswered};
 use crate::repack::Gc;
 use crate::{Error, Remote, RepackOptions};
 
@@ -199,22 +199,30 @@ fn a_limit_and_a_share_say_what_is_repacked() -> Outcome {
 fn what_costs_more_than_it_frees_is_left() -> Outcome {
     let scene = Scene::new()?;
     let (store, remote) = (scene.store("store")?, scene.remote()?);
-    // Each page in a leaf of its own, so that the head and the records are long.
-    let mut pages = vec![0; 512 * 40];
-    for leaf in pages.chunks_mut(512) {
-        leaf[0] = 1;
-    }
-    commit(&store, "base", &image(&pages), None)?;
-    pages[0] = 2;
-    commit(&store, "one", &image(&pages), Some("base"))?;
-    pages[0] = 3;
-    commit(&store, "two", &image(&pages), Some("one"))?;
-    for tag in ["base", "one", "two"] {
+    // Each page in a leaf of its own, so that the head is long.
+    let mut pages = vec![0; 512 * 80];
+    let mut commit = |tag: &str, leaves: usize, seed: u8, parent: Option<&str>| {
+        for leaf in pages.chunks_mut(512).take(leaves) {
+            leaf[0] = seed;
+        }
+        commit(&store, tag, &image(&pages), parent)?;
         remote.push(&store, tag, tag, false, &Silent)?;
-    }
-    remote.remove("base")?;
+        Outcome::Ok(())
+    };
+    commit("base", 80, 1, None)?;
+    commit("one", 3, 2, Some("base"))?;
+    commit("two", 2, 3, Some("one"))?;
+    remote.remove("one")?;
+    // A third of a pack of three pages is needed.
     let done = gc(&remote)?.repacked;
-    assert_eq!((done.packs, done.written_bytes), (0, 0), "{done:?}");
+    let told = (done.packs, done.written_bytes, done.left);
+    assert_eq!(told, (0, 0, 1), "{done:?}");
+    let more = RepackOptions {
+        percent: 70,
+        ..RepackOptions::default()
+    };
+    let done = remote.gc(more, &Silent)?.repacked;
+    assert_eq!((done.packs, done.left), (1, 0), "{done:?}");
     Ok(())
 }
 
@@ -255,7 +263,7 @@ impl Objects for Meeting {
         self.meet();
         self.bucket.put(key, bytes)
     }
-    fn get(&self, key: &str, part: Option<Part>) -> Result<Option<Vec<u8>>, Unanswered> {
+    fn get(&self, key: &str, part: Option<objects::Part>) -> Result<Option<Vec<u8>>, Unanswered> {
         self.meet();
         self.bucket.get(key, part)
     }
@@ -299,12 +307,12 @@ fn copied(scene: &Scene) -> Result<Scene, Box<dyn std::error::Error>> {
 /// Smaller than the other, since it is done over and over again.
 fn small(scene: &Scene) -> Result<(Store, Images), Box<dyn std::error::Error>> {
     let (store, remote) = (scene.store("store")?, scene.remote()?);
-    let mut pages = vec![1; 600];
+    let mut pages = vec![1; 300];
     commit(&store, "base", &image(&pages), None)?;
     remote.push(&store, "base", "base", false, &Silent)?;
     let mut images = Images::new();
     for (tag, seed) in [("one", 2), ("two", 3)] {
-        pages[40..].fill(seed);
+        pages[20..].fill(seed);
         commit(&store, tag, &image(&pages), Some("base"))?;
         remote.push(&store, tag, tag, false, &Silent)?;
         images.insert(tag, image(&pages));
@@ -418,7 +426,7 @@ fn a_repack_that_is_killed_at_any_request_is_finished_by_the_next_collection() -
         are_read_as(&copy, &images).map_err(|error| format!("request {at}: {error}"))?;
         // Who was killed is given up.
         for lease in copy.remote()?.leases()? {
-            let session = protocol::Session::parse(&lease.session).ok_or("a session")?;
+            let session = Session::parse(&lease.session).ok_or("a session")?;
             let fence = session.fence_key();
             copy.remote()?
                 .bucket
@@ -429,7 +437,7 @@ fn a_repack_that_is_killed_at_any_request_is_finished_by_the_next_collection() -
         gc(&copy.remote()?)?;
         are_read_as(&copy, &images).map_err(|error| format!("after request {at}: {error}"))?;
         // Killed between the records of two tags, it leaves what both need in two packs.
-        let twice = 40 * (PAGE as u64 + 41) + (40 << 10);
+        let twice = 20 * (PAGE as u64 + 41) + (40 << 10);
         let bytes = bytes_of(&copy, &["packs"])?;
         assert!(bytes <= least + twice, "request {at}: {bytes}");
         assert_eq!(copy.keys("heads")?.len(), 2, "request {at}");
@@ -564,5 +572,70 @@ pub fn a_working_set_stays_one(scene: &Scene) -> Outcome {
         (0, 0),
         "{again:?}"
     );
+    Ok(())
+}
+
+/// Most of a pack of a tag that was removed is needed by another one: that is seen from its
+/// head, and nothing of the pack is read.
+#[test]
+fn what_heads_tell_takes_no_reading_of_packs() -> Outcome {
+    let scene = Scene::new()?;
+    let (store, remote) = (scene.store("store")?, scene.remote()?);
+    let mut pages = vec![1; 512 * 6];
+    commit(&store, "base", &image(&pages), None)?;
+    pages[7] = 2;
+    commit(&store, "next", &image(&pages), Some("base"))?;
+    for tag in ["base", "next"] {
+        remote.push(&store, tag, tag, false, &Silent)?;
+    }
+    remote.remove("base")?;
+    let done = gc(&remote)?.repacked;
+    let told = (done.packs, done.left, done.read_bytes);
+    assert_eq!(told, (0, 0, 0), "{done:?}");
+    Ok(())
+}
+
+/// A pack that was copied when its tag was confirmed: records name the old one.
+#[test]
+fn a_copy_of_a_pack_is_repacked() -> Outcome {
+    let scene = Scene::new()?;
+    let store = scene.store("store")?;
+    let images = lineage(&store)?;
+    let remote = scene.remote()?;
+    remote.push(&store, "base", "base", false, &Silent)?;
+    let pack = Part::parse(&scene.keys("packs")?[0]).ok_or("a pack")?;
+    remote.push(&store, "other", "other", false, &Silent)?;
+    // A collection was about to delete the pack, and gave up the push that used it.
+    let session = Session(crate::random()?);
+    let condemned = Name { session, number: 0 }.condemn_key();
+    let record = CondemnRecord {
+        parts: [pack].into(),
+    };
+    remote.bucket.put(&condemned, &record.encode(&condemned))?;
+    let records = scene.keys("refs/other")?;
+    let writer = RefKey::parse(&records[0]).ok_or("a record")?.writer();
+    let fence = writer.fence_key();
+    remote.bucket.put(&fence, &protocol::fence(&fence))?;
+    let images: Images = [("other", images["other"].clone())].into();
+    let packs = scene.keys("packs")?.len();
+    are_read_as(&scene, &images)?;
+    assert_eq!(scene.keys("packs")?.len(), packs + 1, "it was copied");
+    remote.remove("base")?;
+    let done = gc(&remote)?;
+    assert_eq!(
+        (done.repacked.packs, done.repacked.pages),
+        (1, 150),
+        "{done:?}"
+    );
+    // That of `other`, and a new one.
+    assert_eq!(scene.keys("packs")?.len(), 2, "{done:?}");
+    are_read_as(&scene, &images)?;
+    // It is the ancestor of others, as any.
+    let mut pages = vec![1; 2400];
+    pages[150..].fill(4);
+    pages[2399] = 9;
+    commit(&store, "next", &image(&pages), Some("other"))?;
+    let report = remote.push(&store, "next", "next", false, &Silent)?;
+    assert_eq!(report.pages, 1, "{report:?}");
     Ok(())
 }

@@ -333,6 +333,38 @@ fn a_collection_leaves_what_is_mounted() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is mounted is read from the old pack, which goes once it is not; the next mount reads
+/// the new one.
+#[test]
+fn a_repack_leaves_what_is_mounted() -> anyhow::Result<()> {
+    let Some((mut fixture, there)) = with_remote("a_repack_leaves_what_is_mounted")? else {
+        return Ok(());
+    };
+    let mut image = noise(1, PAGES * PAGE);
+    image[100 * PAGE..].copy_from_slice(&noise(3, (PAGES - 100) * PAGE));
+    let memory = fixture.file("next", &image)?;
+    there.ok(&["commit", "next", "--memory", &memory, "--parent", "base"])?;
+    there.ok(&["push", "next", "site"])?;
+    let (dir, pid) = fixture.mount(Some("site/next"), "mnt")?;
+    let file = File::open(dir.join("memory.bin"))?;
+    ensure!(read_page(&file, PAGES - 1)? == image[(PAGES - 1) * PAGE..]);
+    there.ok(&["remote", "rm", "site", "base"])?;
+    let told = there.json(&["remote", "gc", "site"])?;
+    ensure!(told["repacked"]["packs"] == 1, "{told}");
+    let packs = fixture.path("bucket").join("packs");
+    let count = || anyhow::Ok(names(&packs)?.len());
+    ensure!(count()? == 3, "{told}");
+    ensure!(fs::read(dir.join("memory.bin"))? == image);
+    drop(file);
+    fixture.umount(&dir)?;
+    wait_for_end(pid)?;
+    there.ok(&["remote", "gc", "site"])?;
+    ensure!(count()? == 2);
+    let (dir, _) = fixture.mount(Some("site/next"), "again")?;
+    ensure!(fs::read(dir.join("memory.bin"))? == image);
+    Ok(())
+}
+
 #[test]
 fn a_limit_of_nothing_keeps_nothing() -> anyhow::Result<()> {
     let Some((mut fixture, _)) = with_remote("a_limit_of_nothing_keeps_nothing")? else {
