@@ -33,6 +33,7 @@ pub mod mount_use;
 pub mod mounts;
 pub mod networks;
 mod process;
+mod readable;
 pub mod restore;
 pub mod runtime;
 mod snapshot_files;

@@ -13,14 +13,13 @@ use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use snapstore_fuse::MountCounters;
 use snapstore_vmm::memory::resident_bytes;
 
 use crate::background;
 use crate::error::Usage;
+use crate::readable::is_readable_within;
 use crate::snapshot_files::is_of;
 use crate::spec::FAILED;
 use crate::starter::Starter;
@@ -198,7 +197,9 @@ impl Look {
     /// Its answer; `None` if there is none in time.
     fn answer(mut self) -> Option<String> {
         let mut answer = String::new();
-        if self.is_readable() && self.output.read_to_string(&mut answer).is_ok() {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if is_readable_within(&self.output, left) && self.output.read_to_string(&mut answer).is_ok()
+        {
             // It has said all that it had to, and waits for nothing any more.
             let _ = self.child.wait();
             return Some(answer);
@@ -210,19 +211,6 @@ impl Look {
             std::thread::sleep(END.1);
         }
         None
-    }
-
-    fn is_readable(&self) -> bool {
-        loop {
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            let Ok(left) = Timespec::try_from(left) else {
-                return false;
-            };
-            match poll(&mut [PollFd::new(&self.output, PollFlags::IN)], Some(&left)) {
-                Err(Errno::INTR) => {}
-                other => return other.is_ok_and(|ready| ready > 0),
-            }
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, ChildStdout};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -13,6 +13,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use snapstore_vmm::control::{Client, Request, Status};
 
 use crate::error::{Busy, ChildFailure};
+use crate::readable::is_readable_within;
 use crate::runtime::{Reservation, Runtime, VmDir, forget};
 use crate::spec::{Announcement, Spec};
 use crate::starter::Starter;
@@ -97,22 +98,6 @@ fn announcements(host: &mut Child, spec: &Spec) -> anyhow::Result<Vec<Announceme
         announced.push(serde_json::from_str::<Announcement>(&line?)?);
     }
     Ok(announced)
-}
-
-/// Whether there is something to read, or the end, before this time is over.
-fn is_readable_within(output: &ChildStdout, time: Duration) -> bool {
-    let deadline = Instant::now() + time;
-    loop {
-        let Ok(left) = Timespec::try_from(deadline.saturating_duration_since(Instant::now()))
-        else {
-            return true;
-        };
-        match poll(&mut [PollFd::new(output, PollFlags::IN)], Some(&left)) {
-            Err(Errno::INTR) => {}
-            // Who cannot wait is told when it reads.
-            other => return other.is_ok_and(|ready| ready > 0),
-        }
-    }
 }
 
 /// For how long starting machines are waited for without a word.

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
@@ -132,12 +132,18 @@ impl Connection {
     /// Whether there is something to receive, or the end, before this time is over.
     #[must_use]
     pub fn is_readable_within(&self, time: Duration) -> bool {
-        let Ok(time) = Timespec::try_from(time) else {
-            return false;
-        };
-        let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
-        // Who cannot wait is told when it receives.
-        poll(&mut fds, Some(&time)).is_ok_and(|ready| ready > 0)
+        let deadline = Instant::now() + time;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(left) = Timespec::try_from(left) else {
+                return false;
+            };
+            match poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], Some(&left)) {
+                Err(rustix::io::Errno::INTR) => {}
+                // Who cannot wait is told when it receives.
+                other => return other.is_ok_and(|ready| ready > 0),
+            }
+        }
     }
 
     /// How long to wait for the other end to send or to take something: `WouldBlock`
