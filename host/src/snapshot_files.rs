@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -73,16 +73,13 @@ impl SnapshotFiles {
     pub fn is_still_there(&self) -> bool {
         let device = |dir, path: &Path, flags| {
             let flags = flags | AtFlags::STATX_DONT_SYNC;
-            let found = statx(dir, path, flags, StatxFlags::MNT_ID).ok()?;
+            // The device is always told.
+            let found = statx(dir, path, flags, StatxFlags::empty()).ok()?;
             Some((found.stx_dev_major, found.stx_dev_minor))
         };
-        let held = device(self.held_fd(), Path::new(""), AtFlags::EMPTY_PATH);
+        let held = device(self.held.as_fd(), Path::new(""), AtFlags::EMPTY_PATH);
         let found = device(rustix::fs::CWD, &self.dir, AtFlags::empty());
         held.is_some() && held == found
-    }
-
-    fn held_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        std::os::fd::AsFd::as_fd(&self.held)
     }
 }
 
