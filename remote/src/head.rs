@@ -54,6 +54,31 @@ pub struct PagePlace {
     pub encoding: u8,
 }
 
+/// How many of these pages, of which there is one at least, are read at once, and from where to
+/// where: those that follow the first in its pack, with gaps of at most `gap_bytes`, and no more
+/// than `most_bytes` in all. They are sorted by pack and offset.
+pub(crate) fn read_together(
+    pages: &[([u8; 32], PagePlace)],
+    gap_bytes: u32,
+    most_bytes: u32,
+) -> (u32, u32, usize) {
+    let first = &pages[0].1;
+    let (start, mut end) = (first.offset, first.offset.saturating_add(first.len));
+    let mut count = 1;
+    for (_, place) in &pages[1..] {
+        let next = place.offset.saturating_add(place.len);
+        if place.pack != first.pack
+            || place.offset > end.saturating_add(gap_bytes)
+            || next - start > most_bytes
+        {
+            break;
+        }
+        end = end.max(next);
+        count += 1;
+    }
+    (start, end, count)
+}
+
 impl PagePlace {
     /// There in a pack.
     #[must_use]

@@ -14,7 +14,7 @@ use snapstore_store::{
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::head::{Head, LeafPlace, PagePlace, decode_leaf};
+use crate::head::{Head, LeafPlace, PagePlace, decode_leaf, read_together};
 use crate::lazy::{CACHE, Recorded};
 use crate::opened::Opened;
 use crate::protocol::{self, Lease, LeaseKind, Leased, Malformed, Name, view};
@@ -325,20 +325,8 @@ impl Fetch<'_> {
         for (pack, mut pages) in wanted {
             pages.sort_by_key(|(_, place)| place.offset);
             let mut rest = &pages[..];
-            while let Some(((_, first), _)) = rest.split_first() {
-                let start = first.offset;
-                let mut end = start.saturating_add(first.len);
-                let mut count = 1;
-                for (_, place) in &rest[1..] {
-                    let next = place.offset.saturating_add(place.len);
-                    if place.offset > end.saturating_add(GAP_BYTES)
-                        || next - start > MOST_AT_ONCE_BYTES
-                    {
-                        break;
-                    }
-                    end = end.max(next);
-                    count += 1;
-                }
+            while !rest.is_empty() {
+                let (start, end, count) = read_together(rest, GAP_BYTES, MOST_AT_ONCE_BYTES);
                 let bytes = self.range(pack, start, end - start)?;
                 for (id, place) in &rest[..count] {
                     let from = (place.offset - start) as usize;

@@ -7,7 +7,7 @@ use std::thread;
 
 use snapstore_store::{NodeParts, PageSize, decode_page};
 
-use crate::head::{LeafPlace, PagePlace, decode_leaf, u32_of};
+use crate::head::{LeafPlace, PagePlace, decode_leaf, read_together, u32_of};
 use crate::protocol::{Error, Malformed, Name, Result};
 use crate::remote::Remote;
 use crate::repack::damage::if_damaged;
@@ -189,21 +189,8 @@ impl<'a> Reader<'a> {
         wanted.sort_by_key(|(_, place)| (place.pack, place.offset));
         let mut found = HashMap::with_capacity(wanted.len());
         let mut rest = &wanted[..];
-        while let Some(((_, first), _)) = rest.split_first() {
-            let start = first.offset;
-            let mut end = start.saturating_add(first.len);
-            let mut count = 1;
-            for (_, place) in &rest[1..] {
-                let next = place.offset.saturating_add(place.len);
-                if place.pack != first.pack
-                    || place.offset > end.saturating_add(GAP_BYTES)
-                    || next - start > MOST_AT_ONCE_BYTES
-                {
-                    break;
-                }
-                end = end.max(next);
-                count += 1;
-            }
+        while let Some((_, first)) = rest.first() {
+            let (start, end, count) = read_together(rest, GAP_BYTES, MOST_AT_ONCE_BYTES);
             let bytes = self.range(first.pack, start, end - start)?;
             for (id, place) in &rest[..count] {
                 let stored = part(&bytes, place.offset - start, place.len);
