@@ -74,7 +74,7 @@ pub fn tags(bench: &mut Bench) -> anyhow::Result<()> {
     compare(bench, &few, &many, "10 000 tags", "10")
 }
 
-/// Stores of many packs: as many as commits that were never merged.
+/// Stores of many packs: as many as commits that were never merged, and a tenth of that.
 ///
 /// # Errors
 /// As [`chunks`].
@@ -82,7 +82,10 @@ pub fn packs(bench: &mut Bench) -> anyhow::Result<()> {
     let count = scale::packs();
     let few = Subject::make(&bench.path("few-packs"), 10_000)?;
     let many = Subject::make(&bench.path("many-packs"), 10_000)?;
-    scale::add_packs(&many.path, count, 0)?;
+    let tenth = count / 10;
+    scale::add_packs(&many.path, tenth, 0)?;
+    compare(bench, &few, &many, &format!("{tenth} packs"), "3")?;
+    scale::add_packs(&many.path, count - tenth, tenth)?;
     compare(bench, &few, &many, &format!("{count} packs"), "3")?;
     let each = |started: Instant| started.elapsed().as_secs_f64() / count as f64;
     let started = Instant::now();
