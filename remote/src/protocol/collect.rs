@@ -123,11 +123,12 @@ pub(crate) async fn collect_with<B: Bucket>(
     (collected.void, collected.idle) = (idle.void, idle.stay);
     let mut condemned = BTreeSet::new();
     let mut sizes = BTreeMap::new();
+    let mut at_work = AtWork::new(&listing);
     for listed in there {
         let Some(part) = Part::parse(&listed.key) else {
             continue;
         };
-        if needed.parts.contains(&part) || listing.is_leased(part.session()) {
+        if needed.parts.contains(&part) || at_work.has(bucket, part.session()).await? {
             collected.kept_bytes += listed.len_bytes;
         } else if condemned.len() < MOST_CONDEMNED {
             condemned.insert(part);
@@ -330,6 +331,31 @@ async fn two_that_agree<B: Bucket>(bucket: &B) -> Result<Option<Listing>> {
         before = now;
     }
     Ok(None)
+}
+
+/// The sessions that have leases: of one that is only listed a read tells that it has ended.
+struct AtWork<'a> {
+    listing: &'a Listing,
+    known: BTreeMap<Session, bool>,
+}
+
+impl<'a> AtWork<'a> {
+    fn new(listing: &'a Listing) -> Self {
+        let known = BTreeMap::new();
+        Self { listing, known }
+    }
+
+    async fn has<B: Bucket>(&mut self, bucket: &B, session: Session) -> Result<bool> {
+        if !self.listing.is_leased(session) {
+            return Ok(false);
+        }
+        if let Some(known) = self.known.get(&session) {
+            return Ok(*known);
+        }
+        let is_there = !is_ended(bucket, session, &self.listing.beats).await?;
+        self.known.insert(session, is_there);
+        Ok(is_there)
+    }
 }
 
 impl Needed {

@@ -2,10 +2,12 @@
 //! collected. And a server that lists what is deleted, as one does that has missed it.
 
 use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use snapstore_store::{Silent, Store};
 
+use super::bodies::Dying;
 use super::lazy::{memory, options, page};
 use super::{Outcome, PAGE, Scene, commit, image, read};
 use crate::objects::{Objects, Part, Requests};
@@ -208,6 +210,47 @@ fn a_push_that_ended_and_is_listed_holds_up_no_collection() -> Outcome {
     assert!(collected.fenced.is_empty(), "{collected:?}");
     let other = scene.store("other")?;
     remote.pull(&other, "b", "b", false, &Silent)?;
+    Ok(())
+}
+
+/// It has no record, so nobody else asks whether its lease is there.
+#[test]
+fn what_a_push_left_that_was_cut_off_and_is_listed_is_deleted() -> Outcome {
+    let scene = Scene::new()?;
+    let store = scene.store("store")?;
+    commit(&store, "kept", &image(&[1; 20]), None)?;
+    scene
+        .remote()?
+        .push(&store, "kept", "kept", false, &Silent)?;
+    let kept = scene.keys("packs")?;
+    commit(&store, "t", &image(&[2; 20]), None)?;
+    for requests in 1.. {
+        let mut remote = scene.remote()?;
+        remote.bucket = Box::new(Dying {
+            bucket: remote.bucket,
+            left: AtomicUsize::new(requests),
+            is_done: true,
+        });
+        let _ = remote.push(&store, "t", "t", false, &Silent);
+        if scene.keys("packs")? != kept {
+            break;
+        }
+    }
+    let listed = scene.keys("lease")?;
+    let mut remote = scene.remote()?;
+    // While the lease is there its pack stays.
+    let collected = remote.collect(Options::default())?;
+    assert_eq!(collected.deleted, [], "{collected:?}");
+    for key in &listed {
+        remote.bucket.delete(key)?;
+    }
+    remote.bucket = Box::new(Ghosts {
+        bucket: remote.bucket,
+        keys: listed,
+    });
+    let collected = remote.collect(Options::default())?;
+    assert_eq!(collected.deleted.len(), 1, "{collected:?}");
+    assert_eq!(scene.keys("packs")?, kept);
     Ok(())
 }
 
