@@ -35,8 +35,6 @@ const LATER_SECONDS: u64 = 25 * 3600;
 /// However slow this machine is, so much has to happen.
 const FEWEST_PUSHES: usize = 6;
 const FEWEST_FAULTS: usize = 4;
-/// So many are enough where nothing was cut off.
-const COLLECTIONS: usize = 3;
 /// How often something is tried once all nodes are there again.
 const MOST_TRIES: usize = 120;
 
@@ -327,54 +325,32 @@ fn look_at_all(world: &World, last: &Scene) -> Outcome {
             done => done,
         })?;
     }
-    collect_all(world, last)?;
+    // One deletes what was kept for the other one's condemnation.
+    for _ in 0..3 {
+        collect_later(world)?;
+    }
+    for kind in ["packs", "heads", "hooks", "lease", "condemn", "probe"] {
+        let left = there(world, last, kind)?;
+        let seen: Vec<String> = left.iter().map(|key| seen_by_nodes(world, key)).collect();
+        assert!(left.is_empty(), "{}", seen.join("\n"));
+    }
     let records = there(world, last, "refs")?;
     assert_eq!(records.len(), world.told.names().len(), "{records:?}");
     Ok(())
 }
 
-/// Collects until nothing is left but the records.
-///
-/// One collection deletes what was kept for another one's condemnation. And what nobody was
-/// told to be there, a push being cut off, may be at one node alone, which is asked by some
-/// requests and not by others, until it tells the rest.
-fn collect_all(world: &World, last: &Scene) -> Outcome {
-    let mut tries = 0;
-    loop {
-        collect_later(world)?;
-        tries += 1;
-        let mut left = Vec::new();
-        for kind in ["packs", "heads", "hooks", "lease", "condemn", "probe"] {
-            left.extend(there(world, last, kind)?);
-        }
-        if left.is_empty() {
-            println!("{tries:6} collections until nothing was left");
-            return Ok(());
-        }
-        if tries > COLLECTIONS {
-            for key in &left {
-                println!("{}", seen_by_nodes(world, key));
-            }
-        }
-        assert!(tries < MOST_TRIES, "after {tries} collections: {left:?}");
-        thread::sleep(Duration::from_millis(500));
-    }
-}
-
+/// What each node says of an object.
 fn seen_by_nodes(world: &World, key: &str) -> String {
     let mut told = key.to_owned();
+    let dir = &key[..=key.rfind('/').unwrap_or(0)];
     for node in 0..NODES {
         let Ok(remote) = Remote::at(&world.at(node)) else {
             continue;
         };
-        let prefix = key.rsplit_once('/').map_or(key, |(dir, _)| dir);
-        let listed = remote.bucket.list(&format!("{prefix}/"));
-        let listed = listed.map(|all| all.into_iter().find(|one| one.key == key));
-        let _ = write!(
-            told,
-            "\n    node {node} lists {listed:?}, there: {:?}",
-            remote.bucket.exists(key)
-        );
+        let listed = remote.bucket.list(dir);
+        let listed = listed.map(|found| found.iter().any(|one| one.key == key));
+        let read = remote.bucket.exists(key);
+        let _ = write!(told, "\n    node {node} lists: {listed:?}, read: {read:?}");
     }
     told
 }
