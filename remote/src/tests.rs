@@ -24,6 +24,7 @@ mod hedging;
 mod hooks;
 mod lazy;
 mod mending;
+mod moody;
 #[cfg(feature = "cloud")]
 mod network;
 mod over;

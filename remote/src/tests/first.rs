@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use snapstore_store::{ImageReader, Seen, Silent, Store, WorkingSet};
 
-use super::lazy::{Mood, begin, begin_in, memory, options, page, with_base};
+use super::moody::{Mood, begin, begin_in, memory, options, page, with_base};
 use super::{Outcome, PAGE, Scene, commit, image, list, read};
 use crate::protocol::Options;
 use crate::{CACHE, Lazy, LazyOptions};

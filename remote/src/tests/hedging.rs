@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use snapstore_tests::object_server;
 use snapstore_tests::proxy::{Line, Proxy};
 
-use super::lazy::{memory, options, page, with_base};
+use super::moody::{memory, options, page, with_base};
 use super::{Outcome, PAGE, Scene};
 use crate::Place;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use snapstore_store::{Silent, Store};
 
 use super::bodies::Dying;
-use super::lazy::{memory, options, page};
+use super::moody::{memory, options, page};
 use super::{Outcome, PAGE, Scene, commit, image, read};
 use crate::objects::{Objects, Part, Requests};
 use crate::protocol::{Listed, Options, RefKey, Unanswered};

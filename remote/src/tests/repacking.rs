@@ -12,7 +12,7 @@ use snapstore_store::{Silent, Store};
 
 use super::bodies::Dying;
 use super::first::{is_at_hand, record, scattered, until};
-use super::lazy::{begin, memory, options, page};
+use super::moody::{begin, memory, options, page};
 use super::{Outcome, PAGE, Scene, commit, image, read};
 use crate::objects::{self, Objects, Requests};
 use crate::protocol::{self, CondemnRecord, Listed, Name, Part, RefKey, Session, Unanswered};

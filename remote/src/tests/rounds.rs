@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use snapstore_store::Silent;
 
-use super::lazy::{memory, options, page};
+use super::moody::{memory, options, page};
 use super::{Outcome, PAGE, Scene, commit, image};
 use crate::objects::{Objects, Part, Requests, no};
 use crate::protocol::{Listed, Unanswered};

@@ -154,7 +154,7 @@ pub fn only_the_key_of_a_remote_opens_it(scene: &Scene) -> Outcome {
                     remote.leases().err(),
                     remote.check().err(),
                     by(scene, key)?
-                        .lazy(&other, "t", &super::lazy::options(scene))
+                        .lazy(&other, "t", &super::moody::options(scene))
                         .err(),
                 ] {
                     let error = error.ok_or("it was done")?;
@@ -284,18 +284,18 @@ pub fn a_name_of_another_key_is_a_finding_and_no_tag(scene: &Scene) -> Outcome {
 
 /// A mount refuses what was changed, and nothing beside it.
 pub fn of_a_snapshot_that_stays_there_only_what_was_changed_is_refused(scene: &Scene) -> Outcome {
-    let (store, bytes) = super::lazy::with_base(scene, &[1; 600])?;
+    let (store, bytes) = super::moody::with_base(scene, &[1; 600])?;
     let (stored, pack) = (Stored::of(scene)?, scene.longest("packs")?);
     let whole = stored.get(&pack)?;
     let mut flipped = whole.clone();
     flipped[16 + 40 * 16412 + 100] ^= 1;
     stored.replace(&pack, &flipped)?;
-    let options = super::lazy::options(scene);
+    let options = super::moody::options(scene);
     let lazy = scene.remote()?.lazy(&store, "base", &options)?;
-    let reader = super::lazy::memory(&lazy);
+    let reader = super::moody::memory(&lazy);
     let mut refused = Vec::new();
     for (number, expected) in bytes.chunks(super::PAGE).enumerate() {
-        match super::lazy::page(&reader, number) {
+        match super::moody::page(&reader, number) {
             Ok(page) => assert!(page == expected, "page {number} is another"),
             Err(error) => {
                 assert_eq!(error.class(), ErrorClass::Damaged, "{error}");
@@ -307,7 +307,7 @@ pub fn of_a_snapshot_that_stays_there_only_what_was_changed_is_refused(scene: &S
     assert!(!refused.is_empty() && refused.len() < 20, "{refused:?}");
     stored.replace(&pack, &whole)?;
     for number in refused {
-        let page = super::lazy::page(&reader, number)?;
+        let page = super::moody::page(&reader, number)?;
         assert!(page == bytes[number * super::PAGE..][..super::PAGE]);
     }
     Ok(())
