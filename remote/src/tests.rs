@@ -16,6 +16,7 @@ use crate::{DomainKey, Error, Place, Remote};
 
 mod bodies;
 mod costs;
+mod dying;
 mod first;
 #[cfg(feature = "cloud")]
 mod garage;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use snapstore_store::{Silent, Store};
 
-use super::bodies::Dying;
+use super::dying::Dying;
 use super::moody::{memory, options, page};
 use super::{Outcome, PAGE, Scene, commit, image, read};
 use crate::objects::{Objects, Part, Requests};

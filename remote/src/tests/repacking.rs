@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use snapstore_store::{Silent, Store};
 
-use super::bodies::Dying;
+use super::dying::Dying;
 use super::first::{is_at_hand, record, scattered, until};
 use super::moody::{begin, memory, options, page};
 use super::{Outcome, PAGE, Scene, commit, image, read};

@@ -10,7 +10,7 @@ use snapstore_store::{ErrorClass, GcOptions, PageSize, Silent, SnapshotId, Store
 
 use super::{End, NODES, World};
 use crate::protocol::{self, Options};
-use crate::tests::bodies::Dying;
+use crate::tests::dying::Dying;
 use crate::tests::moody::{memory, page};
 use crate::tests::{PAGE, commit, image, read};
 use crate::{Error, LazyOptions, Remote, Result};
