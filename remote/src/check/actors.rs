@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::world::{SimBucket, World};
+use super::bucket::SimBucket;
+use super::world::World;
 use crate::protocol::{
     Bucket, Current, Error, HeadSummary, Lease, Listing, Mode, Name, Options, Part, Pushed, RefKey,
     Repacking, Reuse, Roots, Rule, State, Stored, Work, collect, finish_cut_off, may_reuse, push,

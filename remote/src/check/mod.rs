@@ -7,6 +7,7 @@
 //! which histories.
 
 mod actors;
+mod bucket;
 mod explore;
 mod oracle;
 mod repacking;
