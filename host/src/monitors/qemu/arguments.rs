@@ -8,91 +8,15 @@ use anyhow::{Context as _, bail, ensure};
 
 use super::description::Description;
 use super::disks::Listed;
+use super::options::{
+    DISK_PATHS, DROPPED, DROPPED_FLAGS, FLAGS, PATHS, REFUSED, fields, get, joined, options,
+};
 use crate::error::Usage;
 
 /// The id of the memory of a machine that had none of its own.
 const MEMORY_ID: &str = "snapstore-memory";
 /// The id of the character device of a clone's first serial line.
 const CONSOLE_ID: &str = "snapstore-console";
-
-/// Options with a value that are the host's alone.
-const DROPPED: &[&str] = &[
-    "qmp",
-    "qmp-pretty",
-    "mon",
-    "monitor",
-    "pidfile",
-    "incoming",
-    "loadvm",
-    "name",
-    "mem-path",
-    "add-fd",
-    "D",
-    "chroot",
-    "runas",
-    "run-with",
-    "display",
-    "vnc",
-    "spice",
-    "gdb",
-    "trace",
-];
-/// The same without one.
-const DROPPED_FLAGS: &[&str] = &[
-    "daemonize",
-    "S",
-    "s",
-    "mem-prealloc",
-    "snapshot",
-    "nographic",
-    "curses",
-    "sdl",
-    "full-screen",
-];
-/// All other options without a value.
-const FLAGS: &[&str] = &[
-    "nodefaults",
-    "no-user-config",
-    "no-reboot",
-    "no-shutdown",
-    "no-acpi",
-    "no-hpet",
-    "enable-kvm",
-    "no-fd-bootchk",
-    "win2k-hack",
-    "usb",
-    "portrait",
-    "singlestep",
-    "only-migratable",
-    "enable-sync-profile",
-    "preconfig",
-    "old-param",
-    "semihosting",
-    "xen-attach",
-    "xen-domid-restrict",
-    "accel-help",
-    "no-quit",
-    "alt-grab",
-    "ctrl-grab",
-    "nouserconfig",
-    "perfmap",
-    "jitdump",
-];
-/// Options whose value is a path.
-const PATHS: &[&str] = &[
-    "kernel",
-    "initrd",
-    "bios",
-    "dtb",
-    "L",
-    "option-rom",
-    "mtdblock",
-    "sd",
-];
-/// Options whose value is the file of a disk, and nothing else.
-const DISK_PATHS: &[&str] = &["hda", "hdb", "hdc", "hdd", "pflash"];
-/// Options that name files in a way that is not followed here.
-const REFUSED: &[&str] = &["readconfig", "blockdev", "cpr-transfer"];
 
 /// What is a clone's own.
 pub struct Clone<'a> {
@@ -108,64 +32,6 @@ pub struct Clone<'a> {
     pub added: Vec<String>,
     /// The taps of its network interfaces, in their order.
     pub taps: &'a [String],
-}
-
-/// Arguments as options with their values.
-fn options(arguments: &[String]) -> anyhow::Result<Vec<(String, Option<String>)>> {
-    let mut out = Vec::new();
-    let mut rest = arguments.iter();
-    while let Some(word) = rest.next() {
-        let Some(name) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
-            // The first disk.
-            out.push(("hda".to_owned(), Some(word.clone())));
-            continue;
-        };
-        let is_flag = FLAGS.contains(&name) || DROPPED_FLAGS.contains(&name);
-        let value = match is_flag {
-            true => None,
-            false => Some(
-                rest.next()
-                    .with_context(|| format!("QEMU's option {word} has no value"))?
-                    .clone(),
-            ),
-        };
-        out.push((name.to_owned(), value));
-    }
-    Ok(out)
-}
-
-/// `a=b,c=d,e`, where two commas are one of the value.
-fn fields(value: &str) -> Vec<(String, Option<String>)> {
-    let mut parts = vec![String::new()];
-    let mut letters = value.chars().peekable();
-    while let Some(letter) = letters.next() {
-        match letter {
-            ',' if letters.next_if_eq(&',').is_some() => parts.last_mut().expect("one").push(','),
-            ',' => parts.push(String::new()),
-            letter => parts.last_mut().expect("one").push(letter),
-        }
-    }
-    let split = |part: String| match part.split_once('=') {
-        Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-        None => (part, None),
-    };
-    parts.into_iter().map(split).collect()
-}
-
-fn joined(fields: &[(String, Option<String>)]) -> String {
-    let parts: Vec<String> = fields
-        .iter()
-        .map(|(key, value)| match value {
-            Some(value) => format!("{key}={}", value.replace(',', ",,")),
-            None => key.replace(',', ",,"),
-        })
-        .collect();
-    parts.join(",")
-}
-
-fn get<'a>(fields: &'a [(String, Option<String>)], key: &str) -> Option<&'a str> {
-    let mut found = fields.iter().filter(|(name, _)| name == key);
-    found.next_back().and_then(|(_, value)| value.as_deref())
 }
 
 /// Whether there is an object of this id.

@@ -9,6 +9,7 @@ mod arguments;
 mod commit;
 mod description;
 mod disks;
+mod options;
 mod regions;
 mod restore;
 
