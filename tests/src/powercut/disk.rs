@@ -1,14 +1,15 @@
-//! What the disk holds: for each inode the current and the durable state.
+//! What the disk holds: all inodes, each with its current and its durable state (`inode`).
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
+pub(super) use super::inode::Meta;
+use super::inode::{Body, DirBody, Entries, FileBody, Node};
 use super::{Lost, Refused};
 
 /// Block size reported to the kernel.
@@ -23,162 +24,6 @@ pub(super) const MAX_NAME: usize = 255;
 pub(super) const ROOT: u64 = INodeNo::ROOT.0;
 
 pub(super) type Fallible<T> = Result<T, Errno>;
-type Entries = BTreeMap<OsString, u64>;
-
-/// Contents of a regular file.
-#[derive(Clone, Default)]
-struct FileBody {
-    current: Arc<Vec<u8>>,
-    durable: Arc<Vec<u8>>,
-    /// Encloses every byte in which `current` may differ from `durable`.
-    dirty: Option<Range<usize>>,
-}
-
-impl FileBody {
-    fn touch(&mut self, range: Range<usize>) {
-        self.dirty = Some(match self.dirty.take() {
-            Some(old) => old.start.min(range.start)..old.end.max(range.end),
-            None => range,
-        });
-    }
-
-    fn set_len(&mut self, len: usize) {
-        let old = self.current.len();
-        if len != old {
-            Arc::make_mut(&mut self.current).resize(len, 0);
-            // Everything behind a cut is gone, whatever is written there later.
-            self.touch(len.min(old)..usize::MAX);
-        }
-    }
-
-    fn write(&mut self, at: usize, data: &[u8]) {
-        let end = at + data.len();
-        if data.is_empty() {
-            return;
-        }
-        if end > self.current.len() {
-            self.set_len(end);
-        }
-        Arc::make_mut(&mut self.current)[at..end].copy_from_slice(data);
-        self.touch(at..end);
-    }
-
-    fn zero(&mut self, range: Range<usize>) {
-        let end = range.end.min(self.current.len());
-        if range.start < end {
-            Arc::make_mut(&mut self.current)[range.start..end].fill(0);
-            self.touch(range.start..end);
-        }
-    }
-
-    fn sync(&mut self) {
-        let Some(dirty) = self.dirty.take() else {
-            return;
-        };
-        let len = self.current.len();
-        let durable = Arc::make_mut(&mut self.durable);
-        durable.resize(len, 0);
-        let range = dirty.start.min(len)..dirty.end.min(len);
-        durable[range.clone()].copy_from_slice(&self.current[range]);
-    }
-}
-
-/// Entries of a directory.
-#[derive(Clone, Default)]
-struct DirBody {
-    parent: u64,
-    current: Entries,
-    durable: Entries,
-}
-
-#[derive(Clone)]
-enum Body {
-    File(FileBody),
-    Dir(DirBody),
-}
-
-/// Attributes that are kept whatever was or was not synced.
-#[derive(Clone)]
-pub(super) struct Meta {
-    pub(super) mode: u16,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) atime: SystemTime,
-    pub(super) mtime: SystemTime,
-    pub(super) ctime: SystemTime,
-}
-
-impl Meta {
-    pub(super) fn new(mode: u32, uid: u32, gid: u32) -> Self {
-        let now = SystemTime::now();
-        let (atime, mtime, ctime) = (now, now, now);
-        let mode = (mode & 0o7777) as u16;
-        Self {
-            mode,
-            uid,
-            gid,
-            atime,
-            mtime,
-            ctime,
-        }
-    }
-
-    fn modified(&mut self) {
-        self.mtime = SystemTime::now();
-        self.ctime = self.mtime;
-    }
-}
-
-#[derive(Clone)]
-struct Node {
-    meta: Meta,
-    body: Body,
-    /// Number of current directory entries for this inode.
-    links: u32,
-    /// Number of durable directory entries for this inode.
-    held: u32,
-    /// Number of open handles.
-    opens: u32,
-}
-
-impl Node {
-    fn new(meta: Meta, body: Body) -> Self {
-        Self {
-            meta,
-            body,
-            links: 0,
-            held: 0,
-            opens: 0,
-        }
-    }
-
-    fn is_dir(&self) -> bool {
-        matches!(self.body, Body::Dir(_))
-    }
-
-    fn kind(&self) -> FileType {
-        match self.body {
-            Body::File(_) => FileType::RegularFile,
-            Body::Dir(_) => FileType::Directory,
-        }
-    }
-
-    /// This inode as a power cut leaves it, without its directory entries.
-    fn survivor(&self, parent: u64) -> Self {
-        let body = match &self.body {
-            Body::File(file) => Body::File(FileBody {
-                current: file.durable.clone(),
-                durable: file.durable.clone(),
-                dirty: None,
-            }),
-            Body::Dir(_) => Body::Dir(DirBody {
-                parent,
-                ..DirBody::default()
-            }),
-        };
-        Self::new(self.meta.clone(), body)
-    }
-}
 
 /// One line of a directory listing.
 pub(super) type Listed = (u64, FileType, OsString);

@@ -36,6 +36,7 @@
 
 mod disk;
 mod fs;
+mod inode;
 #[cfg(test)]
 mod tests;
 
