@@ -12,9 +12,12 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 use snapstore_guests::TouchCommand;
 use snapstore_tests::harness::{Cli, noise};
+use snapstore_tests::qmp::Qmp;
 use snapstore_tests::vm::eventually;
 
-use crate::qemu_rig::{DISK_BYTES, Line, Machine, Plain, Qemu, Qmp, kernel, without_huge_pages};
+use crate::qemu_rig::{
+    DISK_BYTES, Line, Machine, Plain, Qemu, kernel, save_state, without_huge_pages,
+};
 use crate::stats::{Run, Samples, alternate};
 use crate::tools::{bytes_under, figure, find, read_all, settle, timed};
 use crate::vm_rig::{FIRST, MIB_PAGES, MemoryFile, Touch as _};
@@ -76,7 +79,7 @@ impl Rig {
         cli.ok(&["commit", "base", "--qmp", utf8(&socket)?])?;
         let mut qmp = Qmp::connect(&socket)?;
         qmp.run("stop", &json!({}))?;
-        qmp.save(&File::create(plain.state())?, true)?;
+        save_state(&mut qmp, &File::create(plain.state())?, true)?;
         Ok(Self {
             qemu,
             cli,
@@ -340,7 +343,7 @@ fn save(machine: &Machine, line: &mut Line, is_live: bool) -> anyhow::Result<Vec
         if !is_live {
             qmp.run("stop", &json!({}))?;
         }
-        qmp.save(&file, false)?;
+        save_state(&mut qmp, &file, false)?;
         qmp.run("cont", &json!({})).map(drop)
     })?;
     Ok(vec![seconds, longest, figure(file.metadata()?.len())])

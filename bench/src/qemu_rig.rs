@@ -2,9 +2,7 @@
 //! that QEMU has of its own to save and load one.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, IoSlice, Write as _};
-use std::mem::MaybeUninit;
-use std::os::fd::AsFd as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,9 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use serde_json::{Value, json};
+use serde_json::json;
 use snapstore_guests::{LOAD_ADDRESS, TOUCH, TouchCommand};
+use snapstore_tests::qmp::{Qmp, connect};
 
 use crate::tools::{find, timed};
 use crate::vm_rig::Touch;
@@ -175,116 +173,49 @@ impl Touch for Line {
     }
 }
 
-fn connect(socket: &Path) -> anyhow::Result<BufReader<UnixStream>> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match UnixStream::connect(socket) {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                return Ok(BufReader::new(stream));
-            }
-            Err(_) if Instant::now() < deadline => std::thread::sleep(RETRY),
-            Err(error) => bail!("{}: {error}", socket.display()),
-        }
-    }
+/// Has QEMU send its state into a file, with the memory unless that is shared.
+///
+/// # Errors
+/// If that fails.
+pub fn save_state(qmp: &mut Qmp, into: &File, without_shared: bool) -> anyhow::Result<()> {
+    shared_memory_stays(qmp, without_shared)?;
+    let parameters = json!({"max-bandwidth": BANDWIDTH});
+    qmp.run("migrate-set-parameters", &parameters)?;
+    qmp.run_with("getfd", &json!({"fdname": "state"}), Some(into))?;
+    qmp.run("migrate", &json!({"uri": "fd:state"}))?;
+    wait_for_migration(qmp)
 }
 
-/// QEMU's monitor.
-pub struct Qmp(BufReader<UnixStream>);
-
-impl Qmp {
-    /// Waits until it listens there.
-    ///
-    /// # Errors
-    /// If it does not.
-    pub fn connect(socket: &Path) -> anyhow::Result<Self> {
-        let mut qmp = Self(connect(socket)?);
-        qmp.0.read_line(&mut String::new())?;
-        qmp.run("qmp_capabilities", &json!({}))?;
-        Ok(qmp)
+/// Has QEMU load such a state.
+fn load_state(qmp: &mut Qmp, from: &File) -> anyhow::Result<()> {
+    shared_memory_stays(qmp, true)?;
+    qmp.run_with("getfd", &json!({"fdname": "state"}), Some(from))?;
+    qmp.run("migrate-incoming", &json!({"uri": "fd:state"}))?;
+    let deadline = Instant::now() + PATIENCE;
+    while qmp.run("query-status", &json!({}))?["status"] == "inmigrate" {
+        ensure!(Instant::now() < deadline, "QEMU does not load its state");
+        std::thread::sleep(RETRY);
     }
+    Ok(())
+}
 
-    /// Has it do something.
-    ///
-    /// # Errors
-    /// If it does not.
-    pub fn run(&mut self, command: &str, arguments: &Value) -> anyhow::Result<Value> {
-        self.run_with(command, arguments, None)
-    }
+fn shared_memory_stays(qmp: &mut Qmp, stays: bool) -> anyhow::Result<()> {
+    let capability = json!({"capability": "x-ignore-shared", "state": stays});
+    let capabilities = json!({"capabilities": [capability]});
+    qmp.run("migrate-set-capabilities", &capabilities)?;
+    Ok(())
+}
 
-    fn run_with(
-        &mut self,
-        command: &str,
-        arguments: &Value,
-        file: Option<&File>,
-    ) -> anyhow::Result<Value> {
-        let line = format!("{}\n", json!({"execute": command, "arguments": arguments}));
-        let fds: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() {
-            ensure!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+fn wait_for_migration(qmp: &mut Qmp) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = qmp.run("query-migrate", &json!({}))?;
+        match status["status"].as_str() {
+            Some("completed") => return Ok(()),
+            Some("failed") => bail!("QEMU cannot save its state: {status}"),
+            _ => ensure!(Instant::now() < deadline, "it does not come to an end"),
         }
-        let bytes = [IoSlice::new(line.as_bytes())];
-        sendmsg(self.0.get_ref(), &bytes, &mut ancillary, SendFlags::empty())?;
-        loop {
-            let mut line = String::new();
-            ensure!(self.0.read_line(&mut line)? > 0, "QEMU has ended");
-            let mut said: Value = serde_json::from_str(&line)?;
-            if said.get("event").is_none() {
-                ensure!(said.get("error").is_none(), "{command}: {said}");
-                return Ok(said["return"].take());
-            }
-        }
-    }
-
-    /// Has it send its state into a file, with the memory unless that is shared.
-    ///
-    /// # Errors
-    /// If that fails.
-    pub fn save(&mut self, into: &File, without_shared: bool) -> anyhow::Result<()> {
-        self.shared_memory_stays(without_shared)?;
-        let parameters = json!({"max-bandwidth": BANDWIDTH});
-        self.run("migrate-set-parameters", &parameters)?;
-        self.run_with("getfd", &json!({"fdname": "state"}), Some(into))?;
-        self.run("migrate", &json!({"uri": "fd:state"}))?;
-        self.wait_for_migration()
-    }
-
-    /// Has it load such a state.
-    ///
-    /// # Errors
-    /// If that fails.
-    pub fn load(&mut self, from: &File) -> anyhow::Result<()> {
-        self.shared_memory_stays(true)?;
-        self.run_with("getfd", &json!({"fdname": "state"}), Some(from))?;
-        self.run("migrate-incoming", &json!({"uri": "fd:state"}))?;
-        let deadline = Instant::now() + PATIENCE;
-        while self.run("query-status", &json!({}))?["status"] == "inmigrate" {
-            ensure!(Instant::now() < deadline, "QEMU does not load its state");
-            std::thread::sleep(RETRY);
-        }
-        Ok(())
-    }
-
-    fn shared_memory_stays(&mut self, stays: bool) -> anyhow::Result<()> {
-        let capability = json!({"capability": "x-ignore-shared", "state": stays});
-        let capabilities = json!({"capabilities": [capability]});
-        self.run("migrate-set-capabilities", &capabilities)?;
-        Ok(())
-    }
-
-    fn wait_for_migration(&mut self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let status = self.run("query-migrate", &json!({}))?;
-            match status["status"].as_str() {
-                Some("completed") => return Ok(()),
-                Some("failed") => bail!("QEMU cannot save its state: {status}"),
-                _ => ensure!(Instant::now() < deadline, "it does not come to an end"),
-            }
-            std::thread::sleep(RETRY);
-        }
+        std::thread::sleep(RETRY);
     }
 }
 
@@ -342,7 +273,7 @@ impl Plain {
         let own = ("off", "on");
         let machine = self.start(qemu, dir, own, &["-incoming", "defer"])?;
         let mut qmp = Qmp::connect(&machine.qmp())?;
-        qmp.load(&File::open(self.state())?)?;
+        load_state(&mut qmp, &File::open(self.state())?)?;
         qmp.run("cont", &json!({}))?;
         let line = Line::connect(&machine.console())?;
         Ok((machine, line))

@@ -6,6 +6,7 @@ pub mod inherited;
 pub mod object_server;
 pub mod powercut;
 pub mod proxy;
+pub mod qmp;
 pub mod scale;
 pub mod servers;
 pub mod shared_map;

@@ -2,16 +2,12 @@
 //! in it, and what a restore reads.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, IoSlice};
-use std::mem::MaybeUninit;
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use anyhow::ensure;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use serde_json::{Value, json};
+use serde_json::json;
+use snapstore_tests::qmp::Qmp;
 use snapstore_tests::vm::eventually;
 
 use crate::qemu::program;
@@ -19,39 +15,6 @@ use crate::{Fixture, Process};
 
 /// The number of the first set through which a commit has the state written.
 const FD_SET: u64 = 0x736e_6170;
-
-/// A client that stays connected.
-struct Client(BufReader<UnixStream>);
-
-impl Client {
-    fn connect(socket: &str) -> anyhow::Result<Self> {
-        let mut client = Self(BufReader::new(UnixStream::connect(socket)?));
-        client.0.read_line(&mut String::new())?;
-        client.run(&json!({"execute": "qmp_capabilities"}), None)?;
-        Ok(client)
-    }
-
-    fn run(&mut self, command: &Value, file: Option<&File>) -> anyhow::Result<Value> {
-        let line = format!("{command}\n");
-        let fds: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
-        let mut space = [MaybeUninit::uninit(); 64];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() {
-            ensure!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
-        }
-        let bytes = [IoSlice::new(line.as_bytes())];
-        sendmsg(self.0.get_ref(), &bytes, &mut ancillary, SendFlags::empty())?;
-        loop {
-            let mut line = String::new();
-            self.0.read_line(&mut line)?;
-            let mut said: Value = serde_json::from_str(&line)?;
-            if said.get("event").is_none() {
-                ensure!(said.get("error").is_none(), "{command}: {said}");
-                return Ok(said["return"].take());
-            }
-        }
-    }
-}
 
 /// A display's memory is attached to the snapshot, and most of it is a hole.
 #[test]
@@ -129,27 +92,31 @@ fn what_a_killed_commit_left_in_qemu_is_not_written_to() -> anyhow::Result<()> {
     for socket in &sockets {
         process.wait_for_socket(socket.as_ref())?;
     }
-    let mut watching = Client::connect(&sockets[1])?;
+    let mut watching = Qmp::connect(sockets[1].as_ref())?;
     let left = fixture.path("left");
-    let add = json!({"execute": "add-fd", "arguments": {"fdset-id": FD_SET}});
-    watching.run(&add, Some(&File::create(&left)?))?;
-    let sets = json!({"execute": "query-fdsets"});
-    assert_eq!(watching.run(&sets, None)?[0]["fdset-id"], FD_SET);
+    let add = json!({"fdset-id": FD_SET});
+    watching.run_with("add-fd", &add, Some(&File::create(&left)?))?;
+    let none = json!({});
+    assert_eq!(watching.run("query-fdsets", &none)?[0]["fdset-id"], FD_SET);
     for tag in ["t0", "t1"] {
         fixture.cli.ok(&["commit", tag, "--qmp", &sockets[0]])?;
         let state = fixture.shown(tag, "vmstate")?;
         ensure!(state.len() > 1000, "{} bytes of state", state.len());
-        assert_eq!(watching.run(&sets, None)?, json!([]), "a set is left");
+        assert_eq!(
+            watching.run("query-fdsets", &none)?,
+            json!([]),
+            "a set is left"
+        );
     }
     // Which of two files of a set QEMU writes to is for it to choose: there are never two.
     for step in 1.. {
-        if watching.run(&sets, None)? == json!([]) {
-            watching.run(&add, Some(&File::create(&left)?))?;
+        if watching.run("query-fdsets", &none)? == json!([]) {
+            watching.run_with("add-fd", &add, Some(&File::create(&left)?))?;
         }
         let cli = fixture.cli.clone();
         let cli = cli.with_env("SNAPSTORE_KILL_AT_MONITOR_STEP", &step.to_string());
         let output = cli.run(&["commit", "killed", "--qmp", &sockets[0]])?;
-        let found = watching.run(&sets, None)?;
+        let found = watching.run("query-fdsets", &none)?;
         let sets = found.as_array().into_iter().flatten();
         let mut files = sets.map(|set| set["fds"].as_array().map_or(0, Vec::len));
         ensure!(
@@ -195,7 +162,7 @@ fn holes_of_shared_memory_stay_holes() -> anyhow::Result<()> {
     // The firmware runs on, and may touch a little.
     ensure!(used()? < before + (16 << 20), "{before}, then {}", used()?);
     // All that it has is in the snapshot: nothing of it changes while it is paused.
-    Client::connect(&socket)?.run(&json!({"execute": "stop"}), None)?;
+    Qmp::connect(socket.as_ref())?.run("stop", &json!({}))?;
     fixture.cli.ok(&["commit", "t1", "--qmp", &socket])?;
     let mut held = vec![0; 256 << 20];
     memory.read_exact_at(&mut held, 0)?;
