@@ -30,6 +30,7 @@ mod lazy;
 mod objects;
 mod open;
 mod opened;
+mod outgoing;
 mod pack;
 mod place;
 pub mod protocol;

@@ -15,13 +15,10 @@ use crate::first::{Apart, Wanted, first};
 use crate::head::{Head, PagePlace, Tree};
 use crate::hooks::{self, Finding};
 use crate::intact::Intact;
-use crate::pack::{PACK_CHECK_LEN, PackBytes};
+use crate::outgoing::{Outgoing, beat_at_times};
 use crate::protocol::{Error, HeadSummary, Lease, Name, RefKey, Result, Stored, Work, put_surely};
 use crate::remote::Remote;
 use crate::reuse::There;
-
-/// How often a long push gives a sign of life, in uploaded packs or leaves.
-const BEAT_EVERY_SECONDS: u64 = 60;
 
 type Failed = Cell<Option<snapstore_store::Error>>;
 
@@ -63,50 +60,15 @@ pub struct Upload<'a> {
 
 /// A push under way.
 struct Run<'a> {
-    remote: &'a Remote,
-    lease: &'a mut Lease,
+    out: Outgoing<'a>,
     there: There,
     head: Head,
-    pack: PackBytes,
     uploaded: HashMap<[u8; 32], PagePlace>,
-    hooks: hooks::Run,
     apart: Apart,
-    /// How long the packs are that were uploaded, without their lists of pages.
-    lengths: BTreeMap<Name, u32>,
     nodes: BTreeSet<[u8; 32]>,
     done_pages: u64,
     /// Pages found by hooks since they were last counted.
     found: u64,
-    last_beat: Instant,
-}
-
-pub(crate) async fn beat_at_times(
-    remote: &Remote,
-    lease: &mut Lease,
-    last: &mut Instant,
-) -> Result<()> {
-    if last.elapsed().as_secs() >= BEAT_EVERY_SECONDS {
-        lease.beat(remote).await?;
-        *last = Instant::now();
-    }
-    Ok(())
-}
-
-/// Tells others which pages were uploaded. Nobody relies on it.
-pub(crate) async fn write_hooks(
-    remote: &Remote,
-    lease: &mut Lease,
-    hooks: &mut hooks::Run,
-) -> Result<u64> {
-    let run = std::mem::take(hooks);
-    if run.is_empty() {
-        return Ok(0);
-    }
-    let key = lease.next_name().hooks_key();
-    let bytes = run.encode(&key);
-    let written = put_surely(remote, &key, &bytes).await;
-    let written = usable(written.map_err(Error::from))?;
-    Ok(written.map_or(0, |()| bytes.len() as u64))
 }
 
 impl<'a> Upload<'a> {
@@ -198,7 +160,7 @@ impl<'a> Upload<'a> {
         if run.head.leaves.contains_key(&leaf.id) || run.apart.has(&leaf.id) {
             return Ok(());
         }
-        run.beat().await?;
+        run.out.beat().await?;
         let is_there = run.there.leaf(&leaf.id);
         if let Some(slots) = self.wanted.slots(image, number) {
             let old = if is_there.is_some() {
@@ -209,13 +171,16 @@ impl<'a> Upload<'a> {
             return self.leaf_apart(run, leaf, old, slots).await;
         }
         if let Some(place) = is_there
-            && run.there.may_use_all(run.remote, run.lease, &place).await?
+            && run
+                .there
+                .may_use_all(run.out.remote, run.out.lease, &place)
+                .await?
         {
             run.head.leaves.insert(leaf.id, place);
             self.count(|report| report.reused_leaves += 1);
             return Ok(());
         }
-        let known = run.there.known(run.remote, old)?;
+        let known = run.there.known(run.out.remote, old)?;
         let node = self.local(self.parts.node(leaf))?;
         let mut pages = Vec::with_capacity(node.children.len());
         let (mut new, mut reused) = (0, 0);
@@ -234,7 +199,7 @@ impl<'a> Upload<'a> {
             };
             pages.push((*id, page));
         }
-        let (place, places) = run.pack.add(&node.canonical, &pages);
+        let (place, places) = run.out.pack.add(&node.canonical, &pages);
         for ((_, id), place) in node.children.iter().zip(places) {
             run.uploaded.insert(*id, place);
         }
@@ -251,7 +216,7 @@ impl<'a> Upload<'a> {
         old: Option<&[u8; 32]>,
         slots: &BTreeMap<usize, usize>,
     ) -> Result<()> {
-        let known = run.there.known(run.remote, old)?;
+        let known = run.there.known(run.out.remote, old)?;
         let node = self.local(self.parts.node(leaf))?;
         let mut places = Vec::with_capacity(node.children.len());
         let (mut new, mut reused, mut apart) = (0, 0, 0);
@@ -273,7 +238,7 @@ impl<'a> Upload<'a> {
                     let mut bytes = Vec::new();
                     let encoding = self.local(self.parts.encoded_page(id, &mut bytes))?;
                     new += 1;
-                    let place = run.pack.add_page(*id, encoding, &bytes);
+                    let place = run.out.pack.add_page(*id, encoding, &bytes);
                     run.uploaded.insert(*id, place);
                     place
                 }
@@ -295,8 +260,8 @@ impl<'a> Upload<'a> {
             report.reused_pages += reused;
             report.found_pages += std::mem::take(&mut run.found);
         });
-        if run.pack.is_full() {
-            let bytes = run.finish_pack().await?;
+        if run.out.pack.is_full() {
+            let bytes = run.out.finish_pack().await?;
             self.count(|report| report.bytes += bytes);
         }
         Ok(())
@@ -308,12 +273,12 @@ impl<'a> Upload<'a> {
         if apart.is_empty() {
             return Ok(());
         }
-        let (pack, leaves) = apart.into_pack(run.lease.next_name());
+        let (pack, leaves) = apart.into_pack(run.out.lease.next_name());
         let mut first = first(&pack, &self.wanted);
         run.head.leaves.extend(leaves);
-        let bytes = run.upload(pack).await?;
+        let bytes = run.out.upload(pack).await?;
         self.count(|report| report.bytes += bytes);
-        first.lengths.clone_from(&run.lengths);
+        first.lengths.clone_from(&run.out.lengths);
         run.head.first = Some(first);
         Ok(())
     }
@@ -333,24 +298,18 @@ impl Work<Remote> for Upload<'_> {
             )
             .await?;
         }
-        let pack = PackBytes::new(lease.next_name());
         let mut run = Run {
-            remote,
-            lease,
+            out: Outgoing::new(remote, lease),
             there,
             head: Head {
                 manifest: self.parts.canonical_manifest().to_vec(),
                 ..Head::default()
             },
-            pack,
             uploaded: HashMap::new(),
-            hooks: hooks::Run::default(),
             found: 0,
             apart: Apart::default(),
-            lengths: BTreeMap::new(),
             nodes: BTreeSet::new(),
             done_pages: 0,
-            last_beat: Instant::now(),
         };
         let images = &self.parts.manifest().images;
         let pages: u64 = images.iter().map(|image| image.nonzero_pages).sum();
@@ -365,15 +324,15 @@ impl Work<Remote> for Upload<'_> {
                 id: root.id,
             });
         }
-        if !run.pack.is_empty() {
-            let bytes = run.finish_pack().await?;
+        if !run.out.pack.is_empty() {
+            let bytes = run.out.finish_pack().await?;
             self.count(|report| report.bytes += bytes);
         }
         self.upload_apart(&mut run).await?;
-        let bytes = run.write_hooks().await?;
+        let bytes = run.out.write_hooks().await?;
         self.count(|report| report.bytes += bytes);
         let snapshot = *self.parts.id().as_bytes();
-        let head = run.lease.next_name();
+        let head = run.out.lease.next_name();
         let key = head.head_key();
         let packs = run.head.packs();
         let summary = HeadSummary {
@@ -417,33 +376,6 @@ impl Work<Remote> for Upload<'_> {
 }
 
 impl Run<'_> {
-    async fn beat(&mut self) -> Result<()> {
-        beat_at_times(self.remote, self.lease, &mut self.last_beat).await
-    }
-
-    async fn finish_pack(&mut self) -> Result<u64> {
-        let next = PackBytes::new(self.lease.next_name());
-        let pack = std::mem::replace(&mut self.pack, next);
-        self.upload(pack).await
-    }
-
-    async fn upload(&mut self, pack: PackBytes) -> Result<u64> {
-        let pack = pack.finish();
-        put_surely(self.remote, &pack.name.pack_key(), &pack.bytes).await?;
-        let check_len = u32::try_from(PACK_CHECK_LEN).expect("it is 32");
-        self.lengths.insert(pack.name, pack.list_at + check_len);
-        self.hooks.add(&pack);
-        let mut bytes = pack.bytes.len() as u64;
-        if self.hooks.is_full() {
-            bytes += self.write_hooks().await?;
-        }
-        Ok(bytes)
-    }
-
-    async fn write_hooks(&mut self) -> Result<u64> {
-        write_hooks(self.remote, self.lease, &mut self.hooks).await
-    }
-
     /// Where a page is that is there already, and may be used.
     async fn place(
         &mut self,
@@ -466,6 +398,7 @@ impl Run<'_> {
     }
 
     async fn may_use(&mut self, pack: Name) -> Result<bool> {
-        self.there.may_use(self.remote, self.lease, pack).await
+        let out = &self.out;
+        self.there.may_use(out.remote, out.lease, pack).await
     }
 }

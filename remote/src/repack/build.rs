@@ -5,14 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
 
 use snapstore_store::Progress;
 
 use crate::first::Apart;
 use crate::head::{First, Head, LeafPlace, PagePlace, u32_of};
-use crate::hooks;
-use crate::pack::{PACK_CHECK_LEN, PackBytes};
+use crate::outgoing::Outgoing;
 use crate::protocol::{
     Error, HeadSummary, Lease, Listing, Name, RefKey, Repacking, Result, Reuse, Stored, may_reuse,
     put_surely,
@@ -21,7 +19,6 @@ use crate::remote::Remote;
 use crate::repack::damage::{if_damaged, told};
 use crate::repack::plan::{Plan, Snapshot};
 use crate::repack::read::{self, Leaf, Reader};
-use crate::upload::{beat_at_times, write_hooks};
 
 /// About so many bytes of pages are held beside the pack that they go to.
 const HELD_BYTES: u64 = 8 << 20;
@@ -48,20 +45,14 @@ struct Again {
 
 /// A repack under way.
 struct Run<'a> {
-    remote: &'a Remote,
-    lease: &'a mut Lease,
-    pack: PackBytes,
+    out: Outgoing<'a>,
     /// Where pages are that were copied.
     placed: HashMap<[u8; 32], PagePlace>,
     /// Where records are that were written.
     leaves: HashMap<[u8; 32], LeafPlace>,
-    /// How long the new packs are, without their lists of pages.
-    lengths: BTreeMap<Name, u32>,
-    hooks: hooks::Run,
     copied_bytes: u64,
     /// Packs of others that were looked at: they are there, and not condemned.
     usable: BTreeSet<Name>,
-    last_beat: Instant,
 }
 
 /// A working set that was laid apart anew.
@@ -163,7 +154,7 @@ impl<'a, 'b> Build<'a, 'b> {
         run: &mut Run<'_>,
         wanted: Vec<([u8; 32], PagePlace)>,
     ) -> Result<HashMap<[u8; 32], read::Stored>> {
-        run.beat().await?;
+        run.out.beat().await?;
         let packs: BTreeSet<Name> = wanted.iter().map(|(_, place)| place.pack).collect();
         let mut found = HashMap::new();
         // Pack by pack, so that it is known which one is damaged.
@@ -200,16 +191,16 @@ impl<'a, 'b> Build<'a, 'b> {
                     None => (*id, Err(found[id].clone())),
                 })
                 .collect();
-            let (place, new) = run.pack.add(&leaf.node.canonical, &pages);
+            let (place, new) = run.out.pack.add(&leaf.node.canonical, &pages);
             for ((id, _), place) in pages.iter().zip(new) {
                 // What stays where it is may be nothing that another head relies on.
-                if place.pack == run.pack.name {
+                if place.pack == run.out.pack.name {
                     run.placed.insert(*id, place);
                 }
             }
             run.leaves.insert(id, place);
-            if run.pack.is_full() {
-                self.written_bytes += run.finish_pack().await?;
+            if run.out.pack.is_full() {
+                self.written_bytes += run.out.finish_pack().await?;
             }
         }
         Ok(())
@@ -227,7 +218,7 @@ impl<'a, 'b> Build<'a, 'b> {
         let end = head.first.as_ref().map_or(0, |first| first.end);
         let in_it = head.leaves.iter().filter(|(_, leaf)| leaf.pack == first);
         let in_it: Vec<([u8; 32], LeafPlace)> = in_it.map(|(id, it)| (*id, it.clone())).collect();
-        run.beat().await?;
+        run.out.beat().await?;
         let packs: Vec<Name> = self.plan.packs.keys().copied().collect();
         let read = self.reader.beginning(first, end, &in_it);
         let bytes = self.checked(read, packs.clone())?;
@@ -252,24 +243,24 @@ impl<'a, 'b> Build<'a, 'b> {
                     let placed = run.placed.get(&id).copied();
                     let placed = placed.unwrap_or_else(|| {
                         let (encoding, bytes) = &found[&id];
-                        run.pack.add_page(id, *encoding, bytes)
+                        run.out.pack.add_page(id, *encoding, bytes)
                     });
                     run.placed.insert(id, placed);
                     new.push((id, Some(placed)));
                 }
             }
             apart.add_leaf(id, leaf.node.canonical.clone(), new);
-            if run.pack.is_full() {
-                self.written_bytes += run.finish_pack().await?;
+            if run.out.pack.is_full() {
+                self.written_bytes += run.out.finish_pack().await?;
             }
         }
-        let (pack, leaves) = apart.into_pack(run.lease.next_name());
+        let (pack, leaves) = apart.into_pack(run.out.lease.next_name());
         let moved = Moved {
             pack: pack.name,
             end: u32_of(pack.groups_end()),
             leaves: leaves.into_iter().collect(),
         };
-        self.written_bytes += run.upload(pack).await?;
+        self.written_bytes += run.out.upload(pack).await?;
         Ok(moved)
     }
 
@@ -286,7 +277,7 @@ impl<'a, 'b> Build<'a, 'b> {
             }
         }
         if let Some(first) = &mut head.first {
-            first.lengths.extend(&run.lengths);
+            first.lengths.extend(&run.out.lengths);
             if let Some(moved) = moved {
                 *first = First {
                     pack: moved.pack,
@@ -309,12 +300,15 @@ impl<'a, 'b> Build<'a, 'b> {
         let head = self.head(run, snapshot, moved);
         let packs = head.packs();
         let mut relied = BTreeSet::new();
-        for pack in packs.iter().filter(|it| it.session != run.lease.session()) {
+        for pack in packs
+            .iter()
+            .filter(|it| it.session != run.out.lease.session())
+        {
             let root = Some(&snapshot.record);
             if run.usable.contains(pack) {
                 continue;
             }
-            match may_reuse(run.remote, run.lease, listing, *pack, root).await? {
+            match may_reuse(run.out.remote, run.out.lease, listing, *pack, root).await? {
                 Reuse::No => return Ok(None),
                 Reuse::Yes => {
                     run.usable.insert(*pack);
@@ -334,7 +328,7 @@ impl<'a, 'b> Build<'a, 'b> {
         };
         let key = name.head_key();
         let bytes = summary.encode(&key, &head.encode(&summary.packs));
-        put_surely(run.remote, &key, &bytes).await?;
+        put_surely(run.out.remote, &key, &bytes).await?;
         self.written_bytes += bytes.len() as u64;
         Ok(Some(Stored {
             snapshot: summary.snapshot,
@@ -360,18 +354,12 @@ impl Repacking<Remote> for Build<'_, '_> {
             snapshots.map(|one| (one, lease.next_name())).collect();
         // Records that are with a working set are where others find them, too.
         named.sort_by_key(|(one, _)| one.moves_first(&plan.packs).is_none());
-        let pack = PackBytes::new(lease.next_name());
         let mut run = Run {
-            remote,
-            lease,
-            pack,
+            out: Outgoing::new(remote, lease),
             placed: HashMap::new(),
             leaves: HashMap::new(),
-            lengths: BTreeMap::new(),
-            hooks: hooks::Run::default(),
             copied_bytes: 0,
             usable: BTreeSet::new(),
-            last_beat: Instant::now(),
         };
         let needed: u64 = plan.packs.values().map(|one| one.needed_bytes).sum();
         let moving = named
@@ -403,13 +391,13 @@ impl Repacking<Remote> for Build<'_, '_> {
             self.write(&mut run, leaves).await?;
             firsts.push(moved);
         }
-        if !run.pack.is_empty() {
-            self.written_bytes += run.finish_pack().await?;
+        if !run.out.pack.is_empty() {
+            self.written_bytes += run.out.finish_pack().await?;
         }
-        self.written_bytes += run.write_hooks().await?;
+        self.written_bytes += run.out.write_hooks().await?;
         let mut stored = Vec::new();
         for ((snapshot, name), moved) in named.into_iter().zip(&firsts) {
-            run.beat().await?;
+            run.out.beat().await?;
             let head = (snapshot, name);
             let head = self
                 .store_head(&mut run, listing, head, moved.as_ref())
@@ -417,34 +405,5 @@ impl Repacking<Remote> for Build<'_, '_> {
             stored.extend(head.map(|head| (snapshot.record.clone(), head)));
         }
         Ok(stored)
-    }
-}
-
-impl Run<'_> {
-    async fn beat(&mut self) -> Result<()> {
-        beat_at_times(self.remote, self.lease, &mut self.last_beat).await
-    }
-
-    async fn finish_pack(&mut self) -> Result<u64> {
-        let next = PackBytes::new(self.lease.next_name());
-        let pack = std::mem::replace(&mut self.pack, next);
-        self.upload(pack).await
-    }
-
-    async fn upload(&mut self, pack: PackBytes) -> Result<u64> {
-        let pack = pack.finish();
-        put_surely(self.remote, &pack.name.pack_key(), &pack.bytes).await?;
-        self.lengths
-            .insert(pack.name, pack.list_at + u32_of(PACK_CHECK_LEN));
-        self.hooks.add(&pack);
-        let mut bytes = pack.bytes.len() as u64;
-        if self.hooks.is_full() {
-            bytes += self.write_hooks().await?;
-        }
-        Ok(bytes)
-    }
-
-    async fn write_hooks(&mut self) -> Result<u64> {
-        write_hooks(self.remote, self.lease, &mut self.hooks).await
     }
 }
