@@ -23,12 +23,12 @@ use crate::format::entry::{self, ENTRY_LEN, Entry};
 use crate::format::pack_v1::{self, FrameHasher};
 use crate::format::pack_v2::{self, BLOCK_ENTRIES, Seal};
 use crate::id::{ChunkId, ChunkKey, ChunkKind};
-use crate::pack::codec::{DELTA_HEAD_LEN, Encoding};
+use crate::pack::codec::DELTA_HEAD_LEN;
 use crate::pack::{EntryNumber, Location, PackIdentity, PackNumber, PackVersion};
 use crate::page::PageSize;
 
 /// Blocks that a scan reads at a time: 96 KiB.
-const SCAN_BLOCKS: u32 = 32;
+pub(super) const SCAN_BLOCKS: u32 = 32;
 /// No stored chunk is longer: a manifest of 1 MiB, and zstd's overhead.
 const MAX_STORED_LEN: u64 = 2 << 20;
 
@@ -261,19 +261,6 @@ impl PackReader {
         Ok(self.slot(entry)?.filter(|slot| slot.entry.key == key))
     }
 
-    /// All chunks, in file order. A damaged block of the footer is an error, after
-    /// which it goes on; that of a damaged footer of version 1 is the last item.
-    pub fn scan(&self) -> Scan<'_> {
-        Scan {
-            pack: self,
-            bytes: Vec::new(),
-            first: 0,
-            next: 0,
-            has_unknown: false,
-            unknown_kind: None,
-        }
-    }
-
     /// Reads the stored bytes of a chunk into `out`.
     pub fn read(&self, slot: &Slot, out: &mut Vec<u8>) -> Result<()> {
         let start = u64::from(slot.entry.offset);
@@ -390,7 +377,7 @@ impl PackReader {
     }
 
     /// Entries of version 1, unchecked.
-    fn read_entries(&self, first: u32, count: u32) -> Result<Vec<u8>> {
+    pub(super) fn read_entries(&self, first: u32, count: u32) -> Result<Vec<u8>> {
         let count = count.min(self.frame.entry_count - first);
         let mut bytes = vec![0; count as usize * ENTRY_LEN];
         let offset = self.frame.chunks_end + u64::from(first) * ENTRY_LEN as u64;
@@ -404,7 +391,7 @@ impl PackReader {
 
     /// The entry `position` of a run of entries, which ends one entry later or
     /// with the footer.
-    fn slot_in(&self, run: &[u8], position: u32, number: EntryNumber) -> Option<Slot> {
+    pub(super) fn slot_in(&self, run: &[u8], position: u32, number: EntryNumber) -> Option<Slot> {
         let at = position as usize * ENTRY_LEN;
         let entry = Entry::from_bytes(run.get(at..at + ENTRY_LEN)?)?;
         let next = run.get(at + ENTRY_LEN..at + 2 * ENTRY_LEN);
@@ -420,94 +407,6 @@ impl PackReader {
             reason,
         }
         .into()
-    }
-}
-
-/// Goes through a footer. See [`PackReader::scan`].
-pub(crate) struct Scan<'a> {
-    pack: &'a PackReader,
-    bytes: Vec<u8>,
-    /// The number of the first entry in `bytes`.
-    first: u32,
-    next: u32,
-    has_unknown: bool,
-    unknown_kind: Option<u8>,
-}
-
-impl Scan<'_> {
-    /// Whether a chunk of a kind or an encoding that only a newer version knows
-    /// has been passed.
-    pub fn has_unknown(&self) -> bool {
-        self.has_unknown
-    }
-
-    /// A kind that only a newer version knows, if a chunk of one has been passed.
-    pub fn unknown_kind(&self) -> Option<u8> {
-        self.unknown_kind
-    }
-
-    /// Reads the entries from `next` on; skips those that are damaged.
-    fn fill(&mut self) -> Result<()> {
-        self.first = self.next;
-        let entries = match self.pack.version() {
-            PackVersion::One => self
-                .pack
-                .read_entries(self.next, SCAN_BLOCKS * BLOCK_ENTRIES + 1),
-            PackVersion::Two => self.pack.read_block(self.next / BLOCK_ENTRIES),
-        };
-        match entries {
-            Ok(bytes) => {
-                self.bytes = bytes;
-                Ok(())
-            }
-            Err(error) => {
-                self.next = match self.pack.version() {
-                    PackVersion::One => self.pack.frame.entry_count,
-                    PackVersion::Two => self.next + BLOCK_ENTRIES,
-                };
-                Err(error)
-            }
-        }
-    }
-
-    fn begins_a_run(&self) -> bool {
-        self.next.is_multiple_of(match self.pack.version() {
-            PackVersion::One => SCAN_BLOCKS * BLOCK_ENTRIES,
-            PackVersion::Two => BLOCK_ENTRIES,
-        })
-    }
-}
-
-impl Iterator for Scan<'_> {
-    type Item = Result<Slot>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while self.next < self.pack.frame.entry_count {
-            if self.begins_a_run()
-                && let Err(error) = self.fill()
-            {
-                return Some(Err(error));
-            }
-            let number = EntryNumber(self.next);
-            let slot = self
-                .pack
-                .slot_in(&self.bytes, self.next - self.first, number);
-            self.next += 1;
-            if slot.is_some_and(|slot| slot.entry.encoding == Encoding::Absent) {
-                continue;
-            }
-            self.has_unknown |=
-                slot.is_none_or(|slot| matches!(slot.entry.encoding, Encoding::Unknown(_)));
-            match slot {
-                Some(slot) => return Some(Ok(slot)),
-                None => {
-                    let at = (number.0 - self.first) as usize * ENTRY_LEN;
-                    let kind = self.bytes.get(at + 20).map(|byte| byte & 0xf);
-                    self.unknown_kind = self.unknown_kind.or(kind);
-                }
-            }
-        }
-        None
     }
 }
 
