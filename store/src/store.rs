@@ -1,8 +1,9 @@
-//! Opening a store, and its snapshots and tags.
+//! A store: opening it, its settings, locks and images. `create` makes one, `tagging` has its tags.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod create;
+mod tagging;
+
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +12,8 @@ use rayon::ThreadPool;
 
 use crate::cancel::Cancel;
 use crate::chunks::Chunks;
-use crate::durable;
 use crate::error::{Error, IoContext as _, Result};
 use crate::format::config::{Config, StoreFormat};
-use crate::gc::mark::Reachability;
 use crate::id::SnapshotId;
 use crate::image::ImageReader;
 use crate::index::{self, IndexWriter};
@@ -22,12 +21,9 @@ use crate::layout::Layout;
 use crate::lock::{self, Lock, LockKind};
 use crate::lock_probe;
 use crate::manifest::{self, Image, Manifest};
-use crate::name::{check_new_tag, check_tag};
 use crate::opening;
 use crate::page::PageSize;
-use crate::protection;
 use crate::sim::{self, Fault};
-use crate::tags;
 use crate::threads;
 
 /// A store: chunks, snapshots and tags in one directory.
@@ -68,54 +64,6 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Creates an empty store at `path`, which must not exist or be empty. Of several that
-    /// create one there at the same time one does, and the others fail. What was left by
-    /// one that was interrupted is used, whatever settings that was to have.
-    ///
-    /// # Errors
-    /// [`Error::StoreExists`]; [`Error::NotEmpty`] if there is anything else in the
-    /// directory; [`Error::Damaged`] if it is a store that has lost its configuration.
-    pub fn create(path: &Path, page_size: PageSize) -> Result<Self> {
-        Self::create_in_format(path, page_size, StoreFormat::Two)
-    }
-
-    /// The same in an older format, for programs that know only that.
-    ///
-    /// # Errors
-    /// As [`Store::create`].
-    pub fn create_in_format(path: &Path, page_size: PageSize, format: StoreFormat) -> Result<Self> {
-        let layout = Layout::new(absolute(path)?);
-        let had_parent = layout.root().ancestors().skip(1).find(|it| it.is_dir());
-        let had_parent = had_parent.map(Path::to_owned);
-        fs::create_dir_all(path).context("create", path)?;
-        refuse_store(&layout)?;
-        if let Err(error) = refuse_foreign_files(&layout) {
-            // They may be those of a store that somebody else has created meanwhile.
-            refuse_store(&layout)?;
-            return Err(error);
-        }
-        for dir in layout.directories() {
-            fs::create_dir_all(&dir).context("create", &dir)?;
-        }
-        let _publish = lock::acquire(&layout, LockKind::Publish, lock::DEFAULT_TIMEOUT)?;
-        refuse_store(&layout)?;
-        // Whatever an interrupted creation has left of it.
-        durable::remove_dir(&layout.index())?;
-        drop(IndexWriter::open_or_create(&layout.index())?);
-        durable::sync_dir(layout.root())?;
-        // Up to the first directory that was there before.
-        for dir in layout.root().ancestors().skip(1) {
-            durable::sync_dir(dir)?;
-            if Some(dir) == had_parent.as_deref() {
-                break;
-            }
-        }
-        // Last: a directory with a configuration is a complete store.
-        let config = Config::new(page_size, format)?;
-        config.write(&layout.config(), &layout.config_copy())?;
-        Self::open(path)
-    }
-
     /// Opens the store at `path`.
     ///
     /// # Errors
@@ -254,35 +202,6 @@ impl Store {
         lock_probe::check(&self.layout)
     }
 
-    /// All tags.
-    ///
-    /// # Errors
-    /// The first damaged tag file.
-    pub fn tags(&self) -> Result<BTreeMap<String, SnapshotId>> {
-        tags::all(&self.layout)
-    }
-
-    /// The names of all tags, damaged ones too.
-    ///
-    /// # Errors
-    /// I/O errors only.
-    pub fn tag_names(&self) -> Result<Vec<String>> {
-        let mut names: Vec<_> = tags::each(&self.layout)?
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
-        names.sort();
-        Ok(names)
-    }
-
-    /// The snapshot that a tag names; `None` if there is no such tag.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`] if the tag's file is damaged.
-    pub fn tag(&self, name: &str) -> Result<Option<SnapshotId>> {
-        tags::get(&self.layout, name)
-    }
-
     /// The snapshot of this id.
     ///
     /// # Errors
@@ -295,88 +214,6 @@ impl Store {
     #[must_use]
     pub fn image_reader(&self, image: &Image) -> ImageReader {
         ImageReader::new(self.chunks.clone(), image)
-    }
-
-    /// Points `tag` at a snapshot. With `replace` an existing tag is moved.
-    ///
-    /// # Errors
-    /// [`Error::TagExists`] without `replace`; [`Error::Damaged`] if parts of a
-    /// snapshot that had no tag any more have been collected.
-    pub fn set_tag(&self, tag: &str, id: SnapshotId, replace: bool) -> Result<()> {
-        let _publish = self.publish_lock()?;
-        self.check_tag_free(tag, replace)?;
-        if !self.is_tagged(id, tag)? {
-            // Under the lock, so that no collection deletes what was just seen.
-            Reachability::new(&self.chunks)?.add_snapshot(id)?;
-        }
-        tags::set(&self.layout, tag, id)
-    }
-
-    /// Removes tags, damaged ones too. What only they led to is freed by the
-    /// next collection. One that is named twice is removed once.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] if any of them does not exist, or [`Error::BadName`] if it
-    /// can be no tag; then none is removed.
-    /// [`Error::Protected`] if one is protected.
-    pub fn remove_tags(&self, names: &[String]) -> Result<()> {
-        let names: BTreeSet<&String> = names.iter().collect();
-        names.iter().try_for_each(|name| check_tag(name))?;
-        let _publish = self.publish_lock()?;
-        for name in &names {
-            if !tags::exists(&self.layout, name) {
-                return Err(Error::NotFound {
-                    name: (*name).clone(),
-                });
-            }
-            protection::check(&self.layout, name)?;
-        }
-        names
-            .into_iter()
-            .try_for_each(|name| tags::remove(&self.layout, name))
-    }
-
-    /// Removes those of these tags that still name the snapshots they are given with and
-    /// are not protected. Returns the tags that were removed: what was moved or
-    /// protected since the caller looked stays.
-    ///
-    /// # Errors
-    /// I/O errors; tags before the one that failed are removed.
-    pub fn remove_tags_if(&self, tags: &[(String, SnapshotId)]) -> Result<Vec<String>> {
-        let _publish = self.publish_lock()?;
-        let mut removed = Vec::new();
-        for (tag, id) in tags {
-            if tags::get(&self.layout, tag)? == Some(*id)
-                && !protection::is_protected(&self.layout, tag)?
-            {
-                tags::remove(&self.layout, tag)?;
-                removed.push(tag.clone());
-            }
-        }
-        Ok(removed)
-    }
-
-    /// Protects a tag from being removed or moved, or ends that.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] if there is no such tag.
-    pub fn protect_tag(&self, tag: &str, protected: bool) -> Result<()> {
-        check_tag(tag)?;
-        let _publish = self.publish_lock()?;
-        if !tags::exists(&self.layout, tag) {
-            return Err(Error::NotFound {
-                name: tag.to_owned(),
-            });
-        }
-        protection::set(&self.layout, tag, protected)
-    }
-
-    /// The tags that are protected.
-    ///
-    /// # Errors
-    /// I/O errors only.
-    pub fn protected_tags(&self) -> Result<BTreeSet<String>> {
-        protection::all(&self.layout)
     }
 
     /// Reads a short image whole, such as a VM state.
@@ -454,71 +291,8 @@ impl Store {
             false => self.check_format(),
         }
     }
-
-    /// Whether a commit or a tag of this name would be refused at once. It is
-    /// looked at again when the tag is set.
-    ///
-    /// # Errors
-    /// [`Error::TagExists`] unless `replace`; I/O errors.
-    pub fn check_tag_free(&self, tag: &str, replace: bool) -> Result<()> {
-        check_new_tag(tag)?;
-        tags::check_directory(&self.layout)?;
-        if replace {
-            protection::check(&self.layout, tag)?;
-        }
-        let found = match tags::get(&self.layout, tag) {
-            Err(Error::Damaged(_)) if replace => return Ok(()),
-            other => other?,
-        };
-        match found {
-            Some(id) if !replace => Err(Error::TagExists {
-                tag: tag.to_owned(),
-                id,
-            }),
-            _ => Ok(()),
-        }
-    }
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).context("resolve", path)
-}
-
-/// Fails if there is a store.
-fn refuse_store(layout: &Layout) -> Result<()> {
-    match Config::read(&layout.config())? {
-        None => Ok(()),
-        Some(config) => Err(Error::StoreExists {
-            path: layout.root().to_owned(),
-            page_bytes: config.page_size.bytes(),
-        }),
-    }
-}
-
-/// What is left of a creation that was interrupted, or of an empty store, may be
-/// used.
-fn refuse_foreign_files(layout: &Layout) -> Result<()> {
-    let root = layout.root();
-    if !layout.config().exists() && opening::has_packs(layout)? {
-        return Err(opening::without_config(layout));
-    }
-    let mut ours: Vec<PathBuf> = layout.directories().into();
-    // The last one is the filesystem's, at whose root a store may be.
-    ours.extend([layout.index(), layout.config(), root.join("lost+found")]);
-    if opening::is_empty(layout)? {
-        ours.extend([layout.collector(), layout.recent_tags(), layout.damaged()]);
-        ours.extend([layout.working_sets(), layout.rewrites()]);
-        ours.extend(["mounts.log", "mounts.log.1"].map(|log| root.join(log)));
-    }
-    for entry in fs::read_dir(root).context("list", root)? {
-        let path = entry.context("list", root)?.path();
-        let of_creation = [".config.new", ".config-copy.new", "config-copy"];
-        let of_creation = of_creation.iter().any(|name| path.ends_with(name));
-        if !of_creation && !ours.contains(&path) {
-            return Err(Error::NotEmpty {
-                path: root.to_owned(),
-            });
-        }
-    }
-    Ok(())
 }
