@@ -19,7 +19,7 @@
 //! Numbers are little-endian. A record's places are not what its id is the hash of: a
 //! page is compared with its own id wherever it was found.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use snapstore_store::NodeParts;
 
@@ -27,6 +27,12 @@ use crate::protocol::sealed::Fields;
 use crate::protocol::{Malformed, Name};
 
 const PAGE_PLACE_LEN: usize = 11;
+/// Of a tree's root: 256 TiB.
+const MAX_LEVEL: u8 = 3;
+/// Leaves of a snapshot's images, also such as are there more than once: 8 TiB of pages. Or so many
+/// times those that the head tells where they are.
+const MOST_LEAVES: u64 = 1 << 22;
+const MOST_ALIKE: u64 = 16;
 
 /// Where a leaf is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -272,18 +278,43 @@ impl Head {
             head.first = Some(first);
         }
         fields.end()?;
+        head.check()?;
         Ok(head)
+    }
+
+    /// That it does not claim what no host writes, and what would take very much memory.
+    fn check(&self) -> Result<(), Malformed> {
+        let wrong = |reason| Err(Malformed::Wrong(reason));
+        let is_of_leaf = |pack| self.leaves.values().any(|leaf| leaf.pack == pack);
+        if self.first.as_ref().is_some_and(|it| !is_of_leaf(it.pack)) {
+            return wrong("its working set is in a pack that has none of its leaves");
+        }
+        if self.trees.iter().any(|tree| tree.level > MAX_LEVEL) {
+            return wrong("an image is larger than any can be");
+        }
+        let nodes = self.nodes_by_id();
+        let mut known = HashMap::new();
+        let trees = self.trees.iter();
+        let leaves = trees.map(|tree| count_leaves(&nodes, (tree.id, tree.level), &mut known));
+        let most = MOST_LEAVES.max(self.leaves.len() as u64 * MOST_ALIKE);
+        match leaves.fold(0, u64::saturating_add) > most {
+            true => wrong("its images have more leaves than it has room for"),
+            false => Ok(()),
+        }
+    }
+
+    fn nodes_by_id(&self) -> BTreeMap<[u8; 32], NodeParts> {
+        let nodes = self.nodes.iter();
+        nodes
+            .filter_map(|(level, canonical)| NodeParts::parse(canonical, *level))
+            .map(|node| (node.id(), node))
+            .collect()
     }
 
     /// The ids of an image's leaves, by their numbers in it.
     #[must_use]
     pub fn leaves_of(&self, image: &str) -> BTreeMap<u64, [u8; 32]> {
-        let mut nodes = BTreeMap::new();
-        for (level, canonical) in &self.nodes {
-            if let Some(node) = NodeParts::parse(canonical, *level) {
-                nodes.insert(node.id(), node);
-            }
-        }
+        let nodes = self.nodes_by_id();
         let mut found = BTreeMap::new();
         for tree in self.trees.iter().filter(|tree| tree.image == image) {
             let mut open = vec![(tree.id, tree.level, 0_u64)];
@@ -301,6 +332,26 @@ impl Head {
         }
         found
     }
+}
+
+/// How many leaves are below a node, each as often as it is there.
+fn count_leaves(
+    nodes: &BTreeMap<[u8; 32], NodeParts>,
+    (id, level): ([u8; 32], u8),
+    known: &mut HashMap<([u8; 32], u8), u64>,
+) -> u64 {
+    if level == 0 {
+        return 1;
+    }
+    if let Some(count) = known.get(&(id, level)) {
+        return *count;
+    }
+    let children = nodes.get(&id).map_or(&[][..], |node| &node.children);
+    let children = children.iter();
+    let counts = children.map(|(_, child)| count_leaves(nodes, (*child, level - 1), known));
+    let count = counts.fold(0, u64::saturating_add);
+    known.insert((id, level), count);
+    count
 }
 
 /// A leaf and where its pages are, in order.
@@ -354,4 +405,75 @@ pub(crate) fn append(out: &mut Vec<u8>, bytes: &[u8]) {
 
 pub(crate) fn u32_of(number: usize) -> u32 {
     u32::try_from(number).expect("packs and heads are far below 4 GiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Session;
+
+    /// An inner node all of whose children are this one.
+    fn node(level: u8, child: [u8; 32]) -> (u8, Vec<u8>) {
+        let mut bytes = vec![level, 0, 0, 2];
+        bytes.extend_from_slice(&[0xff; 64]);
+        for _ in 0..512 {
+            bytes.extend_from_slice(&child);
+        }
+        (level, bytes)
+    }
+
+    fn head_of(levels: u8) -> Head {
+        let mut head = Head::default();
+        let mut id = [1; 32];
+        for level in 1..=levels {
+            let node = node(level, id);
+            id = NodeParts::parse(&node.1, level).expect("a node").id();
+            head.nodes.push(node);
+        }
+        head.trees.push(Tree {
+            image: "memory".to_owned(),
+            level: levels,
+            id,
+        });
+        head
+    }
+
+    fn told(head: &Head, packs: &[Name]) -> Result<(), Malformed> {
+        Head::decode(head.version(), &head.encode(packs), packs).map(|_| ())
+    }
+
+    /// A few kilobytes that stand for more leaves than fit into memory.
+    #[test]
+    fn a_head_of_few_nodes_is_of_no_more_leaves_than_can_be() {
+        assert_eq!(told(&head_of(2), &[]), Ok(()));
+        assert_eq!(head_of(1).leaves_of("memory").len(), 512);
+        for levels in [3, 4, 200] {
+            assert!(told(&head_of(levels), &[]).is_err(), "{levels} levels");
+        }
+    }
+
+    #[test]
+    fn a_working_set_is_in_a_pack_of_a_leaf() {
+        let name = |number| Name {
+            session: Session(7),
+            number,
+        };
+        let mut head = head_of(1);
+        let place = LeafPlace {
+            pack: name(1),
+            offset: 0,
+            len: 1,
+            packs: BTreeSet::new(),
+        };
+        head.leaves.insert([1; 32], place);
+        for (pack, is_right) in [(name(1), true), (name(2), false)] {
+            head.first = Some(First {
+                pack,
+                end: 1,
+                lengths: BTreeMap::new(),
+                sets: Vec::new(),
+            });
+            assert_eq!(told(&head, &[name(1), name(2)]).is_ok(), is_right);
+        }
+    }
 }

@@ -97,7 +97,7 @@ impl Remote {
             other => drop(other?),
         }
         self.look_at_leases(&listing, &mut report)?;
-        let mut packs: BTreeMap<Name, Vec<String>> = BTreeMap::new();
+        let mut packs: BTreeMap<Name, Vec<RefKey>> = BTreeMap::new();
         let mut origins = Origins::default();
         for record in listing.roots() {
             if snapstore_store::check_tag(&record.tag).is_err() {
@@ -133,6 +133,8 @@ impl Remote {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => {
                     match listing.state(&record) {
+                        // It may have been superseded, and collected, since it was listed.
+                        State::Settled if !self.is_needed_still(&record)? => {}
                         State::Settled => found(&head_key, "it is missing".to_owned()),
                         State::Fenced => report.notes.push(void(&record)),
                         State::Active => {}
@@ -165,7 +167,7 @@ impl Remote {
                         (false, _) => {
                             origins.learn(summary.moved);
                             for pack in summary.packs {
-                                packs.entry(pack).or_default().push(record.tag.clone());
+                                packs.entry(pack).or_default().push(record.clone());
                             }
                         }
                     }
@@ -173,7 +175,7 @@ impl Remote {
                 Err(error) => found(&head_key, error.of(&head_key).to_string()),
             }
         }
-        for (pack, tags) in packs {
+        for (pack, records) in packs {
             report.packs += 1;
             let key = pack.pack_key();
             let problem = match read_data {
@@ -184,7 +186,14 @@ impl Remote {
                     problem
                 }
             };
-            if let Some(problem) = problem {
+            let Some(problem) = problem else { continue };
+            let mut tags = Vec::new();
+            for record in records {
+                if self.is_needed_still(&record)? {
+                    tags.push(record.tag);
+                }
+            }
+            if !tags.is_empty() {
                 report.findings.push(Finding {
                     object: key,
                     problem,
@@ -201,6 +210,13 @@ impl Remote {
             self.look_at_hooks(&runs, &mut report)?;
         }
         Ok(report)
+    }
+
+    /// Whether a record that was listed may count yet: its tag may have been changed since, or
+    /// repacked, and what it needed be collected.
+    fn is_needed_still(&self, record: &RefKey) -> Result<bool> {
+        let listing = block_on(Listing::of_tag(self, &record.tag))?;
+        Ok(listing.roots().contains(record))
     }
 
     /// Leases that do not tell what their hosts work on: nothing is collected then.

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::protocol::heads::Heads;
-use crate::protocol::lease::{LeaseRecord, condemnations, is_ended, latest_beats, read_beat};
+use crate::protocol::lease::{LeaseRecord, condemnations, is_ended, latest_beats, read_latest};
 use crate::protocol::record::{CondemnRecord, fence};
 use crate::protocol::void::{Idle, Stays};
 use crate::protocol::{
@@ -123,12 +123,12 @@ pub(crate) async fn collect_with<B: Bucket>(
     (collected.void, collected.idle) = (idle.void, idle.stay);
     let mut condemned = BTreeSet::new();
     let mut sizes = BTreeMap::new();
-    let mut at_work = AtWork::new(&listing);
+    let at_work = at_work(bucket, &listing, &there).await?;
     for listed in there {
         let Some(part) = Part::parse(&listed.key) else {
             continue;
         };
-        if needed.parts.contains(&part) || at_work.has(bucket, part.session()).await? {
+        if needed.parts.contains(&part) || at_work.contains(&part.session()) {
             collected.kept_bytes += listed.len_bytes;
         } else if condemned.len() < MOST_CONDEMNED {
             condemned.insert(part);
@@ -256,23 +256,18 @@ async fn wait_for_pushes<B: Bucket>(
             .iter()
             .filter_map(|one| Session::parse_fence(&one.key))
             .collect();
-        for (session, (_, beat)) in latest_beats(&listed) {
+        for session in latest_beats(&listed).into_keys() {
             if done.contains(&session) {
                 continue;
             }
-            let record = match read_beat(bucket, &beat).await {
-                Ok(Some(record)) => Some(record),
-                Ok(None) if is_ended(bucket, session, &listed).await? => {
-                    done.insert(session);
-                    continue;
-                }
-                Ok(None) => {
-                    // It wrote another beat, or is about to end: the next listing tells.
-                    waits_for = Some(session);
-                    continue;
-                }
+            let Some((beat, record)) = read_latest(bucket, session, &listed).await? else {
+                done.insert(session);
+                continue;
+            };
+            let record = match record {
+                Ok(record) => Some(record),
                 // What it was for does not matter any more.
-                Err(Error::Damaged { .. }) if fences.contains(&session) => None,
+                Err(_) if fences.contains(&session) => None,
                 Err(error) => return Err(error),
             };
             let seen = |record: &LeaseRecord| own.is_some_and(|own| record.seen.contains(&own));
@@ -333,29 +328,31 @@ async fn two_that_agree<B: Bucket>(bucket: &B) -> Result<Option<Listing>> {
     Ok(None)
 }
 
-/// The sessions that have leases: of one that is only listed a read tells that it has ended.
-struct AtWork<'a> {
-    listing: &'a Listing,
-    known: BTreeMap<Session, bool>,
-}
-
-impl<'a> AtWork<'a> {
-    fn new(listing: &'a Listing) -> Self {
-        let known = BTreeMap::new();
-        Self { listing, known }
-    }
-
-    async fn has<B: Bucket>(&mut self, bucket: &B, session: Session) -> Result<bool> {
-        if !self.listing.is_leased(session) {
-            return Ok(false);
+/// The sessions that wrote any of this and have not ended: of a lease that is only listed a read
+/// tells.
+async fn at_work<B: Bucket>(
+    bucket: &B,
+    listing: &Listing,
+    there: &[Listed],
+) -> Result<BTreeSet<Session>> {
+    let parts = there.iter().filter_map(|one| Part::parse(&one.key));
+    let sessions = parts.map(Part::session);
+    let leased: BTreeSet<Session> = sessions.filter(|it| listing.is_leased(*it)).collect();
+    let mut at_work = BTreeSet::new();
+    for session in &leased {
+        if !is_ended(bucket, *session, &listing.beats).await? {
+            at_work.insert(*session);
         }
-        if let Some(known) = self.known.get(&session) {
-            return Ok(*known);
-        }
-        let is_there = !is_ended(bucket, session, &self.listing.beats).await?;
-        self.known.insert(session, is_there);
-        Ok(is_there)
     }
+    if at_work != leased {
+        // Some that ended since the records were listed may have written one before.
+        let known = listing.writers();
+        for listed in bucket.list("refs/").await? {
+            let writer = RefKey::parse(&listed.key).map(|record| record.writer());
+            at_work.extend(writer.filter(|it| leased.contains(it) && !known.contains(it)));
+        }
+    }
+    Ok(at_work)
 }
 
 impl Needed {
@@ -377,18 +374,17 @@ impl Needed {
             parts.insert(Part::Head(record.head));
             parts.extend(packs.iter().copied().map(Part::Pack));
         }
-        for (session, (_, beat)) in latest_beats(&listing.beats) {
+        for session in latest_beats(&listing.beats).into_keys() {
             if listing.is_fenced(session) {
                 continue;
             }
-            let lease = match read_beat(bucket, &beat).await {
-                Ok(Some(lease)) => lease,
-                Ok(None) => continue,
-                Err(error @ Error::Damaged { .. }) => {
+            let lease = match read_latest(bucket, session, &listing.beats).await? {
+                Some((_, Ok(lease))) => lease,
+                Some((beat, Err(error))) => {
                     damaged.push((session, beat, error));
                     continue;
                 }
-                Err(error) => return Err(error),
+                None => continue,
             };
             if let LeaseKind::View(head) = lease.kind
                 && let Some(packs) = heads.packs(bucket, head).await?
@@ -424,14 +420,18 @@ async fn forget_superseded<B: Bucket>(bucket: &B, listing: &Listing) -> Result<u
 /// Takes away leases that fences have ended.
 async fn end_leases<B: Bucket>(bucket: &B) -> Result<()> {
     let fences = bucket.list("fence/").await?;
-    for session in fences
+    let fences: BTreeSet<Session> = fences
         .iter()
         .filter_map(|one| Session::parse_fence(&one.key))
-    {
-        let beats = bucket.list(&session.lease_prefix()).await?;
-        if beats.is_empty() {
-            continue;
+        .collect();
+    let mut ended: BTreeMap<Session, Vec<Listed>> = BTreeMap::new();
+    for beat in bucket.list("lease/").await? {
+        let session = Session::parse_beat(&beat.key).map(|(session, _)| session);
+        if let Some(session) = session.filter(|it| fences.contains(it)) {
+            ended.entry(session).or_default().push(beat);
         }
+    }
+    for (session, beats) in ended {
         // Somebody else may be writing it.
         let key = session.fence_key();
         put_surely(bucket, &key, &fence(&key)).await?;

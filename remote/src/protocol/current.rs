@@ -142,11 +142,24 @@ impl Listing {
         }
     }
 
-    /// Whether both looks found the same records, leases and fences. How often somebody
-    /// gave a sign of life is nothing that anything depends on.
+    /// Whether both looks found the same records, and the same leases and fences of those who
+    /// wrote them. Who else came or went, and how often somebody gave a sign of life, is nothing
+    /// that a record depends on.
     #[must_use]
     pub fn agrees_with(&self, other: &Self) -> bool {
-        (&self.refs, &self.leased, &self.fenced) == (&other.refs, &other.leased, &other.fenced)
+        let writers = self.writers();
+        let mut both = writers.iter();
+        self.refs == other.refs
+            && both.all(|writer| {
+                (self.is_leased(*writer), self.is_fenced(*writer))
+                    == (other.is_leased(*writer), other.is_fenced(*writer))
+            })
+    }
+
+    /// The sessions that wrote its records.
+    #[must_use]
+    pub fn writers(&self) -> BTreeSet<Session> {
+        self.refs.iter().map(RefKey::writer).collect()
     }
 
     /// The tags that have records.
@@ -202,11 +215,11 @@ impl Listing {
         })
     }
 
-    /// The number that the next change of a tag takes.
+    /// The number that the next change of a tag takes, if there is one left.
     #[must_use]
-    pub fn next_seq(&self, tag: &str) -> u64 {
+    pub fn next_seq(&self, tag: &str) -> Option<u64> {
         let latest = self.records(tag).map(|record| record.seq).max();
-        latest.map_or(1, |seq| seq.saturating_add(1))
+        latest.map_or(Some(1), |seq| seq.checked_add(1))
     }
 
     /// The number of the next record of the same change.

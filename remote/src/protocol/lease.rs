@@ -318,6 +318,26 @@ pub(crate) async fn is_ended<B: Bucket>(
     Ok(true)
 }
 
+/// The latest beat of a session that can be read, and what it says, or why it says nothing; none if
+/// the session has ended ([`is_ended`]). One that is listed and cannot be read may be on its way,
+/// and then those before it are there.
+pub(crate) async fn read_latest<B: Bucket>(
+    bucket: &B,
+    session: Session,
+    listed: &[Listed],
+) -> Result<Option<(Listed, Result<LeaseRecord>)>> {
+    let is_own = |one: &&Listed| Session::parse_beat(&one.key).is_some_and(|it| it.0 == session);
+    for beat in listed.iter().filter(is_own).rev() {
+        match read_beat(bucket, beat).await {
+            Ok(None) => {}
+            Ok(Some(record)) => return Ok(Some((beat.clone(), Ok(record)))),
+            Err(error @ Error::Damaged { .. }) => return Ok(Some((beat.clone(), Err(error)))),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
 /// A session that has a lease, its latest beat, and what that says, or why it says nothing.
 pub type Leased = (Session, Listed, Result<LeaseRecord>);
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::protocol::names::tag_prefix;
 use crate::protocol::record::{HeadSummary, RefRecord};
 use crate::protocol::{
     Bucket, Current, Error, Lease, LeaseKind, Listing, Name, Part, RefKey, RefKind, Result, Rule,
@@ -167,7 +168,7 @@ async fn steps<B: Bucket>(
         let record = match mode {
             Mode::New | Mode::Replace => RefKey {
                 tag: tag.to_owned(),
-                seq: listing.next_seq(tag),
+                seq: next_seq(&listing, tag)?,
                 session: lease.session(),
                 rev: 0,
                 kind: RefKind::Set,
@@ -204,6 +205,18 @@ async fn steps<B: Bucket>(
     Err(Error::TagBusy {
         tag: tag.to_owned(),
         session: lease.session(),
+    })
+}
+
+/// The number of the next change of a tag.
+///
+/// # Errors
+/// [`Error::Damaged`]: a record has the last one, which no host has come to.
+pub(super) fn next_seq(listing: &Listing, tag: &str) -> Result<u64> {
+    listing.next_seq(tag).ok_or_else(|| Error::Damaged {
+        key: tag_prefix(tag),
+        reason: "a record there has the last number that there is, which no host has written. \
+            Remove that record from the bucket",
     })
 }
 
@@ -386,6 +399,8 @@ impl<B: Bucket> Work<B> for Again<'_> {
                 let needed_by = self.record.key();
                 return Err(Error::Missing { key, needed_by });
             };
+            // A copy takes as long as the pack is large.
+            lease.beat(bucket).await?;
             let copy = lease.next_name();
             put_surely(bucket, &copy.pack_key(), &bytes).await?;
             for (_, to) in &mut summary.moved {

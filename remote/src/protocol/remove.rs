@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::protocol::push::next_seq;
 use crate::protocol::record::RefRecord;
 use crate::protocol::{
     Bucket, Current, Error, Lease, LeaseKind, Listing, RefKey, RefKind, Result, Rule, put_surely,
@@ -39,7 +40,7 @@ async fn steps<B: Bucket>(bucket: &B, tag: &str, lease: &mut Lease) -> Result<Re
         }
         let record = RefKey {
             tag: tag.to_owned(),
-            seq: listing.next_seq(tag),
+            seq: next_seq(&listing, tag)?,
             session: lease.session(),
             rev: 0,
             kind: RefKind::Removed,

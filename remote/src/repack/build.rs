@@ -299,15 +299,18 @@ impl<'a, 'b> Build<'a, 'b> {
     ) -> Result<Option<Stored>> {
         let head = self.head(run, snapshot, moved);
         let packs = head.packs();
+        let own: HashSet<&Name> = snapshot.opened.packs.iter().collect();
         let mut relied = BTreeSet::new();
         for pack in packs
             .iter()
             .filter(|it| it.session != run.out.lease.session())
         {
-            let root = Some(&snapshot.record);
             if run.usable.contains(pack) {
                 continue;
             }
+            // A record speaks for what its own head needs. A leaf that was written for another
+            // snapshot may have pages elsewhere.
+            let root = Some(&snapshot.record).filter(|_| own.contains(pack));
             match may_reuse(run.out.remote, run.out.lease, listing, *pack, root).await? {
                 Reuse::No => return Ok(None),
                 Reuse::Yes => {

@@ -202,3 +202,20 @@ fn to_find_nothing_to_repack_takes_no_requests_of_heads_or_packs() -> Outcome {
     assert_eq!(seen, [8, 8], "the number of packs tells");
     Ok(())
 }
+
+/// Each push that was refused and each removal of nothing leaves a fence for ever.
+#[test]
+fn a_collection_asks_for_no_fence_by_itself() -> Outcome {
+    let scene = Scene::new()?;
+    let store = scene.store("store")?;
+    commit(&store, "t", &image(&[1; 6]), None)?;
+    let remote = scene.remote()?;
+    remote.push(&store, "t", "t", false, &Silent)?;
+    let before = gc(&scene, 0)?;
+    for _ in 0..20 {
+        assert!(remote.remove("nothing").is_err());
+    }
+    assert!(scene.keys("fence")?.len() >= 20);
+    assert_eq!(gc(&scene, 0)?, before);
+    Ok(())
+}

@@ -3,6 +3,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use snapstore_store::{Silent, Store};
@@ -11,8 +12,8 @@ use super::dying::Dying;
 use super::moody::{memory, options, page};
 use super::{Outcome, PAGE, Scene, commit, image, read};
 use crate::objects::{Objects, Part, Requests};
-use crate::protocol::{Listed, Options, RefKey, Unanswered};
-use crate::{Place, Remote, Result};
+use crate::protocol::{self, Listed, Options, RefKey, Session, Unanswered};
+use crate::{Error, Place, Remote, Result};
 
 /// How often: a view that begins anew each time gives up after four.
 const OFTEN: u8 = 3;
@@ -147,6 +148,8 @@ fn a_record_that_is_gone_once_its_snapshot_is_viewed_is_not_missed() -> Outcome 
 struct Ghosts {
     bucket: Box<dyn Objects>,
     keys: Vec<String>,
+    /// Listings of leases so far, if each has another lease of somebody.
+    restless: Option<AtomicUsize>,
 }
 
 impl Objects for Ghosts {
@@ -171,9 +174,13 @@ impl Objects for Ghosts {
     }
     fn list(&self, prefix: &str) -> std::result::Result<Vec<Listed>, Unanswered> {
         let mut found = self.bucket.list(prefix)?;
-        let ghosts = self.keys.iter().filter(|key| key.starts_with(prefix));
+        let mut keys = self.keys.clone();
+        if let Some(listings) = &self.restless {
+            keys.push(Session(7 + listings.fetch_add(1, Relaxed) as u128).beat_key(0));
+        }
+        let ghosts = keys.into_iter().filter(|key| key.starts_with(prefix));
         found.extend(ghosts.map(|key| Listed {
-            key: key.clone(),
+            key,
             len_bytes: 100,
             modified: 1,
         }));
@@ -204,6 +211,7 @@ fn a_push_that_ended_and_is_listed_holds_up_no_collection() -> Outcome {
         keys: [0, 1]
             .map(|beat| format!("lease/{:032x}/{beat:08}", 7))
             .to_vec(),
+        restless: None,
     });
     let collected = remote.collect(Options::default())?;
     assert_eq!(collected.deleted.len(), 2, "{collected:?}");
@@ -247,6 +255,7 @@ fn what_a_push_left_that_was_cut_off_and_is_listed_is_deleted() -> Outcome {
     remote.bucket = Box::new(Ghosts {
         bucket: remote.bucket,
         keys: listed,
+        restless: None,
     });
     let collected = remote.collect(Options::default())?;
     assert_eq!(collected.deleted.len(), 1, "{collected:?}");
@@ -275,6 +284,7 @@ fn a_push_that_ended_and_is_listed_counts() -> Outcome {
             remote.bucket = Box::new(Ghosts {
                 bucket: remote.bucket,
                 keys: [0, 1].map(|beat| session.beat_key(beat)).to_vec(),
+                restless: None,
             });
             Ok(remote)
         };
@@ -291,6 +301,80 @@ fn a_push_that_ended_and_is_listed_counts() -> Outcome {
         // Nobody is waited for, nobody is told to wait.
         remote()?.remove("t")?;
         assert_eq!(remote()?.tags()?, []);
+    }
+    Ok(())
+}
+
+/// Views come and go all the while.
+#[test]
+fn who_comes_and_goes_holds_up_no_collection() -> Outcome {
+    let scene = Scene::new()?;
+    let (store, mut remote) = (scene.store("store")?, scene.remote()?);
+    commit(&store, "t", &image(&[1; 20]), None)?;
+    remote.push(&store, "t", "t", false, &Silent)?;
+    remote.remove("t")?;
+    remote.bucket = Box::new(Ghosts {
+        bucket: remote.bucket,
+        keys: Vec::new(),
+        restless: Some(AtomicUsize::new(0)),
+    });
+    let collected = remote.collect(Options::default())?;
+    assert_eq!(collected.not_deleted, None);
+    assert_eq!(collected.deleted.len(), 2, "{collected:?}");
+    Ok(())
+}
+
+/// The last sign of life of a view is on its way: it is listed, and cannot be read yet.
+#[test]
+fn a_view_whose_last_beat_cannot_be_read_yet_keeps_its_packs() -> Outcome {
+    let scene = Scene::new()?;
+    let store = scene.store("store")?;
+    for tag in ["a", "viewed"] {
+        commit(&store, tag, &image(&[tag.as_bytes()[0]; 20]), None)?;
+        scene.remote()?.push(&store, tag, tag, false, &Silent)?;
+    }
+    let reads = scene.remote()?;
+    let lazy = reads.lazy(&scene.store("other")?, "viewed", &options(&scene))?;
+    let lease = scene.keys("lease")?.pop().ok_or("a lease")?;
+    let session = Session::parse_beat(&lease).ok_or("a beat")?.0;
+    scene.remote()?.remove("viewed")?;
+    let mut remote = scene.remote()?;
+    remote.bucket = Box::new(Ghosts {
+        bucket: remote.bucket,
+        keys: vec![session.beat_key(99)],
+        restless: None,
+    });
+    let collected = remote.collect(Options::default())?;
+    assert_eq!(collected.deleted, []);
+    let reader = memory(&lazy);
+    for number in 0..20 {
+        page(&reader, number)?;
+    }
+    lazy.end();
+    Ok(())
+}
+
+/// No host comes to the last number. Whoever wrote it is not told to be in the way.
+#[test]
+fn a_record_with_the_last_number_is_told_as_what_it_is() -> Outcome {
+    let scene = Scene::new()?;
+    let (store, remote) = (scene.store("store")?, scene.remote()?);
+    commit(&store, "t", &image(&[1; 20]), None)?;
+    remote.push(&store, "t", "t", false, &Silent)?;
+    let key = scene.keys("refs")?.pop().ok_or("a record")?;
+    let record = RefKey::parse(&key).ok_or("a record")?;
+    let last = RefKey {
+        seq: u64::MAX,
+        ..record
+    };
+    let body = protocol::RefRecord { snapshot: [1; 32] }.encode(&last.key());
+    remote.bucket.put(&last.key(), &body)?;
+    let pushed = remote.push(&store, "t", "t", true, &Silent).map(|_| ());
+    for done in [pushed, remote.remove("t")] {
+        let Err(Error::Protocol(protocol::Error::Damaged { key, .. })) = done else {
+            return Err(format!("it is not told: {done:?}").into());
+        };
+        assert!(key.starts_with("refs/t"), "{key}");
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use snapstore_store::{Silent, Store};
 
 use super::{Images, are_read_as, bytes_of, copied, gc, with_lineage};
 use crate::objects::{Objects, Part, Requests};
-use crate::protocol::{self, Listed, Session, Unanswered};
+use crate::protocol::{self, Listed, Name, RefKey, Session, Unanswered};
 use crate::tests::dying::Dying;
 use crate::tests::moody::{begin, memory, options, page};
 use crate::tests::{Outcome, PAGE, Scene, commit, image};
@@ -252,4 +252,105 @@ fn a_mount_that_is_open_meanwhile_reads_on() -> Outcome {
     assert_eq!(done.repacked.packs, 0, "{done:?}");
     assert_eq!(bytes_of(&scene, &["packs"])?, with_old - old);
     are_read_as(&scene, &images)
+}
+
+/// Two snapshots have a leaf in common, whose pages are in other packs for each: its record is
+/// written once, with places of the first one. A collection is about to delete one of these
+/// packs, which only the first one's record speaks for.
+#[test]
+fn a_record_speaks_for_no_pack_that_its_head_does_not_need() -> Outcome {
+    let scene = Scene::new()?;
+    let remote = scene.remote()?;
+    let push = |host: &str, tag: &str, pages: &[u8], parent: Option<&str>| -> Outcome {
+        let store = Store::open(&scene.dir.path().join(host)).or_else(|_| scene.store(host))?;
+        commit(&store, tag, &image(pages), parent)?;
+        remote.push(&store, tag, tag, false, &Silent)?;
+        Ok(())
+    };
+    let leaf = |halves: [u8; 2]| [[halves[0]; 256], [halves[1]; 256]].concat();
+    let with_more = |halves, seed| [leaf(halves), vec![seed; 2048]].concat();
+    push("first", "half", &leaf([1, 0]), None)?;
+    let half = scene.keys("packs")?;
+    push("second", "gone", &with_more([0, 2], 8), None)?;
+    // By hooks: the halves are where they are.
+    push("third", "a", &leaf([1, 2]), None)?;
+    for key in scene.keys("hooks")? {
+        remote.bucket.delete(&key)?;
+    }
+    push("fourth", "gone-too", &with_more([1, 2], 9), None)?;
+    push("fourth", "b", &leaf([1, 2]), Some("gone-too"))?;
+    for tag in ["gone", "gone-too"] {
+        remote.remove(tag)?;
+    }
+    let packs_of = |tag: &str| -> Result<Vec<String>, Box<dyn std::error::Error>> {
+        let records = scene.keys(&format!("refs/{tag}"))?;
+        let last = records.iter().filter_map(|key| RefKey::parse(key)).max();
+        let last = last.ok_or("a record")?;
+        let opened = remote.open_head_of(last.head, &last.key())?;
+        Ok(opened.packs.iter().map(|pack| pack.pack_key()).collect())
+    };
+    assert!(packs_of("a")?.contains(&half[0]), "hooks found none");
+    assert!(!packs_of("b")?.contains(&half[0]), "hooks found some");
+    let session = Session(crate::random()?);
+    let condemned = Name { session, number: 0 }.condemn_key();
+    let parts = half.iter().filter_map(|key| protocol::Part::parse(key));
+    let record = protocol::CondemnRecord {
+        parts: parts.collect(),
+    };
+    remote.bucket.put(&condemned, &record.encode(&condemned))?;
+    let done = gc(&remote)?.repacked;
+    assert!(done.snapshots > 0, "{done:?}");
+    assert!(!packs_of("b")?.contains(&half[0]), "{done:?}");
+    // So that pack may go with who needs it, and nothing is lost.
+    for tag in ["a", "half"] {
+        remote.remove(tag)?;
+    }
+    gc(&remote)?;
+    let images: Images = [("b", image(&leaf([1, 2])))].into();
+    are_read_as(&scene, &images)
+}
+
+/// Before its first request, then its second, and so on, another host removes a tag and collects,
+/// or repacks: what is gone then is no damage.
+#[test]
+fn a_verify_that_others_collect_beside_finds_nothing() -> Outcome {
+    let scene = Scene::new()?;
+    small(&scene)?;
+    for removes in [true, false] {
+        for at in 0.. {
+            let copy = copied(&scene)?;
+            let place = copy.place.clone();
+            let came = Arc::new(AtomicBool::new(false));
+            let comes = came.clone();
+            let act = move || {
+                comes.store(true, Relaxed);
+                let act = || -> Outcome {
+                    let remote = Remote::at(&place)?.patience(Duration::ZERO, false);
+                    if removes {
+                        remote.remove("one")?;
+                    }
+                    gc(&remote)?;
+                    Ok(())
+                };
+                act().expect("the other one is done");
+            };
+            let mut remote = copy.remote()?;
+            remote.bucket = Box::new(Meeting {
+                bucket: remote.bucket,
+                left: AtomicUsize::new(at + 1),
+                other: Mutex::new(Some(Box::new(act))),
+            });
+            let findings = remote.verify(at % 2 == 0)?.findings;
+            assert_eq!(
+                findings,
+                [],
+                "before request {at}, one is removed: {removes}"
+            );
+            if !came.load(Relaxed) {
+                assert!(at > 8, "a verification makes more requests than {at}");
+                break;
+            }
+        }
+    }
+    Ok(())
 }
