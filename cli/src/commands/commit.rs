@@ -33,7 +33,11 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
     }
     // First, since the default store may have to be created.
     request.check()?;
-    let store = context.open_or_create_default()?;
+    let store = match named {
+        // What it was mounted from is there.
+        true => context.open()?,
+        false => context.open_or_create_default()?,
+    };
     if let Some(pid) = args.pid {
         store.check_tag_free(&args.tag, args.replace)?;
         let memory = monitor::memory_of(&store, pid)?;

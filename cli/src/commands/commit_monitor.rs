@@ -32,7 +32,6 @@ pub fn run(
     socket: &Path,
 ) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
-    let store = context.open_or_create_default()?;
     let wanted = MonitorCommit {
         kind,
         socket: socket.to_owned(),
@@ -40,6 +39,7 @@ pub fn run(
         replace: args.replace,
         labels: labels(args)?,
     };
+    let store = context.open_or_create_default()?;
     let done = commit(&store, &wanted, &Bar::new(Unit::Bytes))?;
     answer(context, &args.tag, &store, &done)?;
     store.tidy_index();

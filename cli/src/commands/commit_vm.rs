@@ -17,13 +17,13 @@ use crate::progress::{Bar, Unit};
 
 pub fn run(context: &Context, args: &CommitArgs, name: &str) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
-    let vm = Runtime::open()?.running(name)?;
-    let store = context.open_or_create_default()?;
     let wanted = CommitTarget {
         tag: args.tag.clone(),
         replace: args.replace,
         labels: labels(args)?,
     };
+    let vm = Runtime::open()?.running(name)?;
+    let store = context.open_or_create_default()?;
     store.check_tag_free(&wanted.tag, wanted.replace)?;
     // One that does not answer is told of by the commit.
     let status = vm.connect().and_then(|mut client| Ok(client.status()?));

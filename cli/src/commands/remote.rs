@@ -54,10 +54,14 @@ pub(super) fn remember(store: &Store, name: &str) {
     }
 }
 
-fn add(context: &Context, store: &Store, name: &str, place: Place) -> anyhow::Result<ExitCode> {
+fn add(context: &Context, args: &AddArgs) -> anyhow::Result<ExitCode> {
+    let name = &args.name;
     check_tag(name)?;
+    let place = place(args)?;
+    // First, since the default store may have to be created.
     told(Remote::at(&place))?;
-    check_apart(store.path(), &place.url)?;
+    check_apart(&context.store_path()?, &place.url)?;
+    let store = context.open_or_create_default()?;
     let url = place.url.clone();
     change(store.path(), |known| {
         // Another key for the same bucket is the same remote.
@@ -67,7 +71,7 @@ fn add(context: &Context, store: &Store, name: &str, place: Place) -> anyhow::Re
         }
         // It is taken for new, also if it was used: it may be made anew.
         let used = false;
-        known.insert(name.to_owned(), Known { place, used });
+        known.insert(name.clone(), Known { place, used });
         Ok(true)
     })?;
     context.answer(&json!({"name": name, "url": url}), || {
@@ -130,9 +134,15 @@ const LEASES: Fields = Fields {
 };
 
 pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
-    if let RemoteCommand::Key { file } = &args.command {
-        return key(context, file);
-    }
+    // What is wrong with the words is told before a store is opened, or created.
+    let context = &match &args.command {
+        RemoteCommand::Key { file } => return key(context, file),
+        RemoteCommand::Add(args) => return add(context, args),
+        RemoteCommand::List { form } => context.listing(form, &REMOTES)?,
+        RemoteCommand::Tags { form, .. } => context.listing(form, &TAGS)?,
+        RemoteCommand::Leases { form, .. } => context.listing(form, &LEASES)?,
+        _ => context.clone(),
+    };
     let store = context.open_or_create_default()?;
     let code = on_store(context, &store, &args.command)?;
     match &args.command {
@@ -153,11 +163,9 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
 
 fn on_store(context: &Context, store: &Store, command: &RemoteCommand) -> anyhow::Result<ExitCode> {
     match command {
-        RemoteCommand::Key { .. } => {}
-        RemoteCommand::Add(args) => return add(context, store, &args.name, place(args)?),
+        RemoteCommand::Key { .. } | RemoteCommand::Add(_) => {}
         RemoteCommand::Forget { name } => return forget(context, store, name),
-        RemoteCommand::List { form } => {
-            let context = context.listing(form, &REMOTES)?;
+        RemoteCommand::List { .. } => {
             let known = remotes(store.path())?;
             let urls = known.iter();
             // The key's file, of those that are encrypted.
@@ -199,10 +207,7 @@ fn on_store(context: &Context, store: &Store, command: &RemoteCommand) -> anyhow
                 format!("{} kept all that was asked of it.", remote.url())
             })?;
         }
-        RemoteCommand::Tags { name, form } => {
-            let context = context.listing(form, &TAGS)?;
-            return tags(&context, &remote(store, name)?);
-        }
+        RemoteCommand::Tags { name, .. } => return tags(context, &remote(store, name)?),
         RemoteCommand::Rm { name, tags } => {
             return rm(context, &remote(store, name)?, name, tags);
         }
@@ -213,10 +218,7 @@ fn on_store(context: &Context, store: &Store, command: &RemoteCommand) -> anyhow
         RemoteCommand::Verify { name, read_data } => {
             return verify(context, &remote(store, name)?, *read_data);
         }
-        RemoteCommand::Leases { name, form } => {
-            let context = context.listing(form, &LEASES)?;
-            return leases(&context, &remote(store, name)?);
-        }
+        RemoteCommand::Leases { name, .. } => return leases(context, &remote(store, name)?),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -29,6 +29,17 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::open()?;
     let disks = args.disks.iter().map(|text| disk(text));
     let disks: Vec<DiskSpec> = disks.collect::<anyhow::Result<_>>()?;
+    // First, since the default store may have to be created.
+    runtime.vm(&args.name)?;
+    if args.commit_when.is_some()
+        && let Some(disk) = disks.iter().find(|disk| disk.access == DiskAccess::InPlace)
+    {
+        bail!(Usage(format!(
+            "{} is written in place (:direct), and a machine with such a disk cannot be committed; \
+             leave out :direct or --commit-when",
+            disk.path.display()
+        )));
+    }
     let needs_configuration = args.commit_when.is_some() || args.or_restore.is_some();
     let configuration = needs_configuration
         .then(|| configuration(args, &disks))
@@ -56,15 +67,6 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
             start: args.start.clone(),
         };
         return restore::run(context, &restore);
-    }
-    if args.commit_when.is_some()
-        && let Some(disk) = disks.iter().find(|disk| disk.access == DiskAccess::InPlace)
-    {
-        bail!(Usage(format!(
-            "{} is written in place (:direct), and a machine with such a disk cannot be committed; \
-             leave out :direct or --commit-when",
-            disk.path.display()
-        )));
     }
     if let Some(tag) = &args.tag {
         // Now rather than when the guest has booted.

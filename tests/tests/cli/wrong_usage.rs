@@ -226,8 +226,23 @@ fn a_wrong_name_creates_no_store() -> anyhow::Result<()> {
     let fixture = Fixture::without_store()?;
     let image = fixture.file("image", &noise(9, 2 * PAGE))?;
     let disk = format!("x={image}");
+    let direct = format!("{image}:direct");
+    let own = format!("file://{}", fixture.path("data/snapstore/bucket"));
+    let ready = ["--kernel", &image, "--commit-when", "ready", "--tag", "t"];
+    let labels = ["--label", "a=1", "--label", "a=2"];
     for arguments in [
         &["commit", "a/b", "--memory", &image][..],
+        &["remote", "list", "-o", "{nobody}"],
+        &["--json", "remote", "list", "-o", "{name}"],
+        &["remote", "tags", "site", "-o", "{nobody}"],
+        &["remote", "leases", "site", "-o", "{nobody}"],
+        &["remote", "add", "site", "gopher://there"],
+        &["remote", "add", "site", &own],
+        &[&["commit", "new", "--vm", "none"], &labels[..]].concat(),
+        &[&["commit", "new", "--qmp", "none"], &labels[..]].concat(),
+        &[&["run", "a/b"], &ready[..]].concat(),
+        &[&["run", "vm", "--disk", &direct], &ready[..]].concat(),
+        &[&["run", "vm", "--disk", &direct, "--or-restore", "t"], &ready[..]].concat(),
         &["commit", "new", "--disk", &disk, "--disk", &disk],
         &[
             "commit", "new", "--memory", &image, "--label", "a=1", "--label", "a=2",
@@ -238,6 +253,7 @@ fn a_wrong_name_creates_no_store() -> anyhow::Result<()> {
             .args(arguments)
             .env_remove("SNAPSTORE_DIR")
             .env("XDG_DATA_HOME", fixture.path("data"))
+            .env("SNAPSTORE_RUNTIME_DIR", fixture.path("run"))
             .output()?;
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         assert!(!fixture.dir.path().join("data").exists(), "{arguments:?}");
