@@ -193,6 +193,7 @@ impl ViewClone {
                 state.entries.insert(image.name.clone(), entries);
             }
         }
+        state.files = self.own_files();
         state.write(&self.dir)?;
         base.state = state;
         Ok(true)
@@ -213,6 +214,9 @@ impl ViewClone {
             true => Survived::Everything,
             false => Survived::OnlySynced,
         };
+        if in_order {
+            self.has_files(&base.state.files)?;
+        }
         let mut state = base.state.clone();
         let mut found = false;
         for (_, image) in &self.images {

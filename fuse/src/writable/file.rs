@@ -158,6 +158,12 @@ impl ExtraFile {
         self.lock().written.is_some_and(|written| written >= number)
     }
 
+    /// How long its own file is, if it has one.
+    pub fn own_bytes(&self) -> Option<u64> {
+        let state = self.lock();
+        matches!(state.body, Body::Own { .. }).then_some(state.look.size_bytes)
+    }
+
     /// Whether it is as the layout made it.
     pub fn is_made(&self) -> bool {
         matches!(self.lock().body, Body::Base(Origin::Made(_)))

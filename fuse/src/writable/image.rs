@@ -1,7 +1,7 @@
 //! An image of one clone: what was written over what the store has.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -55,6 +55,11 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Something that was written is not there any more.
+pub(super) fn is_lost(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 fn pages(bytes: Range<u64>) -> Range<u64> {
@@ -144,23 +149,33 @@ impl WritableImage {
         let blocks = self.size_bytes.div_ceil(BLOCK_BYTES);
         let replayed = Replayed::read(&path, first_segment, blocks, survived)?;
         let data = self.dir.join(format!("{}.data", self.file_name));
-        let lost = |what: &str| {
-            let text = format!("{what} of {} is gone", self.file_name);
-            Err(io::Error::new(io::ErrorKind::InvalidData, text))
-        };
         let is_all = survived == Survived::Everything;
         // It was made before the data; a power cut may leave either.
         if is_all && replayed.is_missing() && (data.exists() || entries > 0) {
-            return lost("the journal");
+            return Err(is_lost(&format!(
+                "the journal of {} is gone",
+                self.file_name
+            )));
         }
         if is_all {
             replayed.has_at_least(entries, &path)?;
         }
-        if !data.exists() {
-            return match replayed.needs_file() {
-                true => lost("the file with what was written"),
-                false => Ok(None),
-            };
+        let needed = replayed.file_bytes(self.size_bytes);
+        if !data.exists() && needed == 0 {
+            return Ok(None);
+        }
+        let there = match fs::metadata(&data) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(is_lost(&format!("{} is gone", data.display())));
+            }
+            found => found?.len(),
+        };
+        // Each block was there before the journal told of it.
+        if there < needed {
+            return Err(is_lost(&format!(
+                "{} is cut off: of {needed} bytes {there} are there",
+                data.display()
+            )));
         }
         let file = self.data_file()?;
         let journal = Journal::go_on(path, &replayed, &file)?;

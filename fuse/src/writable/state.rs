@@ -13,7 +13,7 @@ use super::record::{CHECKED, Record, first, parse, replace, sync_dir};
 use crate::error::{Error, Result, cannot};
 
 const STATE: &str = "state.json";
-const ENDED: &str = "ended.json";
+pub(super) const ENDED: &str = "ended.json";
 
 /// What a clone is made from.
 #[derive(Clone, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub(crate) struct State {
     /// How many entries each image's journal had at least when its server ended in order.
     #[serde(default)]
     pub entries: BTreeMap<String, u64>,
+    /// The files of its own that were there then, and how long each was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, u64>,
 }
 
 /// That a view's server ended in order, and all that was written is on the disk. It goes
@@ -60,6 +63,7 @@ impl Default for State {
             boot: boot(),
             first_segments: BTreeMap::new(),
             entries: BTreeMap::new(),
+            files: BTreeMap::new(),
         }
     }
 }
@@ -115,7 +119,8 @@ impl Ended {
         let ended: Self = parse(&bytes).map_err(damaged)?;
         for number in ended.states {
             let clone = place.join(number.to_string());
-            if !State::is_there(&clone) {
+            // Who removed all of a clone gave up what was written to it.
+            if clone.exists() && !State::is_there(&clone) {
                 return Err(Error::StateDamaged {
                     path: clone.join(STATE),
                     reason: "it is gone".to_owned(),

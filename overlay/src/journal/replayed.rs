@@ -3,6 +3,7 @@
 use std::io;
 
 use super::segment::{Entry, MARK, SLOTS, Segment, SegmentPath, ZEROS, read_segment};
+use crate::base::BLOCK_BYTES;
 use crate::map::{LAST_SLOT, Map, Place, Slot};
 
 /// What has survived of an overlay.
@@ -106,10 +107,19 @@ impl Replayed {
         self.next_segment == self.first_segment
     }
 
-    /// Whether any block is in a slot of the overlay's file.
+    /// How long the overlay's file has to be for what an image of this size has in its slots;
+    /// zero if there is nothing.
     #[must_use]
-    pub fn needs_file(&self) -> bool {
-        self.map.slots().next().is_some()
+    pub fn file_bytes(&self, size_bytes: u64) -> u64 {
+        let ends = self.map.iter().filter_map(|(block, place)| match place {
+            // Of an image's last block there may be a part.
+            Place::Slot(slot) => {
+                let rest = size_bytes.saturating_sub(block * BLOCK_BYTES);
+                Some(slot.offset() + rest.min(BLOCK_BYTES))
+            }
+            Place::Zeros => None,
+        });
+        ends.max().unwrap_or(0)
     }
 }
 

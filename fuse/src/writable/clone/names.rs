@@ -3,6 +3,7 @@
 //!
 //! What has a name of its own lies in `files`; a file in `gone` hides one of the base.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
@@ -13,8 +14,10 @@ use snapstore_overlay::step;
 use snapstore_store::{ImageRole, Manifest, Store};
 
 use super::{Named, ViewClone, lock};
-use crate::error::{Result, cannot};
+use crate::error::{Error, Result, cannot};
 use crate::writable::file::{ExtraFile, Look, Origin};
+use crate::writable::image::is_lost;
+use crate::writable::state::ENDED;
 
 impl ViewClone {
     pub(super) fn load_names(
@@ -235,6 +238,38 @@ impl ViewClone {
         let is_there = |name: &str| matches!(names.get(name), Some(Named::File(_)));
         let mut files = base.manifest.images.iter();
         differs || files.any(|it| it.role == ImageRole::File && !is_there(&it.name))
+    }
+
+    /// What lies in `files`, and how long each is.
+    pub(super) fn own_files(&self) -> BTreeMap<String, u64> {
+        let names = self.names().into_iter();
+        let own = names.filter_map(|(name, named)| match named {
+            Named::File(file) => Some((name, file.own_bytes()?)),
+            Named::Socket(_) => None,
+        });
+        own.collect()
+    }
+
+    /// That what lay in `files` when the view ended is found there.
+    pub(super) fn has_files(&self, wanted: &BTreeMap<String, u64>) -> Result<()> {
+        let found = self.own_files();
+        for (name, wanted) in wanted {
+            let what = match found.get(name) {
+                Some(bytes) if bytes == wanted => continue,
+                Some(bytes) => format!("has {bytes} bytes, and had {wanted}"),
+                None => "is gone".to_owned(),
+            };
+            let ended = self.dir.with_file_name(ENDED);
+            return Err(Error::OverlayDamaged {
+                clone: self.dir.clone(),
+                source: is_lost(&format!(
+                    "{} {what} (to go on with what is there, remove {})",
+                    self.file_path(name).display(),
+                    ended.display()
+                )),
+            });
+        }
+        Ok(())
     }
 
     /// To be called under [`ViewClone::writing`]: no freeze comes between.

@@ -274,7 +274,7 @@ fn an_overlay_that_lacks_a_file_is_told() -> anyhow::Result<()> {
             "memory.bin.0000000000000000.journal",
             "the journal of memory.bin is gone",
         ),
-        ("memory.bin.data", "of memory.bin is gone"),
+        ("memory.bin.data", "memory.bin.data is gone"),
     ] {
         fs::rename(clone.join(file), &away)?;
         let resumed = fixture.resume(&dir).map_err(|error| error.to_string());
@@ -284,6 +284,76 @@ fn an_overlay_that_lacks_a_file_is_told() -> anyhow::Result<()> {
     }
     fixture.resume(&dir)?;
     assert!(fs::read(dir.join("memory.bin"))?.starts_with(b"written"));
+    fixture.umount(&dir)
+}
+
+/// What was written is not left out where a part of it is gone, and what is advised then helps.
+#[test]
+fn data_that_is_cut_off_and_files_that_are_gone_are_told() -> anyhow::Result<()> {
+    let test = "data_that_is_cut_off_and_files_that_are_gone_are_told";
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let (dir, pid) = fixture.mount_rw("view", &[])?;
+    let write = |dir: &std::path::Path| -> anyhow::Result<()> {
+        super::open_both(&dir.join("memory.bin"))?.write_all_at(&[7; 3 * PAGE], 0)?;
+        super::open_both(&dir.join("vmstate"))?.write_all_at(b"changed", 0)?;
+        Ok(fs::write(dir.join("note"), "noted")?)
+    };
+    write(&dir)?;
+    let refused = |fixture: &Fixture, file: &std::path::Path, says: &str| -> anyhow::Result<()> {
+        let resumed = fixture.resume(&dir).map_err(|error| error.to_string());
+        let said = resumed.expect_err("it is served");
+        let named = said.contains(&file.display().to_string()) && said.contains("remove");
+        ensure!(named && said.contains(says), "{said}");
+        Ok(())
+    };
+    // Also of a server that was killed.
+    crate::lifecycle::kill(pid)?;
+    let entries: Vec<_> = fs::read_dir(fixture.path("overlays"))?.collect::<Result<_, _>>()?;
+    let place = entries.first().expect("it is there").path();
+    let clone = place.join("0");
+    let data = clone.join("memory.bin.data");
+    let good = fs::read(&data)?;
+    for bytes in [0, PAGE, good.len() - 1] {
+        fs::write(&data, &good[..bytes])?;
+        refused(&fixture, &data, "is cut off")?;
+    }
+    fs::write(&data, &good)?;
+    fixture.resume(&dir)?;
+    let shown = dir.display().to_string();
+    fixture.cli.ok(&["umount", "--keep", &shown])?;
+    fs::write(&data, &good[..PAGE])?;
+    refused(&fixture, &data, "is cut off")?;
+    fs::write(&data, &good)?;
+    for name in ["note", "vmstate"] {
+        let file = clone.join("files").join(name);
+        let good = fs::read(&file)?;
+        fs::remove_file(&file)?;
+        refused(&fixture, &file, "is gone")?;
+        fs::write(&file, &good[1..])?;
+        refused(&fixture, &file, "bytes, and had")?;
+        fs::write(&file, good)?;
+    }
+    fs::remove_file(clone.join("files/note"))?;
+    fs::remove_file(place.join("ended.json"))?;
+    fixture.resume(&dir)?;
+    ensure!(!dir.join("note").exists());
+    ensure!(fs::read(dir.join("vmstate"))?.starts_with(b"changed"));
+    // A file that is gone as it should be.
+    fs::write(dir.join("note"), "noted")?;
+    fixture.cli.ok(&["umount", "--keep", &shown])?;
+    fixture.resume(&dir)?;
+    fs::remove_file(dir.join("note"))?;
+    fixture.cli.ok(&["umount", "--keep", &shown])?;
+    fixture.resume(&dir)?;
+    fixture.cli.ok(&["umount", "--keep", &shown])?;
+    fs::remove_dir_all(&clone)?;
+    fixture.resume(&dir)?;
+    ensure!(
+        fs::read(dir.join("memory.bin"))?[..PAGE] != [7; PAGE],
+        "it was given up"
+    );
     fixture.umount(&dir)
 }
 
