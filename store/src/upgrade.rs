@@ -88,7 +88,7 @@ impl UpgradeReport {
 
 impl Store {
     /// Upgrades the store at `path` to the newest format, or only says what there is
-    /// to do.
+    /// to do: then it looks at all that an upgrade would look at first.
     ///
     /// # Errors
     /// [`Error::Busy`] while somebody reads, mounts or writes a store of format 1;
@@ -114,13 +114,6 @@ impl Store {
         }
         // Looked at before anything is touched.
         store.packs_to_upgrade(&mut report)?;
-        if dry_run {
-            if store.format() == StoreFormat::One {
-                let leases = lease::live(&store.layout)?;
-                report.in_the_way = leases.into_iter().map(|lease| lease.holder).collect();
-            }
-            return Ok(report);
-        }
         // Tags first: what is published between the two would be missing from the
         // index as it was seen.
         let tagged = store.tagged()?;
@@ -128,6 +121,13 @@ impl Store {
         let mut marked = BTreeSet::new();
         // All of it has to be there: what cannot be read may be what a repair mends.
         mark_roots(&mut reach, &tagged, &mut marked, progress)?;
+        if dry_run {
+            if store.format() == StoreFormat::One {
+                let leases = lease::live(&store.layout)?;
+                report.in_the_way = leases.into_iter().map(|lease| lease.holder).collect();
+            }
+            return Ok(report);
+        }
         if store.format() == StoreFormat::One {
             store.begin_upgrade(&mut reach, &mut marked)?;
         }

@@ -57,9 +57,12 @@ fn they_are_upgraded() -> anyhow::Result<()> {
 #[test]
 fn what_cannot_be_read_is_repaired_before_it_is_upgraded() -> anyhow::Result<()> {
     let fixture = Fixture::unpack("store-v1/delta-on-delta-collected")?;
-    fixture.cli.fails(4, &["upgrade"])?;
+    let refused = fixture.cli.fails(4, &["upgrade"])?;
+    let plan = fixture.cli.fails(4, &["upgrade", "--dry-run"])?;
+    ensure!(plan == refused, "{plan}");
     ensure!(Store::open(fixture.cli.store())?.format() == StoreFormat::One);
     fixture.cli.ok(&["repair"])?;
+    fixture.cli.ok(&["upgrade", "--dry-run"])?;
     fixture.cli.ok(&["upgrade"])?;
     fixture.holds_all()?;
     fixture.is_undamaged()
