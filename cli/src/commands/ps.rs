@@ -30,7 +30,8 @@ struct Entry {
     pss_bytes: Option<u64>,
     /// Why it ended.
     ending: Option<String>,
-    /// Of one that lives and says nothing of itself: `starting` or `not_answering`.
+    /// Of one without a status: `starting`, `not_answering`, `dead`, or `running` under
+    /// another monitor.
     #[serde(skip_serializing_if = "Option::is_none", rename = "state")]
     silent: Option<&'static str>,
     /// What is known of one of another monitor.
@@ -146,7 +147,7 @@ fn look(vm: &VmDir) -> Option<Entry> {
         status: None,
         pss_bytes: None,
         ending: Some(vm.ending().unwrap_or_else(|| KILLED.to_owned())),
-        silent: None,
+        silent: Some("dead"),
         machine: None,
     })
 }
@@ -204,9 +205,10 @@ fn row(entry: &Entry) -> Vec<String> {
         // A process may have said much; at the end, why it ended.
         let reason = ending.lines().last().unwrap_or_default().to_owned();
         let name = entry.name.clone().unwrap_or_default();
-        let mut row = match entry.silent {
-            None => vec![name, "dead".to_owned(), reason],
-            Some(state) => vec![name, state.replace('_', " "), "-".to_owned()],
+        let state = entry.silent.unwrap_or_default().replace('_', " ");
+        let mut row = match entry.ending {
+            Some(_) => vec![name, state, reason],
+            None => vec![name, state, "-".to_owned()],
         };
         row.resize(8, String::new());
         return row;

@@ -143,6 +143,8 @@ fn a_machines_log_can_be_json() -> Result<()> {
         !ending.contains('{') && ending.contains("killed"),
         "{ending}"
     );
+    ensure!(listed["machines"][0]["state"] == "dead", "{listed}");
+    ensure!(lab.cli.ok(&["ps", "-o", "{name} {state}"])? == "web dead\n");
     lab.cli.ok(&["stop", "web"])?;
     lab.assert_nothing_left()
 }
