@@ -105,6 +105,12 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
                  that needs it again with --replace, from a store that has it",
             )
         }
+        // What is no file is in the way of every command: none mends that.
+        Remote::Protocol(Protocol::Damaged { key, reason })
+            if key.starts_with("refs/") && reason.ends_with("remove it") =>
+        {
+            Some("then run the command again")
+        }
         Remote::Protocol(Protocol::Missing { key, .. } | Protocol::Damaged { key, .. })
             if key
                 .strip_prefix("refs/")

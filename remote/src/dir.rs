@@ -229,9 +229,9 @@ fn odd(kind: FileType) -> Option<&'static str> {
     match kind {
         FileType::RegularFile => None,
         FileType::Symlink => Some("it is a symbolic link, and no object is one: remove it"),
-        FileType::Directory => Some("it is a directory, and no object is one"),
-        FileType::Fifo => Some("it is a named pipe, and no object is one"),
-        _ => Some("it is a device or a socket, and no object is one"),
+        FileType::Directory => Some("it is a directory, and no object is one: remove it"),
+        FileType::Fifo => Some("it is a named pipe, and no object is one: remove it"),
+        _ => Some("it is a device or a socket, and no object is one: remove it"),
     }
 }
 

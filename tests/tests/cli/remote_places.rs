@@ -141,6 +141,55 @@ fn a_file_in_the_place_of_a_bucket_is_told_as_that() -> anyhow::Result<()> {
     cli.fails(2, &["remote", "add", "other", &below]).map(drop)
 }
 
+/// No command mends it, and none says so.
+#[test]
+fn a_directory_in_the_place_of_a_record_is_removed_by_hand() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let cli = &fixture.cli;
+    let place = fixture.dir.path().join("bk");
+    cli.ok(&["remote", "add", "site", &url(&place)])?;
+    cli.ok(&["remote", "init", "site"])?;
+    cli.ok(&["push", "base", "site"])?;
+    let record = crate::list(&place.join("refs/base"))?.pop();
+    let record = record.expect("it was pushed");
+    fs::remove_file(&record)?;
+    fs::create_dir(&record)?;
+    for command in [
+        "push base site --replace",
+        "remote rm site base",
+        "remote tags site",
+    ] {
+        let command: Vec<&str> = command.split(' ').collect();
+        let error = cli.fails(4, &command)?;
+        ensure!(error.contains("remove it; then run the command"), "{error}");
+        ensure!(!error.contains("--replace"), "{error}");
+    }
+    fs::remove_dir(&record)?;
+    cli.ok(&["push", "base", "site"])?;
+    ensure!(cli.ok(&["remote", "tags", "site", "-o", "{tag}"])? == "base\n");
+    Ok(())
+}
+
+/// What it condemned is not known.
+#[test]
+fn a_damaged_condemnation_stops_pushes_until_it_is_removed() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let cli = &fixture.cli;
+    let place = fixture.dir.path().join("bk");
+    cli.ok(&["remote", "add", "site", &url(&place)])?;
+    cli.ok(&["remote", "init", "site"])?;
+    let condemned = place.join(format!("condemn/{}-00000000", "b".repeat(32)));
+    fs::create_dir_all(place.join("condemn"))?;
+    fs::write(&condemned, "junk")?;
+    for command in [&["push", "base", "site"][..], &["remote", "gc", "site"]] {
+        let error = cli.fails(4, command)?;
+        ensure!(error.contains("delete this object"), "{error}");
+    }
+    fs::remove_file(condemned)?;
+    cli.ok(&["push", "base", "site"])?;
+    cli.ok(&["remote", "gc", "site"]).map(drop)
+}
+
 #[test]
 fn a_remote_that_is_forgotten_keeps_what_it_has() -> anyhow::Result<()> {
     let fixture = with_base()?;

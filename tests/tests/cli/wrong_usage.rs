@@ -242,7 +242,11 @@ fn a_wrong_name_creates_no_store() -> anyhow::Result<()> {
         &[&["commit", "new", "--qmp", "none"], &labels[..]].concat(),
         &[&["run", "a/b"], &ready[..]].concat(),
         &[&["run", "vm", "--disk", &direct], &ready[..]].concat(),
-        &[&["run", "vm", "--disk", &direct, "--or-restore", "t"], &ready[..]].concat(),
+        &[
+            &["run", "vm", "--disk", &direct, "--or-restore", "t"],
+            &ready[..],
+        ]
+        .concat(),
         &["commit", "new", "--disk", &disk, "--disk", &disk],
         &[
             "commit", "new", "--memory", &image, "--label", "a=1", "--label", "a=2",
