@@ -9,7 +9,9 @@ use anyhow::bail;
 use serde_json::json;
 use snapstore_host::{Usage, monitor, views};
 use snapstore_store::retention::EXPIRES;
-use snapstore_store::{CommitRequest, Error, ImageRole, Input, InputData, InputKind, ParentChoice};
+use snapstore_store::{
+    CommitRequest, Error, ImageRole, Input, InputData, InputKind, MAX_IMAGES, ParentChoice,
+};
 
 use crate::args::CommitArgs;
 use crate::committed::{Told, timings};
@@ -32,6 +34,12 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<ExitCode> {
         ));
     }
     // First, since the default store may have to be created.
+    if request.inputs.len() > MAX_IMAGES {
+        bail!(Usage(format!(
+            "{} images and files are given, and a snapshot has at most {MAX_IMAGES}",
+            request.inputs.len()
+        )));
+    }
     request.check()?;
     let store = match named {
         // What it was mounted from is there.

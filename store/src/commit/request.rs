@@ -8,7 +8,9 @@ use crate::commit::unchanging::Unchanging;
 use crate::error::{Error, Result};
 use crate::format::config::StoreFormat;
 use crate::id::SnapshotId;
-use crate::manifest::{Image, ImageRole, MAX_IMAGES, MAX_LABELS, MAX_LEN, Manifest, SHOWN_AS};
+use crate::manifest::{
+    Image, ImageRole, MAX_IMAGES, MAX_LABELS, MAX_LEN, Manifest, SHOWN_AS, TOO_MANY_IMAGES,
+};
 use crate::name;
 
 /// Which snapshot a new one is made from.
@@ -59,7 +61,7 @@ impl CommitRequest {
     ///
     /// # Errors
     /// [`Error::BadName`] and [`Error::DuplicateName`] for names of tags, images and
-    /// labels; [`Error::BadSnapshot`] for too many labels.
+    /// labels; [`Error::BadSnapshot`] for too many images or too long labels.
     pub fn check(&self) -> Result<()> {
         check(self)
     }
@@ -96,11 +98,17 @@ fn check(request: &CommitRequest) -> Result<()> {
     for (key, value) in &request.labels {
         name::check_label(key, value)?;
     }
-    if request.inputs.len() > MAX_IMAGES || request.labels.len() > MAX_LABELS {
+    if request.inputs.len() > MAX_IMAGES {
+        return Err(Error::BadSnapshot {
+            tag: request.tag.clone(),
+            problem: TOO_MANY_IMAGES,
+        });
+    }
+    if request.labels.len() > MAX_LABELS {
         return Err(Error::BadName {
             name: request.tag.clone(),
-            what: "a snapshot with so many images or labels",
-            rule: "at most 256 images and 1024 labels",
+            what: "a snapshot with so many labels",
+            rule: "at most 1024 labels",
         });
     }
     let label_bytes: usize = request

@@ -19,6 +19,8 @@ pub(crate) const SHOWN_AS: &str = "manifest.json";
 pub(crate) const MAX_LEN: usize = 1 << 20;
 /// The most images that a snapshot may have, attached files among them.
 pub const MAX_IMAGES: usize = 256;
+pub(crate) const TOO_MANY_IMAGES: &str =
+    "it has more than 256 images and files, memory and disks among them";
 /// The most labels.
 pub const MAX_LABELS: usize = 1024;
 /// The longest image: 16 TiB.
@@ -206,7 +208,7 @@ impl Manifest {
         } else if name::check_tag(&self.first_tag).is_err() {
             Some("its tag is no tag's name")
         } else if self.images.len() > MAX_IMAGES {
-            Some("it has more than 256 images")
+            Some(TOO_MANY_IMAGES)
         } else if !in_order(&names) {
             Some("its images are not sorted by name")
         } else if self.labels.len() > MAX_LABELS || !labels_are_good() {

@@ -265,6 +265,30 @@ fn a_wrong_name_creates_no_store() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Memory and disks count.
+#[test]
+fn a_snapshot_of_too_many_files() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let image = fixture.file("image", &noise(9, 2 * PAGE))?;
+    let files: Vec<String> = (0..256).map(|at| format!("f{at}={image}")).collect();
+    let files: Vec<&str> = files.iter().flat_map(|it| ["--file", it]).collect();
+    let with = |more: &[&str]| -> Vec<String> {
+        let all = [&["commit", "new"], more, &files].concat();
+        all.into_iter().map(str::to_owned).collect()
+    };
+    let refused = |code, says: &str, more: &[&str]| -> anyhow::Result<()> {
+        let arguments = with(more);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        fixture.refused(code, says, &arguments)
+    };
+    refused(2, "257 images and files are given", &["--memory", &image])?;
+    let inherits = ["--inherit", "--parent", "base"];
+    refused(1, "more than 256 images and files", &inherits)?;
+    let arguments = with(&[]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    fixture.cli.ok(&arguments).map(drop)
+}
+
 #[test]
 fn names_given_twice() -> anyhow::Result<()> {
     let fixture = with_base()?;

@@ -25,6 +25,36 @@ fn a_view_has_no_other_directories() -> anyhow::Result<()> {
     fixture.umount(&dir)
 }
 
+/// The same exit code however many are too many.
+#[test]
+fn more_files_than_a_snapshot_has_are_refused_and_stay() -> anyhow::Result<()> {
+    let test = "more_files_than_a_snapshot_has_are_refused_and_stay";
+    let Some(mut fixture) = with_machine(test)? else {
+        return Ok(());
+    };
+    let (dir, _) = fixture.mount_rw("view", &[])?;
+    let shown = dir.display().to_string();
+    // Beside memory, disk and state.
+    let make = |files: std::ops::Range<u32>| -> std::io::Result<()> {
+        let mut files = files;
+        files.try_for_each(|at| fs::write(dir.join(format!("f{at}")), "a file"))
+    };
+    make(0..253)?;
+    fixture.commit_view("most", &dir)?;
+    for files in [253..256, 256..300] {
+        make(files)?;
+        let said = fixture
+            .cli
+            .fails(1, &["commit", "more", "--mount", &shown])?;
+        assert!(said.contains("more than 256 images and files"), "{said}");
+    }
+    for at in 253..300 {
+        fs::remove_file(dir.join(format!("f{at}")))?;
+    }
+    fixture.commit_view("more", &dir)?;
+    fixture.umount(&dir)
+}
+
 #[test]
 fn an_overlay_that_can_hold_nothing_is_wrong_usage() -> anyhow::Result<()> {
     let Some(fixture) = with_machine("an_overlay_that_can_hold_nothing_is_wrong_usage")? else {
