@@ -30,7 +30,7 @@ pub use upkeep::{
     DoctorArgs, GcArgs, InitArgs, MetricsArgs, StatsArgs, TopArgs, UpgradeArgs, VerifyArgs,
 };
 use values::seconds;
-pub use values::{FormArgs, GroupBy};
+pub use values::{FormArgs, GroupBy, of_remote};
 
 use crate::log_format::LogFormat;
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::values::{FormArgs, snapshot};
+use super::values::{FormArgs, remote, snapshot, tag};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -30,6 +30,7 @@ pub enum RemoteCommand {
     /// Forget a bucket: this store does not know its name any more, and the bucket stays as it is
     Forget {
         /// A remote of this store
+        #[arg(value_parser = remote)]
         name: String,
     },
     /// Make a key for encrypted remotes, in a new file that only its owner may read
@@ -41,16 +42,19 @@ pub enum RemoteCommand {
     /// is encrypted if `remote add` was given a key
     Init {
         /// A remote of this store
+        #[arg(value_parser = remote)]
         name: String,
     },
     /// Probe whether a bucket keeps what a remote has to rely on
     Check {
         /// A remote of this store
+        #[arg(value_parser = remote)]
         name: String,
     },
     /// List the tags of a remote
     Tags {
         /// A remote of this store
+        #[arg(value_parser = remote)]
         name: String,
         #[command(flatten)]
         form: FormArgs,
@@ -58,6 +62,7 @@ pub enum RemoteCommand {
     /// Remove tags of a remote; `remote gc` then frees what only they needed
     Rm {
         /// A remote of this store
+        #[arg(value_parser = remote)]
         name: String,
         /// Tags there
         #[arg(required = true, value_name = "TAG", value_parser = snapshot)]
@@ -68,6 +73,7 @@ pub enum RemoteCommand {
     /// Check that a remote has all that its tags need, and name what is damaged
     Verify {
         /// A remote of this store
+        #[arg(value_parser = remote)]
         name: String,
         /// Read all bytes of the packs, too
         #[arg(long)]
@@ -76,6 +82,7 @@ pub enum RemoteCommand {
     /// List who works on a remote
     Leases {
         /// A remote of this store
+        #[arg(value_parser = remote)]
         name: String,
         #[command(flatten)]
         form: FormArgs,
@@ -95,6 +102,7 @@ with its ids and written anew, and the old ones are deleted. At most --repack pe
 goes is written.")]
 pub struct RemoteGcArgs {
     /// A remote of this store
+    #[arg(value_parser = remote)]
     pub name: String,
     /// Only say what there is to free
     #[arg(long)]
@@ -131,6 +139,7 @@ AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY), or with --machine-role f
 provider's own service on its machines, each time they are needed. The store keeps none.")]
 pub struct AddArgs {
     /// The name
+    #[arg(value_parser = remote)]
     pub name: String,
     /// Where the bucket is: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or
     /// az://CONTAINER/PREFIX
@@ -173,7 +182,7 @@ pub struct PushArgs {
     #[arg(value_name = "TAG", value_parser = snapshot)]
     pub tag: String,
     /// A remote of this store
-    #[arg(value_name = "REMOTE")]
+    #[arg(value_name = "REMOTE", value_parser = remote)]
     pub remote: String,
     /// Move the tag there if it names another snapshot; if it names this one, read all that it
     /// has there, and upload what is gone or damaged
@@ -193,7 +202,7 @@ pub struct PullArgs {
     #[arg(value_name = "REMOTE/TAG")]
     pub from: String,
     /// The tag here [default: as there]
-    #[arg(long = "as", value_name = "TAG", value_parser = snapshot)]
+    #[arg(long = "as", value_name = "TAG", value_parser = tag)]
     pub as_tag: Option<String>,
     /// Move the tag here if it names another snapshot
     #[arg(long)]

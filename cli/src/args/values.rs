@@ -43,14 +43,30 @@ pub fn snapshot(text: &str) -> Result<String, snapstore_store::Error> {
     snapstore_store::check_snapshot(text).map(|()| text.to_owned())
 }
 
-/// The same, or a tag of a remote.
+/// What a store calls a remote, which has the characters of a tag.
+pub fn remote(text: &str) -> Result<String, snapstore_store::Error> {
+    use snapstore_store::Error;
+    match snapstore_store::check_tag(text) {
+        Err(Error::BadName { name, rule, .. }) => Err(Error::BadName {
+            name,
+            what: "the name of a remote",
+            rule,
+        }),
+        checked => checked.map(|()| text.to_owned()),
+    }
+}
+
+/// `REMOTE/TAG`; `None` without a slash.
+pub fn of_remote(text: &str) -> Result<Option<(String, String)>, snapstore_store::Error> {
+    let parts = text.split_once('/');
+    let parts = parts.map(|(name, tag)| Ok((remote(name)?, existing_tag(tag)?)));
+    parts.transpose()
+}
+
+/// A tag, the beginning of an id, or a tag of a remote.
 pub fn snapshot_anywhere(text: &str) -> Result<String, snapstore_store::Error> {
-    match text.split_once('/') {
-        Some((remote, tag)) => {
-            snapstore_store::check_tag(remote)?;
-            snapstore_store::check_tag(tag)?;
-        }
-        None => snapstore_store::check_snapshot(text)?,
+    if of_remote(text)?.is_none() {
+        snapstore_store::check_snapshot(text)?;
     }
     Ok(text.to_owned())
 }

@@ -4,10 +4,10 @@ use anyhow::bail;
 use snapstore_host::mount_server::RemoteReading;
 use snapstore_host::{Busy, Usage};
 use snapstore_remote::{CACHE, Lazy, LazyCounts, LazyOptions, Remote};
-use snapstore_store::{SnapshotId, Store, check_tag};
+use snapstore_store::{SnapshotId, Store};
 use snapstore_vmm::control::Origin;
 
-use crate::args::ReadingArgs;
+use crate::args::{ReadingArgs, of_remote};
 use crate::commands::remote::{remember, remote};
 use crate::commands::remote_told::told;
 use crate::context::Context;
@@ -25,16 +25,8 @@ pub struct RemoteTagName {
 impl RemoteTagName {
     /// `REMOTE/TAG`; `None` if it is a name of this store.
     pub fn parse(name: &str) -> anyhow::Result<Option<Self>> {
-        let Some((remote, tag)) = name.split_once('/') else {
-            return Ok(None);
-        };
-        for name in [remote, tag] {
-            check_tag(name)?;
-        }
-        Ok(Some(Self {
-            remote: remote.to_owned(),
-            tag: tag.to_owned(),
-        }))
+        let parts = of_remote(name)?;
+        Ok(parts.map(|(remote, tag)| Self { remote, tag }))
     }
 
     /// The remote, of which nothing is asked yet.

@@ -8,9 +8,11 @@ use anyhow::{Context as _, bail};
 use serde_json::json;
 use snapstore_host::{NotFound, Usage};
 use snapstore_remote::{DomainKey, Place, Remote};
-use snapstore_store::{Store, check_tag};
+use snapstore_store::Store;
 
-use crate::args::{AddArgs, PullArgs, PushArgs, RemoteArgs, RemoteCommand, RemoteGcArgs};
+use crate::args::{
+    AddArgs, PullArgs, PushArgs, RemoteArgs, RemoteCommand, RemoteGcArgs, of_remote,
+};
 use crate::commands::remote_told::{told, with_requests};
 use crate::commands::{each_once, remote_gc};
 use crate::context::Context;
@@ -56,7 +58,6 @@ pub(super) fn remember(store: &Store, name: &str) {
 
 fn add(context: &Context, args: &AddArgs) -> anyhow::Result<ExitCode> {
     let name = &args.name;
-    check_tag(name)?;
     let place = place(args)?;
     // First, since the default store may have to be created.
     told(Remote::at(&place))?;
@@ -141,6 +142,10 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
         RemoteCommand::List { form } => context.listing(form, &REMOTES)?,
         RemoteCommand::Tags { form, .. } => context.listing(form, &TAGS)?,
         RemoteCommand::Leases { form, .. } => context.listing(form, &LEASES)?,
+        RemoteCommand::Rm { tags, .. } => {
+            each_once(tags)?;
+            context.clone()
+        }
         _ => context.clone(),
     };
     let store = context.open_or_create_default()?;
@@ -236,7 +241,6 @@ fn key(context: &Context, file: &Path) -> anyhow::Result<ExitCode> {
 }
 
 fn rm(context: &Context, remote: &Remote, name: &str, tags: &[String]) -> anyhow::Result<ExitCode> {
-    each_once(tags)?;
     let (removed, result) = remote.remove_all(tags);
     // What was removed is the answer, also where a later one failed.
     if !removed.is_empty() {
@@ -377,10 +381,9 @@ pub fn push(context: &Context, args: &PushArgs) -> anyhow::Result<ExitCode> {
 
 pub fn pull(context: &Context, args: &PullArgs) -> anyhow::Result<ExitCode> {
     let context = &context.stopped_by_signals()?;
-    let Some((name, tag)) = args.from.split_once('/') else {
+    let Some((name, tag)) = &of_remote(&args.from)? else {
         bail!(Usage(format!("{:?} is not REMOTE/TAG", args.from)));
     };
-    check_tag(tag)?;
     let store = context.open_or_create_default()?;
     let remote = remote(&store, name)?;
     let as_tag = args.as_tag.as_deref().unwrap_or(tag);

@@ -180,15 +180,45 @@ fn names_that_are_no_tags() -> anyhow::Result<()> {
         }
     }
     // These take a tag of a remote, too.
-    for name in ["", "a/b/c", "/b", "a/", "../b"] {
+    for (name, says) in [
+        ("", "cannot be a tag"),
+        ("a/b/c", "\"b/c\" cannot be a tag"),
+        ("/b", "\"\" cannot be the name of a remote"),
+        ("a/", "cannot be a tag"),
+        ("../b", "\"..\" cannot be the name of a remote"),
+    ] {
         for arguments in [&["mount", name, &mnt][..], &["restore", name, "--detach"]] {
-            fixture.refused(2, "cannot be a tag", arguments)?;
+            fixture.refused(2, says, arguments)?;
         }
     }
     for arguments in [&["mount", "a/b", &mnt][..], &["restore", "a/b", "--detach"]] {
         fixture.refused(3, "there is no remote", arguments)?;
     }
     Ok(())
+}
+
+#[test]
+fn names_that_are_no_names_of_remotes() -> anyhow::Result<()> {
+    let fixture = with_base()?;
+    let says = "cannot be the name of a remote";
+    for arguments in [
+        &["remote", "add", "a b", "file:///nowhere"][..],
+        &["remote", "forget", "a/b"],
+        &["remote", "init", ""],
+        &["remote", "check", ".a"],
+        &["remote", "tags", "a b"],
+        &["remote", "rm", "a b", "base"],
+        &["remote", "gc", "a b"],
+        &["remote", "verify", "a b"],
+        &["remote", "leases", "a b"],
+        &["push", "base", "a b"],
+        &["pull", "a b/base"],
+    ] {
+        fixture.refused(2, says, arguments)?;
+    }
+    let pull = ["pull", "a/base", "--as", "a b"];
+    fixture.refused(2, "cannot be a tag", &pull)?;
+    fixture.refused(2, "is given twice", &["remote", "rm", "none", "a", "a"])
 }
 
 #[test]
