@@ -15,7 +15,8 @@ use snapstore_host::Usage;
 /// What stands for a field that there is not.
 const NOTHING: &str = "-";
 
-/// The names of what a command's answer consists of.
+/// The names of what a command's answer consists of. One with a dot at its end is of
+/// objects, which have fields of their own.
 pub struct Fields {
     /// What its rows are called. An answer without them is a row itself.
     pub rows: &'static str,
@@ -110,14 +111,29 @@ impl FromStr for Template {
 impl Template {
     /// Refuses what names a field that the command's answer does not have.
     pub fn check(&self, fields: &Fields) -> anyhow::Result<()> {
-        for name in self.names() {
-            if !fields.of_row.contains(&name) && !fields.of_answer.contains(&name) {
-                let mut known = fields.of_row.join(", ");
+        for path in self.paths() {
+            let name = path.first().map_or("", String::as_str);
+            let found = [fields.of_row, fields.of_answer]
+                .into_iter()
+                .flatten()
+                .find(|field| named(field) == name);
+            let Some(found) = found else {
+                let list = |names: &[&'static str]| {
+                    let names: Vec<_> = names.iter().map(|field| named(field)).collect();
+                    names.join(", ")
+                };
+                let mut known = list(fields.of_row);
                 if !fields.of_answer.is_empty() {
-                    known += &format!("; once: {}", fields.of_answer.join(", "));
+                    known += &format!("; once: {}", list(fields.of_answer));
                 }
                 bail!(Usage(format!(
                     "there is no field {name:?}; there are {known}"
+                )));
+            };
+            if path.len() > 1 && !found.ends_with('.') {
+                bail!(Usage(format!(
+                    "there is no field {:?}; {name:?} has no fields of its own",
+                    path.join(".")
                 )));
             }
         }
@@ -128,7 +144,7 @@ impl Template {
     pub fn fill(&self, fields: &Fields, answer: &Value) -> String {
         let one = std::slice::from_ref(answer);
         let rows = match answer.get(fields.rows) {
-            Some(Value::Array(rows)) if self.names().any(|it| fields.of_row.contains(&it)) => rows,
+            Some(Value::Array(rows)) if self.is_of_rows(fields) => rows,
             _ => one,
         };
         let mut out = String::new();
@@ -144,13 +160,23 @@ impl Template {
         out
     }
 
-    /// The fields that are named, without what is named in them.
-    fn names(&self) -> impl Iterator<Item = &str> {
+    fn is_of_rows(&self, fields: &Fields) -> bool {
+        let is_of_row = |name: &String| fields.of_row.iter().any(|field| named(field) == name);
+        self.paths().any(|path| path.first().is_some_and(is_of_row))
+    }
+
+    /// The fields that are named.
+    fn paths(&self) -> impl Iterator<Item = &[String]> {
         self.0.iter().filter_map(|part| match part {
-            Part::Field(path) => path.first().map(String::as_str),
+            Part::Field(path) => Some(path.as_slice()),
             Part::Text(_) => None,
         })
     }
+}
+
+/// What a field is called.
+fn named(field: &'static str) -> &'static str {
+    field.trim_end_matches('.')
 }
 
 /// Of a list, a field is the list of its members' fields.
@@ -202,7 +228,7 @@ mod tests {
 
     const FIELDS: Fields = Fields {
         rows: "tags",
-        of_row: &["tag", "labels", "size", "images"],
+        of_row: &["tag", "labels.", "size", "images."],
         of_answer: &["total"],
     };
 
@@ -242,6 +268,11 @@ mod tests {
         }
         assert_eq!("json".parse(), Ok(Form::Json));
         assert_eq!("table".parse(), Ok(Form::Table));
+        for name in ["{tag.size}", "{total.tag}", "{size.}"] {
+            let template: Template = name.parse().unwrap();
+            let error = template.check(&FIELDS).unwrap_err().to_string();
+            assert!(error.contains("has no fields of its own"), "{error}");
+        }
         for name in ["{nobody}", "{}", "{ tag }", "{.tag}"] {
             let template: Template = name.parse().unwrap();
             let error = template.check(&FIELDS).unwrap_err().to_string();

@@ -16,7 +16,7 @@ const FIELDS: Fields = Fields {
         "old_size_bytes",
         "new_size_bytes",
         "changed_pages",
-        "ranges",
+        "ranges.",
     ],
     of_answer: &["old", "new"],
 };

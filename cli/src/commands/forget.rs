@@ -26,7 +26,7 @@ const FIELDS: Fields = Fields {
         "reasons",
         "expired",
     ],
-    of_answer: &["removed", "frees_at_least_bytes", "unreadable"],
+    of_answer: &["removed", "frees_at_least_bytes", "unreadable."],
 };
 
 pub fn run(context: &Context, args: &ForgetArgs) -> anyhow::Result<ExitCode> {

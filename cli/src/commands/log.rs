@@ -26,11 +26,11 @@ const FIELDS: Fields = Fields {
         "tags",
         "parent",
         "created_unix_seconds",
-        "images",
-        "labels",
+        "images.",
+        "labels.",
         "added_bytes",
     ],
-    of_answer: &["unreadable"],
+    of_answer: &["unreadable."],
 };
 
 pub fn run(context: &Context, args: &LogArgs) -> anyhow::Result<ExitCode> {

@@ -16,7 +16,7 @@ use crate::format::{count, counted, duration, size, table, time};
 
 const FIELDS: Fields = Fields {
     rows: "",
-    of_row: &["id", "tags", "manifest", "machine", "working_sets"],
+    of_row: &["id", "tags", "manifest.", "machine.", "working_sets."],
     of_answer: &[],
 };
 

@@ -15,7 +15,7 @@ use crate::format::{count, size, table};
 const FIELDS: Fields = Fields {
     rows: "files",
     of_row: &["name", "size_bytes", "data_bytes", "cached_bytes"],
-    of_answer: &["dir", "store", "writable", "reads_large", "counters"],
+    of_answer: &["dir", "store", "writable", "reads_large", "counters."],
 };
 
 pub fn run(context: &Context, dir: &Path, form: &FormArgs) -> anyhow::Result<ExitCode> {

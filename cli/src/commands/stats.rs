@@ -31,7 +31,7 @@ const FIELDS: Fields = Fields {
         "packs",
         "index_bytes",
         "total_bytes",
-        "unreadable",
+        "unreadable.",
     ],
 };
 

@@ -59,10 +59,10 @@ const FIELDS: Fields = Fields {
         "parent",
         "created_unix_seconds",
         "logical_bytes",
-        "labels",
+        "labels.",
         "protected",
     ],
-    of_answer: &["unreadable"],
+    of_answer: &["unreadable."],
 };
 
 pub fn list(context: &Context, args: &TagsArgs) -> anyhow::Result<ExitCode> {

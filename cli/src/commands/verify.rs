@@ -19,7 +19,7 @@ const CHUNKS_SHOWN: usize = 8;
 const FIELDS: Fields = Fields {
     rows: "findings",
     of_row: &[
-        "damage",
+        "damage.",
         "chunks",
         "snapshots",
         "read_all_the_same",
@@ -30,7 +30,7 @@ const FIELDS: Fields = Fields {
         "chunks_read",
         "bytes_read",
         "stale_index_entries",
-        "not_checked",
+        "not_checked.",
     ],
 };
 

@@ -94,6 +94,7 @@ fn a_field_that_there_is_not_is_told_which_there_are() -> anyhow::Result<()> {
         };
         if let Some(row) = row {
             assert_eq!(names(of_row), keys(row), "{command:?}");
+            fields_of_fields(&fixture, command, row)?;
         }
         if !rows.is_empty() {
             let mut whole = keys(&value);
@@ -105,6 +106,24 @@ fn a_field_that_there_is_not_is_told_which_there_are() -> anyhow::Result<()> {
                 names(of_answer).is_subset(&whole),
                 "{command:?}: {of_answer}"
             );
+        }
+    }
+    Ok(())
+}
+
+/// Only objects, and lists of them, have fields of their own.
+fn fields_of_fields(fixture: &Fixture, command: &[&str], row: &Value) -> anyhow::Result<()> {
+    for (name, value) in row.as_object().into_iter().flatten() {
+        let first = value.as_array().map_or(Some(value), |list| list.first());
+        let form = format!("{{{name}.nobody}}");
+        let arguments = [command, &["-o", &form]].concat();
+        match first {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(_)) => drop(printed(fixture, &arguments)?),
+            Some(_) => {
+                let error = fixture.cli.fails(2, &arguments)?;
+                anyhow::ensure!(error.contains("no fields of its own"), "{error}");
+            }
         }
     }
     Ok(())
