@@ -6,6 +6,7 @@ use serde_json::json;
 use snapstore_host::doctor::{self, Check, Level};
 
 use crate::args::DoctorArgs;
+use crate::commands::ended;
 use crate::context::Context;
 use crate::exit;
 use crate::form::Fields;
@@ -46,7 +47,7 @@ pub fn run(context: &Context, args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     })?;
     Ok(match errors {
         0 => ExitCode::SUCCESS,
-        _ => ExitCode::from(exit::FAILED),
+        _ => ended(exit::FAILED, &counted(errors as u64, "error")),
     })
 }
 

@@ -10,6 +10,7 @@ use snapstore_store::{
 };
 
 use crate::args::GcArgs;
+use crate::commands::ended;
 use crate::context::Context;
 use crate::exit;
 use crate::format::{count, counted, size, table};
@@ -49,7 +50,10 @@ pub fn run(context: &Context, args: &GcArgs) -> anyhow::Result<ExitCode> {
         out + &budget.as_ref().map(Budget::describe).unwrap_or_default()
     })?;
     Ok(match budget {
-        Some(budget) if budget.over_bytes > 0 => ExitCode::from(exit::FAILED),
+        Some(budget) if budget.over_bytes > 0 => {
+            let over = size(budget.over_bytes);
+            ended(exit::FAILED, &format!("{over} too much is left"))
+        }
         _ => ExitCode::SUCCESS,
     })
 }

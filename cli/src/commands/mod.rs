@@ -1,6 +1,10 @@
 //! One module per command.
 
+use std::process::ExitCode;
+
 use snapstore_store::Error;
+
+use crate::logging::say;
 
 pub mod commit;
 pub mod commit_monitor;
@@ -42,6 +46,13 @@ pub mod umount;
 pub mod upgrade;
 pub mod verify;
 pub mod warm;
+
+/// Ends a command whose answer tells what was found: standard error has a line that says why
+/// the exit code is not zero, whatever becomes of the answer.
+fn ended(code: u8, why: &str) -> ExitCode {
+    say!("error: {why}");
+    ExitCode::from(code)
+}
 
 /// That nothing is named twice: whoever does that meant something else.
 pub fn each_once(names: &[String]) -> Result<(), Error> {

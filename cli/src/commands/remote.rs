@@ -14,11 +14,11 @@ use crate::args::{
     AddArgs, PullArgs, PushArgs, RemoteArgs, RemoteCommand, RemoteGcArgs, of_remote,
 };
 use crate::commands::remote_told::{told, with_requests};
-use crate::commands::{each_once, remote_gc};
+use crate::commands::{each_once, ended, remote_gc};
 use crate::context::Context;
 use crate::exit;
 use crate::form::Fields;
-use crate::format::{count, size, table};
+use crate::format::{count, counted, size, table};
 use crate::known::{Known, change, check_apart, remotes};
 use crate::progress::{Bar, Unit};
 
@@ -255,6 +255,14 @@ fn rm(context: &Context, remote: &Remote, name: &str, tags: &[String]) -> anyhow
     Ok(ExitCode::SUCCESS)
 }
 
+/// Of so many that are damaged.
+fn of_findings(number: usize, what: &str) -> ExitCode {
+    match number {
+        0 => ExitCode::SUCCESS,
+        _ => ended(exit::DAMAGED, &counted(number as u64, what)),
+    }
+}
+
 fn tags(context: &Context, remote: &Remote) -> anyhow::Result<ExitCode> {
     let tags = told(remote.tags())?;
     context.answer(&json!({"tags": tags}), || {
@@ -270,10 +278,8 @@ fn tags(context: &Context, remote: &Remote) -> anyhow::Result<ExitCode> {
             .collect();
         table(&["TAG", "ID", ""], 3, &rows)
     })?;
-    Ok(match tags.iter().any(|one| one.damaged) {
-        true => ExitCode::from(exit::DAMAGED),
-        false => ExitCode::SUCCESS,
-    })
+    let damaged = tags.iter().filter(|one| one.damaged).count();
+    Ok(of_findings(damaged, "damaged tag"))
 }
 
 fn leases(context: &Context, remote: &Remote) -> anyhow::Result<ExitCode> {
@@ -291,10 +297,8 @@ fn leases(context: &Context, remote: &Remote) -> anyhow::Result<ExitCode> {
             .collect();
         table(&["SESSION", "WORK", "WHO"], 3, &rows)
     })?;
-    Ok(match leases.iter().any(|one| one.problem.is_some()) {
-        true => ExitCode::from(exit::DAMAGED),
-        false => ExitCode::SUCCESS,
-    })
+    let damaged = leases.iter().filter(|one| one.problem.is_some()).count();
+    Ok(of_findings(damaged, "damaged lease"))
 }
 
 fn verify(context: &Context, remote: &Remote, read_data: bool) -> anyhow::Result<ExitCode> {
@@ -318,10 +322,7 @@ fn verify(context: &Context, remote: &Remote, read_data: bool) -> anyhow::Result
             count(report.findings.len() as u64)
         )
     })?;
-    Ok(match report.findings.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::from(exit::DAMAGED),
-    })
+    Ok(of_findings(report.findings.len(), "finding"))
 }
 
 /// The tag under which a snapshot goes there: the one that was given, or of the snapshot's the

@@ -7,10 +7,11 @@ use snapstore_remote::protocol::{NotCollected, RefKey, Stays};
 use snapstore_remote::{Remote, RepackOptions, Repacked};
 
 use crate::args::RemoteGcArgs;
+use crate::commands::ended;
 use crate::commands::remote_told::{told, with_requests};
 use crate::context::Context;
 use crate::exit;
-use crate::format::{count, size};
+use crate::format::{count, counted, size};
 use crate::logging::say;
 use crate::progress::{Bar, Unit};
 
@@ -76,7 +77,10 @@ pub fn run(context: &Context, remote: &Remote, args: &RemoteGcArgs) -> anyhow::R
     })?;
     match waits {
         None if repacked.damaged.is_empty() => Ok(ExitCode::SUCCESS),
-        None => Ok(ExitCode::from(exit::DAMAGED)),
+        None => {
+            let damaged = counted(repacked.damaged.len() as u64, "damaged object");
+            Ok(ended(exit::DAMAGED, &format!("{damaged}: not repacked")))
+        }
         Some(waits) => {
             let what = match repacked.packs {
                 0 => "nothing was deleted",

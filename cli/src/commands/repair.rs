@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use snapstore_store::{RepairOptions, RepairReport, Store};
 
+use crate::commands::ended;
 use crate::context::Context;
 use crate::exit;
-use crate::format::count;
+use crate::format::{count, counted};
 use crate::known;
 use crate::progress::{Bar, Unit};
 
@@ -32,9 +33,18 @@ pub fn run(context: &Context) -> anyhow::Result<ExitCode> {
     })?;
     Ok(
         if !report.lost_tags.is_empty() || !report.broken_snapshots.is_empty() {
-            ExitCode::from(exit::DAMAGED)
+            let found = [
+                (report.lost_tags.len(), "lost tag"),
+                (report.broken_snapshots.len(), "broken snapshot"),
+            ];
+            let found = found.into_iter().filter(|(number, _)| *number > 0);
+            let found: Vec<_> = found
+                .map(|(number, what)| counted(number as u64, what))
+                .collect();
+            ended(exit::DAMAGED, &found.join(", "))
         } else if !report.left_alone.is_empty() {
-            ExitCode::FAILURE
+            let left = counted(report.left_alone.len() as u64, "tag");
+            ended(exit::FAILED, &format!("{left} left as before"))
         } else {
             ExitCode::SUCCESS
         },

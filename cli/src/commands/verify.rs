@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use snapstore_store::{Damage, Finding, NotChecked, VerifyReport};
 
 use crate::args::VerifyArgs;
+use crate::commands::ended;
 use crate::context::Context;
 use crate::exit;
 use crate::form::Fields;
@@ -53,9 +54,11 @@ pub fn run(context: &Context, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     }
     context.answer(&value, || describe(&report))?;
     Ok(if !report.findings.is_empty() {
-        ExitCode::from(exit::DAMAGED)
+        let findings = counted(report.findings.len() as u64, "finding");
+        ended(exit::DAMAGED, &format!("{findings} of damage"))
     } else if !report.not_checked.is_empty() {
-        ExitCode::FAILURE
+        let left = counted(report.not_checked.len() as u64, "thing");
+        ended(exit::FAILED, &format!("{left} could not be checked"))
     } else {
         ExitCode::SUCCESS
     })

@@ -5,6 +5,7 @@ mod chains;
 mod completions;
 mod creating;
 mod exhausted;
+mod findings;
 mod foreign_pack_files;
 mod forms;
 mod inputs;
