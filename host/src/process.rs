@@ -15,6 +15,7 @@ use rustix::io::retry_on_intr;
 use snapstore_vmm::Console;
 use snapstore_vmm::confine::{self, Group, Limits, Preparation, Role, keep_only};
 use snapstore_vmm::control::{Identity, RunState, Vm};
+use snapstore_vmm::virtio::MOST_OVERLAY_LAYERS;
 
 use crate::background;
 use crate::build::{MachineSource, build};
@@ -104,6 +105,7 @@ fn start_claimed(
     snapstore_vmm::end_on_lost_memory()?;
     snapstore_vmm::end_on_panic();
     snapstore_vmm::forbid_merging();
+    snapstore_vmm::outlive_long_files()?;
     let console = Arc::new(Console::new());
     let preparation = spec.confine.then(Preparation::new).transpose()?;
     // Before there is memory that counts.
@@ -115,7 +117,9 @@ fn start_claimed(
     let limits = Limits {
         cpus: u64::try_from(machine.cpus()).unwrap_or(u64::MAX),
         memory_bytes: machine.memory_bytes(),
-        disk_bytes: machine.largest_disk_bytes().saturating_mul(2),
+        disk_bytes: machine
+            .largest_disk_bytes()
+            .saturating_mul(MOST_OVERLAY_LAYERS),
     };
     let confinement = preparation
         .map(|preparation| preparation.confine(claim.vm.dir(), &limits, group.as_mut()))

@@ -41,6 +41,9 @@ pub const MAX_IMAGE_BYTES: u64 = 8 << 40;
 /// Frozen maps beyond which the oldest are merged: commits that fail again and
 /// again must not slow reading down.
 const FROZEN_MAPS: usize = 8;
+/// How many times an image's length its overlay's file may have: each map can name a slot
+/// for every block. They are what is committed, what is frozen, and the current one.
+pub const MOST_LAYERS: u64 = FROZEN_MAPS as u64 + 2;
 /// Free slots that wait for their entries to be on the disk: with more, nobody waits for
 /// whoever asks for that.
 const MOST_WAITING: usize = 4096;

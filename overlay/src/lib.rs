@@ -30,6 +30,6 @@ pub use budget::Budget;
 pub use disk::sync_file;
 pub use frozen::{Content, Extent, Frozen};
 pub use journal::{Journal, Replayed, SegmentPath, Survived};
-pub use layers::{MAX_IMAGE_BYTES, Overlay};
+pub use layers::{MAX_IMAGE_BYTES, MOST_LAYERS, Overlay};
 pub use step::step;
 pub use sync::SyncPoint;

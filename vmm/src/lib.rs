@@ -44,5 +44,6 @@ pub use machine::{
 };
 pub use signals::{
     MEMORY_LOST_EXIT_CODE, PANICKED_EXIT_CODE, end_on_lost_memory, end_on_panic, forbid_merging,
+    outlive_long_files,
 };
 pub use spawn::{execute_in, fork_each};

@@ -52,6 +52,21 @@ pub fn forbid_merging() {
     }
 }
 
+/// A file that would get longer than this process may make one (`RLIMIT_FSIZE`) is an
+/// error of whoever writes it, and not the end of the process (SIGXFSZ). For a process that
+/// executes no other program, which would inherit that.
+///
+/// # Errors
+/// The operating system refuses it.
+pub fn outlive_long_files() -> Result<()> {
+    // SAFETY: no handler of this program's, nor of another's, is there for this signal.
+    let before = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    if before == libc::SIG_ERR {
+        return Err(io::Error::last_os_error()).os("ignore the signal of files that are too long");
+    }
+    Ok(())
+}
+
 /// Ends the process with a message on standard error when it reads mapped memory
 /// whose file cannot be read any more (SIGBUS), instead of a silent death.
 ///

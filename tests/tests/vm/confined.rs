@@ -2,7 +2,7 @@
 //! `ps` says of it.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -134,6 +134,26 @@ fn limits_are_in_force() -> Result<()> {
     ensure!(limit("Max file size")? == (64 << 20).to_string());
     let own = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     ensure!(limit("Max open files")? == own.min(4096).to_string());
+    lab.finish()
+}
+
+/// What cannot be written is an error of whoever writes it.
+#[test]
+fn a_file_that_would_be_too_long_does_not_end_a_machine() -> Result<()> {
+    let test = "a_file_that_would_be_too_long_does_not_end_a_machine";
+    let Some((lab, _)) = lab(test)? else {
+        return Ok(());
+    };
+    lab.run("web", TABLE, &[])?;
+    lab.wait_for_steps("web", 2)?;
+    // Its last words do not fit into its log any more.
+    let log = File::options()
+        .write(true)
+        .open(lab.vm_dir("web").join("log"))?;
+    log.set_len(64 << 20)?;
+    signal(lab.pid("web")?, Signal::TERM)?;
+    // Of one that ended as it was told to nothing is left.
+    lab.assert_nothing_left()?;
     lab.finish()
 }
 

@@ -88,6 +88,18 @@ fn a_disk_of_any_number_of_sectors_is_committed_and_restored() -> Result<()> {
 }
 
 #[test]
+fn all_layers_of_an_overlay_may_be_written() -> Result<()> {
+    let Some(lab) = Lab::new("all_layers_of_an_overlay_may_be_written")? else {
+        return Ok(());
+    };
+    with_disk(&lab, &noise(3, 8 << 20))?;
+    let limits = &lab.ps("vm")?["confinement"]["limits"];
+    ensure!(limits["file_bytes"] == 10 * (8 << 20), "{limits}");
+    lab.stop("vm")?;
+    lab.finish()
+}
+
+#[test]
 fn a_disk_whose_file_has_changed_is_not_committed() -> Result<()> {
     let Some(lab) = Lab::new("a_disk_whose_file_has_changed_is_not_committed")? else {
         return Ok(());

@@ -215,10 +215,11 @@ impl Drop for Group {
 }
 
 /// Twice the guest's memory, since a frozen copy comes to as much if the guest writes all
-/// of it meanwhile; the maps of overlays and the host's page tables; and an allowance.
+/// of it meanwhile; the maps of overlays (1/1024 of what they name) and the host's page
+/// tables; and an allowance.
 fn memory_bytes(limits: &Limits) -> u64 {
     let twice = limits.memory_bytes.saturating_mul(2);
-    let maps = (limits.memory_bytes / 128).saturating_add(limits.disk_bytes / 512);
+    let maps = (limits.memory_bytes / 128).saturating_add(limits.disk_bytes / 1000);
     twice.saturating_add(maps).saturating_add(ALLOWANCE_BYTES)
 }
 
@@ -438,7 +439,7 @@ mod tests {
         group.limit(&limits(), &mut report);
         let said = fs::read_to_string(dir.path().join("memory.max")).unwrap();
         assert_eq!(said, report.limits["memory_bytes"].to_string());
-        let wanted = (2 << 30) + (8 << 20) + (16 << 20) + ALLOWANCE_BYTES;
+        let wanted = (2 << 30) + (8 << 20) + (8 << 30) / 1000 + ALLOWANCE_BYTES;
         assert_eq!(report.limits["memory_bytes"], wanted);
         group.keep();
     }

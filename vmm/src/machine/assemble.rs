@@ -156,7 +156,7 @@ impl Assembled {
         self.0.cpus()
     }
 
-    /// The largest of its disks, in bytes; an overlay may take twice as much.
+    /// The largest of its disks, in bytes; an overlay may take as much for each of its layers.
     #[must_use]
     pub fn largest_disk_bytes(&self) -> u64 {
         let disks = self.0.disks();

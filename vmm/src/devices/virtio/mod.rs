@@ -47,7 +47,9 @@ pub use crate::state::VirtioDeviceState;
 pub use block::Block;
 pub use broken::Broken;
 pub use chain::Chain;
-pub use disk::{Content, DISK_BLOCK_BYTES, Disk, Extent, FrozenDisk, MAX_DISK_BYTES};
+pub use disk::{
+    Content, DISK_BLOCK_BYTES, Disk, Extent, FrozenDisk, MAX_DISK_BYTES, MOST_OVERLAY_LAYERS,
+};
 pub use entropy::Entropy;
 pub(crate) use host::Host;
 pub use net::{Interface, MacAddress, Net, Network, NotAMacAddress, Tap};

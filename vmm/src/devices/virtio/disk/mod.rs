@@ -25,7 +25,9 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::error::{Error, Result};
 pub use frozen::FrozenDisk;
 use snapstore_overlay::{Budget, Overlay};
-pub use snapstore_overlay::{Content, Extent, MAX_IMAGE_BYTES as MAX_DISK_BYTES};
+pub use snapstore_overlay::{
+    Content, Extent, MAX_IMAGE_BYTES as MAX_DISK_BYTES, MOST_LAYERS as MOST_OVERLAY_LAYERS,
+};
 pub use under::DISK_BLOCK_BYTES;
 use under::Under;
 
