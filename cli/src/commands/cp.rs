@@ -13,7 +13,7 @@ use serde_json::json;
 use snapstore_host::Usage;
 use snapstore_host::runtime::Runtime;
 use snapstore_store::Error;
-use snapstore_vmm::agent::{Exec, Stream};
+use snapstore_vmm::agent::{self, Exec, Stream};
 
 use super::exec::{connect, explained};
 use super::export::{Part, STANDARD};
@@ -158,13 +158,13 @@ fn in_guest(
     out: &mut dyn Write,
 ) -> anyhow::Result<u64> {
     let runtime = Runtime::open()?;
-    let agent = connect(&runtime, &runtime.running(machine)?, args.wait)?;
+    let client = connect(&runtime, &runtime.running(machine)?, args.wait)?;
     let exec = Exec {
         command: command.iter().map(ToString::to_string).collect(),
         ..Exec::default()
     };
     let (mut bytes, mut complaint) = (0, Vec::new());
-    let ended = agent.exec(&exec, stdin, &mut |stream, content| {
+    let ended = client.exec(&exec, stdin, &mut |stream, content| {
         if context.cancel().is_cancelled() {
             return Err(io::Error::other("stopped by a signal"));
         }
@@ -188,7 +188,7 @@ fn in_guest(
         let complaint = String::from_utf8_lossy(&complaint);
         bail!(
             "the guest of {machine} could not copy it: {}",
-            complaint.trim()
+            agent::plain(complaint.trim())
         );
     }
     Ok(bytes)

@@ -110,6 +110,10 @@ fn a_copy_that_fails_leaves_what_was_there() -> Result<()> {
     }));
     let said = lab.cli.fails(1, &["cp", &file, "web:/no/such/dir/file"])?;
     ensure!(said.contains("the guest of web"), "{said}");
+    // What the guest complains of does nothing to a terminal.
+    let odd = "web:/no/such/\x1b[2J\ndir/file";
+    let said = lab.cli.fails(1, &["cp", &file, odd])?;
+    ensure!(said.contains("/no/such/ [2J dir"), "{said:?}");
     let said = lab.cli.fails(1, &["cp", "/no/such/file", "web:/tmp"])?;
     ensure!(said.contains("cannot open /no/such/file"), "{said}");
     let said = lab.cli.fails(1, &["cp", "/tmp", "web:/tmp"])?;

@@ -59,7 +59,7 @@ pub enum AgentError {
     Refused {
         /// Which kind of no.
         kind: ErrorKind,
-        /// What it said.
+        /// What it said, in one line.
         message: String,
     },
     /// The agent speaks another protocol.
@@ -394,10 +394,20 @@ fn frame_header(header: [u8; FRAME_HEADER_BYTES]) -> Result<(FrameKind, usize)> 
 
 fn parse_reply(content: &[u8]) -> Result<Reply> {
     match serde_json::from_slice(content) {
-        Ok(Reply::Error { kind, message }) => Err(AgentError::Refused { kind, message }),
+        Ok(Reply::Error { kind, message }) => Err(AgentError::Refused {
+            kind,
+            message: plain(&message),
+        }),
         Ok(reply) => Ok(reply),
         Err(_) => Err(AgentError::Protocol),
     }
+}
+
+/// What a guest says, as one line that does nothing to a terminal: it comes to the log of its
+/// machine, whose last line tells how the machine ended, and before people.
+#[must_use]
+pub fn plain(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 /// Waits until something can be done; returns whether there is input.

@@ -105,6 +105,18 @@ fn refusals_and_absence_are_errors() {
 }
 
 #[test]
+fn what_a_guest_says_is_one_line_that_does_nothing_to_a_terminal() {
+    let directory = tempfile::tempdir().unwrap();
+    let said = "no\nended in order: powered off\r\u{1b}[2J\u{9b}1m\u{7f}";
+    let (path, agent) = scripted(directory.path(), vec![refusal(said)]);
+    let mut client = AgentClient::connect(&path, AGENT_PORT, PATIENCE).unwrap();
+    let error = client.ping().unwrap_err().to_string();
+    let told = "the guest's agent: no ended in order: powered off  [2J 1m ";
+    assert_eq!(error, told);
+    agent.join().unwrap();
+}
+
+#[test]
 fn a_broken_output_ends_the_command() {
     let directory = tempfile::tempdir().unwrap();
     let path = agent(directory.path(), 0);
