@@ -76,33 +76,42 @@ fn run(spec: &Spec, kept: Vec<OwnedFd>) -> anyhow::Result<u8> {
         match runtime.vm(name).and_then(|vm| vm.claim()) {
             Ok(claim) => claims.push(claim),
             Err(error) => {
-                announce(name, Err(ChildFailure::of(&error)))?;
-                return give_up(claims);
+                give_up(name, &error, claims);
+                return Ok(FAILED);
             }
         }
     }
-    let pids = if spec.share_layout {
-        fork_all(spec, &claims)?
-    } else {
-        execute_all(spec, &claims, &kept)?
+    let mut pids = Vec::with_capacity(claims.len());
+    let started = match spec.share_layout {
+        true => fork_all(spec, &claims, &mut pids),
+        false => execute_all(spec, &claims, &kept, &mut pids),
     };
     drop(kept);
+    let unstarted = claims.split_off(pids.len());
+    if let (Err(error), Some(first)) = (&started, unstarted.first()) {
+        let name = first.vm.name.clone();
+        give_up(&name, error, unstarted);
+    }
     let_go_of_starter()?;
     // The machines hold their names themselves.
     let vms = claims.into_iter().map(|claim| claim.vm.clone());
-    supervise(pids.into_iter().zip(vms).collect())
+    let ended = supervise(pids.into_iter().zip(vms).collect())?;
+    started.map(|()| ended)
 }
 
-/// Without one of its names, none of the machines starts.
-fn give_up(claims: Vec<NameLock>) -> anyhow::Result<u8> {
+/// Says why a machine does not start, and leaves nothing of those that have no process.
+fn give_up(name: &str, error: &anyhow::Error, claims: Vec<NameLock>) {
+    // Whoever started this may have been killed: there is nobody to tell.
+    let _ = announce(name, Err(ChildFailure::of(error)));
     for claim in claims {
-        claim.release(None)?;
+        // What cannot be cleared away is, by the next command that lists machines.
+        let _ = claim.release(None);
     }
-    Ok(FAILED)
 }
 
-/// A process for each that begins with a copy of this one.
-fn fork_all(spec: &Spec, claims: &[NameLock]) -> anyhow::Result<Vec<i32>> {
+/// A process for each that begins with a copy of this one. `pids` has those that there are,
+/// also if that fails.
+fn fork_all(spec: &Spec, claims: &[NameLock], pids: &mut Vec<i32>) -> anyhow::Result<()> {
     let numbers: Vec<i32> = claims.iter().map(|claim| raw(claim.lock())).collect();
     let child = |number: usize| {
         // The others' names are not this one's to hold.
@@ -115,16 +124,21 @@ fn fork_all(spec: &Spec, claims: &[NameLock]) -> anyhow::Result<Vec<i32>> {
             Err(_) => NOT_STARTED,
         }
     };
-    let pids = snapstore_vmm::fork_each(spec.names.len(), child)?;
+    let forked = snapstore_vmm::fork_each(spec.names.len(), child, pids);
     for (pid, claim) in pids.iter().zip(claims) {
         let _ = claim.name_process(*pid);
     }
-    Ok(pids)
+    Ok(forked?)
 }
 
 /// A process for each that executes this program anew: no two have the same layout of
-/// their addresses.
-fn execute_all(spec: &Spec, claims: &[NameLock], kept: &[OwnedFd]) -> anyhow::Result<Vec<i32>> {
+/// their addresses. `pids` as of [`fork_all`].
+fn execute_all(
+    spec: &Spec,
+    claims: &[NameLock],
+    kept: &[OwnedFd],
+    pids: &mut Vec<i32>,
+) -> anyhow::Result<()> {
     let file = memfd_create("spec", MemfdFlags::empty()).context("cannot pass on the machines")?;
     let mut file = File::from(file);
     file.write_all(&serde_json::to_vec(spec)?)?;
@@ -132,7 +146,6 @@ fn execute_all(spec: &Spec, claims: &[NameLock], kept: &[OwnedFd]) -> anyhow::Re
         fcntl_setfd(fd, FdFlags::empty())?;
     }
     let groups = spec.confine.then(Groups::find).flatten();
-    let mut pids = Vec::with_capacity(claims.len());
     for (number, claim) in claims.iter().enumerate() {
         fcntl_setfd(claim.lock(), FdFlags::empty())?;
         let fds = [file.as_fd(), claim.lock()].into_iter();
@@ -151,7 +164,7 @@ fn execute_all(spec: &Spec, claims: &[NameLock], kept: &[OwnedFd]) -> anyhow::Re
         pids.push(pid);
         fcntl_setfd(claim.lock(), FdFlags::CLOEXEC)?;
     }
-    Ok(pids)
+    Ok(())
 }
 
 fn raw(fd: BorrowedFd<'_>) -> i32 {

@@ -15,20 +15,19 @@ use crate::error::{Error, OsContext as _, Result};
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// Calls `child` in `count` new processes, with their numbers from 0; what it
-/// returns is the process's exit code. Returns the children's process ids.
+/// returns is the process's exit code. Adds the children's process ids to `children`.
 ///
 /// # Errors
 /// The calling process has more than one thread (a child would inherit the
 /// others' locks, but not the threads that open them), or fork(2) fails; the
-/// children so far then run on.
-pub fn fork_each(count: usize, child: impl Fn(usize) -> u8) -> Result<Vec<i32>> {
+/// children so far then run on, and have been added.
+pub fn fork_each(count: usize, child: impl Fn(usize) -> u8, children: &mut Vec<i32>) -> Result<()> {
     let threads = std::fs::read_dir("/proc/self/task")
         .os("count this process's threads")?
         .count();
     if threads != 1 {
         return Err(Error::Threads { threads });
     }
-    let mut children = Vec::new();
     for number in 0..count {
         // SAFETY: this process has a single thread, so that the child finds
         // every lock free and every structure whole.
@@ -40,7 +39,7 @@ pub fn fork_each(count: usize, child: impl Fn(usize) -> u8) -> Result<Vec<i32>> 
             pid => children.push(pid),
         }
     }
-    Ok(children)
+    Ok(())
 }
 
 /// Starts `program` with these arguments, its name the first of them, and this process's

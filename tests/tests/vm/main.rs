@@ -32,4 +32,5 @@ mod ready;
 mod remote;
 mod reseed;
 mod restored;
+mod starting;
 mod wrong_state_is_noticed;
