@@ -1,6 +1,6 @@
 use std::fs::{self, DirBuilder};
 use std::io::Write as _;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 
 use super::*;
 
@@ -149,6 +149,27 @@ fn what_was_logged_is_no_cause_of_an_end() {
     .concat();
     fs::write(vm.log(), said).unwrap();
     assert_eq!(vm.ending().as_deref(), Some("memory\n2026 was a year"));
+}
+
+/// A machine that was taken over may have made its log of any length, and of anything.
+#[test]
+fn only_the_end_of_a_log_is_read() {
+    let (_dir, runtime) = runtime();
+    let vm = runtime.vm("a").unwrap();
+    drop(vm.claim().unwrap());
+    let log = fs::File::create(vm.log()).unwrap();
+    log.set_len(1 << 40).unwrap();
+    assert_eq!(vm.ending().as_deref(), Some(KILLED));
+    let mut end = vec![b'x'; 64 << 10];
+    end.extend(b"\nerror: \x1b[2Jmemory \xff\n");
+    log.write_all_at(&end, 1 << 40).unwrap();
+    assert_eq!(vm.ending().as_deref(), Some(" [2Jmemory \u{fffd}"));
+    assert!(!vm.has_ended_in_order());
+    let length = log.metadata().unwrap().len();
+    log.write_all_at(b"ended in order: powered off\n", length)
+        .unwrap();
+    assert!(vm.has_ended_in_order());
+    assert_eq!(vm.ending(), None);
 }
 
 #[test]

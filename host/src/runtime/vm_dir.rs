@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use snapstore_vmm::Error;
 use snapstore_vmm::control::Client;
 
-use super::ending::{KILLED, last_words, said_in_order};
+use super::ending::{KILLED, end_of_log, last_words, said_in_order};
 use crate::error::{Busy, NotFound};
 
 /// The socket of a machine's vsock device, in the machine's directory.
@@ -109,7 +109,7 @@ impl VmDir {
 
     /// Whether it has ended as wanted, and only has to be cleared away.
     pub fn has_ended_in_order(&self) -> bool {
-        !self.is_running() && fs::read_to_string(self.log()).is_ok_and(|log| said_in_order(&log))
+        !self.is_running() && end_of_log(&self.log()).is_ok_and(|log| said_in_order(&log))
     }
 
     /// Why it ended badly, if it has ended so.
@@ -118,7 +118,7 @@ impl VmDir {
             return None;
         }
         let said = fs::read_to_string(self.dir.join("ending"));
-        let said = said.or_else(|_| fs::read_to_string(self.log()).map(|log| last_words(&log)));
+        let said = said.or_else(|_| end_of_log(&self.log()).map(|log| last_words(&log)));
         let said = said.ok()?;
         Some(match said.trim() {
             "" => KILLED.to_owned(),
