@@ -13,7 +13,7 @@ use serde_json::json;
 use snapstore_host::Usage;
 use snapstore_host::runtime::Runtime;
 use snapstore_store::Error;
-use snapstore_vmm::agent::{self, Exec, Stream};
+use snapstore_vmm::agent::{self, AgentError, Exec, Stream};
 
 use super::exec::{connect, explained};
 use super::export::{Part, STANDARD};
@@ -75,7 +75,9 @@ pub fn run(context: &Context, args: &CpArgs) -> anyhow::Result<ExitCode> {
                             .to_owned()
                     ));
                 }
-                out_of_guest(context, args, machine, path, &mut io::stdout().lock())?;
+                let mut out = io::stdout().lock();
+                out_of_guest(context, args, machine, path, &mut out)?;
+                out.flush().context("cannot write to standard output")?;
                 return Ok(ExitCode::SUCCESS);
             }
             let to = within(to, Path::new(&path));
@@ -183,7 +185,12 @@ fn in_guest(
     if context.cancel().is_cancelled() {
         bail!(Error::Cancelled);
     }
-    let ended = ended.or_else(|error| Err(explained(error, &runtime, machine, command[0])?))?;
+    let ended = match ended {
+        Ok(ended) => ended,
+        // A copy that is cut off has failed, also one whose reader went away.
+        Err(error @ AgentError::Local(_)) => bail!("{error}"),
+        Err(error) => return Err(explained(error, &runtime, machine, command[0])?),
+    };
     if ended.code != Some(0) {
         let complaint = String::from_utf8_lossy(&complaint);
         bail!(

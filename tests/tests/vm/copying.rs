@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Stdio;
 
 use anyhow::{Result, ensure};
 use snapstore_guests::TABLE;
@@ -128,6 +129,31 @@ fn a_copy_that_fails_leaves_what_was_there() -> Result<()> {
         let said = lab.cli.fails(2, &["cp", sides[0], sides[1]])?;
         ensure!(said.contains("MACHINE:PATH"), "{sides:?}: {said}");
     }
+    lab.finish()
+}
+
+#[test]
+fn a_copy_whose_reader_goes_away_has_failed() -> Result<()> {
+    let Some(lab) = with_agent("a_copy_whose_reader_goes_away_has_failed")? else {
+        return Ok(());
+    };
+    let big = lab.file("big", &vec![b'x'; 1 << 20])?;
+    let mut command = lab.cli.command(&["cp", &format!("web:{big}"), "-"])?;
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    drop(child.stdout.take());
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    ensure!(said.contains("Broken pipe"), "{said}");
+    // Nor is one whole of which the last bytes cannot be written.
+    let small = lab.file("small", b"without a new line")?;
+    let mut command = lab.cli.command(&["cp", &format!("web:{small}"), "-"])?;
+    let full = fs::File::options().write(true).open("/dev/full")?;
+    let output = command.stdout(full).stderr(Stdio::piped()).output()?;
+    ensure!(output.status.code() == Some(1), "{output:?}");
     lab.finish()
 }
 
