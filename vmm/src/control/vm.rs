@@ -8,10 +8,14 @@ use std::time::{Duration, Instant};
 use crate::confine::Confinement;
 use crate::control::protocol::{CommitReport, Origin, RunState, Seconds, Status, Totals, seconds};
 use crate::devices::Console;
+use crate::error::Error;
 use crate::machine::{Ending, Machine};
 
 /// How long clients have to fetch their last answer once the machine ended.
 const FAREWELL: Duration = Duration::from_millis(500);
+
+/// How long after it is tried once more to let a guest go on that does not stop.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Who a machine is.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -147,9 +151,13 @@ impl Vm {
 
     /// Lets the guest go on past its readiness unless a client waits for that.
     pub fn skip_ready_unless_awaited(&self) {
-        if self.ready_clients.load(Ordering::Acquire) == 0 {
-            // A machine that has ended needs nothing.
-            let _ = self.machine.skip_ready();
+        while self.ready_clients.load(Ordering::Acquire) == 0 {
+            match self.machine.skip_ready() {
+                // A vCPU hangs in a page of the snapshot, which may still come.
+                Err(Error::DoesNotStop) => std::thread::sleep(RETRY),
+                // A machine that has ended needs nothing.
+                Ok(()) | Err(_) => return,
+            }
         }
     }
 

@@ -19,16 +19,21 @@ impl Machine {
         let deadline = Instant::now() + PAUSE_PATIENCE;
         let mut control = self.control(deadline)?;
         if self.shared.devices.host().has_fault() {
-            // It stopped by itself, and its vCPUs may still be on their way out.
             self.stop_vcpus(deadline)?;
             self.shared.devices.host().mended();
         }
-        self.let_run(&mut control)
+        self.let_run(&mut control, Some(deadline))
     }
 
-    pub(super) fn let_run(&self, control: &mut Control) -> Result<()> {
+    /// Without a deadline the vCPUs of a guest that does not run are out of it. With one it
+    /// may have stopped by itself, and they be on their way out, or hang in a page that nobody
+    /// gives.
+    pub(super) fn let_run(&self, control: &mut Control, deadline: Option<Instant>) -> Result<()> {
         let shared = &self.shared;
         if !shared.run_control.is_running() {
+            if let Some(deadline) = deadline {
+                self.stop_vcpus(deadline)?;
+            }
             for vcpu in &shared.vcpus {
                 announce_stop(&lock(vcpu))?;
             }
@@ -106,7 +111,7 @@ impl Machine {
             && !shared.run_control.paused_at_ready()
             && !shared.devices.host().has_fault()
         {
-            return self.let_run(control);
+            return self.let_run(control, None);
         }
         Ok(())
     }
@@ -121,11 +126,12 @@ impl Machine {
     /// and goes on if it was, unless someone has paused it besides.
     ///
     /// # Errors
-    /// The machine has ended.
+    /// The machine has ended; or it stands at ready, but for a vCPU that does not stop.
     pub fn skip_ready(&self) -> Result<()> {
-        let mut control = self.control(Instant::now() + PAUSE_PATIENCE)?;
+        let deadline = Instant::now() + PAUSE_PATIENCE;
+        let mut control = self.control(deadline)?;
         if self.shared.run_control.skip_ready() {
-            return self.let_run(&mut control);
+            return self.let_run(&mut control, Some(deadline));
         }
         Ok(())
     }
@@ -164,5 +170,55 @@ impl Machine {
     #[must_use]
     pub fn wait_for_long_pause(&self, seen: u64) -> Option<u64> {
         self.shared.run_control.wait_for_long_pause(seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::memory::{GuestMemory, MemoryLayout};
+    use crate::{Console, Kernel};
+
+    /// A machine of two vCPUs, unless there is no KVM.
+    fn machine(test: &str) -> Option<Machine> {
+        if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+            println!("SKIPPED {test}: /dev/kvm: {error}");
+            return None;
+        }
+        let program = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(program.path(), snapstore_guests::HALT).unwrap();
+        let memory = GuestMemory::anonymous(MemoryLayout::new(2 << 20).unwrap()).unwrap();
+        let kernel = Kernel::Flat(program.path().into());
+        let console = Arc::new(Console::new());
+        Some(Machine::boot(memory, 2, &kernel, &console, Vec::new()).unwrap())
+    }
+
+    #[test]
+    fn a_guest_that_stands_at_ready_but_for_a_vcpu_that_hangs_is_given_up() {
+        let test = "a_guest_that_stands_at_ready_but_for_a_vcpu_that_hangs_is_given_up";
+        let Some(machine) = machine(test) else { return };
+        let machine = Arc::new(machine);
+        machine.stop_at_ready();
+        // As in a page of a server that was stopped.
+        let hung = lock(&machine.shared.vcpus[1]);
+        machine.shared.run_control.run();
+        while machine.is_out_of_guest() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        machine.shared.run_control.guest_is_ready();
+        for ask in [Machine::resume, Machine::skip_ready] {
+            let (answer, answered) = std::sync::mpsc::channel();
+            let asked = machine.clone();
+            std::thread::spawn(move || answer.send(ask(&asked)));
+            let answer = answered.recv_timeout(PAUSE_PATIENCE * 3).expect("it hangs");
+            assert!(matches!(answer, Err(Error::DoesNotStop)), "{answer:?}");
+        }
+        drop(hung);
+        machine.resume().unwrap();
+        assert!(machine.is_running());
     }
 }
