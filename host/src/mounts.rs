@@ -363,6 +363,12 @@ pub fn find_any(
     look::which_shows(&id.to_string(), &[vec![dir]], None)
 }
 
+/// Whether a user relies on mounts of a server. Another user's server could show what it
+/// likes, or hang whoever looks.
+pub(crate) fn trusts(user: u32, server: u32) -> bool {
+    server == 0 || server == user
+}
+
 /// A mount of the user's own that shows the snapshot. None of them is touched by
 /// this process: any may hang.
 fn find(
@@ -372,10 +378,9 @@ fn find(
     starter: Option<&mut Starter>,
 ) -> anyhow::Result<Option<PathBuf>> {
     let path = fs::canonicalize(store.path())?;
-    let trusted = [0, rustix::process::geteuid().as_raw()];
+    let user = rustix::process::geteuid().as_raw();
     let mounts = Mountpoint::all()?.into_iter().filter(|mount| {
-        // Another user's server could show what it likes, or hang whoever looks.
-        trusted.contains(&mount.user)
+        trusts(user, mount.user)
             && mount.store == path
             && !mount.dir.starts_with(not_under)
             // Machines are told of it as text.

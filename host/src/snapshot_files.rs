@@ -2,22 +2,22 @@
 //!
 //! A mount is found by its path, and its user may undo it at any time, or mount something
 //! else there. A held directory stays what it is; whether it is the right one, its manifest
-//! tells.
+//! tells, if its server is this user's or root's.
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, fstatfs, openat, statx};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, openat, statx};
+use snapstore_fuse::Mountpoint;
 
 use crate::error::Unmounted;
+use crate::mounts;
 
 /// What describes a mounted snapshot, in its directory.
 const MANIFEST: &str = "manifest.json";
-/// The kind of filesystem that mounts are (statfs(2)).
-const FUSE: i64 = 0x6573_5546;
 
 /// A held directory.
 pub(crate) struct SnapshotFiles {
@@ -45,13 +45,19 @@ impl SnapshotFiles {
 
     fn shows(&self, snapshot: &str) -> bool {
         let mut manifest = Vec::new();
-        #[allow(clippy::unnecessary_cast, reason = "its type depends on the platform")]
-        let is_mount = fstatfs(&self.held).is_ok_and(|of| of.f_type as i64 == FUSE);
-        is_mount
+        // Nothing is asked of another user's server.
+        self.is_trusted()
             && self
                 .open(MANIFEST)
                 .is_ok_and(|mut file| file.read_to_end(&mut manifest).is_ok())
             && is_of(&manifest, snapshot)
+    }
+
+    fn is_trusted(&self) -> bool {
+        let device = device(self.held.as_fd(), Path::new(""), AtFlags::EMPTY_PATH);
+        let mounts = Mountpoint::all().unwrap_or_default();
+        let user = rustix::process::geteuid().as_raw();
+        device.is_some_and(|device| is_trusted(&mounts, device, user))
     }
 
     /// Opens one of its files.
@@ -71,16 +77,24 @@ impl SnapshotFiles {
     /// Whether its path still leads to it: what others opened by that since this is held was of
     /// this mount. No server is asked.
     pub fn is_still_there(&self) -> bool {
-        let device = |dir, path: &Path, flags| {
-            let flags = flags | AtFlags::STATX_DONT_SYNC;
-            // The device is always told.
-            let found = statx(dir, path, flags, StatxFlags::empty()).ok()?;
-            Some((found.stx_dev_major, found.stx_dev_minor))
-        };
         let held = device(self.held.as_fd(), Path::new(""), AtFlags::EMPTY_PATH);
         let found = device(rustix::fs::CWD, &self.dir, AtFlags::empty());
         held.is_some() && held == found
     }
+}
+
+/// The filesystem that this is on. No server is asked.
+fn device(dir: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> Option<(u32, u32)> {
+    let flags = flags | AtFlags::STATX_DONT_SYNC;
+    // The device is always told.
+    let found = statx(dir, path, flags, StatxFlags::empty()).ok()?;
+    Some((found.stx_dev_major, found.stx_dev_minor))
+}
+
+/// Whether a filesystem is a mount whose server is this user's or root's.
+fn is_trusted(mounts: &[Mountpoint], device: (u32, u32), user: u32) -> bool {
+    let mut its = mounts.iter().filter(|mount| mount.device == device);
+    its.any(|mount| mounts::trusts(user, mount.user))
 }
 
 /// Whether a mount's manifest is that of the snapshot, under this program's own names of files.
@@ -98,4 +112,36 @@ pub(crate) fn gone(dir: &Path, snapshot: &str) -> anyhow::Error {
         dir.display()
     ))
     .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_mounts_of_this_user_and_of_root_are_trusted() {
+        let mount = |device, user| Mountpoint {
+            dir: "/there".into(),
+            store: "/store".into(),
+            user,
+            is_writable: false,
+            device,
+        };
+        let mounts = [
+            mount((0, 50), 0),
+            mount((0, 51), 1000),
+            mount((0, 52), 1001),
+        ];
+        let trusted = |device, user| is_trusted(&mounts, device, user);
+        assert!(trusted((0, 50), 1000) && trusted((0, 51), 1000));
+        assert!(!trusted((0, 52), 1000) && !trusted((0, 51), 0));
+        assert!(!trusted((0, 53), 1000), "no mount of ours");
+    }
+
+    #[test]
+    fn what_is_no_mount_is_not_held() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(MANIFEST), r#"{"id":"abc"}"#).unwrap();
+        assert!(SnapshotFiles::hold(dir.path(), "abc").is_err());
+    }
 }
