@@ -44,6 +44,9 @@ const FROZEN_MAPS: usize = 8;
 /// How many times an image's length its overlay's file may have: each map can name a slot
 /// for every block. They are what is committed, what is frozen, and the current one.
 pub const MOST_LAYERS: u64 = FROZEN_MAPS as u64 + 2;
+/// Runs of zeros beyond which less than a table of blocks is not kept as such: each takes
+/// memory, and room in the lists of commits, and none in the overlay's file.
+const MOST_ZERO_RUNS: u64 = 1 << 22;
 /// Free slots that wait for their entries to be on the disk: with more, nobody waits for
 /// whoever asks for that.
 const MOST_WAITING: usize = 4096;
@@ -64,6 +67,16 @@ pub struct Overlay {
     /// Free once the journal's entries up to a number are on the disk.
     waiting: VecDeque<(u64, Vec<Slot>)>,
     lost: Lost,
+    zero_runs: ZeroRuns,
+}
+
+/// How many runs of zeros the maps have.
+struct ZeroRuns {
+    /// No more than these.
+    at_most: u64,
+    /// Nearly as many as there may be: they are counted anew once a commit is durable.
+    are_full: bool,
+    most: u64,
 }
 
 /// What one freeze froze.
@@ -98,6 +111,7 @@ impl Overlay {
     ) -> Self {
         let slots = Slots::in_use(budget, replayed.map.slots().collect());
         let mut found = Self::build(file, size_bytes, slots, Some(journal));
+        found.zero_runs.at_most = replayed.map.zero_runs();
         found.current = replayed.map;
         found
     }
@@ -115,7 +129,19 @@ impl Overlay {
             journal,
             waiting: VecDeque::new(),
             lost: Lost::default(),
+            zero_runs: ZeroRuns {
+                at_most: 0,
+                are_full: false,
+                most: MOST_ZERO_RUNS,
+            },
         }
+    }
+
+    /// Of a test, which has no time for so many.
+    #[cfg(test)]
+    pub(crate) fn with_most_zero_runs(mut self, most: u64) -> Self {
+        self.zero_runs.most = most;
+        self
     }
 
     /// Reads through the overlay.
@@ -231,6 +257,7 @@ impl Overlay {
                 committed.absorb(&layer.map, &mut self.replaced);
             }
         }
+        self.zero_runs.are_full = false;
         self.reuse();
     }
 
@@ -253,6 +280,7 @@ impl Overlay {
         if let Some(journal) = &mut self.journal {
             journal.forget_before(first);
         }
+        self.zero_runs.are_full = false;
         self.reuse();
     }
 

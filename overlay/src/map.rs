@@ -150,6 +150,18 @@ impl Map {
         })
     }
 
+    /// How many runs of zeros there are.
+    pub fn zero_runs(&self) -> u64 {
+        let (mut count, mut end) = (0, None);
+        for (block, blocks, place) in self.runs() {
+            if place == Place::Zeros {
+                count += u64::from(end != Some(block));
+                end = Some(block + blocks);
+            }
+        }
+        count
+    }
+
     /// All blocks with their places, ascending.
     pub fn iter(&self) -> impl Iterator<Item = (u64, Place)> {
         self.tables.iter().flat_map(|(number, table)| {

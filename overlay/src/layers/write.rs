@@ -6,9 +6,11 @@ use std::os::unix::fs::FileExt as _;
 
 use super::Overlay;
 use crate::base::{BLOCK_BYTES, Under};
-use crate::map::{Place, Slot, TABLE_BLOCKS};
+use crate::map::{Map, Place, Slot, TABLE_BLOCKS};
 use crate::reader::{checked_end, piece};
 use crate::step::step;
+
+const NO_BYTES: &[u8] = &[0; BLOCK_BYTES as usize];
 
 /// Bytes of a write that lie together in the overlay's file.
 #[derive(Default)]
@@ -63,12 +65,12 @@ impl Overlay {
         self.finish(&mut run, bytes)
     }
 
-    /// Makes the bytes zeros, and gives their room back.
+    /// Makes the bytes zeros, and gives their room back. Of very many short runs, those
+    /// beyond a bound take room, as any other bytes do.
     ///
     /// # Errors
     /// As [`Overlay::write`].
     pub fn zero(&mut self, under: Under<'_>, offset: u64, length: u64) -> io::Result<()> {
-        const NO_BYTES: &[u8] = &[0; BLOCK_BYTES as usize];
         let end = checked_end(under.size_bytes, offset, length)?;
         let mut at = offset;
         let mut whole: Option<Range<u64>> = None;
@@ -88,7 +90,45 @@ impl Overlay {
                 at += length;
             }
         }
-        whole.map_or(Ok(()), |blocks| self.zero_blocks(blocks))
+        match whole {
+            None => Ok(()),
+            Some(blocks) if self.may_add_zeros() => self.zero_blocks(blocks),
+            Some(blocks) => self.zero_tables(under, blocks),
+        }
+    }
+
+    /// Whether there may be one more run of zeros.
+    fn may_add_zeros(&mut self) -> bool {
+        let most = self.zero_runs.most;
+        if self.zero_runs.at_most >= most && !self.zero_runs.are_full {
+            let runs = self.newest_first().map(Map::zero_runs).sum();
+            self.zero_runs.at_most = runs;
+            // With a little room, they would be counted for each of a few more.
+            self.zero_runs.are_full = runs > most - most / 8;
+        }
+        self.zero_runs.at_most += u64::from(!self.zero_runs.are_full);
+        !self.zero_runs.are_full
+    }
+
+    /// Only whole tables, of which there cannot be too many, become runs of zeros.
+    fn zero_tables(&mut self, under: Under<'_>, blocks: Range<u64>) -> io::Result<()> {
+        let first = blocks.start.next_multiple_of(TABLE_BLOCKS).min(blocks.end);
+        let last = (blocks.end - blocks.end % TABLE_BLOCKS).max(first);
+        self.fill_with_zeros(under, blocks.start..first)?;
+        if first < last {
+            self.zero_blocks(first..last)?;
+        }
+        self.fill_with_zeros(under, last..blocks.end)
+    }
+
+    fn fill_with_zeros(&mut self, under: Under<'_>, blocks: Range<u64>) -> io::Result<()> {
+        for block in blocks {
+            if self.current.get(block) != Some(Place::Zeros) {
+                let zeros = usize::try_from(under.block_bytes(block)).map_err(io::Error::other)?;
+                self.write(under, block * BLOCK_BYTES, &NO_BYTES[..zeros])?;
+            }
+        }
+        Ok(())
     }
 
     fn zero_blocks(&mut self, blocks: Range<u64>) -> io::Result<()> {

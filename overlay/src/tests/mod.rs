@@ -238,8 +238,11 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(250) })]
 
     #[test]
-    fn all_is_found_again_after_a_process_has_ended(ops in ops(), more in ops()) {
+    fn all_is_found_again_after_a_process_has_ended(ops in ops(), more in ops(), few in any::<bool>()) {
         let mut run = Run::begin();
+        if few {
+            run.overlay = run.overlay.with_most_zero_runs(2);
+        }
         for op in ops {
             run.act(op);
             prop_assert!(run.content(&run.overlay) == run.model);
@@ -358,4 +361,60 @@ fn runs_are_told_across_what_is_not_known() {
         overlay.run_at(zeros + BLOCK_BYTES),
         (None, 8000 * BLOCK_BYTES)
     );
+}
+
+#[test]
+fn very_many_runs_of_zeros_are_not_kept() {
+    const MOST: usize = 16;
+    let size_bytes = 4096 * BLOCK_BYTES - 512;
+    let mut model = vec![7; size_bytes as usize];
+    let base = file_of(&model);
+    let under = Under {
+        base: &base,
+        size_bytes,
+    };
+    let file = tempfile::tempfile().unwrap();
+    let overlay = Overlay::new(file, size_bytes, Budget::new(None));
+    let mut overlay = overlay.with_most_zero_runs(MOST as u64);
+    let mut zero = |overlay: &mut Overlay, blocks: std::ops::Range<usize>| {
+        let bytes = blocks.start * BLOCK..(blocks.end * BLOCK).min(size_bytes as usize);
+        let length = bytes.len() as u64;
+        overlay.zero(under, bytes.start as u64, length).unwrap();
+        model[bytes].fill(0);
+        model.clone()
+    };
+    let runs = |frozen: &Frozen| {
+        let all = frozen.overlaid().into_iter();
+        all.filter(|it| it.content == Content::Zeros).count()
+    };
+    let content = |overlay: &Overlay| {
+        let mut bytes = vec![0; size_bytes as usize];
+        overlay.read(under, 0, &mut bytes).unwrap();
+        bytes
+    };
+    // As a guest that discards every second block, again and again.
+    for number in 1..4 {
+        for block in (0..2000).step_by(2) {
+            zero(&mut overlay, block..block + 1);
+        }
+        let then = zero(&mut overlay, 4095..4096);
+        let frozen = overlay.freeze(number).unwrap();
+        assert!(runs(&frozen) <= MOST, "{}", runs(&frozen));
+        assert!(content(&overlay) == then);
+        overlay.committed(number);
+    }
+    // What is large takes no room, but for its ends.
+    let before = overlay.uncommitted_bytes();
+    let then = zero(&mut overlay, 2040..3590);
+    assert!(content(&overlay) == then);
+    assert_eq!(overlay.uncommitted_bytes() - before, 14 * BLOCK_BYTES);
+    // Once there are few again, there may be more.
+    zero(&mut overlay, 0..4096);
+    zero(&mut overlay, 0..4096);
+    let frozen = overlay.freeze(9).unwrap();
+    assert!(runs(&frozen) <= 2, "{}", runs(&frozen));
+    overlay.committed(9);
+    let then = zero(&mut overlay, 5..6);
+    assert!(content(&overlay) == then);
+    assert_eq!(overlay.uncommitted_bytes(), 0);
 }
