@@ -214,9 +214,11 @@ async fn steps<B: Bucket>(
 /// [`Error::Damaged`]: a record has the last one, which no host has come to.
 pub(super) fn next_seq(listing: &Listing, tag: &str) -> Result<u64> {
     listing.next_seq(tag).ok_or_else(|| Error::Damaged {
-        key: tag_prefix(tag),
-        reason: "a record there has the last number that there is, which no host has written. \
-            Remove that record from the bucket",
+        key: listing
+            .highest(tag)
+            .map_or_else(|| tag_prefix(tag), RefKey::key),
+        reason: "it has the last number that there is, which no host has written. Remove it from \
+            the bucket",
     })
 }
 

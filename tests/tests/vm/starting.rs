@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,6 +17,19 @@ use snapstore_tests::vm::{Lab, names};
 
 /// A user without processes.
 const NOBODY_ELSE: u32 = 1_234_567;
+
+/// The program where every user may execute it, with that of machines beside it.
+fn program(lab: &Lab) -> Result<PathBuf> {
+    let dir = lab.path("bin");
+    let built = PathBuf::from(lab.cli.command(&[])?.get_program());
+    if !dir.exists() {
+        DirBuilder::new().mode(0o755).create(&dir)?;
+        for name in ["snapstore", "snapstore-machine"] {
+            fs::copy(built.with_file_name(name), dir.join(name))?;
+        }
+    }
+    Ok(dir.join("snapstore"))
+}
 
 /// The process that starts machines, of a user who may have so many; it has no orders yet.
 fn starter(
@@ -32,7 +45,7 @@ fn starter(
     let mut command = Command::new("sh");
     command
         .args(["-c", LIMITED])
-        .arg(lab.cli.command(&[])?.get_program())
+        .arg(program(lab)?)
         .arg(processes)
         .env("SNAPSTORE_RUNTIME_DIR", runtime)
         .stdin(OwnedFd::from(theirs))
