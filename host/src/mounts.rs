@@ -27,6 +27,7 @@ use crate::error::Busy;
 use crate::look;
 use crate::mount_server::{Reading, RemoteReading, ServerRequest, Writing, launch};
 use crate::runtime::{Runtime, is_same};
+use crate::snapshot_files;
 use crate::starter::Starter;
 
 /// How often a mount that is just ending is looked at again, and how long that
@@ -363,12 +364,6 @@ pub fn find_any(
     look::which_shows(&id.to_string(), &[vec![dir]], None)
 }
 
-/// Whether a user relies on mounts of a server. Another user's server could show what it
-/// likes, or hang whoever looks.
-pub(crate) fn trusts(user: u32, server: u32) -> bool {
-    server == 0 || server == user
-}
-
 /// A mount of the user's own that shows the snapshot. None of them is touched by
 /// this process: any may hang.
 fn find(
@@ -380,7 +375,7 @@ fn find(
     let path = fs::canonicalize(store.path())?;
     let user = rustix::process::geteuid().as_raw();
     let mounts = Mountpoint::all()?.into_iter().filter(|mount| {
-        trusts(user, mount.user)
+        snapshot_files::trusts(user, mount.user)
             && mount.store == path
             && !mount.dir.starts_with(not_under)
             // Machines are told of it as text.

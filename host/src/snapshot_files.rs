@@ -14,7 +14,6 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, openat, statx};
 use snapstore_fuse::Mountpoint;
 
 use crate::error::Unmounted;
-use crate::mounts;
 
 /// What describes a mounted snapshot, in its directory.
 const MANIFEST: &str = "manifest.json";
@@ -91,10 +90,16 @@ fn device(dir: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> Option<(u32, u32)
     Some((found.stx_dev_major, found.stx_dev_minor))
 }
 
+/// Whether a user relies on mounts of a server. Another user's server could show what it
+/// likes, or hang whoever looks.
+pub(crate) fn trusts(user: u32, server: u32) -> bool {
+    server == 0 || server == user
+}
+
 /// Whether a filesystem is a mount whose server is this user's or root's.
 fn is_trusted(mounts: &[Mountpoint], device: (u32, u32), user: u32) -> bool {
     let mut its = mounts.iter().filter(|mount| mount.device == device);
-    its.any(|mount| mounts::trusts(user, mount.user))
+    its.any(|mount| trusts(user, mount.user))
 }
 
 /// Whether a mount's manifest is that of the snapshot, under this program's own names of files.
