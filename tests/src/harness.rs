@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 /// The built program, beside the running test. `make test` builds it first.
@@ -20,6 +20,19 @@ pub fn program() -> anyhow::Result<PathBuf> {
         .map(|dir| dir.join("snapstore"))
         .find(|path| path.is_file());
     found.context("the program is not built; run `cargo build` (in the same profile) first")
+}
+
+/// Copies a program, by another process. Were it copied by this one, a child that another test
+/// starts meanwhile would hold what it is written through, and it could not be executed for as
+/// long (`ETXTBSY`).
+///
+/// # Errors
+/// cp(1)'s.
+pub fn copy_program(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let output = Command::new("cp").args([from, to]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}");
+    Ok(())
 }
 
 /// A store in a directory, used through the program.

@@ -4,7 +4,7 @@ use std::io;
 
 use anyhow::Context as _;
 use serde_json::Value;
-use snapstore_tests::harness::{noise, skipped};
+use snapstore_tests::harness::{copy_program, noise, skipped};
 
 use crate::{Fixture, PAGE};
 
@@ -416,7 +416,7 @@ fn threads_that_run_out_are_told() -> anyhow::Result<()> {
     let fixture = with_two()?;
     fixture.file("memory", &noise(5, 8 * PAGE))?;
     let program = fixture.path("snapstore");
-    std::fs::copy(snapstore_tests::harness::program()?, &program)?;
+    copy_program(&snapstore_tests::harness::program()?, program.as_ref())?;
     let directory = fixture.path("");
     let run = |command: &[&str]| -> anyhow::Result<Option<std::process::Output>> {
         match std::process::Command::new(command[0])

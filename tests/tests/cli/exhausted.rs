@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, ensure};
-use snapstore_tests::harness::{Cli, noise, program, skipped};
+use snapstore_tests::harness::{Cli, copy_program, noise, program, skipped};
 
 use crate::{Fixture, PAGE};
 
@@ -182,7 +182,7 @@ fn threads() -> anyhow::Result<()> {
     }
     let store = Store::new()?;
     let own = store.0.path("program");
-    fs::copy(program()?, &own)?;
+    copy_program(&program()?, own.as_ref())?;
     let mut wrong = Vec::new();
     let (mut refused, mut done) = (0, 0);
     for command in COMMANDS {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::fs::{Advice, fadvise};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use serde_json::Value;
-use snapstore_tests::harness::{noise, program, skipped};
+use snapstore_tests::harness::{copy_program, noise, program, skipped};
 
 use crate::hung::Standing;
 use crate::{Fixture, PAGE};
@@ -318,7 +318,7 @@ fn another_user_is_told_nothing() -> anyhow::Result<()> {
     let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755));
     open(fixture.dir.path())?;
     let copy = fixture.path("snapstore");
-    fs::copy(program()?, &copy)?;
+    copy_program(&program()?, copy.as_ref())?;
     open(&copy)?;
     let dir = fixture.mountpoint("mnt")?;
     let shown = dir.display().to_string();

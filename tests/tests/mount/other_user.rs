@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::ensure;
-use snapstore_tests::harness::{noise, program, skipped};
+use snapstore_tests::harness::{copy_program, noise, program, skipped};
 
 use crate::places::NAMES;
 use crate::{Fixture, PAGE};
@@ -24,7 +24,7 @@ fn another_user_mounts_under_any_name() -> anyhow::Result<()> {
     let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755));
     open(dir.path())?;
     let copy = dir.path().join("snapstore");
-    fs::copy(program()?, &copy)?;
+    copy_program(&program()?, copy.as_ref())?;
     open(&copy)?;
     let image = dir.path().join("image");
     fs::write(&image, noise(1, 8 * PAGE))?;

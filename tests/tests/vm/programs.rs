@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use snapstore_guests::TABLE;
-use snapstore_tests::harness::program;
+use snapstore_tests::harness::{copy_program, program};
 use snapstore_tests::vm::Lab;
 
 /// The file name of the program that a process runs.
@@ -47,7 +47,7 @@ fn the_program_alone_runs_machines_too() -> Result<()> {
     };
     let alone = lab.path("alone");
     fs::create_dir(&alone)?;
-    fs::copy(program()?, alone.join("snapstore"))?;
+    copy_program(&program()?, &alone.join("snapstore"))?;
     lab.cli = lab.cli.clone().with_program(&alone.join("snapstore"));
     lab.run("web", TABLE, &[])?;
     lab.wait_for_steps("web", 2)?;
@@ -59,7 +59,7 @@ fn the_program_alone_runs_machines_too() -> Result<()> {
     let lib = lab.path("lib/snapstore");
     fs::create_dir_all(&lib)?;
     let machine = program()?.with_file_name("snapstore-machine");
-    fs::copy(machine, lib.join("snapstore-machine"))?;
+    copy_program(machine.as_ref(), &lib.join("snapstore-machine"))?;
     lab.restore("base", &["--name", "installed"])?;
     ensure!(runs(lab.pid("installed")?)? == "snapstore-machine");
     lab.finish()

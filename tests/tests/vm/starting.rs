@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
+use snapstore_tests::harness::copy_program;
 use snapstore_tests::vm::{Lab, names};
 
 /// A user without processes.
@@ -25,7 +26,7 @@ fn program(lab: &Lab) -> Result<PathBuf> {
     if !dir.exists() {
         DirBuilder::new().mode(0o755).create(&dir)?;
         for name in ["snapstore", "snapstore-machine"] {
-            fs::copy(built.with_file_name(name), dir.join(name))?;
+            copy_program(&built.with_file_name(name), &dir.join(name))?;
         }
     }
     Ok(dir.join("snapstore"))
