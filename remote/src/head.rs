@@ -21,18 +21,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use snapstore_store::NodeParts;
+use snapstore_store::{MAX_IMAGE_BYTES, NodeParts};
 
 use crate::protocol::sealed::Fields;
 use crate::protocol::{Malformed, Name};
 
 const PAGE_PLACE_LEN: usize = 11;
-/// Of a tree's root: 256 TiB.
+/// Leaves of an image at most, each as often as it is there: those of the longest image, of the
+/// smallest pages.
+const MOST_LEAVES: u64 = MAX_IMAGE_BYTES / (512 * 4096);
+/// Of the root of such an image.
 const MAX_LEVEL: u8 = 3;
-/// Leaves of a snapshot's images, also such as are there more than once: 8 TiB of pages. Or so many
-/// times those that the head tells where they are.
-const MOST_LEAVES: u64 = 1 << 22;
-const MOST_ALIKE: u64 = 16;
 
 /// Where a leaf is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -289,16 +288,14 @@ impl Head {
         if self.first.as_ref().is_some_and(|it| !is_of_leaf(it.pack)) {
             return wrong("its working set is in a pack that has none of its leaves");
         }
-        if self.trees.iter().any(|tree| tree.level > MAX_LEVEL) {
-            return wrong("an image is larger than any can be");
-        }
         let nodes = self.nodes_by_id();
         let mut known = HashMap::new();
-        let trees = self.trees.iter();
-        let leaves = trees.map(|tree| count_leaves(&nodes, (tree.id, tree.level), &mut known));
-        let most = MOST_LEAVES.max(self.leaves.len() as u64 * MOST_ALIKE);
-        match leaves.fold(0, u64::saturating_add) > most {
-            true => wrong("its images have more leaves than it has room for"),
+        let is_too_large = |tree: &Tree| {
+            tree.level > MAX_LEVEL
+                || count_leaves(&nodes, (tree.id, tree.level), &mut known) > MOST_LEAVES
+        };
+        match self.trees.iter().any(is_too_large) {
+            true => wrong("an image is larger than any can be"),
             false => Ok(()),
         }
     }
@@ -412,21 +409,25 @@ mod tests {
     use super::*;
     use crate::protocol::Session;
 
-    /// An inner node all of whose children are this one.
-    fn node(level: u8, child: [u8; 32]) -> (u8, Vec<u8>) {
-        let mut bytes = vec![level, 0, 0, 2];
-        bytes.extend_from_slice(&[0xff; 64]);
-        for _ in 0..512 {
+    /// An inner node with this child so often.
+    fn node(level: u8, child: [u8; 32], count: u16) -> (u8, Vec<u8>) {
+        let mut bytes = vec![level, 0];
+        bytes.extend_from_slice(&count.to_le_bytes());
+        bytes.resize(bytes.len() + 64, 0);
+        for slot in 0..usize::from(count) {
+            bytes[4 + slot / 8] |= 1 << (slot % 8);
             bytes.extend_from_slice(&child);
         }
         (level, bytes)
     }
 
-    fn head_of(levels: u8) -> Head {
+    /// The root has so many children, and the others all that there can be.
+    fn head_of(levels: u8, of_root: u16) -> Head {
         let mut head = Head::default();
         let mut id = [1; 32];
         for level in 1..=levels {
-            let node = node(level, id);
+            let count = if level == levels { of_root } else { 512 };
+            let node = node(level, id, count);
             id = NodeParts::parse(&node.1, level).expect("a node").id();
             head.nodes.push(node);
         }
@@ -445,10 +446,17 @@ mod tests {
     /// A few kilobytes that stand for more leaves than fit into memory.
     #[test]
     fn a_head_of_few_nodes_is_of_no_more_leaves_than_can_be() {
-        assert_eq!(told(&head_of(2), &[]), Ok(()));
-        assert_eq!(head_of(1).leaves_of("memory").len(), 512);
-        for levels in [3, 4, 200] {
-            assert!(told(&head_of(levels), &[]).is_err(), "{levels} levels");
+        assert_eq!(head_of(1, 512).leaves_of("memory").len(), 512);
+        // 16 TiB: 32 times 512 GiB.
+        for (levels, of_root, is_right) in [
+            (2, 512, true),
+            (3, 32, true),
+            (3, 33, false),
+            (4, 1, false),
+            (200, 512, false),
+        ] {
+            let told = told(&head_of(levels, of_root), &[]);
+            assert_eq!(told.is_ok(), is_right, "{levels} levels: {told:?}");
         }
     }
 
@@ -458,7 +466,7 @@ mod tests {
             session: Session(7),
             number,
         };
-        let mut head = head_of(1);
+        let mut head = head_of(1, 512);
         let place = LeafPlace {
             pack: name(1),
             offset: 0,

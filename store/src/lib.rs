@@ -125,7 +125,7 @@ pub use gc::{
 pub use id::{ChunkId, ChunkKind, SnapshotId};
 pub use image::{ImageReader, Region};
 pub use lineage::{ChainStats, Lineages};
-pub use manifest::{Image, ImageRole, MAX_IMAGES, MAX_LABELS, Manifest};
+pub use manifest::{Image, ImageRole, MAX_IMAGE_BYTES, MAX_IMAGES, MAX_LABELS, Manifest};
 pub use mount_table::{MountEntry, mount_id, mount_table};
 pub use name::{check_image, check_label, check_new_tag, check_snapshot, check_tag};
 pub use page::{PageSize, is_zero};

@@ -432,7 +432,8 @@ async fn end_leases<B: Bucket>(bucket: &B) -> Result<()> {
         }
     }
     for (session, beats) in ended {
-        // Somebody else may be writing it.
+        // Before the lease goes, though it was listed: somebody else may be writing it, and with
+        // neither, what the session wrote would be taken for that of one that ended well.
         let key = session.fence_key();
         put_surely(bucket, &key, &fence(&key)).await?;
         for beat in beats {

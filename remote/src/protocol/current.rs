@@ -13,7 +13,9 @@ use std::collections::BTreeSet;
 
 use crate::protocol::lease::is_ended;
 use crate::protocol::names::tag_prefix;
-use crate::protocol::{Bucket, Listed, RefKey, RefKind, Result, Rule, Session, latest_beats};
+use crate::protocol::{
+    Bucket, Error, Listed, RefKey, RefKind, Result, Rule, Session, latest_beats,
+};
 
 /// What is known of the session that wrote a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -195,7 +197,7 @@ impl Listing {
         }
     }
 
-    /// All records of a tag.
+    /// All records of a tag, those that count most first.
     pub fn records<'a>(&'a self, tag: &'a str) -> impl Iterator<Item = &'a RefKey> {
         self.refs.iter().filter(move |record| record.tag == tag)
     }
@@ -215,11 +217,19 @@ impl Listing {
         })
     }
 
-    /// The number that the next change of a tag takes, if there is one left.
-    #[must_use]
-    pub fn next_seq(&self, tag: &str) -> Option<u64> {
-        let latest = self.records(tag).map(|record| record.seq).max();
-        latest.map_or(Some(1), |seq| seq.checked_add(1))
+    /// The number that the next change of a tag takes.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`]: a record has the last one.
+    pub fn next_seq(&self, tag: &str) -> Result<u64> {
+        let Some(latest) = self.records(tag).next() else {
+            return Ok(1);
+        };
+        latest.seq.checked_add(1).ok_or_else(|| Error::Damaged {
+            key: latest.key(),
+            reason: "it has the last number that there is, which no host has written. Remove it \
+                from the bucket",
+        })
     }
 
     /// The number of the next record of the same change.

@@ -40,12 +40,6 @@ impl Session {
         Some(Self(hex(text, 32)?))
     }
 
-    /// What its lease's objects begin with.
-    #[must_use]
-    pub fn lease_prefix(self) -> String {
-        format!("lease/{self}/")
-    }
-
     /// A sign of life.
     #[must_use]
     pub fn beat_key(self, beat: u32) -> String {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::protocol::names::tag_prefix;
 use crate::protocol::record::{HeadSummary, RefRecord};
 use crate::protocol::{
     Bucket, Current, Error, Lease, LeaseKind, Listing, Name, Part, RefKey, RefKind, Result, Rule,
@@ -168,7 +167,7 @@ async fn steps<B: Bucket>(
         let record = match mode {
             Mode::New | Mode::Replace => RefKey {
                 tag: tag.to_owned(),
-                seq: next_seq(&listing, tag)?,
+                seq: listing.next_seq(tag)?,
                 session: lease.session(),
                 rev: 0,
                 kind: RefKind::Set,
@@ -205,20 +204,6 @@ async fn steps<B: Bucket>(
     Err(Error::TagBusy {
         tag: tag.to_owned(),
         session: lease.session(),
-    })
-}
-
-/// The number of the next change of a tag.
-///
-/// # Errors
-/// [`Error::Damaged`]: a record has the last one, which no host has come to.
-pub(super) fn next_seq(listing: &Listing, tag: &str) -> Result<u64> {
-    listing.next_seq(tag).ok_or_else(|| Error::Damaged {
-        key: listing
-            .highest(tag)
-            .map_or_else(|| tag_prefix(tag), RefKey::key),
-        reason: "it has the last number that there is, which no host has written. Remove it from \
-            the bucket",
     })
 }
 

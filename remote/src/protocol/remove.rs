@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::protocol::push::next_seq;
 use crate::protocol::record::RefRecord;
 use crate::protocol::{
     Bucket, Current, Error, Lease, LeaseKind, Listing, RefKey, RefKind, Result, Rule, put_surely,
@@ -40,7 +39,7 @@ async fn steps<B: Bucket>(bucket: &B, tag: &str, lease: &mut Lease) -> Result<Re
         }
         let record = RefKey {
             tag: tag.to_owned(),
-            seq: next_seq(&listing, tag)?,
+            seq: listing.next_seq(tag)?,
             session: lease.session(),
             rev: 0,
             kind: RefKind::Removed,

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::protocol::push::{confirm, is_counting, next_seq, write_record};
+use crate::protocol::push::{confirm, is_counting, write_record};
 use crate::protocol::{
     Bucket, Error, Lease, LeaseKind, Listing, RefKey, RefKind, Result, Rule, State, Stored,
 };
@@ -158,7 +158,7 @@ async fn steps<B: Bucket>(
                 ..before
             },
             true => RefKey {
-                seq: next_seq(&listing, &before.tag)?,
+                seq: listing.next_seq(&before.tag)?,
                 session: lease.session(),
                 rev: 0,
                 head: stored.head,

@@ -24,7 +24,7 @@ pub(crate) const TOO_MANY_IMAGES: &str =
 /// The most labels.
 pub const MAX_LABELS: usize = 1024;
 /// The longest image: 16 TiB.
-pub(crate) const MAX_IMAGE_BYTES: u64 = 16 << 40;
+pub const MAX_IMAGE_BYTES: u64 = 16 << 40;
 
 /// The length of a disk is a multiple of this.
 pub(crate) const SECTOR_BYTES: u64 = 512;

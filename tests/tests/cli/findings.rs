@@ -1,23 +1,14 @@
 //! What is said of findings beside the answer.
 
-use snapstore_tests::harness::noise;
-
-use crate::{Fixture, PAGE, list};
+use crate::list;
+use crate::remotes::with_remote;
 
 /// Whatever becomes of the answer, standard error says why the exit code is not 0.
 #[test]
 fn what_was_found_is_said_on_standard_error_too() -> anyhow::Result<()> {
-    let fixture = Fixture::new()?;
+    let fixture = with_remote()?;
     let cli = &fixture.cli;
-    fixture.commit("base", &noise(1, 20 * PAGE), &[])?;
-    let bucket = fixture.dir.path().join("bucket");
-    cli.ok(&[
-        "remote",
-        "add",
-        "site",
-        &format!("file://{}", bucket.display()),
-    ])?;
-    cli.ok(&["remote", "init", "site"])?;
+    let bucket = fixture.dir.path().join("mnt/bucket");
     cli.ok(&["push", "base", "site"])?;
     let refused = |code, says: &str, arguments: &[&str]| -> anyhow::Result<()> {
         for more in [&[][..], &["--json"]] {

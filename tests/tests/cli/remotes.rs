@@ -9,7 +9,7 @@ use snapstore_tests::harness::{Cli, noise};
 use crate::{Fixture, PAGE, list};
 
 /// A store with `base`, and a bucket that is a remote of it.
-fn with_remote() -> anyhow::Result<Fixture> {
+pub fn with_remote() -> anyhow::Result<Fixture> {
     let fixture = Fixture::new()?;
     fixture.commit("base", &noise(1, 20 * PAGE), &[])?;
     let url = format!("file://{}", fixture.path("mnt/bucket"));
