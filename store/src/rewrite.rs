@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::format::config::StoreFormat;
 use crate::format::entry;
 use crate::index::Lookup;
-use crate::pack::codec::{self, Base, Encoding};
+use crate::pack::codec::{self, Base, Encoding, Patched};
 use crate::pack::reader::{BaseRef, delta_head, payload_limit};
 use crate::pack::writer::EncodedChunk;
 use crate::scratch::Scratch;
@@ -44,6 +44,7 @@ pub(crate) fn rewrite(
         let base = base.as_ref().map(|(base, len)| Base {
             head: delta_head(*base),
             payload: identified(entry.key.kind, &buffer[..*len]),
+            patched: Patched::Never,
             encoding: Encoding::IdDelta,
             max_percent: codec::NODE_DELTA_MAX_PERCENT,
         });

@@ -8,6 +8,8 @@
 //!         with the base's payload as a raw-content dictionary
 //! id delta  the same, with that part of the base's payload as dictionary that
 //!         its id is the hash of: a node's canonical part
+//! patch   the same head, and the runs of bytes in which a page differs from its
+//!         base (`patch`)
 //! ```
 //! Copies of one node may hint at different places of its children. A delta
 //! against a whole payload of a node needs just that copy, so none is made any
@@ -18,6 +20,8 @@
 use std::cell::RefCell;
 
 use zstd::zstd_safe::{CCtx, DCtx};
+
+use crate::pack::patch;
 
 /// The zstd level of commits. It takes half of the time of level 1, to read back as well, and
 /// 13 % more bytes until `gc --optimize` (docs/decisions/065-commits-compress-fast.md).
@@ -49,6 +53,8 @@ pub(crate) enum Encoding {
     Delta,
     /// Against the part of the base's payload that its id is the hash of.
     IdDelta,
+    /// Where a page's bytes differ from its base's.
+    Patch,
     /// Nothing: what was here when the pack was upgraded could not be read any more,
     /// and nothing needed it. It keeps the numbers of the entries after it.
     Absent,
@@ -74,7 +80,13 @@ pub(crate) enum Needs {
 
 impl Encoding {
     /// Those that a chunk can be decoded from.
-    pub const KNOWN: [Self; 4] = [Self::Raw, Self::Zstd, Self::Delta, Self::IdDelta];
+    pub const KNOWN: [Self; 5] = [
+        Self::Raw,
+        Self::Zstd,
+        Self::Delta,
+        Self::IdDelta,
+        Self::Patch,
+    ];
 
     pub fn from_byte(byte: u8) -> Self {
         match byte {
@@ -82,6 +94,7 @@ impl Encoding {
             1 => Self::Zstd,
             2 => Self::Delta,
             3 => Self::IdDelta,
+            4 => Self::Patch,
             ABSENT => Self::Absent,
             other => Self::Unknown(other),
         }
@@ -93,6 +106,7 @@ impl Encoding {
             Self::Zstd => 1,
             Self::Delta => 2,
             Self::IdDelta => 3,
+            Self::Patch => 4,
             Self::Absent => ABSENT,
             Self::Unknown(byte) => byte,
         }
@@ -102,7 +116,7 @@ impl Encoding {
     pub fn needs(self) -> Needs {
         match self {
             Self::Raw | Self::Zstd => Needs::Nothing,
-            Self::Delta | Self::IdDelta => Needs::Base,
+            Self::Delta | Self::IdDelta | Self::Patch => Needs::Base,
             Self::Absent => Needs::Absent,
             Self::Unknown(byte) => Needs::Newer(byte),
         }
@@ -125,10 +139,41 @@ pub(crate) struct Base<'a> {
     /// The head of the delta: id and hint.
     pub head: [u8; DELTA_HEAD_LEN],
     pub payload: &'a [u8],
+    pub patched: Patched,
     /// What the delta is called.
     pub encoding: Encoding,
     /// The largest share of the plain encoding that a delta may have.
     pub max_percent: usize,
+}
+
+/// When a delta is a patch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Patched {
+    Never,
+    /// If that is worthwhile for a chunk of so many bytes, which is what the base takes, and about what
+    /// the chunk would take by itself: nothing else is tried.
+    AtOnce {
+        base_stored_len: usize,
+    },
+    /// If that is the smallest.
+    IfBest,
+}
+
+impl Base<'_> {
+    fn is_worthwhile(&self, delta_len: usize, plain_len: usize) -> bool {
+        delta_len * 100 <= plain_len * self.max_percent
+    }
+
+    /// Appends a delta that is a patch, if one can be made.
+    fn patch(&self, payload: &[u8], out: &mut Vec<u8>) -> bool {
+        let start = out.len();
+        out.extend_from_slice(&self.head);
+        let is_made = self.patched != Patched::Never && patch::make(payload, self.payload, out);
+        if !is_made {
+            out.truncate(start);
+        }
+        is_made
+    }
 }
 
 thread_local! {
@@ -136,8 +181,18 @@ thread_local! {
     static DECOMPRESS: RefCell<DCtx<'static>> = RefCell::new(DCtx::create());
 }
 
-/// Appends the smallest worthwhile encoding of `payload` to `out`.
+/// Appends a worthwhile encoding of `payload` to `out`: a patch if that is short, for the time that it
+/// saves, else the smallest.
 pub(crate) fn encode(payload: &[u8], base: Option<Base<'_>>, out: &mut Vec<u8>) -> Encoding {
+    if let Some(base) = &base
+        && let Patched::AtOnce { base_stored_len } = base.patched
+    {
+        let start = out.len();
+        if base.patch(payload, out) && base.is_worthwhile(out.len() - start, base_stored_len) {
+            return Encoding::Patch;
+        }
+        out.truncate(start);
+    }
     encode_at(LEVEL, payload, base.as_slice(), out)
 }
 
@@ -170,18 +225,24 @@ fn encode_at(level: i32, payload: &[u8], bases: &[Base<'_>], out: &mut Vec<u8>) 
             if base.payload.starts_with(&DICTIONARY_MAGIC) {
                 continue;
             }
+            let mut keep_if_best = |out: &mut Vec<u8>, middle: usize, encoding| {
+                let delta_len = out.len() - middle;
+                let is_best = best == Encoding::Zstd || delta_len < middle - start;
+                if is_best && base.is_worthwhile(delta_len, plain_len.min(payload.len())) {
+                    out.drain(start..middle);
+                    best = encoding;
+                } else {
+                    out.truncate(middle);
+                }
+            };
+            let middle = out.len();
+            if base.patch(payload, out) {
+                keep_if_best(out, middle, Encoding::Patch);
+            }
             let middle = out.len();
             out.extend_from_slice(&base.head);
             compress(context, level, payload, base.payload, out);
-            let delta_len = out.len() - middle;
-            let is_worthwhile = delta_len * 100 <= plain_len.min(payload.len()) * base.max_percent;
-            let is_best = best == Encoding::Zstd || delta_len < middle - start;
-            if is_worthwhile && is_best {
-                out.drain(start..middle);
-                best = base.encoding;
-            } else {
-                out.truncate(middle);
-            }
+            keep_if_best(out, middle, base.encoding);
         }
         if best == Encoding::Zstd && plain_len * 100 > payload.len() * RAW_ABOVE_PERCENT {
             out.truncate(start);
@@ -232,6 +293,7 @@ pub(crate) fn decode(
         }
         Encoding::Zstd => decompress(stored, &[], out),
         Encoding::Delta | Encoding::IdDelta => decompress(stored.get(DELTA_HEAD_LEN..)?, base, out),
+        Encoding::Patch => patch::apply(stored.get(DELTA_HEAD_LEN..)?, base, out),
         Encoding::Absent | Encoding::Unknown(_) => None,
     }
 }
@@ -245,6 +307,7 @@ pub(crate) fn stored_len(bytes: &[u8], encoding: Encoding, page_len: usize) -> O
         Encoding::Delta | Encoding::IdDelta => {
             Some(frame_len(bytes.get(DELTA_HEAD_LEN..)?)? + DELTA_HEAD_LEN)
         }
+        Encoding::Patch => Some(patch::len(bytes.get(DELTA_HEAD_LEN..)?)? + DELTA_HEAD_LEN),
         Encoding::Absent | Encoding::Unknown(_) => None,
     }
 }
@@ -271,6 +334,7 @@ mod tests {
         Base {
             head: [9; DELTA_HEAD_LEN],
             payload,
+            patched: Patched::Never,
             encoding: Encoding::Delta,
             max_percent: PAGE_DELTA_MAX_PERCENT,
         }
@@ -309,6 +373,62 @@ mod tests {
             Some(4096)
         );
         assert_eq!(back, new);
+    }
+
+    /// The same, whose page takes so many bytes where it is stored.
+    fn patched(payload: &[u8], base_stored_len: usize) -> Base<'_> {
+        Base {
+            patched: Patched::AtOnce { base_stored_len },
+            ..base(payload)
+        }
+    }
+
+    #[test]
+    fn a_page_that_differs_in_few_bytes_is_a_patch_and_in_many_a_delta() {
+        let old = noise(1, 4096);
+        for (changed, encoding) in [(8, Encoding::Patch), (600, Encoding::Delta)] {
+            let mut new = old.clone();
+            new[100..100 + changed].copy_from_slice(&noise(2, changed));
+            let mut out = b"before".to_vec();
+            assert_eq!(encode(&new, Some(patched(&old, 4096)), &mut out), encoding);
+            let stored = &out[6..];
+            assert_eq!(stored[..DELTA_HEAD_LEN], [9; DELTA_HEAD_LEN]);
+            assert_eq!(stored_len(stored, encoding, 4096), Some(stored.len()));
+            let mut back = vec![0; 4096];
+            assert_eq!(decode(stored, encoding, &old, &mut back), Some(4096));
+            assert_eq!(back, new);
+        }
+    }
+
+    #[test]
+    fn no_patch_is_made_of_a_page_that_takes_little_by_itself() {
+        let mut new = vec![0; 4096];
+        new[100..108].fill(7);
+        let old = vec![0; 4096];
+        let mut out = Vec::new();
+        assert_eq!(
+            encode(&new, Some(patched(&old, 20)), &mut out),
+            Encoding::Zstd
+        );
+        assert!(out.len() < 40, "{}", out.len());
+    }
+
+    #[test]
+    fn what_is_kept_is_a_patch_where_that_is_the_smallest() {
+        let old = noise(1, 4096);
+        let mut moved = old.clone();
+        moved.copy_within(0..400, 2000);
+        let mut edited = old.clone();
+        edited[100..108].copy_from_slice(&noise(2, 8));
+        // What was moved zstd finds in the base.
+        for (new, encoding) in [(&moved, Encoding::Delta), (&edited, Encoding::Patch)] {
+            let base = Base {
+                patched: Patched::IfBest,
+                ..base(&old)
+            };
+            let mut out = Vec::new();
+            assert_eq!(encode_to_keep(new, &[base], &mut out), encoding);
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Packs: append-only, then sealed and immutable files of encoded chunks.
 //!
-//! `crate::format` draws the file, `codec` turns chunks into stored bytes and back,
-//! `writer` makes one pack, `reader` reads one, `scan` goes through its footer, `set` keeps
+//! `crate::format` draws the file, `codec` turns chunks into stored bytes and back
+//! (`patch` those that differ little), `writer` makes one pack, `reader` reads one, `scan` goes through its footer, `set` keeps
 //! the open ones and hands out numbers. Nothing here knows what a chunk means.
 
 pub(crate) mod codec;
 mod open;
+pub(crate) mod patch;
 pub(crate) mod reader;
 mod scan;
 pub(crate) mod set;

@@ -3,7 +3,7 @@
 //!
 //! Where such chunks begin and end is not known, nor what they are. But they stand one
 //! after the other, between the chunks of whole blocks, and how many there are is
-//! known. zstd frames know their length, deltas are a head and a frame, raw pages have
+//! known. zstd frames know their length, deltas are a head and a frame or a patch, raw pages have
 //! a page's length, and nodes and manifests say how long they are. Of the ways to cut
 //! the bytes one fits. What decodes has an id, under which it is stored again: a wrong
 //! guess would be a chunk that nobody asks for.
@@ -153,6 +153,7 @@ fn identify(
             (ChunkKind::Page, Encoding::Delta),
             (ChunkKind::Node, Encoding::IdDelta),
         ],
+        Encoding::Patch => vec![(ChunkKind::Page, Encoding::Patch)],
         encoding => vec![
             (ChunkKind::Page, encoding),
             (ChunkKind::Node, encoding),
@@ -232,9 +233,16 @@ fn ways(bytes: &[u8], page_size: PageSize) -> Vec<Piece> {
         encoding: Encoding::Delta,
         len,
     });
+    // Not more than there is: `patch::len` has looked at all of it.
+    let patch = || {
+        let encoding = Encoding::Patch;
+        let len = codec::stored_len(bytes, encoding, page_size.len())?;
+        Some(Piece { encoding, len })
+    };
     let found = [
         zstd,
         delta,
+        patch(),
         raw(node::len_of(bytes)),
         raw(manifest::len_of(bytes, page_size)),
         raw(Some(page_size.len())),
@@ -295,6 +303,7 @@ fn nothing_known(at: u64) -> Entry {
 mod tests {
     use super::*;
     use crate::format::node::{Child, Node};
+    use crate::pack::codec::{Base, Patched};
 
     fn noise(seed: u8, len: usize) -> Vec<u8> {
         let mut out = vec![0; len];
@@ -313,7 +322,10 @@ mod tests {
             if seed % 3 == 0 {
                 page[300..].fill(seed);
             }
-            // One that looks like a delta, and one that looks like a frame.
+            // One that looks like a patch, one like a delta, and one like a frame.
+            if seed == 5 {
+                page[40..48].copy_from_slice(&[0xd9, 0x5b, 4, 0, 0, 2, 1, 1]);
+            }
             if seed == 7 {
                 page[40..44].copy_from_slice(&FRAME_MAGIC);
             }
@@ -327,6 +339,22 @@ mod tests {
                 let mut delta = vec![seed; DELTA_HEAD_LEN];
                 codec::encode(&[seed; 4096], None, &mut delta);
                 chunks.push(delta);
+                let mut changed = page.clone();
+                changed[2000] ^= 1;
+                changed[4095] ^= 1;
+                let base = Base {
+                    head: [seed; DELTA_HEAD_LEN],
+                    payload: &page,
+                    patched: Patched::IfBest,
+                    encoding: Encoding::Delta,
+                    max_percent: codec::PAGE_DELTA_MAX_PERCENT,
+                };
+                let mut patch = Vec::new();
+                assert_eq!(
+                    codec::encode_to_keep(&changed, &[base], &mut patch),
+                    Encoding::Patch
+                );
+                chunks.push(patch);
             }
         }
         let mut leaf = Node::empty(0);

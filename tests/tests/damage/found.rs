@@ -145,7 +145,7 @@ fn chunks_of_every_kind_and_encoding() -> anyhow::Result<()> {
         }
     }
     let (page, node, manifest) = (0, 1, 2);
-    for class in [(page, 0), (page, 1), (page, 2), (node, 3)] {
+    for class in [(page, 0), (page, 1), (page, 2), (page, 4), (node, 3)] {
         ensure!(seen.contains_key(&class), "no chunk is {class:?}: {seen:?}");
     }
     ensure!(seen.keys().any(|class| class.0 == manifest), "no manifest");

@@ -45,6 +45,7 @@ const NODE: u8 = 1;
 const MANIFEST: u8 = 2;
 const RAW: u8 = 0;
 const DELTA: u8 = 2;
+const PATCH: u8 = 4;
 
 impl Fixture {
     fn empty() -> anyhow::Result<Self> {
@@ -68,9 +69,13 @@ impl Fixture {
         }
         fixture.commit("base", image.clone())?;
         for (tag, seed) in [("next", 7), ("last", 8)] {
-            // Small changes become deltas; two pages are new.
+            // Small changes become patches, larger ones deltas; two pages are new.
             for page in 0..10 {
-                image[page * PAGE + seed] ^= 0x5a;
+                let changed = if page < 5 { 1 } else { 600 };
+                let at = page * PAGE + seed;
+                image[at..at + changed]
+                    .iter_mut()
+                    .for_each(|byte| *byte ^= 0x5a);
             }
             let fresh = noise(seed as u64, 2 * PAGE);
             image[20 * PAGE..22 * PAGE].copy_from_slice(&fresh);

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, ensure};
 
 use crate::{
-    Chunk, DELTA, Fixture, MANIFEST, PAGE_KIND, RAW, chunks, files_of_the_index, flip, list,
+    Chunk, DELTA, Fixture, MANIFEST, PAGE_KIND, PATCH, RAW, chunks, files_of_the_index, flip, list,
 };
 
 #[test]
@@ -127,10 +127,19 @@ fn heals(encoding: u8) -> anyhow::Result<()> {
 /// A wrong bit that no reader needs: in the hint of a delta, where its base was.
 #[test]
 fn a_delta_that_reads_all_the_same_is_kept() -> anyhow::Result<()> {
+    is_kept_without_its_hint(DELTA)
+}
+
+#[test]
+fn a_patch_that_reads_all_the_same_is_kept() -> anyhow::Result<()> {
+    is_kept_without_its_hint(PATCH)
+}
+
+fn is_kept_without_its_hint(encoding: u8) -> anyhow::Result<()> {
     let fixture = Fixture::new()?;
     for pack in fixture.packs()? {
         let (chunks, _) = chunks(&fs::read(&pack)?)?;
-        let delta = |chunk: &&Chunk| chunk.kind == PAGE_KIND && chunk.encoding == DELTA;
+        let delta = |chunk: &&Chunk| chunk.kind == PAGE_KIND && chunk.encoding == encoding;
         if let Some(chunk) = chunks.iter().find(delta) {
             flip(&pack, chunk.start + 32)?;
             ensure!(
@@ -156,6 +165,11 @@ fn a_damaged_page_by_committing_it_again() -> anyhow::Result<()> {
 #[test]
 fn a_damaged_delta_by_committing_it_again() -> anyhow::Result<()> {
     heals(DELTA)
+}
+
+#[test]
+fn a_damaged_patch_by_committing_it_again() -> anyhow::Result<()> {
+    heals(PATCH)
 }
 
 /// What a snapshot holds is said by its manifest alone: nothing brings that back.

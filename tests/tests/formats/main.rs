@@ -5,7 +5,7 @@
 //! tag, image, length, BLAKE3. `make.py` beside it says what is odd about each.
 //! `store-v1` was left by the first program, `store-v1-node-deltas` by one that
 //! stored deltas of nodes in encoding 3 and files of any length, `store-v2` by the first
-//! one of format 2. `stream-v1` is what a store of `store-v2` was exported as.
+//! one of format 2, `store-v2-patches` by the first one that made patches. `stream-v1` is what a store of `store-v2` was exported as.
 
 mod fixture;
 mod upgrades;
@@ -31,12 +31,14 @@ const OF_FORMAT_1: [&str; 7] = [
     "store-v1-node-deltas/repacked",
 ];
 
-/// The same of format 2; the last one is half upgraded.
-const OF_FORMAT_2: [&str; 4] = [
+/// The same of format 2; `upgrading` is half upgraded.
+const OF_FORMAT_2: [&str; 6] = [
     "store-v2/chain",
     "store-v2/repacked",
     "store-v2/upgraded",
     "store-v2/upgrading",
+    "store-v2-patches/chain",
+    "store-v2-patches/optimized",
 ];
 
 fn all() -> impl Iterator<Item = &'static str> {

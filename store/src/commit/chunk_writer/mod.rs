@@ -16,7 +16,7 @@ use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
 use crate::index::IndexReader;
 use crate::lease::{Lease, LeaseTerms};
 use crate::lock::Lock;
-use crate::pack::codec::{self, Base, Encoding};
+use crate::pack::codec::{self, Base, Encoding, Patched};
 use crate::pack::reader::{Stamp, delta_head, payload_limit};
 use crate::pack::writer::{EncodedChunk, PackWriter, SealedPack, StoredChunk};
 use crate::pack::{EntryNumber, Location, PackNumber};
@@ -394,7 +394,7 @@ pub(crate) fn encode_into(
     let mut found = None;
     let may_be_delta = match id.kind() {
         ChunkKind::Page => true,
-        // The first programs cannot read the encoding, and share stores of format 1.
+        // The first programs cannot read the encoding, nor patches, and share stores of format 1.
         ChunkKind::Node => sink.store.format() != StoreFormat::One,
         ChunkKind::Manifest => false,
     };
@@ -406,10 +406,16 @@ pub(crate) fn encode_into(
     }
     let base = found
         .as_ref()
-        .filter(|(base, _)| base.id != id)
-        .map(|(base, len)| Base {
+        .filter(|(base, ..)| base.id != id)
+        .map(|(base, len, stored_len)| Base {
             head: delta_head(*base),
             payload: identified(id.kind(), &buffer[..*len]),
+            patched: match id.kind() {
+                ChunkKind::Page if sink.store.format() != StoreFormat::One => Patched::AtOnce {
+                    base_stored_len: *stored_len,
+                },
+                _ => Patched::Never,
+            },
             encoding: match id.kind() {
                 ChunkKind::Node => Encoding::IdDelta,
                 ChunkKind::Page | ChunkKind::Manifest => Encoding::Delta,

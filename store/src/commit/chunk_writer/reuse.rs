@@ -119,7 +119,8 @@ impl ChunkWriter<'_> {
     }
 
     /// The standalone chunk that a delta against `id` may be made from, if there
-    /// is one: the chunk itself, or its base. Reads its payload into `out`.
+    /// is one: the chunk itself, or its base. Reads its payload into `out`; tells how long that is, and
+    /// how long where it is stored.
     ///
     /// It is where the index leads: the invariant of bases (`placement`).
     pub(super) fn base_for(
@@ -127,7 +128,7 @@ impl ChunkWriter<'_> {
         id: ChunkId,
         hint: Option<Location>,
         out: &mut [u8],
-    ) -> Result<Option<(BaseRef, usize)>> {
+    ) -> Result<Option<(BaseRef, usize, usize)>> {
         let base = match self.chunks().base_id(id, hint) {
             // Nothing new is built on what is damaged.
             Err(error) if error.is_lost() => return Ok(None),
@@ -147,7 +148,11 @@ impl ChunkWriter<'_> {
             };
             match self.chunks().read_at(&place, base, out) {
                 Err(Error::Damaged(_)) => {}
-                read => return Ok(Some((BaseRef { id: base, hint: at }, read?))),
+                read => {
+                    let stored_len = usize::try_from(place.slot.stored_len()).unwrap_or(usize::MAX);
+                    let base = BaseRef { id: base, hint: at };
+                    return Ok(Some((base, read?, stored_len)));
+                }
             }
         }
         Ok(None)

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::chunks::identified;
 use crate::format::entry;
 use crate::id::{ChunkId, ChunkKey, ChunkKind};
-use crate::pack::codec::{self, Base, Encoding};
+use crate::pack::codec::{self, Base, Encoding, Patched};
 use crate::pack::reader::{BaseRef, delta_head};
 use crate::pack::writer::EncodedChunk;
 
@@ -29,17 +29,24 @@ impl Job<'_> {
     /// The smallest of its encodings.
     pub fn encode(&self) -> (EncodedChunk, Vec<u8>) {
         let kind = self.id.kind();
-        let (encoding, max_percent) = match kind {
-            ChunkKind::Node => (Encoding::IdDelta, codec::NODE_DELTA_MAX_PERCENT),
-            ChunkKind::Page | ChunkKind::Manifest => {
-                (Encoding::Delta, codec::PAGE_DELTA_MAX_PERCENT)
-            }
+        let (encoding, patched, max_percent) = match kind {
+            ChunkKind::Node => (
+                Encoding::IdDelta,
+                Patched::Never,
+                codec::NODE_DELTA_MAX_PERCENT,
+            ),
+            ChunkKind::Page | ChunkKind::Manifest => (
+                Encoding::Delta,
+                Patched::IfBest,
+                codec::PAGE_DELTA_MAX_PERCENT,
+            ),
         };
         let others = self.bases.iter().filter(|it| it.base.id != self.id);
         let bases: Vec<Base<'_>> = others
             .map(|candidate| Base {
                 head: delta_head(candidate.base),
                 payload: identified(kind, &candidate.payload),
+                patched,
                 encoding,
                 max_percent,
             })
