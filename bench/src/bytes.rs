@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
+use serde_json::Value;
 use snapstore_store::Store;
 use zstd::bulk::Compressor;
 
@@ -218,6 +219,51 @@ pub fn steps(bench: &mut Bench) -> anyhow::Result<()> {
         Some(1.0),
     );
     fs::remove_dir_all(alone.store())?;
+    fs::remove_dir_all(cli.store())?;
+    Ok(())
+}
+
+/// What collections write over a store's life, each of which optimises after some steps.
+///
+/// # Errors
+/// If something fails.
+pub fn rewritten(bench: &mut Bench) -> anyhow::Result<()> {
+    const STEPS: usize = 50;
+    const EDITS: usize = 2000;
+    const COLLECTED_EACH: usize = 5;
+    let cli = bench.new_store("rewritten")?;
+    let mut guest = Guest::new(bench.images.read("base")?);
+    commit_file(
+        &Store::open(cli.store())?,
+        "s0",
+        &bench.images.path("base"),
+        None,
+    )?;
+    let diff = bench.path("rewritten-diff");
+    let mut random = Random::new(11);
+    let mut account = Value::Null;
+    for number in 1..=STEPS {
+        let step = guest.run(&mut random, EDITS, 0);
+        guest.write_diff(&step, &diff)?;
+        let (tag, parent) = (format!("s{number}"), format!("s{}", number - 1));
+        commit_file(&Store::open(cli.store())?, &tag, &diff, Some(&parent))?;
+        if number.is_multiple_of(COLLECTED_EACH) {
+            cli.ok(&["rm", &parent])?;
+            account = cli.json(&["gc", "--optimize"])?["optimized"].take();
+        }
+    }
+    let bytes = |name: &str| -> anyhow::Result<Samples> {
+        let bytes = account[name].as_u64();
+        Ok(Samples::one(figure(bytes.with_context(|| {
+            format!("the collection does not tell {name}")
+        })?)))
+    };
+    let what = format!("written by collections, one after {COLLECTED_EACH} of {STEPS} steps");
+    bench.compare_bytes(
+        (&what, &bytes("rewritten_bytes")?),
+        ("written by commits", &bytes("committed_bytes")?),
+        Some(2.0),
+    );
     fs::remove_dir_all(cli.store())?;
     Ok(())
 }

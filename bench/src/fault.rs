@@ -1,9 +1,10 @@
 //! How long page faults in a mount take, and mounting itself.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use memmap2::Advice;
 
@@ -12,10 +13,15 @@ use crate::deep::DEPTH;
 use crate::guest::{PAGE, nonzero_pages};
 use crate::mounts::Mount;
 use crate::read::read_timed;
-use crate::stats::{Run, alternate};
+use crate::stats::{Run, Samples, alternate};
 use crate::tools::settle;
 use crate::touch::faults;
 use snapstore_tests::harness::Cli;
+
+/// What a mount may take until its first page is read.
+const USABLE_SECONDS: f64 = 0.012;
+/// For as long a mount reads its leaves before it is measured whether it has.
+const UNTIL_LOADED: Duration = Duration::from_millis(200);
 
 /// Random faults in a fresh mount, against the trivial server and plain files.
 ///
@@ -63,17 +69,54 @@ pub fn random(bench: &mut Bench) -> anyhow::Result<()> {
         subjects.push(Box::new(|round| touch(copy, round)));
     }
     let done = alternate(bench.rounds, subjects)?;
-    let aims = [("mean", Some(1.5)), ("p99", None)];
-    for (number, (statistic, aim)) in aims.into_iter().enumerate() {
+    let statistics = ["mean", "p99"];
+    for (number, statistic) in statistics.into_iter().enumerate() {
         let what = format!("a cold random fault, {statistic}");
         let product = &done[0][number];
-        bench.compare(&what, product, "FUSE from RAM", &done[1][number], aim);
+        bench.compare(&what, product, "FUSE from RAM", &done[1][number], Some(1.5));
         bench.compare(&what, product, "plain file, warm", &done[2][number], None);
         match done.get(3) {
             Some(tmpfs) => bench.compare(&what, product, "tmpfs", &tmpfs[number], None),
             None => bench.report.skip("fault-random on tmpfs", "no /dev/shm"),
         }
     }
+    Ok(())
+}
+
+/// The first fault in each leaf of a mount that has been there for a moment, against another
+/// fault in the same leaf.
+///
+/// # Errors
+/// If something fails.
+pub fn first_of_leaf(bench: &mut Bench) -> anyhow::Result<()> {
+    const LEAF_PAGES: u64 = 512;
+    let cli = bench.base_store()?.clone();
+    let image = bench.images.path("base");
+    let used = nonzero_pages(&bench.images.read("base")?);
+    let dir = bench.path("leaf-mount");
+    let mut of_leaf: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for page in used {
+        of_leaf.entry(page / LEAF_PAGES).or_default().push(page);
+    }
+    // No page that is read around another one.
+    let pairs = of_leaf.values().filter(|pages| pages.len() > 32);
+    let pairs: Vec<(u64, u64)> = pairs
+        .map(|pages| (pages[0], pages[pages.len() / 2]))
+        .collect();
+    let (first, other): (Vec<u64>, Vec<u64>) = pairs.into_iter().unzip();
+    let measure = |_| -> anyhow::Result<Vec<f64>> {
+        settle(&[cli.store(), &image])?;
+        let mount = Mount::unrecorded(&cli, "base", &dir, &[])?;
+        std::thread::sleep(UNTIL_LOADED);
+        let first = faults(&mount.memory(), Advice::Random, &first, &image)?.mean;
+        let other = faults(&mount.memory(), Advice::Random, &other, &image)?.mean;
+        mount.unmount()?;
+        Ok(vec![first, other])
+    };
+    let done = alternate(bench.rounds, vec![Box::new(measure)])?;
+    let (first, other) = (&done[0][0], &done[0][1]);
+    let what = "the first fault in a leaf, mean";
+    bench.compare(what, first, "another one in it", other, Some(1.05));
     Ok(())
 }
 
@@ -211,6 +254,10 @@ pub fn mount_time(bench: &mut Bench) -> anyhow::Result<()> {
         let what = format!("{what}, depth {DEPTH}");
         let (long, flat) = (&done[0][number], &done[1][number]);
         bench.compare(&what, long, "depth 0", flat, None);
+        if number == 1 {
+            let limit = Samples::constant(USABLE_SECONDS, bench.rounds);
+            bench.compare(&what, long, "12 ms", &limit, Some(1.0));
+        }
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ pub mod remote;
 pub mod report;
 pub mod scale;
 pub mod serve_ram;
+pub mod start;
 pub mod stats;
 pub mod tools;
 pub mod touch;
@@ -86,18 +87,22 @@ impl Needs {
 }
 
 /// Every benchmark: its name, what it needs, and what it does.
-pub const ALL: [(&str, Needs, Run); 32] = [
+pub const ALL: [(&str, Needs, Run); 36] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
+    ("commit-one", Needs::Nothing, commit::one_page),
     ("commit-diff-depth", Needs::Images, commit::diff_depth),
     ("read-depth", Needs::Images, read::depth),
     ("read-optimized", Needs::Images, read::depth_optimized),
     ("seq-read", Needs::Images, read::sequential),
     ("fault-random", Needs::Images, fault::random),
+    ("fault-leaf", Needs::Images, fault::first_of_leaf),
     ("mount-readahead", Needs::Images, fault::read_ahead),
     ("mount-time", Needs::Images, fault::mount_time),
     ("bytes-five", Needs::Images, bytes::five),
     ("bytes-steps", Needs::Images, bytes::steps),
+    ("bytes-rewritten", Needs::Images, bytes::rewritten),
+    ("start", Needs::Nothing, start::start),
     ("before", Needs::Images, before::before),
     ("codec", Needs::Images, codec::codec),
     ("scale-chunks", Needs::Nothing, scale::chunks),

@@ -287,7 +287,7 @@ impl Subject {
             let mut command =
                 Cli::new(&self.path).command(&[&arguments[..], &[utf8(&file)?]].concat())?;
             command.stdout(std::process::Stdio::null());
-            Ok(scale::peak_bytes(command)? as f64)
+            Ok(scale::usage(&command)?.peak_bytes as f64)
         })
     }
 

@@ -28,7 +28,7 @@ pub(crate) fn rewrite(
     stored: &mut Vec<u8>,
 ) -> Result<EncodedChunk> {
     let entry = place.slot.entry;
-    let mut payload = Scratch::zeroed(payload_limit(entry.key.kind, chunks.page_size()));
+    let mut payload = Scratch::of_len(payload_limit(entry.key.kind, chunks.page_size()));
     let (id, len) = chunks.read_checked(place, stored, &mut payload)?;
     let mut encoding = entry.encoding;
     let has_another_way = match format {

@@ -11,7 +11,8 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// An empty buffer, given back to its thread when dropped.
+/// A buffer with whatever it was last used for, given back to its thread when dropped. Nobody
+/// reads more of it than was written: to clear it takes as long as a short read.
 pub(crate) struct Scratch(Vec<u8>);
 
 impl Scratch {
@@ -20,8 +21,8 @@ impl Scratch {
         Self(FREE.with_borrow_mut(Vec::pop).unwrap_or_default())
     }
 
-    /// Takes a buffer of `len` zero bytes.
-    pub fn zeroed(len: usize) -> Self {
+    /// Takes a buffer of `len` bytes to be written over.
+    pub fn of_len(len: usize) -> Self {
         let mut buffer = Self::take();
         buffer.resize(len, 0);
         buffer
@@ -44,8 +45,7 @@ impl DerefMut for Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let mut buffer = std::mem::take(&mut self.0);
-        buffer.clear();
+        let buffer = std::mem::take(&mut self.0);
         // A thread that ends has no list any more.
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();

@@ -176,29 +176,43 @@ fn parts(count: u64) -> impl Iterator<Item = u64> {
     (0..count.div_ceil(COMMIT_PAGES)).map(move |part| COMMIT_PAGES.min(count - part * COMMIT_PAGES))
 }
 
-/// Runs a program, which must succeed, and returns the most memory it had in use.
+/// What a program took.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Of all processors, in user and kernel mode, in seconds.
+    pub cpu_seconds: f64,
+    /// The most memory that it had in use.
+    pub peak_bytes: u64,
+}
+
+/// Runs a program, which must succeed.
 ///
 /// # Errors
 /// If it fails.
-pub fn peak_bytes(command: Command) -> anyhow::Result<u64> {
+pub fn usage(command: &Command) -> anyhow::Result<Usage> {
     // The largest child so far is what a process can be asked for, so each command
     // is the only child of a process of its own.
     let time = "import resource, subprocess, sys\n\
                 code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)\n\
-                print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n\
+                used = resource.getrusage(resource.RUSAGE_CHILDREN)\n\
+                print(used.ru_utime + used.ru_stime, used.ru_maxrss)\n\
                 sys.exit(code)";
     let output = Command::new("python3")
         .args(["-c", time])
         .arg(command.get_program())
         .args(command.get_args())
         .output()
-        .context("python3, which measures memory")?;
+        .context("python3, which measures what a program takes")?;
     ensure!(
         output.status.success(),
         "{command:?} ended with {}: {}",
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
-    let kib: u64 = String::from_utf8(output.stdout)?.trim().parse()?;
-    Ok(kib * 1024)
+    let said = String::from_utf8(output.stdout)?;
+    let (cpu_seconds, kib) = said.trim().split_once(' ').context("two numbers")?;
+    Ok(Usage {
+        cpu_seconds: cpu_seconds.parse()?,
+        peak_bytes: kib.parse::<u64>()? * 1024,
+    })
 }

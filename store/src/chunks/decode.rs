@@ -29,7 +29,7 @@ impl Chunks {
     /// nothing is known of its payload: [`Damage::Missing`] names the base then.
     pub fn check_at(&self, place: &Place) -> Result<ChunkId> {
         let kind = place.slot.entry.key.kind;
-        let mut payload = Scratch::zeroed(payload_limit(kind, self.page_size));
+        let mut payload = Scratch::of_len(payload_limit(kind, self.page_size));
         let (id, _) = self.read_checked(place, &mut Scratch::take(), &mut payload)?;
         Ok(id)
     }
@@ -59,7 +59,7 @@ impl Chunks {
         let mut stored = Scratch::take();
         self.read_stored(place, &mut stored)?;
         let kind = place.slot.entry.key.kind;
-        let mut payload = Scratch::zeroed(payload_limit(kind, self.page_size));
+        let mut payload = Scratch::of_len(payload_limit(kind, self.page_size));
         self.decode(place, &stored, |found| found == id, &mut payload)
             .map(|_| ())
     }
@@ -93,7 +93,7 @@ impl Chunks {
     fn decodes_with(&self, delta: &Place, base: &Place, base_id: ChunkId) -> bool {
         let entry = delta.slot.entry;
         let mut stored = Scratch::take();
-        let mut out = Scratch::zeroed(payload_limit(entry.key.kind, self.page_size));
+        let mut out = Scratch::of_len(payload_limit(entry.key.kind, self.page_size));
         let Ok(payload) = self.base_payload(base, base_id) else {
             return false;
         };
@@ -106,7 +106,7 @@ impl Chunks {
     /// What decodes from these stored bytes, as the place's entry tells to.
     pub fn id_at(&self, place: &Place, stored: &[u8]) -> Result<ChunkId> {
         let kind = place.slot.entry.key.kind;
-        let mut payload = Scratch::zeroed(payload_limit(kind, self.page_size));
+        let mut payload = Scratch::of_len(payload_limit(kind, self.page_size));
         let seen = Cell::new(None);
         self.decode(
             place,
@@ -123,7 +123,7 @@ impl Chunks {
     /// The same, and `None` unless that is well-formed.
     pub fn id_of_well_formed(&self, place: &Place, stored: &[u8]) -> Result<Option<ChunkId>> {
         let kind = place.slot.entry.key.kind;
-        let mut payload = Scratch::zeroed(payload_limit(kind, self.page_size));
+        let mut payload = Scratch::of_len(payload_limit(kind, self.page_size));
         let seen = Cell::new(None);
         let see = |found| {
             seen.set(Some(found));
@@ -200,7 +200,7 @@ impl Chunks {
         }
         let mut stored = Scratch::take();
         place.pack.read(&place.slot, &mut stored)?;
-        let mut payload = Scratch::zeroed(payload_limit(entry.key.kind, self.page_size));
+        let mut payload = Scratch::of_len(payload_limit(entry.key.kind, self.page_size));
         let len = codec::decode(&stored, entry.encoding, &[], &mut payload)
             .ok_or_else(|| place.pack.damaged(entry, "it does not decode"))?;
         payload.truncate(len);

@@ -136,7 +136,7 @@ impl Chunks {
         {
             return Ok(node);
         }
-        let mut payload = Scratch::zeroed(node::MAX_PAYLOAD_LEN);
+        let mut payload = Scratch::of_len(node::MAX_PAYLOAD_LEN);
         let len = self.read(node_id(child), child.hint, &mut payload)?;
         let node = Arc::new(self.decode_node(&payload[..len], child, level)?);
         self.nodes.insert(reference, node.clone());
@@ -148,7 +148,7 @@ impl Chunks {
     pub fn node_and_place(&self, child: Child, level: u8) -> Result<(Node, Location)> {
         let id = node_id(child);
         let mut failure = Failure::default();
-        let mut payload = Scratch::zeroed(node::MAX_PAYLOAD_LEN);
+        let mut payload = Scratch::of_len(node::MAX_PAYLOAD_LEN);
         for place in self.places(id, child.hint) {
             let read = place.and_then(|place| {
                 let len = self.read_at(&place, id, &mut payload)?;

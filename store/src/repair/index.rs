@@ -228,7 +228,7 @@ impl Store {
             if place.needs_one_copy() || written.contains(&base) {
                 continue;
             }
-            let mut payload = Scratch::zeroed(payload_limit(base.kind(), self.page_size()));
+            let mut payload = Scratch::of_len(payload_limit(base.kind(), self.page_size()));
             let len = match chunks.read(base, None, &mut payload) {
                 Err(Error::Damaged(_) | Error::Newer { .. }) => continue,
                 other => other?,

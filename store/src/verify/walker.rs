@@ -219,7 +219,7 @@ impl Walker<'_> {
         }
         // Another place, or another copy of the base, may serve the reader, or what is
         // wrong is nothing that it needs.
-        let mut bytes = Scratch::zeroed(self.chunks.page_size().len());
+        let mut bytes = Scratch::of_len(self.chunks.page_size().len());
         match self.chunks.read(id, page.hint, &mut bytes) {
             Ok(_) => Ok(match self.damage_here(&found.place, id) {
                 Some(damage) => Looked::Harmless(damage),
