@@ -241,6 +241,23 @@ impl ImageReader {
         Ok(())
     }
 
+    /// Has the disk begin to read these pages, by number, so that reading them soon need not wait for it. What
+    /// a page is a delta of is not asked for, nor what is elsewhere; of what cannot be found nothing is
+    /// said: whoever reads it is told.
+    pub fn ask_for(&self, pages: impl Iterator<Item = u64>) {
+        let Pages::Own(chunks) = &self.pages else {
+            return;
+        };
+        let reading = self.pages.reading(Waiting::No);
+        for page in pages.filter(|page| *page < self.tree.shape().pages()) {
+            if let Ok(Some((_, leaf))) = self.tree.node_over(&reading, 0, page)
+                && let Some(child) = leaf.child(slot(page, 0))
+            {
+                chunks.ask_for_page(child);
+            }
+        }
+    }
+
     /// The first position from `offset_bytes` on that lies in data or in a hole,
     /// in the manner of lseek(2). The end of the file is a hole. `None` if there
     /// is no such position before the end.

@@ -57,7 +57,12 @@ fn push_some(session: &Session, notifier: &Notifier, has_ended: &dyn Fn() -> boo
     let mut buffer = vec![0; page_len];
     for _ in 0..batches {
         let pages = match session.next(BATCH) {
-            Next::Pages(pages) => pages,
+            Next::Pages { now, ahead } => {
+                let ahead = ahead.iter().map(|page| u64::from(*page));
+                let wanted = ahead.filter(|page| !session.is_given(*page));
+                session.subject.reader.ask_for(wanted);
+                now
+            }
             Next::Later if !has_ended() => {
                 sleep(PAUSE);
                 continue;

@@ -21,6 +21,9 @@ const MAX_IMAGE_PAGES: u64 = 1 << 24;
 const LEFT_OUT: u64 = 64;
 /// So many pages that are asked for outside the set are no reason to doubt it.
 const FEW_OUTSIDE: u64 = 16;
+/// Pages that the disk is asked for at once, before they are pushed: so many that it can put them in
+/// an order, and so few that a set that turns out to be wrong costs little.
+const ASKED: usize = 512;
 /// How long pages are pushed before anybody has opened the file that was looked up.
 const LOOKED_UP: Duration = Duration::from_secs(2);
 
@@ -69,7 +72,12 @@ struct Recorder {
 
 /// What a pushing thread does next.
 pub(crate) enum Next<'a> {
-    Pages(&'a [u32]),
+    Pages {
+        /// Those to push.
+        now: &'a [u32],
+        /// Those that the disk should begin to read.
+        ahead: &'a [u32],
+    },
     /// It looks again later.
     Later,
     Nothing,
@@ -119,6 +127,19 @@ impl Plan {
             left_out_count,
         }
     }
+}
+
+/// The pages of a plan that the disk should begin to read when `most` of them are pushed from
+/// `first` on: the window after the one that begins there, and at the start this one, too.
+fn asked(first: usize, most: usize, pages: usize) -> Range<usize> {
+    let last = (first + most).min(pages);
+    let begun = (first.div_ceil(ASKED)..last.div_ceil(ASKED)).next();
+    let windows = match begun {
+        Some(0) => 0..2,
+        Some(window) => window + 1..window + 2,
+        None => 0..0,
+    };
+    (windows.start * ASKED).min(pages)..(windows.end * ASKED).min(pages)
 }
 
 /// Pseudo-random, by the finalizer of SplitMix64.
@@ -237,7 +258,10 @@ impl Session {
         let first = self.next.fetch_add(most, Ordering::Relaxed);
         match pages.get(first..) {
             None | Some([]) => Next::Nothing,
-            Some(pages) => Next::Pages(&pages[..most.min(pages.len())]),
+            Some(left) => Next::Pages {
+                now: &left[..most.min(left.len())],
+                ahead: &pages[asked(first, most, pages.len())],
+            },
         }
     }
 
@@ -317,5 +341,34 @@ impl Recorder {
                 counters.missed_page();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each page of a plan is asked for once, and before it is pushed.
+    #[test]
+    fn the_disk_is_asked_for_each_page_before_it_is_pushed() {
+        for pages in [0, 1, 8, ASKED - 1, ASKED, ASKED + 1, 5 * ASKED + 3] {
+            let mut asked_for = 0;
+            for first in (0..pages).step_by(8) {
+                let now = asked(first, 8, pages);
+                if !now.is_empty() {
+                    assert_eq!(now.start, asked_for);
+                    asked_for = now.end;
+                }
+                assert!(asked_for >= (first + 8).min(pages), "{pages}: {first}");
+                assert!(asked_for <= first + 2 * ASKED);
+            }
+            assert_eq!(asked_for, pages);
+        }
+        // Batches that do not divide a window.
+        let asked_for: usize = (0..3 * ASKED)
+            .step_by(7)
+            .map(|first| asked(first, 7, 3 * ASKED).len())
+            .sum();
+        assert_eq!(asked_for, 3 * ASKED);
     }
 }

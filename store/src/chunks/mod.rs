@@ -185,6 +185,14 @@ impl Chunks {
         self.read(id, child.hint, out).map(|_| ())
     }
 
+    /// Has the disk begin to read what is stored where a reader looks first for a page.
+    pub fn ask_for_page(&self, child: Child) {
+        let id = ChunkId::from_hash(ChunkKind::Page, child.hash);
+        if let Some(Ok(place)) = self.places(id, child.hint).next() {
+            place.pack.ask_for(&place.slot);
+        }
+    }
+
     /// Reads a chunk's payload into the beginning of `out` and checks it against
     /// `id`. Returns the payload's length.
     ///

@@ -12,10 +12,12 @@
 //! (deduplication, the collector) asks [`PackReader::is_sound`].
 
 use std::fs::{File, Metadata};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use quick_cache::sync::Cache;
+use rustix::fs::{Advice, fadvise};
 
 use crate::durable;
 use crate::error::{Damage, Error, Result, is_unreadable};
@@ -271,6 +273,13 @@ impl PackReader {
         }
         out.resize(usize::try_from(len).expect("checked above"), 0);
         self.read_bytes(slot.entry, start, out)
+    }
+
+    /// Has the disk begin to read the stored bytes of a chunk, and does not wait for it.
+    pub fn ask_for(&self, slot: &Slot) {
+        let len = NonZero::new(slot.stored_len().min(MAX_STORED_LEN));
+        // Advice: without it a reader waits.
+        let _ = fadvise(&self.file, slot.entry.offset.into(), len, Advice::WillNeed);
     }
 
     /// Reads what a delta was made against; `None` for the other encodings.
