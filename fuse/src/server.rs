@@ -351,27 +351,19 @@ impl Filesystem for Server {
         // The kernel forwards only these two (lseek(2), Linux UAPI values).
         const SEEK_DATA: i32 = 3;
         const SEEK_HOLE: i32 = 4;
-        let answer = move |file: &File, reply: ReplyLseek| {
-            let found = || {
-                let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-                let region = match whence {
-                    SEEK_DATA => Region::Data,
-                    SEEK_HOLE => Region::Hole,
-                    _ => return Err(Errno::EINVAL),
-                };
-                seek(file, offset, region)
+        let found = || {
+            let file = self.file(ino)?;
+            let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+            let region = match whence {
+                SEEK_DATA => Region::Data,
+                SEEK_HOLE => Region::Hole,
+                _ => return Err(Errno::EINVAL),
             };
-            match found().map(i64::try_from) {
-                Ok(Ok(position)) => reply.offset(position),
-                Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
-                Err(errno) => reply.error(errno),
-            }
+            seek(&file, offset, region)
         };
-        match self.file(ino) {
-            Ok(file) if file.may_wait() => {
-                self.waiting.give(Box::new(move || answer(&file, reply)));
-            }
-            Ok(file) => answer(&file, reply),
+        match found().map(i64::try_from) {
+            Ok(Ok(position)) => reply.offset(position),
+            Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
             Err(errno) => reply.error(errno),
         }
     }
@@ -450,7 +442,9 @@ impl Filesystem for Server {
 fn seek(file: &File, offset: u64, region: Region) -> Result<u64, Errno> {
     let found = match &file.content {
         Content::Image(image) => image
-            .seek(offset, region)
+            // Who maps an image asks for all of its holes before anything else: a round trip each
+            // would be more than the guest's first pages take.
+            .seek_at_hand(offset, region)
             .map_err(|error| report("seek", &error))?,
         Content::Bytes(_) if offset >= file.size_bytes => None,
         Content::Bytes(_) => Some(match region {

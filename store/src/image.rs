@@ -265,12 +265,30 @@ impl ImageReader {
     /// # Errors
     /// [`crate::Error::Damaged`] if a tree node is missing or damaged.
     pub fn seek(&self, offset_bytes: u64, region: Region) -> Result<Option<u64>> {
+        self.seek_waiting(offset_bytes, region, Waiting::Yes)
+    }
+
+    /// The same by what is at hand, so that nobody waits: where a leaf of the tree is elsewhere, all
+    /// that it covers counts as data, be it zero or not. Of an image of this store all is at hand.
+    ///
+    /// # Errors
+    /// As [`ImageReader::seek`].
+    pub fn seek_at_hand(&self, offset_bytes: u64, region: Region) -> Result<Option<u64>> {
+        self.seek_waiting(offset_bytes, region, Waiting::No)
+    }
+
+    fn seek_waiting(
+        &self,
+        offset_bytes: u64,
+        region: Region,
+        waiting: Waiting,
+    ) -> Result<Option<u64>> {
         if offset_bytes >= self.size_bytes {
             return Ok(None);
         }
         let page_bytes = self.pages.page_size().bytes();
         let page = offset_bytes / page_bytes;
-        let reading = self.pages.reading(Waiting::Yes);
+        let reading = self.pages.reading(waiting);
         let found = self.tree.next(&reading, page, region == Region::Data)?;
         let position = found.map(|page| (page * page_bytes).max(offset_bytes));
         Ok(match region {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use snapstore_store::{ErrorClass, Region, Silent, Store};
+use snapstore_store::{ErrorClass, ImageReader, Region, Silent, Store};
 
 use super::moody::{Mood, Moody, begin, memory, options, page, with_base};
 use super::{Outcome, PAGE, Scene, commit, image, read};
@@ -17,11 +17,11 @@ use crate::{Error, LazyOptions};
 /// With holes, over several leaves, and of packs of two pushes.
 pub fn what_stays_there_reads_as_what_is_pulled(scene: &Scene) -> Outcome {
     let mut pages: Vec<u8> = (0..3000).map(|at| (at % 7) as u8).collect();
-    pages[700..1600].fill(0);
+    pages[700..2060].fill(0);
     let (empty, _) = with_base(scene, &pages)?;
     let store = Store::open(&scene.dir.path().join("store"))?;
     pages[1234] = 99;
-    pages[2000..2400].fill(98);
+    pages[2100..2400].fill(98);
     let bytes = image(&pages);
     commit(&store, "next", &bytes, Some("base"))?;
     let remote = scene.remote()?;
@@ -33,6 +33,15 @@ pub fn what_stays_there_reads_as_what_is_pulled(scene: &Scene) -> Outcome {
         store.snapshot("next")?.image("memory").ok_or("no memory")?,
     );
     assert!(reader.may_wait() && !local.may_wait());
+    // A leaf that nobody has yet may be data as a whole; one that there is not is a hole.
+    let leaf = 512 * PAGE as u64;
+    let holes = |reader: &ImageReader| -> snapstore_store::Result<_> {
+        let hole = reader.seek_at_hand(0, Region::Hole)?;
+        Ok((hole, reader.seek_at_hand(hole.unwrap_or(0), Region::Data)?))
+    };
+    assert_eq!(holes(&reader)?, (Some(3 * leaf), Some(4 * leaf)));
+    let zeros = holes(&local)?;
+    assert_eq!(zeros, (Some(0), Some(PAGE as u64)));
     let mut at = Some(0);
     while let Some(from) = at {
         for region in [Region::Data, Region::Hole] {
@@ -48,6 +57,7 @@ pub fn what_stays_there_reads_as_what_is_pulled(scene: &Scene) -> Outcome {
     assert_eq!(reader.read_at(&mut read, 0)?, bytes.len());
     assert!(read == bytes, "other bytes");
     // What was read is at hand.
+    assert_eq!(holes(&reader)?, zeros);
     let mut again = vec![0; 10_000];
     let got = reader.read_at_hand(&mut again, 5_000_001)?;
     assert_eq!(
@@ -67,6 +77,9 @@ fn what_is_not_asked_for_stays_where_it_is() -> Outcome {
     let (lazy, mood) = begin(&scene, &store, "base", &options(&scene))?;
     let reader = memory(&lazy);
     assert_eq!(reader.read_at_hand(&mut [0; PAGE], 0)?, None);
+    for (region, found) in [(Region::Data, 0), (Region::Hole, reader.size_bytes())] {
+        assert_eq!(reader.seek_at_hand(0, region)?, Some(found));
+    }
     assert_eq!(
         mood.reads.load(Relaxed),
         0,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::chunks::Chunks;
-use crate::error::Result;
+use crate::error::{Error, Result};
 pub(crate) use crate::format::node::node_id;
 use crate::format::node::{Child, FAN_OUT, Node};
 use crate::manifest::Image;
@@ -79,7 +79,8 @@ impl Tree {
         }
     }
 
-    /// The first page from `from` on that is data (`true`) or zero (`false`).
+    /// The first page from `from` on that is data (`true`) or zero (`false`). What is under a node
+    /// that is not at hand counts as data.
     pub fn next(&self, nodes: &impl Nodes, from: u64, data: bool) -> Result<Option<u64>> {
         let found = match self.root {
             _ if from >= self.shape.pages() => None,
@@ -98,7 +99,10 @@ fn next_in(
     from: u64,
     data: bool,
 ) -> Result<Option<u64>> {
-    let node = nodes.node(child, level)?;
+    let node = match nodes.node(child, level) {
+        Err(Error::NotAtHand) => return Ok(data.then_some(from.max(first_page))),
+        node => node?,
+    };
     let step = pages_per_child(level);
     let first_slot = if from > first_page {
         slot(from, level)

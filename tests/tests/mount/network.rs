@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use rustix::fs::SeekFrom;
 use serde_json::Value;
 use snapstore_tests::harness::{Cli, noise, skipped};
 use snapstore_tests::proxy::{Line, Proxy};
@@ -201,7 +202,12 @@ mod bodies {
 
     pub fn a_mount_reads_what_is_asked_for(mut scene: Scene) -> anyhow::Result<()> {
         let (dir, _) = scene.fixture.mount(Some("site/base"), "mnt")?;
-        expect_page(&File::open(dir.join("memory.bin"))?, 3)?;
+        let memory = File::open(dir.join("memory.bin"))?;
+        // Who maps it asks for its holes first.
+        rustix::fs::seek(&memory, SeekFrom::Hole(0))?;
+        let asked = scene.asked(&dir)?;
+        ensure!(asked["demand"]["requests"] == 0, "{asked:?}");
+        expect_page(&memory, 3)?;
         let asked = scene.asked(&dir)?;
         ensure!(asked["demand"]["requests"] == 1, "{asked:?}");
         let others = ["working_set", "ahead", "fill"];
