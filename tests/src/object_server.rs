@@ -1,16 +1,24 @@
-//! A directory as a bucket of S3, for one client that is not refused anything: as fast as
+//! A directory as a bucket of S3, for clients that are not refused anything: as fast as
 //! this machine, where moto takes milliseconds for each request. It knows no keys, no
-//! writes in parts, and one date.
+//! conditions, and one date. What it was asked for is counted.
 
+mod counts;
+mod listing;
+mod request;
+
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-const BUCKET: &str = "/snaps";
+pub use counts::{Kind, Requests};
+use request::Request;
+
 const DATE: &str = "Sun, 29 Nov 2026 00:00:00 GMT";
 const ISO_DATE: &str = "2026-11-29T00:00:00.000Z";
 
@@ -20,197 +28,197 @@ const ISO_DATE: &str = "2026-11-29T00:00:00.000Z";
 /// # Errors
 /// If it cannot listen.
 pub fn serve(dir: &Path) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let address = listener.local_addr()?;
-    let dir = dir.to_owned();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let dir = dir.clone();
-            // Whoever hangs up is done.
-            thread::spawn(move || answer_all(&dir, stream));
-        }
-    });
-    Ok(address)
+    Ok(ObjectServer::start(dir)?.address())
 }
 
-struct Request {
-    method: String,
-    /// Of the object, or of the bucket if it is empty.
-    key: String,
-    query: String,
-    range: Option<(u64, u64)>,
-    body: Vec<u8>,
+/// The same, and what it was asked for.
+#[derive(Debug)]
+pub struct ObjectServer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
 }
 
-fn answer_all(dir: &Path, stream: TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut stream = stream;
-    while let Some(request) = read(&mut reader)? {
-        let (status, more, body) = answer(dir, &request)?;
-        let len = body.len();
-        let mut out =
-            format!("HTTP/1.1 {status}\r\nETag: \"a\"\r\nLast-Modified: {DATE}\r\n{more}");
-        // What a HEAD is told is how long the object is.
-        if !more.contains("Content-Length") {
-            let _ = write!(out, "Content-Length: {len}\r\n");
-        }
-        out += "\r\n";
-        let mut bytes = out.into_bytes();
-        bytes.extend_from_slice(&body);
-        stream.write_all(&bytes)?;
-    }
-    Ok(())
+#[derive(Debug)]
+struct Shared {
+    dir: PathBuf,
+    requests: Mutex<Requests>,
+    /// Objects that come in parts, by the number of their upload.
+    uploads: Mutex<HashMap<u64, Parts>>,
 }
 
-fn read(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
-    let mut line = String::new();
-    if reader.read_line(&mut line)? == 0 {
-        return Ok(None);
-    }
-    let mut words = line.split(' ');
-    let method = words.next().unwrap_or_default().to_owned();
-    let target = words.next().unwrap_or_default();
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let key = decoded(path.strip_prefix(BUCKET).unwrap_or(path));
-    let query = decoded(query);
-    let (mut range, mut len) = (None, 0);
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line)? <= 2 {
-            break;
-        }
-        let (name, value) = line.split_once(':').unwrap_or((&line, ""));
-        match name.to_ascii_lowercase().as_str() {
-            "content-length" => len = value.trim().parse().unwrap_or(0),
-            "range" => range = part(value.trim()),
-            _ => {}
-        }
-    }
-    let mut body = Vec::new();
-    reader.take(len).read_to_end(&mut body)?;
-    let key = key.trim_start_matches('/').to_owned();
-    Ok(Some(Request {
-        method,
-        key,
-        query,
-        range,
-        body,
-    }))
-}
+type Parts = BTreeMap<u32, Vec<u8>>;
 
-/// `bytes=FIRST-LAST`
-fn part(range: &str) -> Option<(u64, u64)> {
-    let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
-    Some((first.parse().ok()?, last.parse().ok()?))
-}
-
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
-        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match (first, byte) {
-            (b'%', Some(byte)) => {
-                bytes.push(byte);
-                rest = &after[2..];
+impl ObjectServer {
+    /// Serves this directory until the process ends.
+    ///
+    /// # Errors
+    /// If it cannot listen.
+    pub fn start(dir: &Path) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            dir: dir.to_owned(),
+            requests: Mutex::default(),
+            uploads: Mutex::default(),
+        });
+        let serving = shared.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let shared = serving.clone();
+                // Whoever hangs up is done.
+                thread::spawn(move || shared.answer_all(stream));
             }
-            _ => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
+        });
+        Ok(Self { address, shared })
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it was asked for so far.
+    #[must_use]
+    pub fn requests(&self) -> Requests {
+        *lock(&self.shared.requests)
+    }
 }
 
 /// Status, fields, body.
 type Answer = (&'static str, String, Vec<u8>);
 
-fn answer(dir: &Path, request: &Request) -> io::Result<Answer> {
-    let path = dir.join(&request.key);
-    let nothing = |status| (status, String::new(), Vec::new());
-    match request.method.as_str() {
-        "GET" if request.key.is_empty() => {
-            let words = request.query.split('&');
-            let prefix = words
-                .into_iter()
-                .find_map(|word| word.strip_prefix("prefix="));
-            let xml = "Content-Type: application/xml\r\n".to_owned();
-            Ok(("200 OK", xml, listing(dir, prefix.unwrap_or_default())?))
-        }
-        "PUT" => {
-            fs::create_dir_all(path.parent().unwrap_or(dir))?;
-            fs::write(&path, &request.body)?;
-            Ok(nothing("200 OK"))
-        }
-        "DELETE" => {
-            let _ = fs::remove_file(&path);
-            Ok(nothing("204 No Content"))
-        }
-        _ => {
-            let Ok(file) = fs::File::open(&path) else {
-                let body = "<Error><Code>NoSuchKey</Code></Error>";
-                return Ok(("404 Not Found", String::new(), body.into()));
-            };
-            let size = file.metadata()?.len();
-            if request.method == "HEAD" {
-                let len = format!("Content-Length: {size}\r\n");
-                return Ok(("200 OK", len, Vec::new()));
-            }
-            let Some((first, last)) = request.range else {
-                return Ok(("200 OK", String::new(), fs::read(&path)?));
-            };
-            if first >= size {
-                return Ok(nothing("416 Range Not Satisfiable"));
-            }
-            let last = last.min(size - 1);
-            let len = usize::try_from(last + 1 - first).map_err(io::Error::other)?;
-            let mut body = vec![0; len];
-            file.read_exact_at(&mut body, first)?;
-            let range = format!("Content-Range: bytes {first}-{last}/{size}\r\n");
-            Ok(("206 Partial Content", range, body))
-        }
-    }
+fn nothing(status: &'static str) -> Answer {
+    (status, String::new(), Vec::new())
 }
 
-fn listing(dir: &Path, prefix: &str) -> io::Result<Vec<u8>> {
-    let mut out = "<?xml version=\"1.0\"?><ListBucketResult><Name>snaps</Name>\
-         <IsTruncated>false</IsTruncated>"
-        .to_owned();
-    for (key, size) in objects(dir, dir)? {
-        if key.starts_with(prefix) {
-            let _ = write!(
-                out,
-                "<Contents><Key>{key}</Key><LastModified>{ISO_DATE}</LastModified>\
-                 <ETag>\"a\"</ETag><Size>{size}</Size><StorageClass>STANDARD</StorageClass>\
-                 </Contents>"
-            );
-        }
-    }
-    out += "</ListBucketResult>";
-    Ok(out.into_bytes())
+fn xml(body: impl Into<Vec<u8>>) -> Answer {
+    let field = "Content-Type: application/xml\r\n".to_owned();
+    ("200 OK", field, body.into())
 }
 
-fn objects(dir: &Path, root: &Path) -> io::Result<Vec<(String, u64)>> {
-    let mut found = Vec::new();
-    let mut paths: Vec<PathBuf> = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        paths.push(entry?.path());
+impl Shared {
+    fn answer_all(&self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut reader = BufReader::new(stream.try_clone()?);
+        while let Some(request) = request::read(&mut reader, &mut stream)? {
+            lock(&self.requests).add(request.kind());
+            let (status, more, body) = self.answer(&request)?;
+            let len = body.len();
+            let mut out =
+                format!("HTTP/1.1 {status}\r\nETag: \"a\"\r\nLast-Modified: {DATE}\r\n{more}");
+            // What a HEAD is told is how long the object is.
+            if !more.contains("Content-Length") {
+                let _ = write!(out, "Content-Length: {len}\r\n");
+            }
+            out += "\r\n";
+            let mut bytes = out.into_bytes();
+            bytes.extend_from_slice(&body);
+            stream.write_all(&bytes)?;
+        }
+        Ok(())
     }
-    paths.sort();
-    for path in paths {
-        // One that is deleted meanwhile is not there.
-        let Ok(metadata) = fs::metadata(&path) else {
-            continue;
+
+    fn answer(&self, request: &Request) -> io::Result<Answer> {
+        let upload = request.parameter("uploadId");
+        match (request.method.as_str(), upload) {
+            ("GET", _) if request.key.is_empty() => {
+                if request.parameter("location").is_some() {
+                    return Ok(xml("<LocationConstraint></LocationConstraint>"));
+                }
+                Ok(xml(listing::listing(&self.dir, request)?))
+            }
+            // The bucket is there, however often it is made.
+            ("HEAD" | "PUT", _) if request.key.is_empty() => Ok(nothing("200 OK")),
+            ("POST" | "PUT" | "DELETE", Some(id)) => self.in_parts(request, id),
+            ("POST", None) if request.parameter("uploads").is_some() => {
+                let mut uploads = lock(&self.uploads);
+                let number = uploads.keys().max().map_or(1, |last| last + 1);
+                uploads.insert(number, Parts::new());
+                Ok(xml(format!(
+                    "<InitiateMultipartUploadResult><Bucket>snaps</Bucket><Key>{}</Key>\
+                     <UploadId>{number}</UploadId></InitiateMultipartUploadResult>",
+                    request.key
+                )))
+            }
+            ("PUT", None) => {
+                self.write(&request.key, &request.body)?;
+                Ok(nothing("200 OK"))
+            }
+            ("DELETE", None) => {
+                let _ = fs::remove_file(self.dir.join(&request.key));
+                Ok(nothing("204 No Content"))
+            }
+            ("GET" | "HEAD", _) => read(&self.dir.join(&request.key), request),
+            _ => Ok(nothing("501 Not Implemented")),
+        }
+    }
+
+    /// A part of an object, or the end of one that came in parts.
+    fn in_parts(&self, request: &Request, id: &str) -> io::Result<Answer> {
+        let mut uploads = lock(&self.uploads);
+        let known = id.parse().ok().filter(|id| uploads.contains_key(id));
+        let Some(id) = known else {
+            return Ok(nothing("404 Not Found"));
         };
-        if metadata.is_dir() {
-            found.extend(objects(&path, root)?);
-            continue;
+        if request.method == "PUT" {
+            let number = request.parameter("partNumber").map(str::parse);
+            let Some(Ok(number)) = number else {
+                return Ok(nothing("400 Bad Request"));
+            };
+            let parts = uploads.get_mut(&id).expect("it was just there");
+            parts.insert(number, request.body.clone());
+            return Ok(nothing("200 OK"));
         }
-        let key = path.strip_prefix(root).map_err(io::Error::other)?;
-        found.push((key.to_string_lossy().into_owned(), metadata.len()));
+        let parts = uploads.remove(&id).expect("it was just there");
+        drop(uploads);
+        if request.method == "DELETE" {
+            return Ok(nothing("204 No Content"));
+        }
+        let bytes: Vec<u8> = parts.into_values().flatten().collect();
+        self.write(&request.key, &bytes)?;
+        Ok(xml(format!(
+            "<CompleteMultipartUploadResult><Bucket>snaps</Bucket><Key>{}</Key>\
+             <ETag>\"a\"</ETag></CompleteMultipartUploadResult>",
+            request.key
+        )))
     }
-    Ok(found)
+
+    fn write(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
+        let path = self.dir.join(key);
+        fs::create_dir_all(path.parent().unwrap_or(&self.dir))?;
+        fs::write(path, bytes)
+    }
+}
+
+/// What is in an object, or about it.
+fn read(path: &Path, request: &Request) -> io::Result<Answer> {
+    let file = fs::File::open(path).ok();
+    let metadata = file.as_ref().and_then(|file| file.metadata().ok());
+    let (Some(file), Some(metadata)) = (file, metadata.filter(fs::Metadata::is_file)) else {
+        let body = "<Error><Code>NoSuchKey</Code></Error>";
+        let body = if request.method == "HEAD" { "" } else { body };
+        return Ok(("404 Not Found", String::new(), body.into()));
+    };
+    let size = metadata.len();
+    if request.method == "HEAD" {
+        let len = format!("Content-Length: {size}\r\n");
+        return Ok(("200 OK", len, Vec::new()));
+    }
+    let Some((first, last)) = request.range else {
+        return Ok(("200 OK", String::new(), fs::read(path)?));
+    };
+    if first >= size {
+        return Ok(nothing("416 Range Not Satisfiable"));
+    }
+    let last = last.min(size - 1);
+    let len = usize::try_from(last + 1 - first).map_err(io::Error::other)?;
+    let mut body = vec![0; len];
+    file.read_exact_at(&mut body, first)?;
+    let range = format!("Content-Range: bytes {first}-{last}/{size}\r\n");
+    Ok(("206 Partial Content", range, body))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

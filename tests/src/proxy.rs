@@ -39,7 +39,8 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     ended: AtomicBool,
-    received: AtomicU64,
+    /// Bytes that went each way.
+    moved: [AtomicU64; 2],
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +69,7 @@ impl Proxy {
             state: Mutex::default(),
             changed: Condvar::new(),
             ended: AtomicBool::new(false),
-            received: AtomicU64::new(0),
+            moved: Default::default(),
         });
         let serving = shared.clone();
         thread::spawn(move || {
@@ -127,7 +128,13 @@ impl Proxy {
     /// Bytes that came from the server so far.
     #[must_use]
     pub fn received_bytes(&self) -> u64 {
-        self.shared.received.load(Ordering::Relaxed)
+        self.shared.moved[1].load(Ordering::Relaxed)
+    }
+
+    /// Bytes that went to the server, and came from it, so far.
+    #[must_use]
+    pub fn moved_bytes(&self) -> u64 {
+        self.shared.moved[0].load(Ordering::Relaxed) + self.received_bytes()
     }
 }
 
@@ -170,9 +177,7 @@ impl Shared {
             let mut piece = vec![0; PIECE_BYTES];
             while let Ok(len @ 1..) = from.read(&mut piece) {
                 let at = shared.arrival(way, len);
-                if way == 1 {
-                    shared.received.fetch_add(len as u64, Ordering::Relaxed);
-                }
+                shared.moved[way].fetch_add(len as u64, Ordering::Relaxed);
                 if send.send((at, piece[..len].to_vec())).is_err() {
                     break;
                 }
