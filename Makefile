@@ -64,9 +64,10 @@ bench-scale: setup ## Measure what depends on how much a store holds: 10^7 chunk
 	cargo run --release --locked -p snapstore-bench --bin bench -- \
 		scale-chunks scale-tags scale-packs scale-gc
 
-bench-remote: setup ## Measure lazy mounts of a bucket at 1, 10 and 50 ms, 100 and 1000 Mbit/s
+bench-remote: setup ## Measure remotes at 1, 10 and 50 ms, 100 and 1000 Mbit/s, beside restic and rclone
 	@$(with_cargo) cargo build --release --locked -p snapstore -p snapstore-bench; \
-	cargo run --release --locked -p snapstore-bench --bin bench -- remote
+	cargo run --release --locked -p snapstore-bench --bin bench -- \
+		remote remote-fault remote-restore remote-copy remote-requests
 
 check: setup ## Run formatter, linter and documentation only
 	@scripts/test.sh --checks-only

@@ -6,6 +6,7 @@ pub mod bytes;
 pub mod codec;
 pub mod commit;
 pub mod deep;
+pub mod far;
 pub mod fault;
 pub mod guest;
 pub mod monitor_qemu;
@@ -13,6 +14,10 @@ pub mod mounts;
 pub mod qemu_rig;
 pub mod read;
 pub mod remote;
+pub mod remote_copy;
+pub mod remote_fault;
+pub mod remote_requests;
+pub mod remote_restore;
 pub mod report;
 pub mod scale;
 pub mod serve_ram;
@@ -114,6 +119,10 @@ pub const ALL: [(&str, Needs, Run); 36] = [
     ("view-commit", Needs::Nothing, view::commit),
     ("view-bytes", Needs::Nothing, view::bytes),
     ("remote", Needs::Nothing, remote::remote),
+    ("remote-fault", Needs::Nothing, remote_fault::fault),
+    ("remote-restore", Needs::Machines, remote_restore::restore),
+    ("remote-copy", Needs::Nothing, remote_copy::copy),
+    ("remote-requests", Needs::Nothing, remote_requests::requests),
     ("monitor-qemu", Needs::Nothing, monitor_qemu::qemu),
     ("vm-restore", Needs::Machines, vm_restore::restore),
     ("vm-warm", Needs::Both, vm_warm::warm),
@@ -214,6 +223,16 @@ impl Bench {
         aim: Option<f64>,
     ) {
         self.add(Unit::Bytes, product, baseline, aim);
+    }
+
+    /// Adds a comparison of counts to the report.
+    pub fn compare_counts(
+        &mut self,
+        product: (&str, &Samples),
+        baseline: (&str, &Samples),
+        aim: Option<f64>,
+    ) {
+        self.add(Unit::Count, product, baseline, aim);
     }
 
     fn add(

@@ -1,25 +1,22 @@
 //! How long it takes until what a restored machine touches first is read from a bucket that
 //! is far away: by a lazy mount, and by others who know more.
 //!
-//! The bucket is a directory behind a server and a line in this process: each request takes
-//! a round trip, and all share a bandwidth. The set lies scattered over the image, whose
-//! pages cannot be compressed; it is touched by one reader, page after page.
+//! The set lies scattered over the image, whose pages cannot be compressed; it is touched by
+//! one reader, page after page.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use rustix::fs::{Advice, fadvise};
 use snapstore_tests::harness::{Cli, noise};
-use snapstore_tests::object_server;
-use snapstore_tests::proxy::{Line, Proxy};
+use snapstore_tests::proxy::Proxy;
 
+use crate::far::{Far, WAYS, download, get_all, remove};
 use crate::guest;
 use crate::mounts::Mount;
 use crate::stats::{Random, Run, Samples, alternate};
@@ -29,11 +26,8 @@ const PAGE: u64 = guest::PAGE as u64;
 const IMAGE_PAGES: usize = 16 << 10;
 /// Pages of the set: 8 of 64 MiB.
 const SET_PAGES: usize = 2 << 10;
-const DELAYS_MS: [u64; 3] = [1, 10, 50];
-const RATES_MBIT: [u64; 2] = [100, 1000];
 const MOST_ROUNDS: usize = 3;
 /// As a client downloads that wants to be quick.
-const RANGE_BYTES: u64 = 8 << 20;
 const RANGES_AT_ONCE: usize = 4;
 /// As one reads who has many small ranges to read.
 const PAGES_AT_ONCE: usize = 16;
@@ -45,7 +39,7 @@ struct Scene {
     image: Vec<u8>,
     /// In the order in which they are touched.
     set: Vec<u64>,
-    server: SocketAddr,
+    far: Far,
     dir: PathBuf,
 }
 
@@ -57,52 +51,44 @@ pub fn remote(bench: &mut Bench) -> anyhow::Result<()> {
     let scene = Scene::new(&bench.path("remote"))?;
     let rounds = bench.rounds.min(MOST_ROUNDS);
     let used = (SET_PAGES as u64 * PAGE) as f64;
-    for rate in RATES_MBIT {
-        for delay in DELAYS_MS {
-            let line = Line {
-                round_trip: Duration::from_millis(delay),
-                bytes_per_second: Some(rate as f64 * 1e6 / 8.0),
-            };
-            let proxy = Proxy::start(scene.server, line)?;
-            let (scene, proxy) = (&scene, &proxy);
-            let raw = |work: fn(&Scene, SocketAddr) -> anyhow::Result<()>| -> Run<'_> {
-                Box::new(move |_| {
-                    let began = Instant::now();
-                    work(scene, proxy.address())?;
-                    Ok(vec![began.elapsed().as_secs_f64()])
-                })
-            };
-            let subjects: Vec<Run<'_>> = vec![
-                Box::new(|_| scene.lazily(proxy)),
-                raw(Scene::whole),
-                raw(Scene::ranges),
-                raw(Scene::set_alone),
-            ];
-            let done = alternate(rounds, subjects)?;
-            let what = format!("{delay} ms, {rate} Mbit/s");
-            let (first, all, fetched) = (&done[0][0], &done[0][1], &done[0][2]);
-            let least = ROUND_TRIPS * line.round_trip + OWN;
-            let least = Samples::constant(least.as_secs_f64(), rounds);
-            let named = format!("first page, {what}");
-            bench.compare(&named, first, "5 round trips and 30 ms", &least, Some(1.0));
-            let named = format!("8 MiB of 64 are read, {what}");
-            bench.compare(&named, all, "download all, then read", &done[1][0], None);
-            let against = "ranges of exactly its pages, 16 at once";
-            bench.compare(&named, all, against, &done[2][0], Some(1.3));
-            let against = "exactly its pages, as one object";
-            bench.compare(&named, all, against, &done[3][0], Some(1.3));
-            let named = format!("bytes fetched, {what}");
-            let used = Samples::constant(used, rounds);
-            bench.compare_bytes((&named, fetched), ("bytes of its pages", &used), Some(1.5));
-        }
+    for way in WAYS {
+        let proxy = scene.far.line(way.line())?;
+        let (scene, proxy) = (&scene, &proxy);
+        let raw = |work: fn(&Scene, SocketAddr) -> anyhow::Result<()>| -> Run<'_> {
+            Box::new(move |_| {
+                let began = Instant::now();
+                work(scene, proxy.address())?;
+                Ok(vec![began.elapsed().as_secs_f64()])
+            })
+        };
+        let subjects: Vec<Run<'_>> = vec![
+            Box::new(|_| scene.lazily(proxy)),
+            raw(Scene::whole),
+            raw(Scene::ranges),
+            raw(Scene::set_alone),
+        ];
+        let done = alternate(rounds, subjects)?;
+        let (first, all, fetched) = (&done[0][0], &done[0][1], &done[0][2]);
+        let least = ROUND_TRIPS * way.round_trip() + OWN;
+        let least = Samples::constant(least.as_secs_f64(), rounds);
+        let named = format!("first page, {way}");
+        bench.compare(&named, first, "5 round trips and 30 ms", &least, Some(1.0));
+        let named = format!("8 MiB of 64 are read, {way}");
+        bench.compare(&named, all, "download all, then read", &done[1][0], None);
+        let against = "ranges of exactly its pages, 16 at once";
+        bench.compare(&named, all, against, &done[2][0], Some(1.3));
+        let against = "exactly its pages, as one object";
+        bench.compare(&named, all, against, &done[3][0], Some(1.3));
+        let named = format!("bytes fetched, {way}");
+        let used = Samples::constant(used, rounds);
+        bench.compare_bytes((&named, fetched), ("bytes of its pages", &used), Some(1.5));
     }
     Ok(())
 }
 
 impl Scene {
     fn new(dir: &Path) -> anyhow::Result<Self> {
-        let bucket = dir.join("bucket");
-        fs::create_dir_all(&bucket)?;
+        fs::create_dir_all(dir)?;
         let image = noise(1, IMAGE_PAGES * PAGE as usize);
         let all: Vec<u64> = (0..IMAGE_PAGES as u64).collect();
         let set = Random::new(1).choose(&all, SET_PAGES);
@@ -112,7 +98,7 @@ impl Scene {
         let memory = dir.join("image");
         there.ok(&["commit", "base", "--memory", utf8(&memory)?])?;
         let scene = Self {
-            server: object_server::serve(&bucket)?,
+            far: Far::new(dir)?,
             dir: dir.to_owned(),
             image,
             set,
@@ -122,19 +108,9 @@ impl Scene {
         scene.touch(&mount.memory())?;
         mount.unmount()?;
         // The server writes it when it ends.
-        let sets = there.store().join("working-sets");
-        let is_written = || {
-            let names = fs::read_dir(&sets).into_iter().flatten().flatten();
-            let mut names = names.map(|entry| entry.file_name());
-            names.any(|name| !name.to_string_lossy().starts_with('.'))
-        };
-        for _ in 0..1000 {
-            if is_written() {
-                break;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        let url = format!("file://{}", utf8(&bucket)?);
+        wait_for_set(&there);
+        let bucket = scene.far.bucket();
+        let url = format!("file://{}", utf8(bucket)?);
         there.ok(&["remote", "add", "site", &url])?;
         there.ok(&["remote", "init", "site"])?;
         let pushed = there.json(&["push", "base", "site"])?;
@@ -148,9 +124,6 @@ impl Scene {
             .copied()
             .collect();
         fs::write(bucket.join("set"), pages)?;
-        let keys = dir.join("credentials");
-        fs::write(&keys, "AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=b\n")?;
-        fs::set_permissions(&keys, fs::Permissions::from_mode(0o600))?;
         Ok(scene)
     }
 
@@ -178,18 +151,7 @@ impl Scene {
         let store = self.dir.join("here");
         let cli = Cli::new(&store);
         cli.ok(&["init"])?;
-        let endpoint = format!("http://{}", proxy.address());
-        let keys = self.dir.join("credentials");
-        let way = ["--allow-http", "--region", "here", "--endpoint", &endpoint];
-        let add = [
-            "remote",
-            "add",
-            "site",
-            "s3://snaps",
-            "--credentials",
-            utf8(&keys)?,
-        ];
-        cli.ok(&[&add[..], &way].concat())?;
+        self.far.reach(&cli, "", proxy)?;
         let before = proxy.received_bytes();
         let began = Instant::now();
         let mount = Mount::product(&cli, "site/base", &self.dir.join("mnt"), &[])?;
@@ -197,7 +159,7 @@ impl Scene {
         let took = began.elapsed();
         let fetched = proxy.received_bytes() - before;
         mount.unmount()?;
-        fs::remove_dir_all(store)?;
+        remove(&store)?;
         let first = first.duration_since(began).as_secs_f64();
         Ok(vec![first, took.as_secs_f64(), fetched as f64])
     }
@@ -207,15 +169,9 @@ impl Scene {
         let path = self.dir.join("whole");
         let file = File::create(&path)?;
         let len = self.image.len() as u64;
-        let parts = (0..len).step_by(RANGE_BYTES as usize);
-        let parts = parts.map(|start| (start, RANGE_BYTES.min(len - start)));
-        get_all(
-            address,
-            "image",
-            parts.collect(),
-            RANGES_AT_ONCE,
-            |start, bytes| Ok(file.write_all_at(bytes, start)?),
-        )?;
+        download(address, "image", len, |start, bytes| {
+            Ok(file.write_all_at(bytes, start)?)
+        })?;
         self.touch(&path)?;
         Ok(fs::remove_file(path)?)
     }
@@ -241,52 +197,18 @@ impl Scene {
     }
 }
 
-/// Reads parts of an object of the bucket, so many at once.
-fn get_all(
-    address: SocketAddr,
-    key: &str,
-    parts: Vec<(u64, u64)>,
-    at_once: usize,
-    take: impl Fn(u64, &[u8]) -> anyhow::Result<()> + Sync,
-) -> anyhow::Result<()> {
-    let left = Mutex::new(parts.into_iter());
-    let work = || -> anyhow::Result<()> {
-        let mut stream = BufReader::new(TcpStream::connect(address)?);
-        stream.get_ref().set_nodelay(true)?;
-        let mut bytes = Vec::new();
-        loop {
-            let next = left.lock().expect("no panic").next();
-            let Some((start, len)) = next else {
-                return Ok(());
-            };
-            get(&mut stream, key, start, len, &mut bytes)?;
-            take(start, &bytes)?;
-        }
+/// Until a store has what a mount of it has recorded: it is written when the server ends.
+pub(crate) fn wait_for_set(cli: &Cli) {
+    let sets = cli.store().join("working-sets");
+    let is_written = || {
+        let names = fs::read_dir(&sets).into_iter().flatten().flatten();
+        let mut names = names.map(|entry| entry.file_name());
+        names.any(|name| !name.to_string_lossy().starts_with('.'))
     };
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
-        let mut done = threads.into_iter().map(|one| one.join().expect("no panic"));
-        done.try_for_each(|done| done)
-    })
-}
-
-fn get(
-    stream: &mut BufReader<TcpStream>,
-    key: &str,
-    start: u64,
-    len: u64,
-    bytes: &mut Vec<u8>,
-) -> anyhow::Result<()> {
-    let last = start + len - 1;
-    let request = format!("GET /snaps/{key} HTTP/1.1\r\nRange: bytes={start}-{last}\r\n\r\n");
-    stream.get_mut().write_all(request.as_bytes())?;
-    let mut line = String::new();
-    stream.read_line(&mut line)?;
-    ensure!(line.starts_with("HTTP/1.1 206"), "{line}");
-    while line.len() > 2 {
-        line.clear();
-        stream.read_line(&mut line)?;
+    for _ in 0..1000 {
+        if is_written() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
     }
-    bytes.resize(usize::try_from(len)?, 0);
-    Ok(stream.read_exact(bytes)?)
 }

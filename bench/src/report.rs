@@ -11,6 +11,8 @@ pub enum Unit {
     Seconds,
     /// Bytes, shown in a fitting multiple of 1000.
     Bytes,
+    /// How many, such as requests.
+    Count,
 }
 
 /// One comparison.
@@ -158,22 +160,22 @@ fn show(unit: Unit, spread: Spread) -> String {
         Unit::Seconds => (1.0, "s"),
         Unit::Bytes if spread.median < 1e6 => (1e3, "kB"),
         Unit::Bytes => (1e6, "MB"),
+        Unit::Count => (1.0, ""),
     };
     let digits = match spread.median / scale {
+        _ if unit == Unit::Count => 0,
         big if big >= 100.0 => 0,
         medium if medium >= 10.0 => 1,
         _ => 2,
     };
     let one = |figure: f64| format!("{:.digits$}", figure / scale);
     if spread.min.total_cmp(&spread.max).is_eq() {
-        return format!("{} {name}", one(spread.median));
+        return format!("{} {name}", one(spread.median))
+            .trim_end()
+            .to_owned();
     }
-    format!(
-        "{} / {} / {} {name}",
-        one(spread.min),
-        one(spread.median),
-        one(spread.max)
-    )
+    let all = [spread.min, spread.median, spread.max].map(one);
+    format!("{} {name}", all.join(" / ")).trim_end().to_owned()
 }
 
 fn show_ratio(ratios: Spread) -> String {
@@ -185,4 +187,19 @@ fn show_ratio(ratios: Spread) -> String {
         "{:.digits$} ({:.digits$}..{:.digits$})",
         ratios.median, ratios.min, ratios.max
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Unit, show};
+    use crate::stats::Samples;
+
+    #[test]
+    fn figures_have_their_unit_and_counts_have_none() {
+        let three = Samples::new(vec![3.0, 1.0, 2.0]).spread();
+        assert_eq!(show(Unit::Count, three), "1 / 2 / 3");
+        assert_eq!(show(Unit::Count, Samples::one(412.0).spread()), "412");
+        assert_eq!(show(Unit::Seconds, three), "1.00 / 2.00 / 3.00 s");
+        assert_eq!(show(Unit::Bytes, Samples::one(9.13e6).spread()), "9.13 MB");
+    }
 }
