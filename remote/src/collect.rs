@@ -11,16 +11,23 @@ impl Remote {
     /// # Errors
     /// As [`protocol::collect`].
     pub fn collect(&self, options: Options) -> Result<Collected> {
-        self.collect_with(options, &mut Heads::default())
+        let (collected, tidied) = self.collect_with(options, &mut Heads::default())?;
+        tidied.map(|()| collected)
     }
 
-    /// The same where some heads were read already.
-    pub(crate) fn collect_with(&self, options: Options, heads: &mut Heads) -> Result<Collected> {
+    /// The same where some heads were read already. What came of tidying the runs of hooks is
+    /// told beside it: nobody relies on them, and what was deleted by then is.
+    pub(crate) fn collect_with(
+        &self,
+        options: Options,
+        heads: &mut Heads,
+    ) -> Result<(Collected, Result<()>)> {
         self.page_bytes()?;
         let collected = block_on(protocol::collect_with(self, options, heads))?;
-        if !options.dry_run {
-            hooks::tidy(self)?;
-        }
-        Ok(collected)
+        let tidied = match options.dry_run {
+            true => Ok(()),
+            false => hooks::tidy(self),
+        };
+        Ok((collected, tidied))
     }
 }

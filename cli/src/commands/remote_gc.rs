@@ -24,6 +24,7 @@ pub fn run(context: &Context, remote: &Remote, args: &RemoteGcArgs) -> anyhow::R
     };
     let done = told(remote.gc(options, &Bar::new(Unit::Bytes)))?;
     let (collected, repacked) = (done.collected, done.repacked);
+    let untidied = done.untidied.as_ref().map(ToString::to_string);
     let bytes: u64 = collected.deleted.iter().map(|one| one.len_bytes).sum();
     let keys: Vec<_> = collected.deleted.iter().map(|one| &one.key).collect();
     let fenced: Vec<_> = collected.fenced.iter().map(ToString::to_string).collect();
@@ -48,6 +49,7 @@ pub fn run(context: &Context, remote: &Remote, args: &RemoteGcArgs) -> anyhow::R
         "idle_records": idle,
         "not_deleted_because": waits,
         "repacked": repacked,
+        "hooks_not_tidied_because": untidied,
     });
     context.answer(&with_requests(&value, remote)?, || {
         let verb = if dry_run { "Would delete" } else { "Deleted" };
@@ -75,6 +77,15 @@ pub fn run(context: &Context, remote: &Remote, args: &RemoteGcArgs) -> anyhow::R
             size(bytes)
         )
     })?;
+    let unfinished = match (done.failed, done.untidied) {
+        (Some(error), _) => Some((error, "what was done before it failed is told")),
+        (None, Some(error)) => Some((error, "what was done is told, but hooks were not tidied")),
+        (None, None) => None,
+    };
+    if let Some((error, what)) = unfinished {
+        say!("{what}; the next `remote gc` does the rest");
+        return told(Err(error));
+    }
     match waits {
         None if repacked.damaged.is_empty() => Ok(ExitCode::SUCCESS),
         None => {

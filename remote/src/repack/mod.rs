@@ -20,7 +20,7 @@ use self::damage::{Damage, told};
 pub use self::options::RepackOptions;
 use self::plan::{Plan, Snapshot};
 use self::read::Reader;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::protocol::{self, Collected, Heads, Options, RefKey};
 use crate::remote::{Remote, block_on, who};
 use crate::verify::Finding;
@@ -61,35 +61,52 @@ pub struct Repacked {
 }
 
 /// What a collection did, and the repack in it.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Gc {
     /// What was deleted.
     pub collected: Collected,
     /// What was repacked.
     pub repacked: Repacked,
+    /// Why the runs of hooks were not tidied, if they were not. The next collection does it.
+    pub untidied: Option<Error>,
+    /// What ended the repack before its time, or the collection after it.
+    pub failed: Option<Error>,
 }
 
 impl Remote {
     /// Collects what no tag and no view needs, and repacks packs that are partly needed.
     ///
+    /// What fails once it was collected is told beside what was done: tags name what they named
+    /// before.
+    ///
     /// # Errors
-    /// As [`protocol::collect`] and [`protocol::repack`]: tags name what they named before.
+    /// As [`protocol::collect`].
     pub fn gc(&self, options: RepackOptions, progress: &(dyn Progress + Sync)) -> Result<Gc> {
         let dry_run = options.dry_run;
         let mut heads = Heads::default();
+        let (collected, tidied) = self.collect_with(Options { dry_run }, &mut heads)?;
         let mut gc = Gc {
-            collected: self.collect_with(Options { dry_run }, &mut heads)?,
-            repacked: Repacked::default(),
+            collected,
+            untidied: tidied.err(),
+            ..Gc::default()
         };
         // What is old could not be deleted then.
         if options.percent == 0 || gc.collected.not_deleted.is_some() {
             return Ok(gc);
         }
-        gc.repacked = self.repack(&options, &mut heads, progress)?;
+        let done = self.repack(&options, &mut heads, &mut gc.repacked, progress);
+        gc.failed = done.err();
         let repacked = &gc.repacked;
-        if repacked.packs > 0 && !dry_run || repacked.finished > 0 || repacked.gave_up {
-            let then = self.collect_with(Options::default(), &mut heads)?;
-            gc.collected.add(then);
+        let leaves_something =
+            repacked.packs > 0 && !dry_run || repacked.finished > 0 || repacked.gave_up;
+        if leaves_something && gc.failed.is_none() {
+            match self.collect_with(Options::default(), &mut heads) {
+                Ok((then, tidied)) => {
+                    gc.collected.add(then);
+                    gc.untidied = tidied.err();
+                }
+                Err(error) => gc.failed = Some(error),
+            }
         }
         Ok(gc)
     }
@@ -98,11 +115,24 @@ impl Remote {
         &self,
         options: &RepackOptions,
         heads: &mut Heads,
+        done: &mut Repacked,
         progress: &(dyn Progress + Sync),
-    ) -> Result<Repacked> {
-        let page_size = PageSize::from_bytes(self.page_bytes()?)?;
-        let mut done = Repacked::default();
+    ) -> Result<()> {
         let mut damage = Damage::default();
+        let repacked = self.repack_but(options, heads, (done, &mut damage), progress);
+        done.damaged = damage.findings;
+        repacked
+    }
+
+    /// The same, but for what is damaged.
+    fn repack_but(
+        &self,
+        options: &RepackOptions,
+        heads: &mut Heads,
+        (done, damage): (&mut Repacked, &mut Damage),
+        progress: &(dyn Progress + Sync),
+    ) -> Result<()> {
+        let page_size = PageSize::from_bytes(self.page_bytes()?)?;
         let who = who();
         if !options.dry_run {
             done.finished = block_on(protocol::finish_cut_off(self, &who))?;
@@ -114,7 +144,7 @@ impl Remote {
                 true => (u64::MAX, left_bytes),
                 false => (SESSION_BYTES, left_bytes),
             };
-            let plan = Plan::of(&mut reader, heads, options, most, &mut damage)?;
+            let plan = Plan::of(&mut reader, heads, options, most, damage)?;
             done.left = plan.left + damage.passed.len() as u64;
             if plan.looks_on {
                 done.read_bytes += reader.read_bytes();
@@ -163,8 +193,7 @@ impl Remote {
                 (Err(error), None) => return Err(error.into()),
             }
         }
-        done.damaged = damage.findings;
-        Ok(done)
+        Ok(())
     }
 }
 

@@ -63,7 +63,11 @@ fn with_lineage(scene: &Scene) -> Result<(Store, Images), Box<dyn std::error::Er
 }
 
 fn gc(remote: &Remote) -> crate::Result<Gc> {
-    remote.gc(RepackOptions::default(), &Silent)
+    let mut done = remote.gc(RepackOptions::default(), &Silent)?;
+    match done.failed.take().or(done.untidied.take()) {
+        Some(error) => Err(error),
+        None => Ok(done),
+    }
 }
 
 fn bytes_of(scene: &Scene, kinds: &[&str]) -> crate::Result<u64> {

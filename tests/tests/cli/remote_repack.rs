@@ -141,3 +141,40 @@ fn a_damaged_pack_is_named_and_the_exit_code_says_so() -> anyhow::Result<()> {
     cli.fails(2, &["remote", "gc", "site", "--repack", "101"])?;
     Ok(())
 }
+
+/// What was deleted is told, and then what is wrong with that which is in the way of the rest.
+#[test]
+fn a_collection_that_cannot_tidy_hooks_tells_what_it_did() -> anyhow::Result<()> {
+    let fixture = Fixture::new()?;
+    let cli = &fixture.cli;
+    commit(&fixture)?;
+    let bucket = fixture.dir.path().join("mnt/bucket");
+    let url = format!("file://{}", bucket.display());
+    cli.ok(&["remote", "add", "site", &url])?;
+    cli.ok(&["remote", "init", "site"])?;
+    cli.ok(&["push", "base", "site"])?;
+    cli.ok(&["push", "two", "site"])?;
+    fs::rename(bucket.join("hooks"), bucket.join("moved"))?;
+    std::os::unix::fs::symlink("moved", bucket.join("hooks"))?;
+    cli.ok(&["remote", "rm", "site", "base"])?;
+    let output = cli.run(&["--json", "remote", "gc", "site"])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(4), "{output:?}");
+    let told: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(told["repacked"]["packs"] == 1, "{told}");
+    let deleted = told["deleted"].as_array().context("a list")?;
+    ensure!(deleted.len() >= 3, "{told}");
+    let why = told["hooks_not_tidied_because"].as_str();
+    ensure!(why.is_some_and(|why| why.contains("hooks")), "{told}");
+    ensure!(
+        said.contains("hooks") && said.contains("symbolic link"),
+        "{said}"
+    );
+    fs::remove_file(bucket.join("hooks"))?;
+    fs::rename(bucket.join("moved"), bucket.join("hooks"))?;
+    let told = cli.json(&["remote", "gc", "site"])?;
+    ensure!(told["hooks_not_tidied_because"].is_null(), "{told}");
+    ensure!(told["deleted"] == Value::Array(Vec::new()), "{told}");
+    cli.ok(&["remote", "verify", "site", "--read-data"])?;
+    Ok(())
+}
