@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::{Either, select};
-use object_store::path::Path;
+use object_store::path::{Error as PathError, Path};
 use object_store::{
     Error as StoreError, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, WriteMultipart,
@@ -44,8 +44,8 @@ const MOST_TOLD_CHARS: usize = 600;
 
 const OTHER_WRITER: &str = "another host has written another object under the same name: are \
     two hosts copies of one machine, with the same random numbers?";
-const ODD_NAME: &str = "a name in it is none that a host gives";
-const NOT_ASKED: &str = "the server lists what was not asked for";
+const ODD_NAME: &str = "its name is none that a host gives: remove it";
+const NOT_ASKED: &str = "the server lists it, and it was not asked for";
 
 /// A bucket, or what is below a prefix of it.
 #[derive(Debug)]
@@ -281,17 +281,36 @@ impl Cloud {
         Box::pin(self.read(key, path, Some((from, there)))).await
     }
 
+    /// The key that cannot be one.
+    fn odd_key(&self, error: &PathError) -> Option<String> {
+        let path = match error {
+            PathError::EmptySegment { path }
+            | PathError::BadSegment { path, .. }
+            | PathError::NonUnicode { path, .. } => path.as_str(),
+            PathError::InvalidPath { path } | PathError::Canonicalize { path, .. } => {
+                path.to_str()?
+            }
+            _ => return None,
+        };
+        let key = path.strip_prefix(&self.prefix).unwrap_or(path);
+        Some(key.escape_debug().to_string())
+    }
+
     async fn read_list(&self, prefix: &str, path: &Path) -> Result<Vec<Listed>, Unanswered> {
         let mut found = Vec::new();
         let mut pages = self.store.list(Some(path));
         while let Some(meta) = pages.next().await {
             let meta = meta.map_err(|error| match error {
-                StoreError::InvalidPath { .. } => wrong("list", prefix, ODD_NAME),
+                StoreError::InvalidPath { source } => {
+                    let key = self.odd_key(&source);
+                    wrong("list", key.as_deref().unwrap_or(prefix), ODD_NAME)
+                }
                 error => failed("list", prefix, &error),
             })?;
-            let key = meta.location.as_ref().strip_prefix(&self.prefix);
+            let path = meta.location.as_ref();
+            let key = path.strip_prefix(&self.prefix);
             let Some(key) = key.filter(|key| key.starts_with(prefix)) else {
-                return Err(wrong("list", prefix, NOT_ASKED));
+                return Err(wrong("list", &path.escape_debug().to_string(), NOT_ASKED));
             };
             if found.len() >= MOST_LISTED {
                 let reason = "there are more objects than a listing may have (4194304)";

@@ -219,16 +219,21 @@ fn what_a_server_sends_too_much_of_is_not_read() -> Outcome {
 
 #[test]
 fn a_listing_of_what_was_not_asked_for_is_refused() -> Outcome {
-    for keys in [
-        &["at/packs/a", "at/heads/a"][..],
-        &["elsewhere/packs/a"],
-        &["at/packs/../../a"],
-        &["at/packs//a"],
+    for (keys, told) in [
+        (&["at/packs/a", "at/heads/a"][..], "at/heads/a"),
+        (&["elsewhere/packs/a"], "elsewhere/packs/a"),
+        (&["at/packs/../../a"], "packs/../../a"),
+        (&["at/packs//a"], "packs//a"),
+        (
+            &["at/packs/a", "at/packs/\u{e4}//b\u{85}"],
+            "packs/\u{e4}//b\\u{85}",
+        ),
     ] {
         let (_dir, remote) = server(vec![listing(keys)])?;
         let error = remote.bucket.list("packs/");
         let error = error.err().ok_or_else(|| format!("{keys:?} is listed"))?;
         assert!(error.wrong.is_some(), "{keys:?}: {error}");
+        assert_eq!(error.key, told);
     }
     let (_dir, remote) = server(vec![listing(&["at/packs/a"])])?;
     assert_eq!(remote.bucket.list("packs/")?.len(), 1);
