@@ -1,5 +1,10 @@
 //! What a bucket says of itself: that it is a remote, and how long its pages are. It is made
 //! by `init`, and made anew from what is beside it.
+//!
+//! Two hosts may make it at once. Then it is that of one of them, and neither relies on which: a
+//! server that knows conditions keeps the first one, another one the last. So each reads it again
+//! once its own was written. All that others need to agree on is the size of pages; the number
+//! that is drawn only tells a host's caches of several buckets apart.
 
 use snapstore_store::{Store, page_size_of_manifest};
 
@@ -10,6 +15,8 @@ use crate::sealing;
 
 pub(crate) const CONFIG_KEY: &str = "config";
 const CONFIG: [u8; 8] = *b"SNAPBUCK";
+/// How often it is written anew that another host removed.
+const CONFIG_ATTEMPTS: u32 = 3;
 
 /// What a bucket says of itself.
 pub(crate) struct Config {
@@ -69,11 +76,47 @@ impl Remote {
             // A server may refuse to write over it. Without it all is as if it was lost.
             self.bucket.delete(CONFIG_KEY)?;
         }
+        let config = self.write_config(page_bytes)?;
+        let is_other = |remote_bytes| Error::OtherPageSize {
+            url: self.url.clone(),
+            remote_bytes,
+            store_bytes,
+        };
+        if config.page_bytes != store_bytes {
+            return Err(is_other(config.page_bytes));
+        }
+        // Another host may have pushed before this one has written over its configuration.
+        match self.page_bytes_of_heads()? {
+            Some(remote_bytes) if remote_bytes != store_bytes => {
+                self.bucket.delete(CONFIG_KEY)?;
+                self.write_config(u32::try_from(remote_bytes).expect("a size of pages"))?;
+                Err(is_other(remote_bytes))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a configuration, and reads what is there then: another host's may be.
+    fn write_config(&self, page_bytes: u32) -> Result<Config> {
         let mut payload = page_bytes.to_le_bytes().to_vec();
         payload.extend_from_slice(&crate::random().map_err(no_random)?.to_le_bytes());
-        Ok(self
-            .bucket
-            .put(CONFIG_KEY, &seal(CONFIG, CONFIG_KEY, &payload))?)
+        let sealed = seal(CONFIG, CONFIG_KEY, &payload);
+        let mut attempts = CONFIG_ATTEMPTS;
+        loop {
+            attempts -= 1;
+            let written = self.bucket.put(CONFIG_KEY, &sealed);
+            let refused = match written {
+                Err(error) if error.wrong.is_none() => return Err(error.into()),
+                written => written.err(),
+            };
+            match (self.config(), refused) {
+                // Another host found a damaged one before, and has removed this one for it.
+                (Err(Error::NoRemote { .. }), None) if attempts > 0 => {}
+                // What stands there is none, and is in the way.
+                (Err(Error::NoRemote { .. }), Some(error)) => return Err(error.into()),
+                (found, _) => return found,
+            }
+        }
     }
 
     /// Whether a damaged configuration was that of a remote, by what it begins with, or by

@@ -30,6 +30,7 @@ mod moody;
 mod network;
 mod over;
 mod overtaken;
+mod racing;
 mod repacking;
 mod rounds;
 mod sealing;
