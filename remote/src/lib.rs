@@ -12,6 +12,7 @@
 // Whoever implements it says which thread it runs on.
 #![allow(async_fn_in_trait)]
 
+mod beats;
 mod begin;
 #[cfg(test)]
 mod check;

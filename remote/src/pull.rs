@@ -12,6 +12,7 @@ use snapstore_store::{
     Silent, SnapshotId, Store, WorkingSet, check_tag, decode_page,
 };
 
+use crate::beats::Beats;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::head::{Head, LeafPlace, PagePlace, decode_leaf, read_together};
@@ -42,8 +43,9 @@ pub struct Pulled {
 }
 
 /// What is read and counted.
-struct Fetch<'a> {
+struct Fetch<'a, 'b> {
     remote: &'a Remote,
+    beats: &'a mut Beats<'b>,
     store: &'a Store,
     head_key: String,
     head: Head,
@@ -73,13 +75,24 @@ impl Remote {
             // It may name this snapshot already.
             store.tag(as_tag)?.map(|_| ()).ok_or(error)
         })?;
-        let (config, view) = self.view(Some(store), tag, true)?;
-        let cache = cache_of(store, &config);
-        let take = |opened| self.take((store, &cache), opened, as_tag, replace, progress);
-        let pulled = self.open_view(&view).and_then(take);
-        // A lease that stays is given up by a collection.
-        let _ = block_on(view.lease.end(self));
-        pulled
+        let mut attempts = ATTEMPTS;
+        loop {
+            attempts -= 1;
+            let (config, view) = self.view(Some(store), tag, true)?;
+            let cache = cache_of(store, &config);
+            let opened = self.open_view(&view);
+            let mut beats = Beats::new(self, view.lease, Some(view.record));
+            let store = (store, cache.as_path());
+            let take = |opened| self.take(store, (opened, &mut beats), as_tag, replace, progress);
+            let pulled = opened.and_then(take);
+            match beats.end(pulled) {
+                // This host slept for more than a day, and the snapshot may be gone.
+                Err(Error::Protocol(protocol::Error::LeaseLost { session })) if attempts > 0 => {
+                    tracing::warn!(%session, "a view was given up meanwhile: the pull begins anew");
+                }
+                pulled => return pulled,
+            }
+        }
     }
 
     /// Stores this snapshot, which a tag of the remote names, or named and somebody still
@@ -100,12 +113,15 @@ impl Remote {
         match block_on(view(self, tag, &who())) {
             Ok(view) => {
                 let opened = self.open_view(&view);
+                let mut beats = Beats::new(self, view.lease, Some(view.record));
                 let pulled = opened.and_then(|opened| match opened.snapshot == id {
-                    true => self.take(store, opened, as_tag, false, progress).map(Some),
+                    true => {
+                        let opened = (opened, &mut beats);
+                        self.take(store, opened, as_tag, false, progress).map(Some)
+                    }
                     false => Ok(None),
                 });
-                let _ = block_on(view.lease.end(self));
-                if let Some(pulled) = pulled? {
+                if let Some(pulled) = beats.end(pulled)? {
                     return Ok(pulled);
                 }
             }
@@ -130,18 +146,19 @@ impl Remote {
                 _ => continue,
             };
             let own = block_on(Lease::begin(self, LeaseKind::View(head), &who()))?;
+            let mut beats = Beats::new(self, own, None);
             // A collection that has not seen the own lease has seen the other one.
             let is_there = |(session, _, _): &Leased| *session == other;
             let pulled = match block_on(protocol::leases(self)) {
                 Ok(leases) if leases.iter().any(is_there) => {
-                    Some(self.take(store, opened, as_tag, false, progress))
+                    let opened = (opened, &mut beats);
+                    self.take(store, opened, as_tag, false, progress).map(Some)
                 }
-                Ok(_) => None,
-                Err(error) => Some(Err(error.into())),
+                Ok(_) => Ok(None),
+                Err(error) => Err(error.into()),
             };
-            let _ = block_on(own.end(self));
-            if let Some(pulled) = pulled {
-                return pulled;
+            if let Some(pulled) = beats.end(pulled)? {
+                return Ok(pulled);
             }
         }
         let gone = || protocol::Error::Gone {
@@ -153,7 +170,7 @@ impl Remote {
     fn take(
         &self,
         (store, cache): (&Store, &Path),
-        opened: Opened,
+        (opened, beats): (Opened, &mut Beats<'_>),
         as_tag: &str,
         replace: bool,
         progress: &(dyn Progress + Sync),
@@ -165,6 +182,7 @@ impl Remote {
             head: opened.head,
             moved: opened.moved,
             progress,
+            beats,
             pages: 0,
             bytes: opened.len_bytes,
         };
@@ -185,7 +203,7 @@ fn cache_of(store: &Store, config: &Config) -> PathBuf {
     store.path().join(CACHE).join(hex(&config.id))
 }
 
-impl Fetch<'_> {
+impl Fetch<'_, '_> {
     /// Keeps what is known of those who restored it before, if nothing is known in the store:
     /// from mounts of it on this host, or from whoever pushed it. It is a guess, which may be
     /// lost.
@@ -279,6 +297,7 @@ impl Fetch<'_> {
         for (id, leaf) in leaves {
             done += u64::from(leaf.len);
             self.progress.advance(done);
+            self.beats.beat()?;
             if receiving.has_leaf(id)? {
                 continue;
             }

@@ -20,6 +20,8 @@ use crate::protocol::{
 /// How long a session may be silent until a collection gives it up.
 const PUSH_SILENCE_SECONDS: u64 = 15 * 60;
 const VIEW_SILENCE_SECONDS: u64 = 24 * 60 * 60;
+/// How often a view says that its holder lives. Each time leaves an object until the end.
+const VIEW_BEAT: Duration = Duration::from_secs(2 * 60 * 60);
 /// Far longer than a host takes that asks for the clock.
 const PROBE_SECONDS: u64 = 24 * 60 * 60;
 /// How long a collection waits until it looks again.
@@ -32,6 +34,8 @@ pub struct Remote {
     pub(crate) bucket: Box<dyn Objects>,
     silence_seconds: u64,
     waits: bool,
+    /// How often the lease of a view says that its holder lives.
+    pub(crate) view_beat: Duration,
     pub(crate) was_there: bool,
 }
 
@@ -133,6 +137,7 @@ impl Remote {
             bucket: crate::open::open(place)?,
             silence_seconds: PUSH_SILENCE_SECONDS,
             waits: true,
+            view_beat: VIEW_BEAT,
             was_there: false,
         })
     }

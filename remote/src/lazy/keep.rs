@@ -9,10 +9,7 @@ use crate::error::Result;
 use crate::protocol::{self, Lease, RefKey, View, view};
 use crate::remote::{Remote, block_on, who};
 
-/// How often the lease says that its holder lives: a collection gives up a view that was
-/// silent for a day. Each time leaves an object until the end.
-const BEAT: Duration = Duration::from_secs(2 * 60 * 60);
-/// How soon that is tried again.
+/// How soon a sign of life is tried again that could not be written.
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// Keeps a view. Dropped, it leaves the lease to a collection.
@@ -56,13 +53,13 @@ impl Keeper {
 
 impl Kept {
     fn work(&mut self, end: &Receiver<()>) {
-        let mut next = BEAT;
+        let mut next = self.remote.view_beat;
         while end.recv_timeout(next) == Err(RecvTimeoutError::Timeout) {
             next = match self.beat() {
-                Ok(()) => BEAT,
+                Ok(()) => self.remote.view_beat,
                 Err(error) => {
                     tracing::debug!(%error, "a lease is not kept alive for now");
-                    AGAIN
+                    AGAIN.min(self.remote.view_beat)
                 }
             };
         }
