@@ -42,8 +42,8 @@ pub struct LeafPlace {
     pub offset: u32,
     /// How long the record is.
     pub len: u32,
-    /// The packs of its pages.
-    pub packs: BTreeSet<Name>,
+    /// The packs of its pages, sorted.
+    pub packs: Box<[Name]>,
 }
 
 /// Where a page is.
@@ -155,7 +155,7 @@ impl Head {
         let mut packs = BTreeSet::new();
         for leaf in self.leaves.values() {
             packs.insert(leaf.pack);
-            packs.extend(&leaf.packs);
+            packs.extend(&*leaf.packs);
         }
         packs.into_iter().collect()
     }
@@ -471,7 +471,7 @@ mod tests {
             pack: name(1),
             offset: 0,
             len: 1,
-            packs: BTreeSet::new(),
+            packs: Box::default(),
         };
         head.leaves.insert([1; 32], place);
         for (pack, is_right) in [(name(1), true), (name(2), false)] {

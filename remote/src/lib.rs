@@ -34,6 +34,7 @@ mod opened;
 mod outgoing;
 mod pack;
 mod place;
+mod placed;
 pub mod protocol;
 mod pull;
 mod push;

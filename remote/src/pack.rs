@@ -146,7 +146,7 @@ impl PackBytes {
             pack: self.name,
             offset: u32_of(start),
             len: u32_of(len),
-            packs,
+            packs: names.into(),
         };
         (leaf, places)
     }

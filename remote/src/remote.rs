@@ -24,6 +24,8 @@ const VIEW_SILENCE_SECONDS: u64 = 24 * 60 * 60;
 const VIEW_BEAT: Duration = Duration::from_secs(2 * 60 * 60);
 /// Far longer than a host takes that asks for the clock.
 const PROBE_SECONDS: u64 = 24 * 60 * 60;
+/// They take about 50 MB, and are those of 512 GiB of pages of 4 KiB.
+const KEPT_LEAVES: usize = 1 << 18;
 /// How long a collection waits until it looks again.
 const WAIT: Duration = Duration::from_secs(2);
 
@@ -36,6 +38,8 @@ pub struct Remote {
     waits: bool,
     /// How often the lease of a view says that its holder lives.
     pub(crate) view_beat: Duration,
+    /// Leaves of heads that a repack keeps in memory; heads of more are read when they are needed.
+    pub(crate) kept_leaves: usize,
     pub(crate) was_there: bool,
 }
 
@@ -138,6 +142,7 @@ impl Remote {
             silence_seconds: PUSH_SILENCE_SECONDS,
             waits: true,
             view_beat: VIEW_BEAT,
+            kept_leaves: KEPT_LEAVES,
             was_there: false,
         })
     }

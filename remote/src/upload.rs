@@ -16,6 +16,7 @@ use crate::head::{Head, PagePlace, Tree};
 use crate::hooks::{self, Finding};
 use crate::intact::Intact;
 use crate::outgoing::{Outgoing, beat_at_times};
+use crate::placed::Placed;
 use crate::protocol::{Error, HeadSummary, Lease, Name, RefKey, Result, Stored, Work, put_surely};
 use crate::remote::Remote;
 use crate::reuse::There;
@@ -63,7 +64,7 @@ struct Run<'a> {
     out: Outgoing<'a>,
     there: There,
     head: Head,
-    uploaded: HashMap<[u8; 32], PagePlace>,
+    uploaded: Placed,
     apart: Apart,
     nodes: BTreeSet<[u8; 32]>,
     done_pages: u64,
@@ -201,7 +202,7 @@ impl<'a> Upload<'a> {
         }
         let (place, places) = run.out.pack.add(&node.canonical, &pages);
         for ((_, id), place) in node.children.iter().zip(places) {
-            run.uploaded.insert(*id, place);
+            run.uploaded.insert(id, place);
         }
         run.head.leaves.insert(leaf.id, place);
         self.done(run, new, reused).await
@@ -239,7 +240,7 @@ impl<'a> Upload<'a> {
                     let encoding = self.local(self.parts.encoded_page(id, &mut bytes))?;
                     new += 1;
                     let place = run.out.pack.add_page(*id, encoding, &bytes);
-                    run.uploaded.insert(*id, place);
+                    run.uploaded.insert(id, place);
                     place
                 }
             };
@@ -305,7 +306,7 @@ impl Work<Remote> for Upload<'_> {
                 manifest: self.parts.canonical_manifest().to_vec(),
                 ..Head::default()
             },
-            uploaded: HashMap::new(),
+            uploaded: Placed::default(),
             found: 0,
             apart: Apart::default(),
             nodes: BTreeSet::new(),
@@ -382,7 +383,7 @@ impl Run<'_> {
         known: &HashMap<[u8; 32], PagePlace>,
         id: &[u8; 32],
     ) -> Result<Option<PagePlace>> {
-        let places = [known.get(id).copied(), self.uploaded.get(id).copied()];
+        let places = [known.get(id).copied(), self.uploaded.get(id)];
         for place in places {
             if let Some(place) = place
                 && self.may_use(place.pack).await?

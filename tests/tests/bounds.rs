@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use snapstore_store::{PageSize, Store};
+use snapstore_store::{
+    CommitRequest, ImageRole, Input, InputData, InputKind, PageSize, ReadAt, Silent, Store,
+};
 use snapstore_tests::harness::{self, Cli, noise, skipped};
 use snapstore_tests::scale;
 use tempfile::TempDir;
@@ -192,5 +195,67 @@ fn many_packs_need_few_descriptors() -> anyhow::Result<()> {
     does(&["gc"])?;
     ensure!(count()? < packs / 10, "{} packs are left", count()?);
     ensure!(healthy(&does(&["verify", "--read-data"])?), "collected");
+    Ok(())
+}
+
+/// An image of so many pages, each with its number in it.
+#[derive(Debug)]
+struct Numbered(u64);
+
+impl ReadAt for Numbered {
+    fn size_bytes(&self) -> u64 {
+        self.0 * scale::PAGE as u64
+    }
+
+    fn read_exact_at(&self, out: &mut [u8], offset_bytes: u64) -> std::io::Result<()> {
+        let page = scale::PAGE as u64;
+        let (first, skipped) = (offset_bytes / page, offset_bytes % page);
+        let count = (skipped + out.len() as u64).div_ceil(page);
+        let bytes = scale::pages(first, count);
+        let skipped = usize::try_from(skipped).expect("less than a page");
+        out.copy_from_slice(&bytes[skipped..][..out.len()]);
+        Ok(())
+    }
+}
+
+/// Both fill a pack, which is what a push holds of the pages themselves. What else grows is what
+/// the store keeps of what was read, up to a limit. With a hash table of ids it was 417 bytes a
+/// page, not 218.
+#[test]
+fn a_push_remembers_little_of_each_page() -> anyhow::Result<()> {
+    const FEW: u64 = 110_000;
+    const MANY: u64 = 240_000;
+    const MOST_BYTES_A_PAGE: u64 = 300;
+    let dir = TempDir::new()?;
+    let cli = Cli::new(&dir.path().join("store"));
+    let store = Store::create(cli.store(), PageSize::KIB_4)?;
+    let mut peaks = Vec::new();
+    for (tag, pages) in [("few", FEW), ("many", MANY)] {
+        let request = CommitRequest {
+            tag: tag.to_owned(),
+            inputs: vec![Input {
+                name: "memory".to_owned(),
+                role: ImageRole::Memory,
+                data: InputData::Reader(Arc::new(Numbered(pages))),
+                kind: InputKind::Full,
+            }],
+            ..CommitRequest::default()
+        };
+        store.commit(&request, &Silent)?;
+        let url = format!(
+            "file://{}",
+            dir.path().join(format!("bucket-{tag}")).display()
+        );
+        cli.ok(&["remote", "add", tag, &url])?;
+        cli.ok(&["remote", "init", tag])?;
+        peaks.push(scale::peak_bytes(cli.command(&["push", tag, tag])?)?);
+    }
+    let grown = peaks[1].saturating_sub(peaks[0]);
+    println!("{FEW} and {MANY} pages: {peaks:?} bytes");
+    ensure!(
+        grown < (MANY - FEW) * MOST_BYTES_A_PAGE,
+        "{} bytes a page: {peaks:?}",
+        grown / (MANY - FEW)
+    );
     Ok(())
 }

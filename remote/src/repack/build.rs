@@ -4,24 +4,30 @@
 //! places of their pages in them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::rc::Rc;
 
 use snapstore_store::Progress;
 
 use crate::first::Apart;
 use crate::head::{First, Head, LeafPlace, PagePlace, u32_of};
 use crate::outgoing::Outgoing;
+use crate::placed::Placed;
 use crate::protocol::{
     Error, HeadSummary, Lease, Listing, Name, RefKey, Repacking, Result, Reuse, Stored, may_reuse,
     put_surely,
 };
 use crate::remote::Remote;
 use crate::repack::damage::{if_damaged, told};
-use crate::repack::plan::{Plan, Snapshot};
+use crate::repack::plan::Plan;
 use crate::repack::read::{self, Leaf, Reader};
+use crate::repack::snapshot::{Snapshot, leaves_in, moves_first};
 
 /// About so many bytes of pages are held beside the pack that they go to.
 const HELD_BYTES: u64 = 8 << 20;
+/// Leaves that are held at most: each takes about 60 KiB.
+const HELD_LEAVES: usize = 256;
+/// Leaves whose records are read before any of them is written.
+const RECORDS_AT_ONCE: usize = 64;
 
 /// The work of a repack.
 pub struct Build<'a, 'b> {
@@ -39,15 +45,25 @@ pub struct Build<'a, 'b> {
 /// A leaf whose record is written anew.
 struct Again {
     id: [u8; 32],
-    leaf: Arc<Leaf>,
+    canonical: Vec<u8>,
     places: Vec<([u8; 32], PagePlace)>,
+}
+
+impl Again {
+    fn new(id: [u8; 32], leaf: Leaf, moved: &BTreeMap<Name, Name>) -> Self {
+        Self {
+            id,
+            places: leaf.pages(moved).collect(),
+            canonical: leaf.node.canonical,
+        }
+    }
 }
 
 /// A repack under way.
 struct Run<'a> {
     out: Outgoing<'a>,
     /// Where pages are that were copied.
-    placed: HashMap<[u8; 32], PagePlace>,
+    placed: Placed,
     /// Where records are that were written.
     leaves: HashMap<[u8; 32], LeafPlace>,
     copied_bytes: u64,
@@ -92,12 +108,14 @@ impl<'a, 'b> Build<'a, 'b> {
 
     /// The leaves of a snapshot that are written anew, in the order of its images; those of the
     /// working set if that is moved, or the others.
-    fn leaves(&self, snapshot: &Snapshot, first: Option<Name>, of_first: bool) -> Vec<Again> {
-        let head = &snapshot.opened.head;
-        let old: HashSet<&[u8; 32]> = snapshot
-            .leaves_in(&self.plan.packs)
-            .map(|it| it.0)
-            .collect();
+    fn leaves(
+        &self,
+        head: &Head,
+        first: Option<Name>,
+        of_first: bool,
+    ) -> Vec<([u8; 32], LeafPlace)> {
+        let old = leaves_in(head, &self.plan.packs);
+        let old: HashSet<&[u8; 32]> = old.map(|it| it.0).collect();
         let mut seen = HashSet::new();
         let mut leaves = Vec::new();
         for tree in &head.trees {
@@ -110,42 +128,72 @@ impl<'a, 'b> Build<'a, 'b> {
                     true => is_of_first,
                     false => !is_of_first && old.contains(&id),
                 };
-                if is_wanted
-                    && seen.insert(id)
-                    && let Some(leaf) = self.reader.known(place)
-                {
-                    let places = leaf.pages(&snapshot.opened.moved).collect();
-                    leaves.push(Again { id, leaf, places });
+                if is_wanted && seen.insert(id) {
+                    leaves.push((id, place.clone()));
                 }
             }
         }
         leaves
     }
 
-    /// Writes leaves with those of their pages that are in old packs.
-    async fn write(&mut self, run: &mut Run<'_>, leaves: Vec<Again>) -> Result<()> {
+    /// Writes leaves with those of their pages that are in old packs. Most records are known
+    /// from the plan; the others are read, some at a time.
+    async fn write(
+        &mut self,
+        run: &mut Run<'_>,
+        snapshot: &Snapshot,
+        leaves: &[([u8; 32], LeafPlace)],
+    ) -> Result<()> {
         let mut some = Vec::new();
         let mut wanted: BTreeMap<[u8; 32], PagePlace> = BTreeMap::new();
         let mut held = 0;
-        let count = leaves.len();
-        for (at, again) in leaves.into_iter().enumerate() {
-            if !run.leaves.contains_key(&again.id) {
+        for part in leaves.chunks(RECORDS_AT_ONCE) {
+            let is_new = |(id, _): &&([u8; 32], LeafPlace)| !run.leaves.contains_key(id);
+            let part: Vec<_> = part.iter().filter(is_new).cloned().collect();
+            let wrong = self.reader.read_records(&part)?;
+            if let Some((at, error)) = wrong.into_iter().next() {
+                let packs = part[at].1.packs.iter().chain([&part[at].1.pack]);
+                let packs: Vec<Name> = packs.filter(|it| self.is_old(**it)).copied().collect();
+                self.checked(Err(error), packs)?;
+            }
+            for (id, place) in &part {
+                let leaf = self.reader.known(id, place);
+                let leaf = leaf.expect("it was read");
+                let mut again = Again::new(*id, leaf, &snapshot.moved);
+                self.look_up(run, &mut again);
                 for (id, place) in &again.places {
-                    let is_new = self.is_old(place.pack) && !run.placed.contains_key(id);
-                    if is_new && wanted.insert(*id, *place).is_none() {
+                    if self.is_old(place.pack) && wanted.insert(*id, *place).is_none() {
                         held += u64::from(place.len);
                     }
                 }
                 some.push(again);
+                if held >= HELD_BYTES || some.len() >= HELD_LEAVES {
+                    held = 0;
+                    let wanted = std::mem::take(&mut wanted).into_iter().collect();
+                    self.write_some(run, std::mem::take(&mut some), wanted)
+                        .await?;
+                }
             }
-            if held >= HELD_BYTES || at + 1 == count {
-                held = 0;
-                let wanted = std::mem::take(&mut wanted).into_iter().collect();
-                self.write_some(run, std::mem::take(&mut some), wanted)
-                    .await?;
+            self.reader.forget(&part);
+        }
+        match some.is_empty() {
+            true => Ok(()),
+            false => {
+                self.write_some(run, some, wanted.into_iter().collect())
+                    .await
             }
         }
-        Ok(())
+    }
+
+    /// Those of its pages that were copied are where their copies are.
+    fn look_up(&self, run: &mut Run<'_>, again: &mut Again) {
+        for (id, place) in &mut again.places {
+            if self.is_old(place.pack)
+                && let Some(placed) = run.placed.get(id)
+            {
+                *place = placed;
+            }
+        }
     }
 
     /// Pages of old packs, as they are stored there.
@@ -179,26 +227,27 @@ impl<'a, 'b> Build<'a, 'b> {
         wanted: Vec<([u8; 32], PagePlace)>,
     ) -> Result<()> {
         let found = self.read(run, wanted).await?;
-        for Again { id, leaf, places } in leaves {
-            if run.leaves.contains_key(&id) {
+        for mut again in leaves {
+            if run.leaves.contains_key(&again.id) {
                 continue;
             }
-            let pages: Vec<_> = places
-                .iter()
-                .map(|(id, place)| match run.placed.get(id) {
-                    _ if !self.is_old(place.pack) => (*id, Ok(*place)),
-                    Some(placed) => (*id, Ok(*placed)),
-                    None => (*id, Err(found[id].clone())),
+            // Others of these leaves may have the same pages.
+            self.look_up(run, &mut again);
+            let pages = again.places.iter();
+            let pages: Vec<_> = pages
+                .map(|(id, place)| match self.is_old(place.pack) {
+                    false => (*id, Ok(*place)),
+                    true => (*id, Err(found[id].clone())),
                 })
                 .collect();
-            let (place, new) = run.out.pack.add(&leaf.node.canonical, &pages);
+            let (place, new) = run.out.pack.add(&again.canonical, &pages);
             for ((id, _), place) in pages.iter().zip(new) {
                 // What stays where it is may be nothing that another head relies on.
                 if place.pack == run.out.pack.name {
-                    run.placed.insert(*id, place);
+                    run.placed.insert(id, place);
                 }
             }
-            run.leaves.insert(id, place);
+            run.leaves.insert(again.id, place);
             if run.out.pack.is_full() {
                 self.written_bytes += run.out.finish_pack().await?;
             }
@@ -211,23 +260,24 @@ impl<'a, 'b> Build<'a, 'b> {
     async fn move_first(
         &mut self,
         run: &mut Run<'_>,
-        snapshot: &Snapshot,
+        (snapshot, head): (&Snapshot, &Head),
         first: Name,
     ) -> Result<Moved> {
-        let head = &snapshot.opened.head;
         let end = head.first.as_ref().map_or(0, |first| first.end);
-        let in_it = head.leaves.iter().filter(|(_, leaf)| leaf.pack == first);
-        let in_it: Vec<([u8; 32], LeafPlace)> = in_it.map(|(id, it)| (*id, it.clone())).collect();
         run.out.beat().await?;
         let packs: Vec<Name> = self.plan.packs.keys().copied().collect();
-        let read = self.reader.beginning(first, end, &in_it);
+        let read = self.reader.beginning(first, end);
         let bytes = self.checked(read, packs.clone())?;
         run.copied_bytes += u64::from(end);
         let mut apart = Apart::default();
-        for Again { id, leaf, places } in self.leaves(snapshot, Some(first), true) {
-            let wanted = places
-                .iter()
-                .filter(|(id, place)| self.is_old(place.pack) && !run.placed.contains_key(id));
+        for (id, place) in self.leaves(head, Some(first), true) {
+            let leaf = Reader::leaf_of(&bytes, &id, &place);
+            let leaf = self.checked(leaf, packs.clone())?;
+            let mut again = Again::new(id, leaf, &snapshot.moved);
+            self.look_up(run, &mut again);
+            let places = again.places;
+            let wanted = places.iter();
+            let wanted = wanted.filter(|(_, it)| it.pack != first && self.is_old(it.pack));
             let found = self.read(run, wanted.copied().collect()).await?;
             let mut new = Vec::with_capacity(places.len());
             for (id, place) in places {
@@ -240,16 +290,15 @@ impl<'a, 'b> Build<'a, 'b> {
                 } else if !self.is_old(place.pack) {
                     new.push((id, Some(place)));
                 } else {
-                    let placed = run.placed.get(&id).copied();
-                    let placed = placed.unwrap_or_else(|| {
+                    let placed = run.placed.get(&id).unwrap_or_else(|| {
                         let (encoding, bytes) = &found[&id];
                         run.out.pack.add_page(id, *encoding, bytes)
                     });
-                    run.placed.insert(id, placed);
+                    run.placed.insert(&id, placed);
                     new.push((id, Some(placed)));
                 }
             }
-            apart.add_leaf(id, leaf.node.canonical.clone(), new);
+            apart.add_leaf(id, again.canonical, new);
             if run.out.pack.is_full() {
                 self.written_bytes += run.out.finish_pack().await?;
             }
@@ -265,9 +314,8 @@ impl<'a, 'b> Build<'a, 'b> {
     }
 
     /// The same head with the new places.
-    fn head(&self, run: &Run<'_>, snapshot: &Snapshot, moved: Option<&Moved>) -> Head {
-        let mut head = snapshot.opened.head.clone();
-        let old = snapshot.leaves_in(&self.plan.packs).map(|(id, _)| *id);
+    fn head(&self, run: &Run<'_>, mut head: Head, moved: Option<&Moved>) -> Head {
+        let old = leaves_in(&head, &self.plan.packs).map(|(id, _)| *id);
         let mut again: Vec<[u8; 32]> = old.collect();
         again.extend(moved.iter().flat_map(|moved| moved.leaves.keys()));
         for id in again {
@@ -297,9 +345,12 @@ impl<'a, 'b> Build<'a, 'b> {
         (snapshot, name): (&Snapshot, Name),
         moved: Option<&Moved>,
     ) -> Result<Option<Stored>> {
-        let head = self.head(run, snapshot, moved);
+        let Some(head) = snapshot.head(run.out.remote)? else {
+            return Ok(None);
+        };
+        let head = self.head(run, Rc::unwrap_or_clone(head), moved);
         let packs = head.packs();
-        let own: HashSet<&Name> = snapshot.opened.packs.iter().collect();
+        let own: HashSet<&Name> = snapshot.packs.iter().collect();
         let mut relied = BTreeSet::new();
         for pack in packs
             .iter()
@@ -321,11 +372,11 @@ impl<'a, 'b> Build<'a, 'b> {
                 }
             }
         }
-        let copies = snapshot.opened.moved.iter();
+        let copies = snapshot.moved.iter();
         let copies = copies.filter(|(_, to)| packs.binary_search(to).is_ok());
         let summary = HeadSummary {
             version: head.version(),
-            snapshot: snapshot.opened.snapshot,
+            snapshot: snapshot.id,
             moved: copies.map(|(from, to)| (*from, *to)).collect(),
             packs,
         };
@@ -353,45 +404,47 @@ impl Repacking<Remote> for Build<'_, '_> {
         let snapshots = plan.snapshots.iter();
         let snapshots = snapshots.filter(|one| records.contains(&one.record));
         // Heads have the numbers before packs: who reads names sees whether any is missing.
-        let mut named: Vec<(&Snapshot, Name)> =
-            snapshots.map(|one| (one, lease.next_name())).collect();
+        let mut named: Vec<(&Snapshot, Name, Option<Name>)> = Vec::new();
+        let mut firsts: u64 = 0;
+        for snapshot in snapshots {
+            let name = lease.next_name();
+            if let Some(head) = snapshot.head(remote)? {
+                let moves = moves_first(&head, &plan.packs);
+                let first = head.first.as_ref().filter(|_| moves.is_some());
+                firsts += first.map_or(0, |first| u64::from(first.end));
+                named.push((snapshot, name, moves));
+            }
+        }
         // Records that are with a working set are where others find them, too.
-        named.sort_by_key(|(one, _)| one.moves_first(&plan.packs).is_none());
+        named.sort_by_key(|(_, _, moves)| moves.is_none());
         let mut run = Run {
             out: Outgoing::new(remote, lease),
-            placed: HashMap::new(),
+            placed: Placed::default(),
             leaves: HashMap::new(),
             copied_bytes: 0,
             usable: BTreeSet::new(),
         };
         let needed: u64 = plan.packs.values().map(|one| one.needed_bytes).sum();
-        let moving = named
-            .iter()
-            .filter(|(one, _)| one.moves_first(&plan.packs).is_some());
-        let firsts = moving.filter_map(|(one, _)| one.opened.head.first.as_ref());
-        let firsts: u64 = firsts.map(|first| u64::from(first.end)).sum();
         self.progress.begin("repack", needed + firsts);
         let mut firsts = Vec::new();
-        for (snapshot, _) in &named {
-            // All are known, but for those that the plan had to forget.
-            let leaves = snapshot.leaves_in(&plan.packs);
-            let leaves: Vec<_> = leaves.map(|(id, leaf)| (*id, leaf.clone())).collect();
-            let wrong = self.reader.read_records(&leaves)?;
-            if let Some((at, error)) = wrong.into_iter().next() {
-                let packs = leaves[at].1.packs.iter().chain([&leaves[at].1.pack]);
-                let packs: Vec<Name> = packs.filter(|it| self.is_old(**it)).copied().collect();
-                self.checked(Err(error), packs)?;
-            }
-            let first = snapshot.moves_first(&plan.packs);
-            let moved = match first {
-                Some(first) => Some(self.move_first(&mut run, snapshot, first).await?),
+        for (snapshot, _, first) in &named {
+            let Some(head) = snapshot.head(remote)? else {
+                firsts.push(None);
+                continue;
+            };
+            let moved = match *first {
+                Some(first) => {
+                    let of = (*snapshot, &*head);
+                    Some(self.move_first(&mut run, of, first).await?)
+                }
                 None => None,
             };
             for (id, place) in moved.iter().flat_map(|moved| &moved.leaves) {
                 run.leaves.entry(*id).or_insert_with(|| place.clone());
             }
-            let leaves = self.leaves(snapshot, first, false);
-            self.write(&mut run, leaves).await?;
+            let leaves = self.leaves(&head, *first, false);
+            drop(head);
+            self.write(&mut run, snapshot, &leaves).await?;
             firsts.push(moved);
         }
         if !run.out.pack.is_empty() {
@@ -399,7 +452,7 @@ impl Repacking<Remote> for Build<'_, '_> {
         }
         self.written_bytes += run.out.write_hooks().await?;
         let mut stored = Vec::new();
-        for ((snapshot, name), moved) in named.into_iter().zip(&firsts) {
+        for ((snapshot, name, _), moved) in named.into_iter().zip(&firsts) {
             run.out.beat().await?;
             let head = (snapshot, name);
             let head = self

@@ -2,7 +2,8 @@
 //! needed. That part is written anew, as a push does it ([`crate::protocol::repack`]), and a
 //! second collection deletes what is old.
 //!
-//! `options` says how much, `usage` what is needed of a pack, `plan` which packs are worth it, `read` what is in
+//! `options` says how much, `usage` what is needed of a pack, `plan` which packs are worth it,
+//! `snapshot` which snapshots need them, `read` what is in
 //! them, `damage` what cannot be read, `build` what becomes of the rest.
 
 mod build;
@@ -10,6 +11,7 @@ mod damage;
 mod options;
 mod plan;
 mod read;
+mod snapshot;
 mod usage;
 
 use serde::Serialize;
@@ -18,8 +20,9 @@ use snapstore_store::{PageSize, Progress};
 use self::build::Build;
 use self::damage::{Damage, told};
 pub use self::options::RepackOptions;
-use self::plan::{Plan, Snapshot};
+use self::plan::Plan;
 use self::read::Reader;
+use self::snapshot::Snapshot;
 use crate::error::{Error, Result};
 use crate::protocol::{self, Collected, Heads, Options, RefKey};
 use crate::remote::{Remote, block_on, who};
@@ -178,10 +181,13 @@ impl Remote {
                 (Err(_), Some((error, packs))) => {
                     done.gave_up = true;
                     let mut tags = Vec::new();
-                    for Snapshot { record, opened } in &plan.snapshots {
-                        let is_needed = packs.iter().any(|pack| opened.packs.contains(pack));
+                    for Snapshot {
+                        record, packs: of, ..
+                    } in &plan.snapshots
+                    {
+                        let is_needed = packs.iter().any(|pack| of.contains(pack));
                         // If none counts any more, nothing is damaged.
-                        if is_needed && plan::counts(self, record)? {
+                        if is_needed && snapshot::counts(self, record)? {
                             tags.push(record.tag.clone());
                         }
                     }

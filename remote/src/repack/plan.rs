@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Result, of_bucket};
-use crate::head::{Head, LeafPlace};
-use crate::opened::Opened;
-use crate::protocol::{self, Heads, Listing, Name, Part, RefKey, Roots};
+use crate::head::LeafPlace;
+use crate::protocol::{self, Heads, Listing, Name, Part, Roots};
 use crate::remote::{Remote, block_on};
 use crate::repack::damage::{Damage, if_damaged, told};
 use crate::repack::options::RepackOptions;
 use crate::repack::read::Reader;
+use crate::repack::snapshot::{Snapshot, counts, is_overtaken, leaves_in, moves_first};
 use crate::repack::usage::{Parts, Sure, whole_sessions};
 
 /// A pack that is to be repacked.
@@ -18,12 +18,6 @@ use crate::repack::usage::{Parts, Sure, whole_sessions};
 pub struct Use {
     pub len_bytes: u64,
     pub needed_bytes: u64,
-}
-
-/// A snapshot of a record that counts.
-pub struct Snapshot {
-    pub record: RefKey,
-    pub opened: Opened,
 }
 
 /// What is to be repacked.
@@ -48,29 +42,21 @@ struct Looked {
     /// How many records need a pack.
     needed_by: BTreeMap<Name, u32>,
     snapshots: Vec<Snapshot>,
+    /// What of packs is needed for sure, by heads alone.
+    sure: Sure,
 }
 
-impl Snapshot {
-    /// Its leaves that have something in any of these packs.
-    pub fn leaves_in<'a>(
-        &'a self,
-        packs: &'a BTreeMap<Name, Use>,
-    ) -> impl Iterator<Item = (&'a [u8; 32], &'a LeafPlace)> {
-        let is_in = |leaf: &LeafPlace| {
-            packs.contains_key(&leaf.pack) || leaf.packs.iter().any(|it| packs.contains_key(it))
-        };
-        let leaves = self.opened.head.leaves.iter();
-        leaves.filter(move |(_, leaf)| is_in(leaf))
-    }
-
-    /// The pack with its working set, if records in it have to be written anew: then all of it
-    /// is, so that it is still read from one end to the other.
-    pub fn moves_first(&self, packs: &BTreeMap<Name, Use>) -> Option<Name> {
-        let first = self.opened.head.first.as_ref()?.pack;
-        let mut leaves = self.leaves_in(packs);
-        leaves.any(|(_, leaf)| leaf.pack == first).then_some(first)
-    }
+/// A leaf that may need something of a pack.
+struct NeededLeaf {
+    /// A snapshot with it, by its number.
+    of: usize,
+    id: [u8; 32],
+    len: u32,
 }
+
+/// By the places of their records, and by their snapshot if packs of that were copied: other
+/// snapshots' leaves are the same ones.
+type NeededLeaves = BTreeMap<(Name, u32, Option<usize>), NeededLeaf>;
 
 impl Plan {
     pub fn is_empty(&self) -> bool {
@@ -97,7 +83,11 @@ impl Plan {
         let limit = session_bytes.min(left_bytes);
         let mut chosen;
         loop {
-            chosen = looked.worth(&found.iter().copied().collect(), options.percent);
+            chosen = looked.worth(
+                reader.remote(),
+                &found.iter().copied().collect(),
+                options.percent,
+            )?;
             let cost: u64 = chosen.iter().map(|one| one.cost_bytes).sum();
             // One pack is not too much for a session, whatever its heads cost.
             if cost <= limit || found.is_empty() || found.len() == 1 && cost <= left_bytes {
@@ -119,22 +109,9 @@ impl Plan {
             damage.passed.extend(seen);
         }
         let snapshots = looked.snapshots.into_iter();
-        plan.snapshots = snapshots
-            .filter(|one| one.leaves_in(&plan.packs).next().is_some())
-            .collect();
+        plan.snapshots = snapshots.filter(|one| one.touches(&plan.packs)).collect();
         Ok(plan)
     }
-}
-
-/// Whether a record is the one that counts of its tag.
-pub fn counts(remote: &Remote, record: &RefKey) -> Result<bool> {
-    let listing = block_on(Listing::of_tag(remote, &record.tag))?;
-    Ok(listing.judge(&record.tag).winner.as_ref() == Some(record))
-}
-
-/// Whether what a record needs is gone since its tag was changed meanwhile, which is no damage.
-fn is_overtaken(remote: &Remote, record: &RefKey, error: &protocol::Error) -> Result<bool> {
-    Ok(matches!(error, protocol::Error::Missing { .. }) && !counts(remote, record)?)
 }
 
 /// Packs that belong together, since the same heads need them.
@@ -153,7 +130,9 @@ impl Looked {
             stay: damage.packs.union(&damage.passed).copied().collect(),
             needed_by: BTreeMap::new(),
             snapshots: Vec::new(),
+            sure: Sure::default(),
         };
+        let mut left = remote.kept_leaves;
         for listed in remote.bucket.list("packs/")? {
             if let Some(Part::Pack(pack)) = Part::parse(&listed.key) {
                 looked.sizes.insert(pack, listed.len_bytes);
@@ -203,7 +182,11 @@ impl Looked {
             // Its own working set is needed whole.
             let first = opened.head.first.as_ref().map(|first| first.pack);
             looked.stay.extend(first);
-            looked.snapshots.push(Snapshot { record, opened });
+            looked.sure.add(&opened.head);
+            let leaves = opened.head.leaves.len();
+            let keeps = leaves <= left;
+            left -= if keeps { leaves } else { 0 };
+            looked.snapshots.push(Snapshot::of(record, opened, keeps));
         }
         looked.stay.extend(whole);
         Ok(looked)
@@ -223,34 +206,44 @@ impl Looked {
         damage: &mut Damage,
     ) -> Result<(Vec<(Name, Use)>, bool)> {
         let keeps = !options.dry_run;
-        let mut sure = Sure::default();
-        let mut of_packs: BTreeMap<Name, Vec<(usize, [u8; 32])>> = BTreeMap::new();
-        for (at, Snapshot { opened, .. }) in self.snapshots.iter().enumerate() {
-            sure.add(&opened.head);
-            for (id, leaf) in &opened.head.leaves {
+        let is_enough =
+            |bytes: u64, of_bytes: u64| bytes * 100 >= of_bytes * u64::from(options.percent);
+        let sizes = self.sizes.iter();
+        let sizes = sizes.filter(|(pack, len_bytes)| {
+            let is_needed = self.needed_by.contains_key(pack) && !self.stay.contains(pack);
+            is_needed && !is_enough(self.sure.bytes(**pack), **len_bytes)
+        });
+        let mut of_packs: BTreeMap<Name, NeededLeaves> = BTreeMap::new();
+        of_packs.extend(sizes.map(|(pack, _)| (*pack, NeededLeaves::new())));
+        for (of, snapshot) in self.snapshots.iter().enumerate() {
+            if !snapshot.packs.iter().any(|it| of_packs.contains_key(it)) {
+                continue;
+            }
+            let Some(head) = snapshot.head(reader.remote())? else {
+                continue;
+            };
+            let alone = (!snapshot.moved.is_empty()).then_some(of);
+            for (id, leaf) in &head.leaves {
                 for pack in leaf.packs.iter().chain([&leaf.pack]) {
-                    if !self.stay.contains(pack) {
-                        let leaves = of_packs.entry(*pack).or_default();
-                        if leaves.last() != Some(&(at, *id)) {
-                            leaves.push((at, *id));
-                        }
+                    if let Some(leaves) = of_packs.get_mut(pack) {
+                        let (id, len) = (*id, leaf.len);
+                        let at = (leaf.pack, leaf.offset, alone);
+                        leaves.entry(at).or_insert(NeededLeaf { of, id, len });
                     }
                 }
             }
         }
         let mut found = Vec::new();
         for (pack, leaves) in of_packs {
-            let Some(len_bytes) = self.sizes.get(&pack).copied() else {
+            if leaves.is_empty() {
                 continue;
-            };
+            }
             if reader.is_full() {
                 return Ok((found, true));
             }
-            let is_enough = |bytes: u64| bytes * 100 >= len_bytes * u64::from(options.percent);
-            if is_enough(sure.bytes(pack)) {
-                continue;
-            }
-            let needed = self.needed(reader, pack, &leaves, (&is_enough, keeps), damage)?;
+            let len_bytes = self.sizes[&pack];
+            let is_enough = |bytes| is_enough(bytes, len_bytes);
+            let needed = self.needed(reader, pack, leaves, (&is_enough, keeps), damage)?;
             if let Some(needed_bytes) = needed {
                 let one = Use {
                     len_bytes,
@@ -267,37 +260,44 @@ impl Looked {
         &self,
         reader: &mut Reader<'_>,
         pack: Name,
-        leaves: &[(usize, [u8; 32])],
+        leaves: NeededLeaves,
         (is_enough, keeps): (&dyn Fn(u64) -> bool, bool),
         damage: &mut Damage,
     ) -> Result<Option<u64>> {
         let mut parts = Parts::default();
         let mut read: Vec<([u8; 32], LeafPlace)> = Vec::new();
-        let head = |at: usize| &self.snapshots[at].opened;
+        let leaves = leaves.into_iter();
+        let leaves: Vec<(usize, ([u8; 32], LeafPlace))> = leaves
+            .map(|((pack, offset, _), NeededLeaf { of, id, len })| {
+                let packs = Box::default();
+                let place = LeafPlace {
+                    pack,
+                    offset,
+                    len,
+                    packs,
+                };
+                (of, (id, place))
+            })
+            .collect();
         // A few at a time: most packs are needed enough.
         for some in leaves.chunks(8) {
-            let places = some.iter();
-            let places = places.map(|(at, id)| (*id, head(*at).head.leaves[id].clone()));
-            let places: Vec<([u8; 32], LeafPlace)> = places.collect();
+            let places: Vec<_> = some.iter().map(|(_, place)| place.clone()).collect();
             let wrong = reader.read_records(&places)?;
-            for ((at, _), (_, place)) in some.iter().zip(&places) {
-                let Some(leaf) = reader.known(place) else {
+            for (of, (id, place)) in some {
+                let Some(leaf) = reader.known(id, place) else {
                     continue;
                 };
                 if place.pack == pack {
                     parts.add(place.offset, place.len);
                 }
-                for (_, page) in leaf.pages(&head(*at).moved) {
+                for (_, page) in leaf.pages(&self.snapshots[*of].moved) {
                     if page.pack == pack {
                         parts.add(page.offset, page.len);
                     }
                 }
             }
             for (at, error) in &wrong {
-                let record = &self.snapshots[some[*at].0].record;
-                if !is_overtaken(reader.remote(), record, error)? {
-                    damage.add(told(error), [record.tag.clone()]);
-                }
+                self.is_wrong(reader.remote(), &places[*at], error, damage)?;
             }
             read.extend(places);
             if !wrong.is_empty() || is_enough(parts.bytes()) {
@@ -312,13 +312,39 @@ impl Looked {
         Ok(Some(parts.bytes()))
     }
 
+    /// The record of a leaf is damaged or gone: that is told of all that need it still.
+    fn is_wrong(
+        &self,
+        remote: &Remote,
+        (id, place): &([u8; 32], LeafPlace),
+        error: &protocol::Error,
+        damage: &mut Damage,
+    ) -> Result<()> {
+        for snapshot in &self.snapshots {
+            let Some(head) = snapshot.head(remote)? else {
+                continue;
+            };
+            let leaf = head.leaves.get(id);
+            let has_it =
+                leaf.is_some_and(|leaf| (leaf.pack, leaf.offset) == (place.pack, place.offset));
+            if has_it && !is_overtaken(remote, &snapshot.record, error)? {
+                damage.add(told(error), [snapshot.record.tag.clone()]);
+            }
+        }
+        Ok(())
+    }
+
     /// Those that are worth what they cost, with the others that their heads need.
-    fn worth(&self, packs: &BTreeMap<Name, Use>, percent: u8) -> Vec<Group> {
+    fn worth(
+        &self,
+        remote: &Remote,
+        packs: &BTreeMap<Name, Use>,
+        percent: u8,
+    ) -> Result<Vec<Group>> {
         // Which of them each snapshot needs.
         let mut touched: Vec<BTreeSet<Name>> = Vec::new();
         for snapshot in &self.snapshots {
-            let leaves = snapshot.opened.head.leaves.values();
-            let named = leaves.flat_map(|leaf| leaf.packs.iter().chain([&leaf.pack]));
+            let named = snapshot.packs.iter();
             touched.push(named.filter(|it| packs.contains_key(it)).copied().collect());
         }
         let mut left: BTreeSet<usize> = (0..touched.len()).collect();
@@ -342,7 +368,7 @@ impl Looked {
             }
             let of_names = names.into_iter().map(|name| (name, packs[&name]));
             let group: BTreeMap<Name, Use> = of_names.collect();
-            let (cost_bytes, gain_bytes) = self.costs(&group, &heads);
+            let (cost_bytes, gain_bytes) = self.costs(remote, &group, &heads)?;
             if cost_bytes * 100 <= gain_bytes * u64::from(percent) {
                 groups.push(Group {
                     packs: group,
@@ -350,33 +376,40 @@ impl Looked {
                 });
             }
         }
-        groups
+        Ok(groups)
     }
 
     /// What is written for these packs, and what goes.
-    fn costs(&self, packs: &BTreeMap<Name, Use>, heads: &BTreeSet<usize>) -> (u64, u64) {
+    fn costs(
+        &self,
+        remote: &Remote,
+        packs: &BTreeMap<Name, Use>,
+        heads: &BTreeSet<usize>,
+    ) -> Result<(u64, u64)> {
         let mut cost: u64 = packs.values().map(|one| one.needed_bytes).sum();
         let mut gain: u64 = packs.values().map(|one| one.len_bytes).sum();
         let mut records = BTreeSet::new();
         for at in heads {
             let snapshot = &self.snapshots[*at];
-            cost += snapshot.opened.len_bytes;
-            gain += snapshot.opened.len_bytes;
-            let first = snapshot.moves_first(packs);
+            let Some(head) = snapshot.head(remote)? else {
+                continue;
+            };
+            cost += snapshot.head_bytes;
+            gain += snapshot.head_bytes;
+            let first = moves_first(&head, packs);
             if let Some(pack) = first {
-                let head: &Head = &snapshot.opened.head;
                 cost += head.first.as_ref().map_or(0, |first| u64::from(first.end));
                 if self.needed_by.get(&pack) == Some(&1) {
                     gain += self.sizes.get(&pack).copied().unwrap_or(0);
                 }
             }
-            for (_, leaf) in snapshot.leaves_in(packs) {
+            for (_, leaf) in leaves_in(&head, packs) {
                 let is_counted = packs.contains_key(&leaf.pack) || Some(leaf.pack) == first;
                 if !is_counted && records.insert((leaf.pack, leaf.offset)) {
                     cost += u64::from(leaf.len);
                 }
             }
         }
-        (cost, gain)
+        Ok((cost, gain))
     }
 }

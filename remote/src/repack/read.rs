@@ -1,7 +1,6 @@
 //! Parts of packs, read and checked: records of leaves, and pages as they are stored.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -54,7 +53,8 @@ pub type Stored = (u8, Vec<u8>);
 pub struct Reader<'a> {
     remote: &'a Remote,
     page_size: PageSize,
-    records: HashMap<RecordAt, Arc<Leaf>>,
+    /// As they are stored: that takes a third of what they say.
+    records: HashMap<RecordAt, Box<[u8]>>,
     /// Records that are needed later, too.
     kept: HashSet<RecordAt>,
     read_bytes: AtomicU64,
@@ -79,12 +79,21 @@ impl<'a> Reader<'a> {
         self.read_bytes.load(Ordering::Relaxed)
     }
 
-    /// A record that was read.
-    pub fn known(&self, leaf: &LeafPlace) -> Option<Arc<Leaf>> {
-        self.records.get(&(leaf.pack, leaf.offset)).cloned()
+    /// A leaf whose record was read.
+    pub fn known(&self, id: &[u8; 32], leaf: &LeafPlace) -> Option<Leaf> {
+        let record = self.records.get(&(leaf.pack, leaf.offset))?;
+        let (node, places) = decode_leaf(id, record).ok()?;
+        Some(Leaf { node, places })
     }
 
-    /// Whether so many records are kept that no more are to be: one takes about 55 KiB.
+    /// Nobody needs the records of these leaves any more.
+    pub fn forget(&mut self, leaves: &[([u8; 32], LeafPlace)]) {
+        for (_, leaf) in leaves {
+            self.records.remove(&(leaf.pack, leaf.offset));
+        }
+    }
+
+    /// Whether so many records are kept that no more are to be: one takes about 22 KiB.
     pub fn is_full(&self) -> bool {
         self.kept.len() >= MOST_RECORDS
     }
@@ -108,11 +117,11 @@ impl<'a> Reader<'a> {
     ) -> Result<Vec<(usize, Error)>> {
         let unknown = leaves.iter().enumerate();
         let unknown: Vec<_> = unknown
-            .filter(|(_, (_, leaf))| self.known(leaf).is_none())
+            .filter(|(_, (_, leaf))| !self.records.contains_key(&(leaf.pack, leaf.offset)))
             .collect();
         let mut wrong = Vec::new();
         for some in unknown.chunks(AT_ONCE) {
-            let read: Vec<Result<Leaf>> = thread::scope(|scope| {
+            let read: Vec<Result<Vec<u8>>> = thread::scope(|scope| {
                 let reader = &*self;
                 let threads = some
                     .iter()
@@ -128,7 +137,7 @@ impl<'a> Reader<'a> {
                 match read {
                     Ok(read) => {
                         let at = (leaf.pack, leaf.offset);
-                        self.records.insert(at, Arc::new(read));
+                        self.records.insert(at, read.into());
                     }
                     Err(error) => wrong.push((*at, if_damaged(error)?)),
                 }
@@ -137,35 +146,30 @@ impl<'a> Reader<'a> {
         Ok(wrong)
     }
 
-    fn record(&self, id: &[u8; 32], leaf: &LeafPlace) -> Result<Leaf> {
-        let key = leaf.pack.pack_key();
+    /// A record, compared with the leaf's id.
+    fn record(&self, id: &[u8; 32], leaf: &LeafPlace) -> Result<Vec<u8>> {
         let bytes = self.range(leaf.pack, leaf.offset, leaf.len)?;
-        let (node, places) = decode_leaf(id, &bytes).map_err(|error| error.of(&key))?;
-        Ok(Leaf { node, places })
+        decode_leaf(id, &bytes).map_err(|error| error.of(&leaf.pack.pack_key()))?;
+        Ok(bytes)
     }
 
-    /// Reads the beginning of a pack, and the records of leaves in it.
-    pub fn beginning(
-        &mut self,
-        pack: Name,
-        end: u32,
-        leaves: &[([u8; 32], LeafPlace)],
-    ) -> Result<Vec<u8>> {
+    /// Reads the beginning of a pack.
+    pub fn beginning(&self, pack: Name, end: u32) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         while u32_of(bytes.len()) < end {
             let start = u32_of(bytes.len());
             let len = MOST_AT_ONCE_BYTES.min(end - start);
             bytes.extend(self.range(pack, start, len)?);
         }
-        for (id, leaf) in leaves {
-            let key = pack.pack_key();
-            let wrong = |error: Malformed| error.of(&key);
-            let record = part(&bytes, leaf.offset, leaf.len).unwrap_or_default();
-            let (node, places) = decode_leaf(id, record).map_err(wrong)?;
-            let at = (leaf.pack, leaf.offset);
-            self.records.insert(at, Arc::new(Leaf { node, places }));
-        }
         Ok(bytes)
+    }
+
+    /// A leaf whose record is in the beginning of its pack.
+    pub fn leaf_of(bytes: &[u8], id: &[u8; 32], leaf: &LeafPlace) -> Result<Leaf> {
+        let record = part(bytes, leaf.offset, leaf.len).unwrap_or_default();
+        let read = decode_leaf(id, record);
+        let (node, places) = read.map_err(|error| error.of(&leaf.pack.pack_key()))?;
+        Ok(Leaf { node, places })
     }
 
     /// A page of the beginning of a pack as it is stored, compared with its id.

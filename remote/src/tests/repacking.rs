@@ -400,3 +400,26 @@ fn a_copy_of_a_pack_is_repacked() -> Outcome {
     assert_eq!(report.pages, 1, "{report:?}");
     Ok(())
 }
+
+/// As where heads are so many or so large that they are not kept: each is read when it is
+/// needed, and what comes of it is the same.
+#[test]
+fn heads_that_are_not_kept_are_read_when_they_are_needed() -> Outcome {
+    let mut told = Vec::new();
+    for kept_leaves in [usize::MAX, 0] {
+        let scene = Scene::new()?;
+        let (_, images) = with_lineage(&scene)?;
+        let mut remote = scene.remote()?;
+        remote.kept_leaves = kept_leaves;
+        let done = gc(&remote)?.repacked;
+        assert_eq!(
+            (done.packs, done.snapshots, done.pages),
+            (1, 2, 250),
+            "{done:?}"
+        );
+        are_read_as(&scene, &images)?;
+        told.push(done);
+    }
+    assert_eq!(told[0], told[1]);
+    Ok(())
+}

@@ -99,7 +99,15 @@ fn small(scene: &Scene) -> Result<(Store, Images), Box<dyn std::error::Error>> {
 fn another_host_comes_in_between_at_each_request() -> Outcome {
     let scene = Scene::new()?;
     let (_, images) = small(&scene)?;
-    for what in ["rm", "push", "gc"] {
+    // With heads that are kept, and with none.
+    let all = usize::MAX;
+    for (what, kept_leaves) in [
+        ("rm", all),
+        ("push", all),
+        ("gc", all),
+        ("push", 0),
+        ("gc", 0),
+    ] {
         for at in 0.. {
             let copy = copied(&scene)?;
             let place = copy.place.clone();
@@ -124,6 +132,7 @@ fn another_host_comes_in_between_at_each_request() -> Outcome {
                 act().expect("the other one is done");
             };
             let mut remote = copy.remote()?.patience(Duration::from_secs(3600), false);
+            remote.kept_leaves = kept_leaves;
             let meeting = Meeting {
                 bucket: remote.bucket,
                 left: AtomicUsize::new(at + 1),
