@@ -1,46 +1,35 @@
 //! System calls, by what a thread is for. What a role may not make ends the process
 //! (`SECCOMP_RET_KILL_PROCESS`), and its supervisor says so.
 //!
-//! The filters are made while the process is confined, and each thread installs its own
-//! when it begins: none can be taken off, and a thread that it starts inherits it.
+//! Each thread makes and installs its own filter when it begins: none can be taken off,
+//! and a thread that it starts inherits it.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::OnceLock;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use seccompiler::apply_filter;
 
-use super::refused::refused;
+use super::program::compile;
 use super::role::Role;
 use super::rules::{self, Known};
-use crate::error::Result;
 
-/// By role, what its threads install, in this order.
-static PROGRAMS: OnceLock<BTreeMap<Role, Vec<BpfProgram>>> = OnceLock::new();
+/// What filters depend on, once this process is confined.
+static KNOWN: OnceLock<Known> = OnceLock::new();
 
-/// Makes the filters of this process, which has one thread.
-pub(super) fn prepare(proc: BorrowedFd<'_>) -> Result<()> {
+/// From here on threads that begin are filtered.
+pub(super) fn prepare(proc: BorrowedFd<'_>) {
     share_one_heap();
-    let known = Known {
+    KNOWN.get_or_init(|| Known {
         pid: std::process::id(),
         proc: proc.as_raw_fd(),
-    };
-    let mut programs = BTreeMap::new();
-    for role in Role::ALL {
-        programs.insert(
-            role,
-            compile(role, &known).map_err(refused("make a filter"))?,
-        );
-    }
-    PROGRAMS.get_or_init(|| programs);
-    Ok(())
+    });
 }
 
 /// Whether this process is confined, so that threads that begin are filtered.
 #[must_use]
 pub fn is_confined() -> bool {
-    PROGRAMS.get().is_some()
+    KNOWN.get().is_some()
 }
 
 /// Has all threads allocate from the one heap of the program break.
@@ -56,48 +45,18 @@ fn share_one_heap() {
     }
 }
 
-fn compile(role: Role, known: &Known) -> io::Result<Vec<BpfProgram>> {
-    let mut programs = Vec::new();
-    if rules::starts_threads(role) {
-        // Its flags are in memory, where no filter sees them: the C library then does
-        // the same by `clone`.
-        let missing = u32::try_from(libc::ENOSYS).map_err(io::Error::other)?;
-        programs.push(program(
-            [(libc::SYS_clone3, Vec::new())].into(),
-            SeccompAction::Allow,
-            SeccompAction::Errno(missing),
-        )?);
-    }
-    programs.push(program(
-        rules::of(role, known)?,
-        SeccompAction::KillProcess,
-        SeccompAction::Allow,
-    )?);
-    Ok(programs)
-}
-
-fn program(
-    rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>>,
-    otherwise: SeccompAction,
-    named: SeccompAction,
-) -> io::Result<BpfProgram> {
-    SeccompFilter::new(rules, otherwise, named, TargetArch::x86_64)
-        .and_then(BpfProgram::try_from)
-        .map_err(io::Error::other)
-}
-
 /// From here on this thread makes the system calls of its role only, if the process is
 /// confined.
 ///
 /// A thread that cannot be filtered does not go on: it ends the process.
 pub fn enter(role: Role) {
-    let Some(programs) = PROGRAMS.get() else {
+    let Some(known) = KNOWN.get() else {
         return;
     };
-    for program in &programs[&role] {
-        if let Err(error) = apply_filter(program) {
-            eprintln!("error: cannot confine a thread ({role:?}): {error}");
-            std::process::exit(1);
-        }
+    let filtered = compile(&rules::of(role, known))
+        .and_then(|program| apply_filter(&program).map_err(io::Error::other));
+    if let Err(error) = filtered {
+        eprintln!("error: cannot confine a thread ({role:?}): {error}");
+        std::process::exit(1);
     }
 }

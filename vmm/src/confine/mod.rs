@@ -11,7 +11,7 @@
 //! - `root`: as root, new namespaces, and a root directory that holds only the
 //!   machine's directory, read-only;
 //! - `landlock`: no file but those of its own `/proc`, for those who have no rights for more;
-//! - `filter`, `rules`: each thread then allows itself the system calls of its
+//! - `filter`, `program`, `rules`: each thread then allows itself the system calls of its
 //!   [`Role`], with [`enter`]. Any other ends the process.
 //!
 //! `server` is what servers of mounts give up, which are no machines.
@@ -25,6 +25,7 @@ mod filter;
 mod identity;
 mod landlock;
 mod limits;
+mod program;
 mod refused;
 mod report;
 mod role;
@@ -125,7 +126,7 @@ impl Preparation {
                 source: Errno::OPNOTSUPP.into(),
             });
         }
-        filter::prepare(proc)?;
+        filter::prepare(proc);
         report.read_back()?;
         Ok(report)
     }

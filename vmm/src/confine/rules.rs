@@ -5,13 +5,12 @@
 //! descriptors other than that of its own `/proc`, sockets other than UNIX ones, memory
 //! that can be executed, other processes, new rights, namespaces or mounts.
 
-use std::collections::BTreeMap;
-use std::io;
 use std::mem::size_of;
 
 use kvm_bindings as kvm;
-use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
+use super::program::Argument::{self, Is, IsLong, Lacks};
+use super::program::{Rules, Verdict};
 use super::role::Role;
 
 /// Numbers of this process.
@@ -21,70 +20,52 @@ pub(super) struct Known {
     pub proc: i32,
 }
 
-/// By system call the rules of which one has to hold; none: it may be made as it is.
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-
-/// A condition on an argument, of which the kernel looks at 32 bits.
-enum Argument {
-    Is(u8, u32),
-    /// None of these bits is set.
-    Lacks(u8, u32),
-    /// All 64 bits are these.
-    IsLong(u8, u64),
-}
-use Argument::{Is, IsLong, Lacks};
-
-/// Whether threads of this role start others.
-pub(super) fn starts_threads(role: Role) -> bool {
-    role == Role::Control
-}
-
 /// The rules of a role.
-pub(super) fn of(role: Role, known: &Known) -> io::Result<Rules> {
+pub(super) fn of(role: Role, known: &Known) -> Rules {
     let mut rules = Allowed::default();
-    rules.thread(known)?;
+    rules.thread(known);
     match role {
         Role::Main => {
-            rules.devices()?;
-            rules.resuming()?;
+            rules.devices();
+            rules.resuming();
             // Lets go of the pipe to who started it.
             rules.plain(&[libc::SYS_dup2]);
         }
         Role::Vcpu => {
-            rules.devices()?;
-            rules.ioctls(&[KVM_RUN])?;
+            rules.devices();
+            rules.ioctls(&[KVM_RUN]);
             // Whether the code that it could not run can still be read.
-            rules.ioctls(&[KVM_GET_REGS, KVM_TRANSLATE])?;
+            rules.ioctls(&[KVM_GET_REGS, KVM_TRANSLATE]);
             let look = u32_of(libc::MADV_POPULATE_READ);
-            rules.with(libc::SYS_madvise, &[Is(2, look)])?;
+            rules.with(libc::SYS_madvise, &[Is(2, look)]);
         }
         Role::Control => {
-            rules.devices()?;
-            rules.resuming()?;
+            rules.devices();
+            rules.resuming();
             rules.clients();
-            rules.threads()?;
-            rules.looking(known)?;
-            rules.freezing()?;
-            rules.standing_still()?;
+            rules.threads();
+            rules.looking(known);
+            rules.freezing();
+            rules.standing_still();
         }
         Role::Vsock => {
-            rules.sockets()?;
-            rules.interrupts()?;
+            rules.sockets();
+            rules.interrupts();
         }
         Role::Net => {
             rules.frames();
-            rules.interrupts()?;
+            rules.interrupts();
         }
         Role::Watch => {
-            rules.devices()?;
-            rules.resuming()?;
+            rules.devices();
+            rules.resuming();
         }
         Role::Agent => {
-            rules.sockets()?;
+            rules.sockets();
             rules.plain(&[libc::SYS_setsockopt]);
         }
     }
-    Ok(rules.0)
+    rules.0
 }
 
 #[derive(Default)]
@@ -94,28 +75,31 @@ impl Allowed {
     /// Calls with whatever arguments.
     fn plain(&mut self, calls: &[i64]) {
         for call in calls {
-            self.0.insert(*call, Vec::new());
+            self.0.insert(number(*call), Verdict::Allow);
         }
     }
 
     /// A call with these arguments; those named before stay allowed.
-    fn with(&mut self, call: i64, arguments: &[Argument]) -> io::Result<()> {
-        let conditions: Result<Vec<_>, _> = arguments.iter().map(Argument::condition).collect();
-        let rule = conditions.and_then(SeccompRule::new);
-        let rules = self.0.entry(call).or_default();
-        rules.push(rule.map_err(io::Error::other)?);
-        Ok(())
+    fn with(&mut self, call: i64, arguments: &[Argument]) {
+        let none = || Verdict::If(Vec::new());
+        if let Verdict::If(any) = self.0.entry(number(call)).or_insert_with(none) {
+            any.push(arguments.to_vec());
+        }
     }
 
-    fn ioctls(&mut self, requests: &[u32]) -> io::Result<()> {
+    /// A call that is not there.
+    fn missing(&mut self, call: i64) {
+        self.0.insert(number(call), Verdict::Fail(ENOSYS));
+    }
+
+    fn ioctls(&mut self, requests: &[u32]) {
         for request in requests {
-            self.with(libc::SYS_ioctl, &[Is(1, *request)])?;
+            self.with(libc::SYS_ioctl, &[Is(1, *request)]);
         }
-        Ok(())
     }
 
     /// What every thread does: memory, locks, time, its log, its end.
-    fn thread(&mut self, known: &Known) -> io::Result<()> {
+    fn thread(&mut self, known: &Known) {
         self.plain(&[
             libc::SYS_brk,
             // Where the vDSO cannot tell the time: by the host's clock source.
@@ -142,24 +126,24 @@ impl Allowed {
         ]);
         let given_back = u32_of(libc::MADV_DONTNEED);
         for advice in [given_back, GUARD_INSTALL, GUARD_REMOVE] {
-            self.with(libc::SYS_madvise, &[Is(2, advice)])?;
+            self.with(libc::SYS_madvise, &[Is(2, advice)]);
         }
         // Nothing becomes code.
-        self.with(libc::SYS_mmap, &[Lacks(2, u32_of(libc::PROT_EXEC))])?;
-        self.with(libc::SYS_mprotect, &[Lacks(2, u32_of(libc::PROT_EXEC))])?;
+        self.with(libc::SYS_mmap, &[Lacks(2, u32_of(libc::PROT_EXEC))]);
+        self.with(libc::SYS_mprotect, &[Lacks(2, u32_of(libc::PROT_EXEC))]);
         for command in [libc::F_GETFD, libc::F_DUPFD_CLOEXEC] {
-            self.with(libc::SYS_fcntl, &[Is(1, u32_of(command))])?;
+            self.with(libc::SYS_fcntl, &[Is(1, u32_of(command))]);
         }
         // The log, which is standard error, is made anew when it is full.
         for call in [libc::SYS_pread64, libc::SYS_ftruncate] {
-            self.with(call, &[Is(0, u32_of(libc::STDERR_FILENO))])?;
+            self.with(call, &[Is(0, u32_of(libc::STDERR_FILENO))]);
         }
         // Signals to its own threads.
-        self.with(libc::SYS_tgkill, &[Is(0, known.pid)])
+        self.with(libc::SYS_tgkill, &[Is(0, known.pid)]);
     }
 
     /// New threads, and what they do at their beginning.
-    fn threads(&mut self) -> io::Result<()> {
+    fn threads(&mut self) {
         let flags = libc::CLONE_VM
             | libc::CLONE_FS
             | libc::CLONE_FILES
@@ -169,42 +153,38 @@ impl Allowed {
             | libc::CLONE_SETTLS
             | libc::CLONE_PARENT_SETTID
             | libc::CLONE_CHILD_CLEARTID;
-        self.with(libc::SYS_clone, &[IsLong(0, u64_of(flags))])?;
-        self.with(libc::SYS_prctl, &[Is(0, u32_of(libc::PR_SET_NAME))])?;
-        self.plain(&[
-            // Answered by the other filter.
-            libc::SYS_clone3,
-            libc::SYS_rseq,
-            libc::SYS_set_robust_list,
-        ]);
-        Ok(())
+        self.with(libc::SYS_clone, &[IsLong(0, u64_of(flags))]);
+        self.with(libc::SYS_prctl, &[Is(0, u32_of(libc::PR_SET_NAME))]);
+        // Its flags are in memory, where no filter sees them: the C library then does
+        // the same by `clone`.
+        self.missing(libc::SYS_clone3);
+        self.plain(&[libc::SYS_rseq, libc::SYS_set_robust_list]);
     }
 
     /// Working on the queues of any device, on the thread that notifies it.
-    fn devices(&mut self) -> io::Result<()> {
-        self.interrupts()?;
-        self.sockets()?;
+    fn devices(&mut self) {
+        self.interrupts();
+        self.sockets();
         self.frames();
         // Disks.
         let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        self.with(libc::SYS_fallocate, &[Is(1, u32_of(punch))])?;
+        self.with(libc::SYS_fallocate, &[Is(1, u32_of(punch))]);
         self.plain(&[
             libc::SYS_fdatasync,
             libc::SYS_fstatfs,
             libc::SYS_pread64,
             libc::SYS_pwrite64,
         ]);
-        Ok(())
     }
 
-    fn interrupts(&mut self) -> io::Result<()> {
-        self.ioctls(&[KVM_IRQ_LINE])
+    fn interrupts(&mut self) {
+        self.ioctls(&[KVM_IRQ_LINE]);
     }
 
     /// UNIX sockets: the guest's, to the host.
-    fn sockets(&mut self) -> io::Result<()> {
-        self.with(libc::SYS_socket, &[Is(0, u32_of(libc::AF_UNIX))])?;
-        self.ioctls(&[FIONBIO])?;
+    fn sockets(&mut self) {
+        self.with(libc::SYS_socket, &[Is(0, u32_of(libc::AF_UNIX))]);
+        self.ioctls(&[FIONBIO]);
         self.plain(&[
             libc::SYS_accept4,
             libc::SYS_connect,
@@ -215,7 +195,6 @@ impl Allowed {
             libc::SYS_sendto,
             libc::SYS_shutdown,
         ]);
-        Ok(())
     }
 
     /// A tap, which is read and written.
@@ -235,57 +214,39 @@ impl Allowed {
     }
 
     /// Letting the vCPUs run.
-    fn resuming(&mut self) -> io::Result<()> {
-        self.ioctls(&[KVM_KVMCLOCK_CTRL, KVM_SET_CLOCK])
+    fn resuming(&mut self) {
+        self.ioctls(&[KVM_KVMCLOCK_CTRL, KVM_SET_CLOCK]);
     }
 
     /// Files of its own `/proc`: of itself, and of its frozen copies.
-    fn looking(&mut self, known: &Known) -> io::Result<()> {
+    fn looking(&mut self, known: &Known) {
         self.plain(&[libc::SYS_lseek, libc::SYS_statx]);
-        self.with(libc::SYS_openat, &[Is(0, known.proc.cast_unsigned())])
+        self.with(libc::SYS_openat, &[Is(0, known.proc.cast_unsigned())]);
     }
 
     /// Freezing: KVM's state, what was written, the frozen child, files for its committer.
-    fn freezing(&mut self) -> io::Result<()> {
-        self.ioctls(&SAVED)?;
-        self.ioctls(&WRITTEN)?;
+    fn freezing(&mut self) {
+        self.ioctls(&SAVED);
+        self.ioctls(&WRITTEN);
         let flags = u32_of(libc::O_CLOEXEC | USER_MODE_ONLY);
-        self.with(libc::SYS_userfaultfd, &[Is(0, flags)])?;
-        self.with(libc::SYS_clone, &[IsLong(0, u64_of(libc::CLONE_PIDFD))])?;
-        self.with(libc::SYS_pidfd_send_signal, &[Is(1, u32_of(libc::SIGKILL))])?;
-        self.with(libc::SYS_waitid, &[Is(0, libc::P_PIDFD)])?;
-        self.with(libc::SYS_memfd_create, &[Is(1, libc::MFD_CLOEXEC)])?;
-        self.with(libc::SYS_pipe2, &[Is(1, u32_of(libc::O_CLOEXEC))])?;
+        self.with(libc::SYS_userfaultfd, &[Is(0, flags)]);
+        self.with(libc::SYS_clone, &[IsLong(0, u64_of(libc::CLONE_PIDFD))]);
+        self.with(libc::SYS_pidfd_send_signal, &[Is(1, u32_of(libc::SIGKILL))]);
+        self.with(libc::SYS_waitid, &[Is(0, libc::P_PIDFD)]);
+        self.with(libc::SYS_memfd_create, &[Is(1, libc::MFD_CLOEXEC)]);
+        self.with(libc::SYS_pipe2, &[Is(1, u32_of(libc::O_CLOEXEC))]);
         self.plain(&[libc::SYS_ftruncate]);
-        Ok(())
     }
 
     /// The frozen child, before it waits.
-    fn standing_still(&mut self) -> io::Result<()> {
-        self.with(libc::SYS_dup2, &[Is(1, 0)])?;
-        self.with(libc::SYS_close_range, &[Is(0, 1), Is(2, 0)])
+    fn standing_still(&mut self) {
+        self.with(libc::SYS_dup2, &[Is(1, 0)]);
+        self.with(libc::SYS_close_range, &[Is(0, 1), Is(2, 0)]);
     }
 }
 
-impl Argument {
-    fn condition(&self) -> Result<SeccompCondition, seccompiler::BackendError> {
-        let (argument, length, operator, value) = match *self {
-            Is(argument, value) => (
-                argument,
-                SeccompCmpArgLen::Dword,
-                SeccompCmpOp::Eq,
-                u64::from(value),
-            ),
-            Lacks(argument, bits) => (
-                argument,
-                SeccompCmpArgLen::Dword,
-                SeccompCmpOp::MaskedEq(bits.into()),
-                0,
-            ),
-            IsLong(argument, value) => (argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, value),
-        };
-        SeccompCondition::new(argument, length, operator, value)
-    }
+fn number(call: i64) -> u32 {
+    u32::try_from(call).expect("numbers of calls are small")
 }
 
 const fn u32_of(value: i32) -> u32 {
@@ -313,6 +274,8 @@ const GUARD_INSTALL: u32 = 102;
 const GUARD_REMOVE: u32 = 103;
 /// linux/userfaultfd.h.
 const USER_MODE_ONLY: i32 = 1;
+
+const ENOSYS: u16 = libc::ENOSYS as u16;
 
 const KVM_RUN: u32 = request(NONE, 0x80, 0);
 const KVM_GET_REGS: u32 = request(READ, 0x81, size_of::<kvm::kvm_regs>());

@@ -16,7 +16,7 @@ pub(crate) fn as_vcpu<T: Send>(act: impl FnOnce() -> T + Send) -> T {
         return act();
     }
     if !is_confined() {
-        prepare(std::fs::File::open("/proc").unwrap().as_fd()).unwrap();
+        prepare(std::fs::File::open("/proc").unwrap().as_fd());
     }
     std::thread::scope(|scope| {
         let vcpu = scope.spawn(|| {
