@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use rustix::io::retry_on_intr;
 use snapstore_vmm::Console;
 use snapstore_vmm::confine::{self, Group, Limits, Preparation, Role, keep_only};
-use snapstore_vmm::control::{Identity, RunState, Vm};
+use snapstore_vmm::control::{Heeded, Identity, RunState, Vm};
 use snapstore_vmm::virtio::MOST_OVERLAY_LAYERS;
 
 use crate::background;
@@ -139,16 +139,23 @@ fn start_claimed(
         confinement,
         will_run: spec.run || spec.run_on_word,
     };
+    let heeded = Heeded {
+        end: signalled()?,
+        word: match spec.run_on_word && !spec.stop_at_ready {
+            true => Some(rustix::stdio::stdin().try_clone_to_owned()?),
+            false => None,
+        },
+    };
     let vm = Vm::new(machine.start()?, console, identity, began);
-    stop_on_signal(&vm)?;
     if spec.stop_at_ready {
         vm.machine().stop_at_ready();
     }
     // As it is now: it may end before anyone could ask.
     let mut status = vm.status();
-    vm.listen(listener).context("cannot start a thread")?;
-    if spec.run_on_word || spec.stop_at_ready {
-        watch_starter(&vm, spec)?;
+    vm.listen(listener, heeded)
+        .context("cannot start a thread")?;
+    if spec.stop_at_ready {
+        watch_starter(&vm, spec.run_on_word)?;
     }
     guest::attend(
         &vm,
@@ -176,11 +183,10 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Lets the machine run when who started it says so, and ends it if they are gone. Once
-/// they are, nobody lets a guest go on that stops when it is ready.
-fn watch_starter(vm: &Arc<Vm>, spec: &Spec) -> anyhow::Result<()> {
+/// For a guest that stops when it is ready. Lets the machine run when who started it says so,
+/// and ends it if they are gone; once they are later, nobody lets the guest go on.
+fn watch_starter(vm: &Arc<Vm>, run_on_word: bool) -> anyhow::Result<()> {
     let vm = vm.clone();
-    let (run_on_word, stop_at_ready) = (spec.run_on_word, spec.stop_at_ready);
     std::thread::Builder::new()
         .name("start".to_owned())
         .spawn(move || {
@@ -191,10 +197,8 @@ fn watch_starter(vm: &Arc<Vm>, spec: &Spec) -> anyhow::Result<()> {
                 Some(false) => vm.machine().stop(),
                 None => {}
             }
-            if stop_at_ready {
-                while has_word() {}
-                vm.skip_ready_unless_awaited();
-            }
+            while has_word() {}
+            vm.skip_ready_unless_awaited();
         })
         .context("cannot start a thread")?;
     Ok(())
@@ -224,19 +228,14 @@ fn say_last(line: &str) {
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
-fn stop_on_signal(vm: &Arc<Vm>) -> anyhow::Result<()> {
+/// What can be read once this process has got a signal that ends it.
+fn signalled() -> anyhow::Result<OwnedFd> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
-        .context("cannot watch for signals")?;
-    let vm = vm.clone();
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            confine::enter(Role::Watch);
-            for _ in signals.forever() {
-                vm.machine().stop();
-            }
-        })
-        .context("cannot start a thread")?;
-    Ok(())
+    let (ours, theirs) = UnixStream::pair().context("cannot watch for signals")?;
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        let theirs = theirs.try_clone()?;
+        signal_hook::low_level::pipe::register(signal, theirs)
+            .context("cannot watch for signals")?;
+    }
+    Ok(ours.into())
 }

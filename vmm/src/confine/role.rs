@@ -7,13 +7,14 @@ pub enum Role {
     Main,
     /// Runs a vCPU, and the devices that its guest notifies.
     Vcpu,
-    /// Accepts clients and serves one each: also pauses, freezes and resumes.
+    /// Accepts clients and serves one each: also pauses, freezes and resumes. Heeds signals
+    /// and the starter.
     Control,
     /// Hears from the host's ends of the guest's sockets.
     Vsock,
     /// Hears from a tap.
     Net,
-    /// Heeds signals, or the starter's word.
+    /// Heeds the starter, where the guest stops when it is ready.
     Watch,
     /// Speaks with the guest's agent once.
     Agent,

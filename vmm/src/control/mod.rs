@@ -21,5 +21,6 @@ pub use frozen_wire::{FrozenDisk, LiveMemory};
 pub use protocol::{
     CommitReport, DiskInfo, Origin, Reply, Request, RunState, Seconds, Status, Totals,
 };
+pub use server::Heeded;
 pub use vm::{Identity, Vm};
 pub use wire::{Connection, read_requests};

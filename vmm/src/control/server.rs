@@ -1,11 +1,15 @@
 //! The machine's end of its control socket.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 use crate::confine::{self, Role};
 use crate::control::error_kind::ErrorKind;
@@ -20,64 +24,133 @@ const MAX_CLIENTS: usize = 64;
 /// How long accepting waits when there is no descriptor or no memory for a client.
 const EXHAUSTED: Duration = Duration::from_millis(50);
 
+/// What the thread that accepts clients heeds beside them: no other thread has to.
+pub struct Heeded {
+    /// There is something to read from it once the machine is to end, as by a signal.
+    pub end: OwnedFd,
+    /// A socket of whoever starts the machine: it runs at a byte from there, and ends if none
+    /// can come.
+    pub word: Option<OwnedFd>,
+}
+
 impl Vm {
-    /// Begins to serve clients.
+    /// Begins to serve clients, and to heed who may end the machine or let it run.
     ///
     /// # Errors
     /// The socket's thread cannot be started.
-    pub fn listen(self: &Arc<Self>, listener: UnixListener) -> io::Result<()> {
+    pub fn listen(self: &Arc<Self>, listener: UnixListener, heeded: Heeded) -> io::Result<()> {
+        // A client that has gone again is not waited for.
+        listener.set_nonblocking(true)?;
         let vm = self.clone();
         std::thread::Builder::new()
             .name("control".to_owned())
             .stack_size(STACK_BYTES)
-            .spawn(move || vm.accept(&listener))?;
+            .spawn(move || vm.serve(&listener, heeded))?;
         Ok(())
     }
 
-    fn accept(self: &Arc<Self>, listener: &UnixListener) {
+    fn serve(self: &Arc<Self>, listener: &UnixListener, heeded: Heeded) {
         confine::enter(Role::Control);
         // Given up for a moment to turn a client away when there is no other descriptor.
         let mut spare = listener.as_fd().try_clone_to_owned().ok();
-        for stream in listener.incoming() {
-            let stream = match stream {
-                Ok(stream) => stream,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+        let (mut end, mut word) = (Some(heeded.end), heeded.word);
+        loop {
+            let mut fds = [
+                PollFd::new(listener, PollFlags::IN),
+                watched(end.as_ref(), listener),
+                watched(word.as_ref(), listener),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
                 Err(error) => {
-                    tracing::debug!(%error, "no client can be accepted");
-                    if spare.take().is_some()
-                        && let Ok((stream, _)) = listener.accept()
-                    {
-                        turn_away(stream, "no descriptors are left to the machine");
-                    }
-                    spare = listener.as_fd().try_clone_to_owned().ok();
-                    // Until a client leaves, accepting fails at once.
+                    tracing::debug!(%error, "clients cannot be waited for");
                     std::thread::sleep(EXHAUSTED);
                     continue;
                 }
-            };
-            if self.clients.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
-                self.clients.fetch_sub(1, Ordering::AcqRel);
-                turn_away(
-                    stream,
-                    &format!("the machine has {MAX_CLIENTS} clients already"),
-                );
-                continue;
             }
-            let vm = self.clone();
-            let started = std::thread::Builder::new()
-                .name("client".to_owned())
-                .stack_size(STACK_BYTES)
-                .spawn(move || {
-                    Session::new(&vm, stream).serve();
-                    vm.clients.fetch_sub(1, Ordering::AcqRel);
-                });
-            if let Err(error) = started {
-                static RATE: Rate = Rate::new();
-                RATE.log(|more| tracing::warn!(%error, more, "a client was turned away"));
-                self.clients.fetch_sub(1, Ordering::AcqRel);
+            let [is_client, is_end, is_word] = fds.map(|fd| !fd.revents().is_empty());
+            if is_end {
+                self.machine.stop();
+                // It stays open: the next signal is told to it, too.
+                std::mem::forget(end.take());
+            }
+            if is_word && word.as_ref().is_some_and(|word| self.has_heeded(word)) {
+                word = None;
+            }
+            if is_client {
+                self.accept(listener, &mut spare);
             }
         }
     }
+
+    /// Lets the machine run if its starter says so, and ends it if they are gone. Returns
+    /// whether there is nothing more to hear.
+    fn has_heeded(&self, word: &OwnedFd) -> bool {
+        // Words for other machines wait there, too: each takes one byte, and one that comes
+        // late does not wait for the next.
+        match recv(word, &mut [0], RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN | Errno::INTR) => return false,
+            // It may have ended meanwhile, which its owner will see.
+            Ok((got, _)) if got > 0 => drop(self.machine.resume()),
+            Ok(_) | Err(_) => self.machine.stop(),
+        }
+        true
+    }
+
+    fn accept(self: &Arc<Self>, listener: &UnixListener, spare: &mut Option<OwnedFd>) {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if is_passing(&error) => return,
+            Err(error) => {
+                tracing::debug!(%error, "no client can be accepted");
+                if spare.take().is_some()
+                    && let Ok((stream, _)) = listener.accept()
+                {
+                    turn_away(stream, "no descriptors are left to the machine");
+                }
+                *spare = listener.as_fd().try_clone_to_owned().ok();
+                // Until a client leaves, accepting fails at once.
+                std::thread::sleep(EXHAUSTED);
+                return;
+            }
+        };
+        if self.clients.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
+            self.clients.fetch_sub(1, Ordering::AcqRel);
+            turn_away(
+                stream,
+                &format!("the machine has {MAX_CLIENTS} clients already"),
+            );
+            return;
+        }
+        let vm = self.clone();
+        let started = std::thread::Builder::new()
+            .name("client".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                Session::new(&vm, stream).serve();
+                vm.clients.fetch_sub(1, Ordering::AcqRel);
+            });
+        if let Err(error) = started {
+            static RATE: Rate = Rate::new();
+            RATE.log(|more| tracing::warn!(%error, more, "a client was turned away"));
+            self.clients.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// One to be read, or nothing of `other`.
+fn watched<'fd>(fd: Option<&'fd OwnedFd>, other: &'fd UnixListener) -> PollFd<'fd> {
+    match fd {
+        Some(fd) => PollFd::new(fd, PollFlags::IN),
+        None => PollFd::new(other, PollFlags::empty()),
+    }
+}
+
+/// Whether it is enough to wait for the next client.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+    [ConnectionAborted, Interrupted, WouldBlock].contains(&error.kind())
 }
 
 /// Says why to a client that is one too many.
