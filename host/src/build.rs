@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::ops::Range;
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,7 +62,65 @@ pub enum MachineSource {
         /// A memory that is nearly the same, which other machines have mapped.
         #[serde(default)]
         common: Option<CommonMemory>,
+        /// The holes of its memory, if they were looked for already.
+        #[serde(default)]
+        holes: Option<Vec<Range<u64>>>,
     },
+}
+
+/// A snapshot's files, as far as they are the same for all machines that are made from them.
+pub struct Opened {
+    files: SnapshotFiles,
+    image: File,
+    state: MachineState,
+}
+
+impl Opened {
+    /// Of a machine that is restored.
+    ///
+    /// # Errors
+    /// They are not there any more, or damaged.
+    fn new(dir: &Path, snapshot: &str) -> anyhow::Result<Self> {
+        let files = SnapshotFiles::hold(dir, snapshot)?;
+        let state = read_state(&files)?;
+        let image = files.open(MEMORY)?;
+        Ok(Self {
+            files,
+            image,
+            state,
+        })
+    }
+
+    /// Its descriptors, which are its own.
+    pub fn fds(&self) -> [RawFd; 2] {
+        [self.files.as_raw_fd(), self.image.as_raw_fd()]
+    }
+
+    /// Closes them in a forked process. What was read stays as it is: its pages are those of
+    /// all such processes as long as none writes to them.
+    pub fn close(self) {
+        std::mem::forget(self.state);
+    }
+}
+
+impl MachineSource {
+    /// Opens what several machines need, and looks where their memory has holes, once for all
+    /// of them. What cannot be had now is looked for by each, which says so.
+    pub fn open_ahead(&mut self) -> Option<Opened> {
+        let Self::Restore {
+            dir,
+            snapshot,
+            holes,
+            ..
+        } = self
+        else {
+            return None;
+        };
+        let opened = Opened::new(dir, snapshot).ok()?;
+        let layout = MemoryLayout::new(opened.state.memory_bytes).ok()?;
+        *holes = GuestMemory::holes(&layout, &opened.image).ok();
+        Some(opened)
+    }
 }
 
 /// Another snapshot's memory, as the process of a machine is told of it.
@@ -108,9 +167,9 @@ const LEAST_MEMORY_BYTES: u64 = 2 << 20;
 type Devices = Vec<Box<dyn VirtioDevice>>;
 
 /// Builds the machine, paused and without threads, in the process's working directory,
-/// which is the machine's; tells how long its parts took.
+/// which is the machine's; tells how long its parts took. `opened` is what was opened ahead.
 pub fn build(
-    what: &MachineSource,
+    (what, opened): (&MachineSource, Option<&Opened>),
     nets: &[NetSpec],
     overlays: &Overlays,
     console: &Arc<Console>,
@@ -153,26 +212,45 @@ pub fn build(
             dir,
             snapshot,
             common,
+            holes,
         } => {
-            let files = SnapshotFiles::hold(dir, snapshot)?;
-            let state = read_state(&files)?;
-            let image = files.open(MEMORY)?;
-            let devices = saved_devices(&state, &files, nets, overlays)?;
+            let own;
+            let opened = match opened {
+                Some(opened) => opened,
+                None => {
+                    own = Opened::new(dir, snapshot)?;
+                    &own
+                }
+            };
+            let Opened {
+                files,
+                image,
+                state,
+            } = opened;
+            let devices = saved_devices(state, files, nets, overlays)?;
             stages.end("open");
             let layout = MemoryLayout::new(state.memory_bytes)?;
+            let found;
+            let holes = match holes {
+                Some(holes) => holes,
+                None => {
+                    found = GuestMemory::holes(&layout, image)?;
+                    &found
+                }
+            };
             let memory = match common {
-                None => GuestMemory::from_image(layout, &image)?,
+                None => GuestMemory::from_image_over(layout, image, holes, None)?,
                 Some(common) => {
                     let others = SnapshotFiles::hold(&common.dir, &common.snapshot)?;
                     let base = Base {
                         image: &others.open(MEMORY)?,
                         differs: &common.differs,
                     };
-                    GuestMemory::from_image_over(layout, &image, Some(&base))?
+                    GuestMemory::from_image_over(layout, image, holes, Some(&base))?
                 }
             };
             stages.end("map");
-            Assembled::restore(&state, memory, console, devices)?
+            Assembled::restore(state, memory, console, devices)?
         }
     };
     Ok((machine, stages.done))

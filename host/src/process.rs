@@ -18,7 +18,7 @@ use snapstore_vmm::control::{Heeded, Identity, RunState, Vm};
 use snapstore_vmm::virtio::MOST_OVERLAY_LAYERS;
 
 use crate::background;
-use crate::build::{MachineSource, build};
+use crate::build::{MachineSource, Opened, build};
 use crate::capped_log;
 use crate::error::ChildFailure;
 use crate::guest;
@@ -42,14 +42,21 @@ pub fn run(arguments: &[String]) -> anyhow::Result<u8> {
     file.read_exact_at(&mut line, 0)?;
     drop(file);
     let spec = spec::parse(&String::from_utf8(line)?)?;
-    let ended = machine_process(&spec, number.parse()?, lock, fds.collect());
+    let ended = machine_process(&spec, None, number.parse()?, lock, fds.collect());
     Ok(ended)
 }
 
-/// The life of one machine's process; `lock` is the one on its name.
-pub fn machine_process(spec: &Spec, number: usize, lock: OwnedFd, _kept: Vec<OwnedFd>) -> u8 {
+/// The life of one machine's process; `lock` is the one on its name. `opened` is what whoever
+/// forked it has opened ahead.
+pub fn machine_process(
+    spec: &Spec,
+    opened: Option<Opened>,
+    number: usize,
+    lock: OwnedFd,
+    _kept: Vec<OwnedFd>,
+) -> u8 {
     let began = Instant::now();
-    match start(spec, number, lock, began) {
+    match start((spec, opened), number, lock, began) {
         // What is kept and the lock stay open until the process ends: whoever finds the
         // lock free ends what is left in its group.
         Ok((vm, claim)) => {
@@ -65,7 +72,7 @@ pub fn machine_process(spec: &Spec, number: usize, lock: OwnedFd, _kept: Vec<Own
 }
 
 fn start(
-    spec: &Spec,
+    (spec, opened): (&Spec, Option<Opened>),
     number: usize,
     lock: OwnedFd,
     began: Instant,
@@ -74,7 +81,7 @@ fn start(
     let claim = Runtime::open()?.vm(&spec.names[number])?.adopt(lock);
     claim.name_holder()?;
     let nets = spec.nets.get(number).map_or(&[][..], Vec::as_slice);
-    let started = start_claimed(spec, nets, &claim, began);
+    let started = start_claimed((spec, opened), nets, &claim, began);
     match started {
         Ok(vm) => Ok((vm, claim)),
         Err(error) => {
@@ -92,7 +99,7 @@ fn start(
 /// Everything that the machine needs is opened; then its process gives up what it does
 /// not need, and only then are there threads that a guest could reach.
 fn start_claimed(
-    spec: &Spec,
+    (spec, opened): (&Spec, Option<Opened>),
     nets: &[NetSpec],
     claim: &NameLock,
     began: Instant,
@@ -112,7 +119,11 @@ fn start_claimed(
     let mut group = spec
         .confine
         .then(|| Group::enter(&claim.vm.name, |dir| claim.vm.record_group(dir)));
-    let (machine, start) = build(&spec.what, nets, &spec.overlays, &console)?;
+    let what = (&spec.what, opened.as_ref());
+    let (machine, start) = build(what, nets, &spec.overlays, &console)?;
+    if let Some(opened) = opened {
+        opened.close();
+    }
     let listener = listen(&claim.vm.socket())?;
     let limits = Limits {
         cpus: u64::try_from(machine.cpus()).unwrap_or(u64::MAX),

@@ -111,6 +111,7 @@ pub fn prepare(
                 dir: mounted.dir,
                 snapshot: id.to_string(),
                 common,
+                holes: None,
             },
             nets,
             origin: Origin {

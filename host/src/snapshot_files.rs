@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -66,6 +66,11 @@ impl SnapshotFiles {
         opened
             .map(File::from)
             .with_context(|| format!("cannot open {}", self.dir.join(name).display()))
+    }
+
+    /// The number of the descriptor that holds it.
+    pub fn as_raw_fd(&self) -> RawFd {
+        self.held.as_raw_fd()
     }
 
     /// Whether it has such a file.

@@ -6,6 +6,7 @@
 //! ends. If it is killed itself, its machines run on; what is left of one that ends is
 //! cleared away by the next command that lists machines.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsString};
 use std::fs::{File, OpenOptions};
@@ -22,8 +23,10 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use snapstore_vmm::confine::{Groups, keep_only};
 use snapstore_vmm::control::Connection;
+use snapstore_vmm::state::HostFacts;
 
 use crate::background;
+use crate::build::Opened;
 use crate::error::ChildFailure;
 use crate::look;
 use crate::process;
@@ -65,11 +68,11 @@ pub fn run_as_asked() -> anyhow::Result<u8> {
     let (socket, _) = starter.into_stream();
     socket.shutdown(Shutdown::Write)?;
     drop(socket);
-    run(&spec, kept)
+    run(&mut spec, kept)
 }
 
 /// Starts the machines of a spec, and returns once they have ended.
-fn run(spec: &Spec, kept: Vec<OwnedFd>) -> anyhow::Result<u8> {
+fn run(spec: &mut Spec, kept: Vec<OwnedFd>) -> anyhow::Result<u8> {
     let runtime = Runtime::open()?;
     let mut claims = Vec::with_capacity(spec.names.len());
     for name in &spec.names {
@@ -81,10 +84,19 @@ fn run(spec: &Spec, kept: Vec<OwnedFd>) -> anyhow::Result<u8> {
             }
         }
     }
+    // A single machine looks for itself what it needs, as soon.
+    let opened = match claims.len() {
+        ..=1 => None,
+        _ => spec.what.open_ahead(),
+    };
     let mut pids = Vec::with_capacity(claims.len());
     let started = match spec.share_layout {
-        true => fork_all(spec, &claims, &mut pids),
-        false => execute_all(spec, &claims, &kept, &mut pids),
+        true => fork_all(spec, opened, &claims, &mut pids),
+        false => {
+            // They are told what was found.
+            drop(opened);
+            execute_all(spec, &claims, &kept, &mut pids)
+        }
     };
     drop(kept);
     let unstarted = claims.split_off(pids.len());
@@ -111,15 +123,30 @@ fn give_up(name: &str, error: &anyhow::Error, claims: Vec<NameLock>) {
 
 /// A process for each that begins with a copy of this one. `pids` has those that there are,
 /// also if that fails.
-fn fork_all(spec: &Spec, claims: &[NameLock], pids: &mut Vec<i32>) -> anyhow::Result<()> {
+fn fork_all(
+    spec: &Spec,
+    opened: Option<Opened>,
+    claims: &[NameLock],
+    pids: &mut Vec<i32>,
+) -> anyhow::Result<()> {
+    if claims.len() > 1 {
+        HostFacts::ask_ahead();
+    }
+    // Each child has its own, as of everything else.
+    let opened = Cell::new(opened);
     let numbers: Vec<i32> = claims.iter().map(|claim| raw(claim.lock())).collect();
     let child = |number: usize| {
+        let opened = opened.take();
+        let own = opened.as_ref().map(Opened::fds);
+        let own = own.as_ref().map_or(&[][..], |fds| &fds[..]);
         // The others' names are not this one's to hold.
-        let held = [&spec.kept[..], &[numbers[number]]].concat();
+        let held = [own, &spec.kept, &[numbers[number]]].concat();
         match keep_only(&held) {
             Ok(mut held) => {
+                // They are those of `opened`.
+                held.drain(..own.len()).for_each(std::mem::forget);
                 let lock = held.pop().expect("there is one at least");
-                process::machine_process(spec, number, lock, held)
+                process::machine_process(spec, opened, number, lock, held)
             }
             Err(_) => NOT_STARTED,
         }

@@ -70,12 +70,28 @@ impl GuestMemory {
     /// [`Error::ImageLength`] if the image is not exactly as long as the memory;
     /// [`Error::Os`] if it cannot be examined or mapped.
     pub fn from_image(layout: MemoryLayout, image: &File) -> Result<Self> {
-        Self::from_image_over(layout, image, None)
+        let holes = Self::holes(&layout, image)?;
+        Self::from_image_over(layout, image, &holes, None)
     }
 
-    /// As [`GuestMemory::from_image`]. Where the image is equal to one that other machines
-    /// have mapped, that is mapped: pages that they have read are not read again, and not
-    /// held twice.
+    /// Where an image for this memory has holes that are worth being mapped as such, in bytes.
+    /// They stay the same as long as the image does; to ask its filesystem takes a while.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::from_image`].
+    pub fn holes(layout: &MemoryLayout, image: &File) -> Result<Vec<Range<u64>>> {
+        let found = length(image, layout)?;
+        let mut all = Vec::new();
+        for slot in layout.slots() {
+            let within = slot.image_offset..slot.image_offset + slot.length;
+            all.extend(holes(image, found, within).os("find the memory image's holes")?);
+        }
+        Ok(all)
+    }
+
+    /// As [`GuestMemory::from_image`], with what [`GuestMemory::holes`] told of it. Where the
+    /// image is equal to one that other machines have mapped, that is mapped: pages that they
+    /// have read are not read again, and not held twice.
     ///
     /// # Errors
     /// As [`GuestMemory::from_image`], also of the other image; [`Error::Os`] if a range is
@@ -83,9 +99,10 @@ impl GuestMemory {
     pub fn from_image_over(
         layout: MemoryLayout,
         image: &File,
+        holes: &[Range<u64>],
         base: Option<&Base<'_>>,
     ) -> Result<Self> {
-        let found = length(image, &layout)?;
+        length(image, &layout)?;
         let below = base.map_or(image, |base| base.image);
         length(below, &layout)?;
         let shared = Arc::new(below.try_clone().os("open the memory image again")?);
@@ -104,7 +121,8 @@ impl GuestMemory {
                     .os("map what differs from the memory image of others")?;
             }
             let within = slot.image_offset..slot.image_offset + slot.length;
-            for hole in holes(image, found, within).os("find the memory image's holes")? {
+            let here = |hole: &&Range<u64>| within.start <= hole.start && hole.end <= within.end;
+            for hole in holes.iter().filter(here) {
                 let part = host_size(hole.start - slot.image_offset)
                     ..host_size(hole.end - slot.image_offset);
                 make_anonymous(&mut region, part).os("map a hole of the memory image")?;
@@ -286,7 +304,8 @@ mod tests {
             image: &base,
             differs: &differs,
         };
-        let memory = GuestMemory::from_image_over(layout, &image, Some(&below)).unwrap();
+        let holes = GuestMemory::holes(&layout, &image).unwrap();
+        let memory = GuestMemory::from_image_over(layout, &image, &holes, Some(&below)).unwrap();
         // What the other image says now is what an equal page reads as: it is that one's.
         base.write_all_at(&[2], MIB).unwrap();
         image.write_all_at(&[3], MIB).unwrap();
@@ -329,7 +348,7 @@ mod tests {
                 image: base,
                 differs,
             };
-            GuestMemory::from_image_over(layout(), &image, Some(&below)).map(drop)
+            GuestMemory::from_image_over(layout(), &image, &[], Some(&below)).map(drop)
         };
         assert!(matches!(
             over(&short, &[]),

@@ -71,7 +71,7 @@ impl VcpuState {
         let tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
         // The timer's deadline, an MSR, before the local APIC: if the timer fires
         // in between, the guest gets the interrupt twice and not never.
-        let mut msrs = msrs::save(vcpu, &host.msr_indices)?;
+        let mut msrs = msrs::save(vcpu, host.msr_indices())?;
         // KVM shows the monitor what the guest is not told.
         if !has_arch_capabilities(&cpuid) {
             msrs.retain(|msr| msr.index != IA32_ARCH_CAPABILITIES);
@@ -136,7 +136,7 @@ impl VcpuState {
         if !has_arch_capabilities(&self.cpuid) {
             settable.retain(|msr| msr.index != IA32_ARCH_CAPABILITIES);
         }
-        msrs::restore(vcpu, &settable, self.armed_deadline(), &host.msr_indices)?;
+        msrs::restore(vcpu, &settable, self.armed_deadline(), host.msr_indices())?;
         // Last: KVM_SET_REGS drops pending exceptions, KVM_SET_SREGS pending
         // interrupts.
         vcpu.set_vcpu_events(&self.events).kvm("take vCPU events")?;

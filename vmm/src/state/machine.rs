@@ -93,7 +93,7 @@ impl MachineState {
         };
         let told = self.vcpus.iter();
         let mut missing = told
-            .map(|vcpu| feature_msrs::missing(&vcpu.cpuid, &vcpu.msrs, &host.feature_msrs))
+            .map(|vcpu| feature_msrs::missing(&vcpu.cpuid, &vcpu.msrs, host.feature_msrs()))
             .filter(|missing| !missing.is_empty());
         if let Some(features) = missing.next() {
             return Err(StateError::HostLacks { features }.into());
