@@ -42,18 +42,32 @@ pub fn many(bench: &mut Bench) -> anyhow::Result<()> {
     let kernel = lab.file("halt.kernel", HALT)?;
     let done = alternate(
         bench.rounds,
-        vec![Box::new(|_| ours(&lab)), Box::new(|_| bare(&kernel))],
+        vec![
+            Box::new(|_| ours(&lab, &["--share-layout"])),
+            Box::new(|_| ours(&lab, &[])),
+            Box::new(|_| bare(&kernel)),
+        ],
     )?;
-    let (ours, bare) = (&done[0], &done[1]);
-    let what = format!("start {COUNT} machines");
+    let [forked, executed, bare] = done.as_slice() else {
+        unreachable!("one for each subject");
+    };
+    // As they share most, from one process; and as they are by default.
+    compare(bench, "", forked, bare);
+    compare(bench, ", by default", executed, bare);
+    image.unmount()?;
+    Ok(())
+}
+
+fn compare(bench: &mut Bench, which: &str, ours: &[Samples], bare: &[Samples]) {
+    let what = format!("start {COUNT} machines{which}");
     bench.compare(&what, &ours[0], "bare KVM", &bare[0], Some(1.3));
     let mut names = vec!["PSS", "private memory"];
     names.extend(KERNEL);
     for (number, name) in names.into_iter().enumerate() {
         let (ours, bare) = (&ours[number + 1], &bare[number + 1]);
         let what = match name {
-            "MemAvailable" => "each machine's part of all memory taken".to_owned(),
-            other => format!("each machine's {other}"),
+            "MemAvailable" => format!("each machine's part of all memory taken{which}"),
+            other => format!("each machine's {other}{which}"),
         };
         bench.compare_bytes((&what, ours), ("bare KVM", bare), None);
         if ["PSS", "MemAvailable"].contains(&name) {
@@ -63,17 +77,14 @@ pub fn many(bench: &mut Bench) -> anyhow::Result<()> {
             bench.compare_bytes((&what, &beyond), ("0.12 MiB", &limit), Some(1.0));
         }
     }
-    image.unmount()?;
-    Ok(())
 }
 
 /// The seconds, then bytes per machine: PSS, private memory, each of [`KERNEL`].
-fn ours(lab: &Lab) -> anyhow::Result<Vec<f64>> {
+fn ours(lab: &Lab, more: &[&str]) -> anyhow::Result<Vec<f64>> {
     let before = settled()?;
     let count = COUNT.to_string();
     let begin = Instant::now();
-    // As they share most: from one process (docs/BENCHMARKS.md has the default in vm-confine).
-    let names = lab.restore("halted", &["-n", &count, "--share-layout"])?;
+    let names = lab.restore("halted", &[&["-n", &count], more].concat())?;
     let seconds = begin.elapsed().as_secs_f64();
     let listed = lab.machines()?;
     anyhow::ensure!(
