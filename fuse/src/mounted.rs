@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -35,6 +36,9 @@ pub struct MountOptions {
     pub prefetch: bool,
     /// Whether what is touched first is remembered for the next mount.
     pub records: bool,
+    /// The only bytes of an image that anybody reads, if there is such an image: the others
+    /// are not given to the kernel unasked, and nothing is learnt of them.
+    pub part: Option<Part>,
     /// The names of the files of the one snapshot that is shown. That of a writable mount is
     /// in its own options.
     pub layout: Layout,
@@ -48,9 +52,19 @@ impl Default for MountOptions {
             allow_other: false,
             prefetch: true,
             records: true,
+            part: None,
             layout: Layout::default(),
         }
     }
+}
+
+/// A part of an image.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// The image's name.
+    pub image: String,
+    /// Its bytes, ascending.
+    pub ranges: Vec<Range<u64>>,
 }
 
 /// A live mount, served by threads of this process until it is unmounted.
@@ -160,6 +174,7 @@ pub fn mount(
         // Who brings what is elsewhere knows what is worth bringing before it is asked for.
         options.prefetch && !is_foreign,
         options.records && not_pinned.is_none(),
+        options.part.clone(),
         options.read_ahead_bytes,
     );
     let warming = Warming(warm.map_err(failed)?);

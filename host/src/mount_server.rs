@@ -4,8 +4,9 @@
 //! It says so on its standard output, and then lets go of that: `ready`, or
 //! `failed` and an exit code, on a line of its own; then what its user should know.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -91,25 +92,47 @@ pub struct ServerRequest {
 }
 
 /// What a server reads of its own accord, and what it learns from what is asked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reading {
-    /// What was touched first in earlier mounts, before it is asked for.
-    Ahead,
-    /// Nothing but what is asked for.
-    Asked,
-    /// As [`Reading::Asked`]; and what is asked for is no working set, since machines map
-    /// only what their memory has of its own.
-    Part,
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reading {
+    /// Whether what was touched first in earlier mounts is read before it is asked for.
+    pub ahead: bool,
+    /// The bytes of the memory that machines map from this mount, if they have the others
+    /// from elsewhere.
+    pub part: Option<Vec<Range<u64>>>,
 }
 
 impl Reading {
     /// As a user wants it.
     #[must_use]
     pub fn wanted(prefetch: bool) -> Self {
-        match prefetch {
-            true => Self::Ahead,
-            false => Self::Asked,
+        Self {
+            ahead: prefetch,
+            part: None,
         }
+    }
+
+    /// The image that a part is of.
+    pub const PART_OF: &str = "memory";
+
+    /// A part as a server reads it from its standard input, a range a line: there may be
+    /// more of them than fit into arguments.
+    fn part_text(part: &[Range<u64>]) -> String {
+        let lines = part.iter().map(|it| format!("{} {}\n", it.start, it.end));
+        lines.collect()
+    }
+
+    /// The part that whoever started this server has written to its standard input, of
+    /// which it lets go then.
+    pub fn read_part() -> anyhow::Result<Vec<Range<u64>>> {
+        let text = io::read_to_string(io::stdin()).context("cannot read standard input")?;
+        let null = File::open("/dev/null")?;
+        rustix::stdio::dup2_stdin(&null)?;
+        let range = |line: &str| -> Option<Range<u64>> {
+            let (start, end) = line.split_once(' ')?;
+            Some(start.parse().ok()?..end.parse().ok()?)
+        };
+        let part: Option<Vec<_>> = text.lines().map(range).collect();
+        part.context("standard input is no list of ranges")
     }
 }
 
@@ -211,7 +234,7 @@ impl ServerRequest {
             allow_other: false,
             read_ahead_bytes: Self::READ_AHEAD_BYTES,
             threads: Self::THREADS,
-            reading: Reading::Ahead,
+            reading: Reading::wanted(true),
             while_locked: None,
             layout: None,
             writable: None,
@@ -227,11 +250,18 @@ pub fn log_path(store: &Path) -> PathBuf {
 /// Starts a server and waits until the mount is usable.
 pub fn launch(store: &Store, request: &ServerRequest) -> anyhow::Result<Server> {
     let mut child = server_command(store, request)?
-        .stdin(Stdio::null())
+        .stdin(match request.reading.part {
+            Some(_) => Stdio::piped(),
+            None => Stdio::null(),
+        })
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .context("cannot start the mount's server")?;
+    if let (Some(mut input), Some(part)) = (child.stdin.take(), &request.reading.part) {
+        // One that has ended says why.
+        let _ = input.write_all(Reading::part_text(part).as_bytes());
+    }
     let mut answer = Vec::new();
     if let Some(mut out) = child.stdout.take() {
         out.read_to_end(&mut answer)
@@ -284,10 +314,11 @@ fn server_command(store: &Store, request: &ServerRequest) -> anyhow::Result<Comm
     if request.allow_other {
         command.arg("--allow-other");
     }
-    match request.reading {
-        Reading::Ahead => {}
-        Reading::Asked => drop(command.arg("--no-prefetch")),
-        Reading::Part => drop(command.args(["--no-prefetch", "--no-recording"])),
+    if !request.reading.ahead {
+        command.arg("--no-prefetch");
+    }
+    if request.reading.part.is_some() {
+        command.arg("--part");
     }
     if let Some(lock) = &request.while_locked {
         command.arg("--while-locked").arg(lock);

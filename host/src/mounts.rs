@@ -132,7 +132,7 @@ pub fn start_writable(
     let request = ServerRequest {
         snapshot: Some(id.to_string()),
         while_locked: Some(lock_path.clone()),
-        reading: Reading::Asked,
+        reading: Reading::wanted(false),
         writable: Some(Writing {
             count: Some(u32::try_from(count)?),
             owner: None,

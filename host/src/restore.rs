@@ -88,10 +88,9 @@ pub fn prepare(
         .then(|| common::find(runtime, store, id, starter))
         .flatten();
     let (common, common_lock) = common.unzip();
-    let reading = match common {
-        // What is touched first is mostly read through the other mount.
-        Some(_) => Reading::Part,
-        None => Reading::wanted(request.prefetch),
+    let reading = Reading {
+        ahead: request.prefetch,
+        part: common.as_ref().map(|common| common.differs.clone()),
     };
     let mounted = mounts::find_or_start(runtime, store, &shown, reading, Some(starter))?;
     check_restorable(snapshot, &mounted.dir, &id.to_string())?;

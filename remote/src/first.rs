@@ -94,7 +94,9 @@ fn trusted(store: &Store, id: SnapshotId, image: &str) -> Option<snapstore_store
     let set = store.working_set(id, image);
     let warn = |error: &_| tracing::warn!(%error, "a working set is not pushed");
     let set = set.inspect_err(warn).ok().flatten()?;
-    (set.is_trusted() && set.pages().next().is_some()).then_some(set)
+    // One of parts alone is too little to be read first.
+    let is_whole = set.recordings() > 0;
+    (is_whole && set.is_trusted() && set.pages().next().is_some()).then_some(set)
 }
 
 impl Apart {

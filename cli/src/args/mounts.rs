@@ -73,6 +73,9 @@ pub struct MountArgs {
     /// What is read of it is no working set
     #[arg(long, hide = true, requires = "foreground")]
     pub no_recording: bool,
+    /// Of the memory only what standard input lists is read of it, a range of bytes a line
+    #[arg(long, hide = true, requires = "foreground")]
+    pub part: bool,
     /// What is in no commit goes with the mount
     #[arg(long, hide = true, requires = "foreground")]
     pub discard: bool,

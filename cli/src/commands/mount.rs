@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use serde_json::json;
 use snapstore_fuse::{
-    Ended, Layout, MountOptions, MountTarget, Surroundings, Undo, WritableOptions, mount,
+    Ended, Layout, MountOptions, MountTarget, Part, Surroundings, Undo, WritableOptions, mount,
     mount_writable,
 };
 use snapstore_host::monitors::{self, Kind};
@@ -120,6 +120,7 @@ fn serve(
         allow_other: args.allow_other,
         prefetch: !args.no_prefetch,
         records: !args.no_recording,
+        part: args.part.then(part).transpose()?,
         layout: Layout::default(),
     };
     let store = context.open_resolved()?;
@@ -195,6 +196,14 @@ fn serve(
         Ended::Discarded => tracing::info!(dir = %dir.display(), "what was written is given up"),
     }
     Ok(())
+}
+
+/// What is read of the memory, if the rest is read elsewhere.
+fn part() -> anyhow::Result<Part> {
+    Ok(Part {
+        image: Reading::PART_OF.to_owned(),
+        ranges: Reading::read_part()?,
+    })
 }
 
 /// What a user has to know who goes on with a view after his host went down.

@@ -138,7 +138,10 @@ fn describe_set(page_bytes: u64, image: &Image, set: &Recorded) -> String {
         "Working set of {name}: {} in {}, of {}, the last one {} ago; {pushed}\n",
         size(set.pages().count() as u64 * page_bytes),
         counted(set.pages().count() as u64, "page"),
-        counted(set.recordings().into(), "recording"),
+        match set.recordings() {
+            0 => "recordings of parts".to_owned(),
+            whole => counted(whole.into(), "recording"),
+        },
         duration(age.unwrap_or_default().as_secs_f64()),
     )
 }

@@ -27,6 +27,7 @@ use fuser::Notifier;
 use snapstore_store::{ErrorClass, ForeignSnapshot, ImageReader, Store, WorkingSet};
 
 use crate::counters::Counters;
+use crate::mounted::Part;
 use push::push;
 use session::Plan;
 pub(crate) use session::{Session, Subject};
@@ -50,6 +51,7 @@ pub(crate) struct Warm {
     prefetch: bool,
     /// Whether what is recorded can be kept.
     keeps: bool,
+    part: Option<Part>,
     read_ahead_bytes: u64,
     chores: Mutex<Option<Sender<Chore>>>,
     sessions: Mutex<Vec<Arc<Session>>>,
@@ -64,6 +66,7 @@ impl Warm {
         counters: Arc<Counters>,
         prefetch: bool,
         keeps: bool,
+        part: Option<Part>,
         read_ahead_bytes: u32,
     ) -> io::Result<Arc<Self>> {
         let (queue, chores) = channel();
@@ -73,6 +76,7 @@ impl Warm {
             counters,
             prefetch,
             keeps,
+            part,
             read_ahead_bytes: read_ahead_bytes.into(),
             chores: Mutex::new(Some(queue)),
             sessions: Mutex::default(),
@@ -93,7 +97,11 @@ impl Warm {
 
     /// The session of an image, which has the inode number `ino`.
     pub fn session(&self, subject: Subject, ino: u64) -> Option<Arc<Session>> {
-        let session = Session::new(subject, ino, self.read_ahead_bytes, self.counters.clone())?;
+        let part = self.part.as_ref();
+        let part = part.filter(|part| part.image == subject.image);
+        let part = part.map(|part| &part.ranges[..]);
+        let counters = self.counters.clone();
+        let session = Session::new(subject, ino, self.read_ahead_bytes, part, counters)?;
         let session = Arc::new(session);
         lock(&self.sessions).push(session.clone());
         Some(session)
@@ -120,7 +128,8 @@ impl Warm {
 
     /// Reads the leaves of an image, so that no fault has to.
     pub fn load_leaves(self: &Arc<Self>, reader: ImageReader) {
-        if !self.prefetch {
+        // Of a part few are needed.
+        if !self.prefetch || self.part.is_some() {
             return;
         }
         let warm = self.clone();
@@ -182,7 +191,8 @@ impl Warm {
     fn begin(&self, session: &Session) {
         if session.plan().is_none() {
             let before = self.before(&session.subject);
-            session.set_plan(Plan::new(before, self.prefetch, session.pages()));
+            let sees = |page| session.sees(page);
+            session.set_plan(Plan::new(before, self.prefetch, session.pages(), sees));
         }
         if let Some(notifier) = self.notifier.get().filter(|_| self.prefetch) {
             push(session, notifier, &|| self.has_ended());

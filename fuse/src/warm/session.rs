@@ -41,6 +41,8 @@ pub(crate) struct Session {
     counters: Arc<Counters>,
     pub ino: u64,
     pages: u64,
+    /// The pages that are asked for here, if others are read elsewhere.
+    part: Option<Vec<Range<u32>>>,
     /// Pages that the kernel reads around a fault.
     ahead: u64,
     handles: AtomicU32,
@@ -93,8 +95,14 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Without `pushes`, or if the set is not trusted, nothing is to be pushed.
-    pub fn new(before: Option<WorkingSet>, pushes: bool, image_pages: u64) -> Self {
+    /// Without `pushes`, or if the set is not trusted, nothing is to be pushed; and never a
+    /// page that is not seen here.
+    pub fn new(
+        before: Option<WorkingSet>,
+        pushes: bool,
+        image_pages: u64,
+        sees: impl Fn(u64) -> bool,
+    ) -> Self {
         let recorded = before.as_ref().map(WorkingSet::recorded);
         let since = recorded.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         // Other pages are left out after each recording.
@@ -109,7 +117,7 @@ impl Plan {
             if u64::from(page) >= image_pages || !in_set.set(page.into()) {
                 continue;
             }
-            if !pushes {
+            if !pushes || !sees(page.into()) {
                 continue;
             }
             if is_left_out(page, number) {
@@ -142,6 +150,12 @@ fn asked(first: usize, most: usize, pages: usize) -> Range<usize> {
     (windows.start * ASKED).min(pages)..(windows.end * ASKED).min(pages)
 }
 
+/// The pages that these bytes are in.
+fn pages_of(bytes: &Range<u64>, page_bytes: u64) -> Range<u32> {
+    let page = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    page(bytes.start / page_bytes)..page(bytes.end.div_ceil(page_bytes))
+}
+
 /// Pseudo-random, by the finalizer of SplitMix64.
 fn is_left_out(page: u32, number: u64) -> bool {
     let mut mixed = u64::from(page).wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -156,8 +170,11 @@ impl Session {
         subject: Subject,
         ino: u64,
         read_ahead_bytes: u64,
+        part: Option<&[Range<u64>]>,
         counters: Arc<Counters>,
     ) -> Option<Self> {
+        let page_bytes = subject.page_bytes;
+        let part = part.map(|part| part.iter().map(move |bytes| pages_of(bytes, page_bytes)));
         let pages = subject.reader.size_bytes().div_ceil(subject.page_bytes);
         (pages <= MAX_IMAGE_PAGES).then(|| Self {
             ahead: read_ahead_bytes / subject.page_bytes,
@@ -165,6 +182,7 @@ impl Session {
             counters,
             ino,
             pages,
+            part: part.map(Iterator::collect),
             handles: AtomicU32::new(0),
             began: Instant::now(),
             recorder: Mutex::default(),
@@ -178,6 +196,15 @@ impl Session {
 
     pub fn pages(&self) -> u64 {
         self.pages
+    }
+
+    /// Whether a page is asked for here by whoever touches it.
+    pub fn sees(&self, page: u64) -> bool {
+        self.part.as_ref().is_none_or(|part| {
+            let next = part.partition_point(|range| u64::from(range.end) <= page);
+            part.get(next)
+                .is_some_and(|range| u64::from(range.start) <= page)
+        })
     }
 
     /// A handle is opened. True for the first one.
@@ -218,6 +245,9 @@ impl Session {
     }
 
     fn record(&self, request: &Range<u64>) {
+        if !request.clone().any(|page| self.sees(page)) {
+            return;
+        }
         let mut recorder = self.recorder();
         let began = *recorder.began.get_or_insert_with(Instant::now);
         if began.elapsed() > RECORDED || recorder.touched.len() >= MAX_TOUCHED {
@@ -227,7 +257,7 @@ impl Session {
         let is_given = |page| self.given.has(page);
         let pages = touched(request, recorder.last_end, self.ahead, self.pages, is_given);
         recorder.last_end = Some(request.end);
-        for page in pages {
+        for page in pages.into_iter().filter(|page| self.sees(*page)) {
             // One that the kernel had let go of was recorded when it had it first.
             if !self.given.has(page) {
                 recorder.touch(page, self.pages, self.plan.get(), &self.counters);
@@ -313,6 +343,7 @@ impl Session {
                 left_out_touched: count(recorder.left_out_touched),
                 outside: count(recorder.outside),
             },
+            part: self.part.clone(),
         })
     }
 

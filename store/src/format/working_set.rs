@@ -1,9 +1,9 @@
 //! What a working set's file says.
 //!
 //! ```text
-//!   1  how many recordings are merged in it, 1 to 8
+//!   1  how many recordings of the whole image are merged in it, 0 to 8
 //!   8  seconds, 4 nanoseconds since 1970 of the last one
-//!      of the mount that was recorded last:
+//!      of the mount of the whole image that was recorded last, or of a part, if all were:
 //!   4    pages that were pushed
 //!   4    pages of the set that were left out to see whether they are asked for
 //!   4    how many of these were
@@ -76,7 +76,7 @@ pub(crate) fn decode(payload: &[u8]) -> Option<WorkingSet> {
         .collect();
     let known = pages.iter().all(|page| page.known <= HISTORY);
     let recorded = UNIX_EPOCH.checked_add(since)?;
-    (known && (1..=HISTORY).contains(recordings)).then_some(WorkingSet {
+    (known && *recordings <= HISTORY).then_some(WorkingSet {
         recordings: *recordings,
         recorded,
         last: Pushed {
@@ -131,7 +131,7 @@ mod tests {
             assert_eq!(decode(&good[..len]), None, "{len} bytes");
         }
         assert_eq!(decode(&[&good[..], &[0]].concat()), None);
-        for (at, byte) in [(0, 0), (0, 9), (29, 9), (good.len() - 1, 9), (8, 0xff)] {
+        for (at, byte) in [(0, 9), (29, 9), (good.len() - 1, 9), (8, 0xff)] {
             let mut bad = good.clone();
             bad[at] = byte;
             assert_eq!(decode(&bad), None, "byte {at}");

@@ -1,6 +1,7 @@
 //! The pages of a working set, and how one more recording changes them.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::time::SystemTime;
 
 /// Recordings that a page's history goes back.
@@ -65,6 +66,18 @@ pub struct Seen {
     pub unknown: Vec<u32>,
     /// What became of the set that there was.
     pub last: Pushed,
+    /// The pages that could be asked for, ascending, if the others were read elsewhere.
+    pub part: Option<Vec<Range<u32>>>,
+}
+
+impl Seen {
+    /// Whether the page would have been asked for here, had anybody touched it.
+    fn could_see(&self, page: u32) -> bool {
+        self.part.as_ref().is_none_or(|part| {
+            let next = part.partition_point(|range| range.end <= page);
+            part.get(next).is_some_and(|range| range.contains(&page))
+        })
+    }
 }
 
 impl PageUse {
@@ -86,10 +99,11 @@ impl WorkingSet {
     }
 
     /// Whether pushing it was worth it when it was last tried. If not, the next mount
-    /// records all there is, and the one after that pushes again.
+    /// records all there is, and the one after that pushes again. What was recorded of
+    /// parts alone is trusted: their pages answer for themselves.
     #[must_use]
     pub fn is_trusted(&self) -> bool {
-        !self.last.is_bad()
+        self.recordings == 0 || !self.last.is_bad()
     }
 
     /// When the last recording was made.
@@ -98,35 +112,46 @@ impl WorkingSet {
         self.recorded
     }
 
-    /// How many recordings are merged in it, of the last eight.
+    /// How many recordings of the whole image are merged in it, of the last eight.
     #[must_use]
     pub fn recordings(&self) -> u8 {
         self.recordings
     }
 
-    /// What became of it in the mount that was recorded last.
+    /// What became of it in the mount of the whole image that was recorded last; in that of
+    /// a part, if there was no other.
     #[must_use]
     pub fn last(&self) -> Pushed {
         self.last
     }
 
-    /// The set after one more recording.
+    /// The set after one more recording. One of a part says nothing of the other pages.
     #[must_use]
     pub fn merged(before: Option<&Self>, seen: &Seen, now: SystemTime) -> Self {
         let known = before.map_or(&[][..], |before| &before.pages);
-        let in_set = known.iter().filter(|page| page.is_in_set()).count();
+        let could_see = |page: &&PageUse| seen.could_see(page.number);
+        let in_set = known.iter().filter(could_see);
+        let in_set = in_set.filter(|page| page.is_in_set()).count();
         if let Some(before) = before.filter(|_| seen.last.pushed == 0)
             && seen.touched.len() < in_set / LEAST_PART
         {
             return before.clone();
         }
         let merged = before.map_or(0, |before| before.recordings);
-        let mut pages = Merge::new(known, seen).pages(merged);
+        let is_whole = seen.part.is_none();
+        // Parts are not counted, but the histories of their pages tell of them.
+        let longest = known.iter().filter(could_see).map(|page| page.known).max();
+        let seen_before = match is_whole {
+            true => merged,
+            false => merged.max(longest.unwrap_or(0)),
+        };
+        let mut pages = Merge::new(known, seen).pages(seen_before);
         pages.truncate(MAX_PAGES);
+        let last = before.filter(|before| !is_whole && before.recordings > 0);
         Self {
-            recordings: (merged + 1).min(HISTORY),
+            recordings: (merged + u8::from(is_whole)).min(HISTORY),
             recorded: now,
-            last: seen.last,
+            last: last.map_or(seen.last, |before| before.last),
             pages,
         }
     }
@@ -152,11 +177,15 @@ impl<'a> Merge<'a> {
         }
     }
 
-    fn pages(&self, merged: u8) -> Vec<PageUse> {
+    /// `before` is how many recordings would have seen a page that is new.
+    fn pages(&self, before: u8) -> Vec<PageUse> {
         let touched: HashMap<u32, usize> = self.seen.touched.iter().copied().zip(0..).collect();
         let unknown: BTreeSet<u32> = self.seen.unknown.iter().copied().collect();
         // Where nothing was pushed, all has been seen, and in its order.
-        let all_seen = self.seen.last.pushed == 0;
+        let is_whole = self.seen.part.is_none();
+        let all_seen = is_whole && self.seen.last.pushed == 0;
+        // A part that was pushed in vain is no reason to doubt the rest, but its own pages.
+        let in_vain = !is_whole && self.seen.last.is_bad();
         let mut placed: Vec<((usize, usize), PageUse)> = Vec::new();
         for (place, page) in self.known.iter().enumerate() {
             let mut page = *page;
@@ -164,7 +193,8 @@ impl<'a> Merge<'a> {
             if page.known == 0 && at.is_some() {
                 continue;
             }
-            if at.is_some() || !unknown.contains(&page.number) {
+            let is_known = !unknown.contains(&page.number) || in_vain && page.is_in_set();
+            if at.is_some() || is_known && self.seen.could_see(page.number) {
                 page.learn(at.is_some());
             }
             let place = match at {
@@ -188,7 +218,7 @@ impl<'a> Merge<'a> {
             let page = PageUse {
                 number: *number,
                 touched: 1,
-                known: known.unwrap_or(merged.min(HISTORY - 1)) + 1,
+                known: known.unwrap_or(before.min(HISTORY - 1)) + 1,
             };
             let place = if all_seen { (0, at) } else { (behind, at + 1) };
             placed.push((place, page));

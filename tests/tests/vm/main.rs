@@ -33,4 +33,5 @@ mod remote;
 mod reseed;
 mod restored;
 mod starting;
+mod working_sets;
 mod wrong_state_is_noticed;

@@ -10,6 +10,7 @@ fn seen(touched: &[u32], unknown: &[u32], pushed: u32) -> Seen {
             pushed,
             ..Pushed::default()
         },
+        part: None,
     }
 }
 
@@ -98,4 +99,68 @@ fn there_is_a_most_of_pages() {
     let set = after(&[seen(&touched, &unknown, 0)]);
     assert_eq!(set.pages.len(), MAX_PAGES);
     assert_eq!(set.pages().collect::<Vec<_>>(), touched);
+}
+
+fn of_part(seen: Seen, part: std::ops::Range<u32>) -> Seen {
+    Seen {
+        part: Some(vec![part]),
+        ..seen
+    }
+}
+
+#[test]
+fn a_recording_of_a_part_says_nothing_of_the_rest() {
+    let all: Vec<u32> = (0..100).collect();
+    let whole = seen(&all, &[], 0);
+    let part = of_part(seen(&[90, 95], &[], 0), 90..200);
+    let before = after(std::slice::from_ref(&whole));
+    let set = after(&[vec![whole.clone()], vec![part.clone(); 9]].concat());
+    let rest: Vec<u32> = set.pages().filter(|page| *page < 90).collect();
+    assert_eq!(rest, all[..90]);
+    let of_part: Vec<u32> = set.pages().filter(|page| *page >= 90).collect();
+    assert_eq!(of_part, [90, 95], "the others are not touched any more");
+    assert_eq!((set.recordings(), set.last()), (1, before.last()));
+    // An eighth of the part is enough to count, and less is not.
+    let little = self::of_part(seen(&[99], &[], 0), 50..100);
+    assert_eq!(
+        WorkingSet::merged(Some(&before), &little, UNIX_EPOCH),
+        before
+    );
+}
+
+#[test]
+fn a_set_of_parts_becomes_that_of_the_whole() {
+    let part = of_part(seen(&[7, 5], &[], 0), 5..10);
+    let set = after(&[part.clone(), part.clone()]);
+    assert_eq!(set.pages().collect::<Vec<_>>(), [7, 5]);
+    assert_eq!(set.recordings(), 0);
+    // What is new in the third recording of a part was not touched in two.
+    let more = of_part(seen(&[6], &[7, 5], 2), 5..10);
+    assert_eq!(pages(&[part.clone(), part.clone(), more]), [7, 5]);
+    // The first recording of the whole is the first that has seen the rest.
+    let whole = seen(&[100, 101], &[7, 5], 2);
+    let set = after(&[part.clone(), part, whole]);
+    let pages: BTreeSet<u32> = set.pages().collect();
+    assert_eq!(pages, BTreeSet::from([5, 7, 100, 101]));
+    assert_eq!(set.recordings(), 1);
+}
+
+#[test]
+fn a_part_that_was_pushed_in_vain_does_not_make_the_rest_doubtful() {
+    let all: Vec<u32> = (0..100).collect();
+    let mut bad = of_part(seen(&[60], &all[60..], 40), 50..100);
+    bad.last.left_out = 10;
+    bad.last.left_out_touched = 1;
+    let whole = seen(&all, &[], 0);
+    let once = after(&[whole.clone(), bad.clone()]);
+    assert!(once.is_trusted());
+    assert_eq!(once.pages().count(), 100, "half of two is enough");
+    let set = after(&[whole, bad.clone(), bad.clone()]);
+    assert!(set.is_trusted());
+    let left: Vec<u32> = set.pages().collect();
+    assert_eq!(left, [&all[..50], &[60]].concat());
+    // Nor those of later parts, where there are only such.
+    let of_parts = after(&[of_part(seen(&all[50..], &[], 0), 50..100), bad]);
+    assert!(of_parts.is_trusted());
+    assert_eq!(of_parts.last().hit_rate(), Some(0.1));
 }
