@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::fs::{Advice, fadvise};
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
-use snapstore_store::{SnapshotId, Store, WorkingSet};
+use snapstore_store::{Seen, SnapshotId, Store, WorkingSet};
 use snapstore_tests::harness::{noise, skipped};
 use snapstore_tests::vm::eventually;
 
@@ -147,6 +147,53 @@ fn what_is_read_is_recorded_and_pushed_next_time() -> anyhow::Result<()> {
     let of_third: BTreeSet<u32> = third.pages().collect();
     assert!(of_touched.is_subset(&of_third), "touched in one of two");
     assert!(of_third.is_subset(&of_touched), "touched in one of three");
+    Ok(())
+}
+
+#[test]
+fn show_tells_how_old_a_recording_is() -> anyhow::Result<()> {
+    let Some(fixture) = Fixture::image_committed("show_tells_how_old_a_recording_is")? else {
+        return Ok(());
+    };
+    let (store, id) = fixture.store()?;
+    let minutes = |count: u64| Duration::from_secs(60 * count + 30);
+    for (age, text) in [
+        (minutes(0), "s ago"),
+        (minutes(5), "5m"),
+        (minutes(200), "3h20m ago"),
+    ] {
+        let recorded = SystemTime::now() - age;
+        let part = (age == minutes(5)).then(|| vec![0..8]);
+        let seen = Seen {
+            touched: vec![7, 3],
+            part,
+            ..Seen::default()
+        };
+        let set = WorkingSet::merged(None, &seen, recorded);
+        store.keep_working_set(id, "memory", &set)?;
+        let shown = fixture.cli.json(&["show", "base"])?["working_sets"][0].clone();
+        let since = recorded.duration_since(UNIX_EPOCH)?.as_secs();
+        ensure!(
+            shown["recorded"].as_f64().map(|it| it as u64) == Some(since),
+            "{shown}"
+        );
+        let shown = fixture.cli.ok(&["show", "base"])?;
+        let line = shown
+            .lines()
+            .find(|line| line.starts_with("Working set of memory.bin"));
+        let line = line.context("no line")?;
+        ensure!(line.contains("2 pages") && line.contains(text), "{line}");
+        ensure!(
+            line.contains("recordings of parts") == seen.part.is_some(),
+            "{line}"
+        );
+    }
+    // A clock that was set back makes nothing older than it is.
+    let ahead = SystemTime::now() + minutes(60);
+    let set = WorkingSet::merged(None, &Seen::default(), ahead);
+    store.keep_working_set(id, "memory", &set)?;
+    let shown = fixture.cli.ok(&["show", "base"])?;
+    ensure!(shown.contains("the last one 0s ago"), "{shown}");
     Ok(())
 }
 
