@@ -5,12 +5,14 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use snapstore_guests::{TouchCommand, page_sum};
 
 use crate::Bench;
 use crate::report::{Comparison, Unit};
-use crate::stats::take_turns;
+use crate::stats::{Run, alternate, take_turns};
 use crate::vm_rig::{FIRST, MIB_PAGES, Talk, Touch as _, boot, lab};
-use snapstore_tests::vm::Lab;
+use crate::vm_warm::forget_packs;
+use snapstore_tests::vm::{Lab, eventually};
 
 const HEADS: u32 = 10;
 /// What all guests have written before the first commit, in MiB.
@@ -19,6 +21,10 @@ const DATA_MIB: u32 = 64;
 const READ_MIB: u32 = 32;
 /// What a guest writes between two commits, in pages.
 const STEP_PAGES: u32 = 256;
+/// What a head has of its own that is read from its own mount, in pages, and in which
+/// order: a prime, so that pages that follow each other are far apart.
+const OWN_PAGES: u32 = 32 * MIB_PAGES;
+const STRIDE: u32 = 4099;
 /// Until the kernel has freed what the last machines had.
 const CALM: Duration = Duration::from_millis(1000);
 
@@ -68,7 +74,65 @@ pub fn heads(bench: &mut Bench) -> anyhow::Result<()> {
             });
         }
     }
-    Ok(())
+    own(bench, lab)
+}
+
+/// A second head beside the first, until it has read what is its own.
+fn own(bench: &mut Bench, lab: &Lab) -> anyhow::Result<()> {
+    let mut guest = boot(lab, "chain", "512M")?;
+    guest.write(FIRST, DATA_MIB * MIB_PAGES, 0)?;
+    lab.commit("first", "chain")?;
+    guest.write(FIRST, OWN_PAGES, 1)?;
+    lab.commit("second", "chain")?;
+    lab.stop("chain")?;
+    lab.restore("first", &["--name", "first"])?;
+    halt(lab, "first")?;
+    let id = lab.cli.json(&["show", "second"])?;
+    let id = id["id"].as_str().context("an id")?;
+    let dir = lab.runtime().join("mounts").join(id);
+    let path = lab.cli.store().join(format!("working-sets/{id}.memory"));
+    let restore = |more: &[&str]| -> anyhow::Result<f64> {
+        eventually("its mount is gone", || Ok((!dir.exists()).then_some(())))?;
+        forget_packs(lab)?;
+        let began = Instant::now();
+        lab.restore("second", &[&["--name", "second"], more].concat())?;
+        let read = TouchCommand::ReadScattered {
+            count: OWN_PAGES,
+            first: FIRST,
+            stride: STRIDE,
+            mask: OWN_PAGES - 1,
+        };
+        let answer = format!("s{:08x}", page_sum(OWN_PAGES, FIRST, 1));
+        Talk::to(lab, "second")?.obey(read, &answer)?;
+        let taken = began.elapsed().as_secs_f64();
+        lab.stop("second")?;
+        Ok(taken)
+    };
+    restore(&[])?;
+    let recorded = eventually("its part is recorded", || {
+        Ok(fs::read(&path).ok().filter(|_| !dir.exists()))
+    })?;
+    let (restore, path, recorded, dir) = (&restore, &path, &recorded, &dir);
+    let subject = |more: &'static [&str]| -> Run<'_> {
+        Box::new(move |_| {
+            eventually("its mount is gone", || Ok((!dir.exists()).then_some(())))?;
+            fs::write(path, recorded)?;
+            Ok(vec![restore(more)?])
+        })
+    };
+    let subjects = vec![subject(&[]), subject(&["--no-prefetch"])];
+    let done = alternate(bench.rounds, subjects)?;
+    let what = "restore a second head until 32 MiB of its own are read";
+    bench.compare(what, &done[0][0], "--no-prefetch", &done[1][0], Some(0.4));
+    lab.stop("first")
+}
+
+/// Has a guest wait without a processor: others are measured beside it.
+fn halt(lab: &Lab, name: &str) -> anyhow::Result<()> {
+    Talk::to(lab, name)?.send(TouchCommand::Halt)?;
+    eventually("the guest halts", || {
+        Ok((lab.ps(name)?["state"] == "halted").then_some(()))
+    })
 }
 
 /// The seconds of all commands, and the sum of PSS in bytes.
@@ -81,6 +145,7 @@ fn measure(lab: &Lab, tag: impl Fn(u32) -> String, more: &[&str]) -> anyhow::Res
         lab.restore(&tag(machine), &[&["--name", &name], more].concat())?;
         seconds += begin.elapsed().as_secs_f64();
         Talk::to(lab, &name)?.read(FIRST, READ_MIB * MIB_PAGES, 0)?;
+        halt(lab, &name)?;
     }
     let mut pss = 0.0;
     for machine in lab.machines()? {

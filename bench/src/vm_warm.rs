@@ -32,7 +32,8 @@ const SIZES_MIB: [u32; 3] = [4, 16, 64];
 /// Times the mask: where another set lies, between the pages of the first.
 const BETWEEN: u32 = 3;
 
-/// Restores with and without a push of the set, against pages that are there already.
+/// Restores with and without a push of the set, against pages that are there already; and
+/// with one that is wrong, of which half is touched, or that is not there.
 ///
 /// # Errors
 /// If something fails.
@@ -44,24 +45,32 @@ pub fn warm(bench: &mut Bench) -> anyhow::Result<()> {
     for mib in SIZES_MIB {
         let set = Set::new(mib * 256, FIRST, &truth)?;
         let wrong = Set::new(mib * 256, FIRST + BETWEEN, &truth)?;
-        let recorded = record(&lab, &set)?;
-        let recorded_wrong = record(&lab, &wrong)?;
+        // Half of it is what is touched still.
+        let of_half = |first| Set::new(mib * 128, first, &truth);
+        let old = [of_half(FIRST)?, of_half(FIRST + BETWEEN)?];
+        let recorded = record(&lab, &[&set])?;
+        let recorded_wrong = record(&lab, &[&wrong])?;
+        let recorded_old = record(&lab, &old.each_ref())?;
+        let missing = (recorded.0.clone(), Vec::new());
         let (lab, set) = (&lab, &set);
-        let cold = |recorded: Option<(PathBuf, Vec<u8>)>, more: &'static [&str]| -> Run<'_> {
+        let cold = |(path, bytes): (PathBuf, Vec<u8>), more: &'static [&str]| -> Run<'_> {
             Box::new(move |_| {
                 cool(lab)?;
-                if let Some((path, bytes)) = &recorded {
-                    fs::write(path, bytes)?;
+                match bytes.is_empty() {
+                    true => drop(fs::remove_file(&path)),
+                    false => fs::write(&path, &bytes)?,
                 }
                 let taken = restore(lab, "cold", set, more)?;
                 Ok(vec![taken])
             })
         };
         let subjects: Vec<Run<'_>> = vec![
-            cold(Some(recorded.clone()), &[]),
-            cold(Some(recorded.clone()), &["--no-prefetch"]),
+            cold(recorded.clone(), &[]),
+            cold(recorded, &["--no-prefetch"]),
             Box::new(|_| Ok(vec![restore(lab, "there", set, &[])?])),
-            cold(Some(recorded_wrong), &[]),
+            cold(recorded_wrong, &[]),
+            cold(recorded_old, &[]),
+            cold(missing, &[]),
         ];
         let done = alternate(bench.rounds, subjects)?;
         let what = format!("restore until {mib} MiB are read");
@@ -74,8 +83,10 @@ pub fn warm(bench: &mut Bench) -> anyhow::Result<()> {
             &done[2][0],
             Some(1.2),
         );
-        let what = format!("{what}, wrong set");
-        bench.compare(&what, &done[3][0], "--no-prefetch", not, Some(1.05));
+        for (which, taken) in ["wrong", "old", "missing"].into_iter().zip(&done[3..]) {
+            let what = format!("{what}, {which} set");
+            bench.compare(&what, &taken[0], "--no-prefetch", not, Some(1.05));
+        }
     }
     all_there.unmount()?;
     beside(bench, &lab, &truth)
@@ -84,7 +95,7 @@ pub fn warm(bench: &mut Bench) -> anyhow::Result<()> {
 /// Faults outside the set while it is pushed.
 fn beside(bench: &mut Bench, lab: &Lab, truth: &Path) -> anyhow::Result<()> {
     let set = Set::new(64 * 256, FIRST, truth)?;
-    let (path, bytes) = record(lab, &set)?;
+    let (path, bytes) = record(lab, &[&set])?;
     let dir = bench.path("vm-warm-mount");
     let others = (0..2000_u32).map(|at| set.page(at * 7) + u64::from(BETWEEN));
     let others: Vec<u64> = others.collect();
@@ -171,13 +182,15 @@ impl Set {
         u64::from(self.first + (at.wrapping_mul(STRIDE) & MASK))
     }
 
-    fn command(&self) -> TouchCommand {
-        TouchCommand::ReadScattered {
+    fn read(&self, guest: &mut Talk) -> anyhow::Result<()> {
+        let command = TouchCommand::ReadScattered {
             count: self.count,
             first: self.first,
             stride: STRIDE,
             mask: MASK,
-        }
+        };
+        let answer = format!("s{:08x}", self.sum);
+        guest.obey(command, &answer).map(drop)
     }
 }
 
@@ -185,15 +198,14 @@ impl Set {
 fn restore(lab: &Lab, tag: &str, set: &Set, more: &[&str]) -> anyhow::Result<f64> {
     let began = Instant::now();
     lab.restore(tag, &[&["--name", "guest"], more].concat())?;
-    let answer = format!("s{:08x}", set.sum);
-    Talk::to(lab, "guest")?.obey(set.command(), &answer)?;
+    set.read(&mut Talk::to(lab, "guest")?)?;
     let taken = began.elapsed().as_secs_f64();
     lab.stop("guest")?;
     Ok(taken)
 }
 
-/// What a restore that reads this set records, and where that is kept.
-fn record(lab: &Lab, set: &Set) -> anyhow::Result<(PathBuf, Vec<u8>)> {
+/// What a restore that reads these sets records, and where that is kept.
+fn record(lab: &Lab, sets: &[&Set]) -> anyhow::Result<(PathBuf, Vec<u8>)> {
     cool(lab)?;
     let dir = lab.cli.store().join("working-sets");
     if dir.exists() {
@@ -204,14 +216,18 @@ fn record(lab: &Lab, set: &Set) -> anyhow::Result<(PathBuf, Vec<u8>)> {
     let id = lab.cli.json(&["show", "cold"])?;
     let id = id["id"].as_str().context("an id")?.to_owned();
     let path = dir.join(format!("{id}.memory"));
-    restore(lab, "cold", set, &[])?;
+    lab.restore("cold", &["--name", "guest"])?;
+    let mut guest = Talk::to(lab, "guest")?;
+    sets.iter().try_for_each(|set| set.read(&mut guest))?;
+    lab.stop("guest")?;
     let bytes = eventually("the set is recorded", || Ok(fs::read(&path).ok()))?;
     cool(lab)?;
     let shown = lab.cli.json(&["show", "cold"])?;
     let pages = shown["working_sets"][0]["pages"].as_u64();
     let pages = pages.context("a number of pages")?;
     // On a busy machine not all of it is read in the time that is recorded.
-    ensure!(2 * pages >= set.count.into(), "{pages} pages are recorded");
+    let count: u32 = sets.iter().map(|set| set.count).sum();
+    ensure!(2 * pages >= count.into(), "{pages} pages are recorded");
     Ok((path, bytes))
 }
 
@@ -219,10 +235,17 @@ fn record(lab: &Lab, set: &Set) -> anyhow::Result<(PathBuf, Vec<u8>)> {
 /// of the store.
 fn cool(lab: &Lab) -> anyhow::Result<()> {
     eventually("the mount is gone", || {
-        let runtime = lab.runtime();
-        let of_machines = |dir: &PathBuf| dir.starts_with(&runtime);
-        Ok((!lab.mounts()?.iter().any(of_machines)).then_some(()))
+        let mounts = snapstore_tests::vm::names(&lab.runtime().join("mounts"));
+        Ok(mounts.is_empty().then_some(()))
     })?;
+    forget_packs(lab)
+}
+
+/// Has the kernel drop what it holds of the store.
+///
+/// # Errors
+/// If that fails.
+pub fn forget_packs(lab: &Lab) -> anyhow::Result<()> {
     rustix::fs::sync();
     for file in fs::read_dir(lab.cli.store().join("packs"))? {
         fadvise(
