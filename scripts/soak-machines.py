@@ -5,7 +5,8 @@
 
 Several operators at once run, restore, commit, pause, resume, stop, list and remove
 whatever they find. Commands, machines, supervisors and mounts are killed meanwhile, mounts
-are stopped, and the disk of the store fills and empties. Every other commit is compared
+are stopped, and the disk of the store fills and empties. Working sets are recorded and pushed
+beside all of that, warmed, damaged and lost. Every other commit is compared
 with the memory that was frozen, whole (SNAPSTORE_CHECK_COMMITS).
 
 A fault is: a guest that says BAD, prints a line twice or leaves one out, or another sum
@@ -64,6 +65,7 @@ class Soak:
         self.faults = []
         self.counts = {}
         self.sums = {}
+        self.pushed = {}
         # Machines that were ended on purpose, by name, and whether mounts were hurt.
         self.hurt = False
         self.over = time.monotonic() + SECONDS
@@ -212,6 +214,7 @@ class Soak:
             return
         count = str(random.randint(1, min(room, 8)))
         more = random.choice([[], [], ["--paused"], ["--share-layout"], ["--no-confine"]])
+        more += random.choice([[], [], [], ["--no-prefetch"], ["--no-common-memory"]])
         kill_after = random.random() if random.random() < 0.15 else None
         self.command(
             "restore", random.choice(tags), "-n", count, "--detach", *more, kill_after=kill_after
@@ -259,7 +262,59 @@ class Soak:
             self.command("rm", random.choice(tags))
 
     def collect(self):
-        self.command("gc")
+        optimize = ["--optimize", "--max-seconds", str(random.randint(1, 3))]
+        self.command("gc", *random.choice([[], optimize]))
+
+    # What is touched first.
+
+    def warm(self):
+        tags = self.tags()
+        if tags:
+            self.command("warm", random.choice(tags))
+
+    def recall(self):
+        """Stops what was restored and restores it again: what it touched first is pushed."""
+        tags = self.tags()
+        if not tags or len(self.machines()) >= MACHINES:
+            return
+        tag, name = random.choice(tags), f"recalled{random.randrange(1000)}"
+        for _ in range(2):
+            code, _, _ = self.command("restore", tag, "--name", name, "--detach")
+            if code != 0:
+                return
+            time.sleep(random.random() * 2)
+            self.listen(name)
+            self.command("stop", name)
+
+    def count_pushed(self):
+        _, page, _ = self.command("metrics")
+        for family in (page or {}).get("metrics", []):
+            for sample in family.get("samples", []):
+                if sample.get("name") == "snapstore_mount_prefetch_pushed_pages_total":
+                    mount = sample["labels"]["mount"]
+                    with self.lock:
+                        self.pushed[mount] = max(self.pushed.get(mount, 0), sample["value"])
+
+    def spoil(self):
+        """What is recorded may be damaged, cut, of another snapshot, or gone."""
+        sets = glob.glob(os.path.join(self.environment["SNAPSTORE_DIR"], "working-sets", "*.memory"))
+        if not sets:
+            return
+        path = random.choice(sets)
+        how = random.choice(["damage", "cut", "exchange", "remove"])
+        try:
+            said = bytearray(open(random.choice(sets) if how == "exchange" else path, "rb").read())
+            if how == "damage" and said:
+                said[random.randrange(len(said))] ^= 1 << random.randrange(8)
+            if how == "remove":
+                os.remove(path)
+            else:
+                with open(path, "wb") as out:
+                    out.write(said[: len(said) // 2] if how == "cut" else said)
+            self.count(f"working set: {how}")
+        except OSError:
+            # Gone meanwhile, or the disk is full.
+            pass
 
     def kill(self):
         word = random.choice(["vm-machine"] * 4 + ["--while-locked", "vm-host"])
@@ -297,7 +352,11 @@ class Soak:
             + [self.hear] * 10
             + [self.look] * 4
             + [self.remove] * 2
-            + [self.collect]
+            + [self.collect] * 2
+            + [self.recall] * 2
+            + [self.warm] * 3
+            + [self.count_pushed] * 2
+            + [self.spoil]
             + [self.kill]
             + [self.hang]
             + ([self.stop_all] if number == 0 else [])
@@ -422,6 +481,7 @@ def main():
     for what, count in sorted(soak.counts.items()):
         say(f"{count:6} {what}")
     say(f"{len(soak.sums)} different lines of guests")
+    say(f"{sum(soak.pushed.values()):.0f} pages of working sets were pushed in {len(soak.pushed)} mounts")
     if soak.faults:
         say(f"{len(soak.faults)} faults, the first: {soak.faults[0]}")
         return 1
