@@ -92,7 +92,7 @@ impl Needs {
 }
 
 /// Every benchmark: its name, what it needs, and what it does.
-pub const ALL: [(&str, Needs, Run); 36] = [
+pub const ALL: [(&str, Needs, Run); 40] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
     ("commit-one", Needs::Nothing, commit::one_page),
