@@ -92,6 +92,7 @@ const NAMED: &[(&str, &str, Named)] = &[
     ("remote init", "name", Remote),
     ("remote check", "name", Remote),
     ("remote tags", "name", Remote),
+    ("remote accept", "name", Remote),
     ("remote rm", "name", Remote),
     ("remote gc", "name", Remote),
     ("remote verify", "name", Remote),

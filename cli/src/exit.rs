@@ -106,9 +106,9 @@ fn of_remote(error: &snapstore_remote::Error) -> ErrorClass {
         Remote::Protocol(Protocol::Unanswered(_)) | Remote::NothingThere { .. } => {
             ErrorClass::Unanswered
         }
-        Remote::Protocol(Protocol::Missing { .. } | Protocol::Damaged { .. }) => {
-            ErrorClass::Damaged
-        }
+        Remote::Protocol(
+            Protocol::Missing { .. } | Protocol::Damaged { .. } | Protocol::RolledBack { .. },
+        ) => ErrorClass::Damaged,
         Remote::Protocol(Protocol::NoTag { .. }) | Remote::NoRemote { .. } => ErrorClass::NotFound,
         Remote::Protocol(
             Protocol::TagBusy { .. }

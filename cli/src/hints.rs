@@ -105,6 +105,10 @@ fn about_remote(error: &snapstore_remote::Error) -> Option<&'static str> {
                  that needs it again with --replace, from a store that has it",
             )
         }
+        Remote::Protocol(Protocol::RolledBack { .. }) => Some(
+            "try again in some minutes; if it stays so, ask who can write to the bucket: \
+             `snapstore remote accept NAME TAG` takes what is there for right",
+        ),
         // What is no file is in the way of every command: none mends that.
         Remote::Protocol(Protocol::Damaged { key, reason })
             if key.starts_with("refs/") && reason.ends_with("remove it") =>

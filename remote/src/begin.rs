@@ -32,7 +32,8 @@ impl AtOnce for Remote {
 
 impl Remote {
     /// Begins to view a tag, if the bucket is a remote whose pages are as long as the
-    /// store's. The head is read meanwhile if it is wanted.
+    /// store's. The head is read meanwhile if it is wanted. What is older than what was seen is
+    /// refused.
     pub(crate) fn view(
         &self,
         store: Option<&Store>,
@@ -52,7 +53,7 @@ impl Remote {
         let seen = seen?.objects();
         let who = who();
         let view = protocol::view_seen(self, tag, &who, &seen, wants_head);
-        let view = block_on(view)?;
+        let view = self.view_not_older(&self.seen(&config.id), tag, block_on(view))?;
         Ok((config, view))
     }
 }

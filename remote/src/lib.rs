@@ -42,6 +42,7 @@ mod remote;
 mod repack;
 mod reuse;
 mod sealing;
+mod seen;
 #[cfg(test)]
 mod tests;
 mod upload;

@@ -81,6 +81,9 @@ impl Remote {
             let (config, view) = self.view(Some(store), tag, true)?;
             let cache = cache_of(store, &config);
             let opened = self.open_view(&view);
+            if opened.is_ok() {
+                self.seen(&config.id).remember(&view.record);
+            }
             let mut beats = Beats::new(self, view.lease, Some(view.record));
             let store = (store, cache.as_path());
             let take = |opened| self.take(store, (opened, &mut beats), as_tag, replace, progress);

@@ -25,8 +25,8 @@ impl Remote {
         replace: bool,
         progress: &(dyn Progress + Sync),
     ) -> Result<PushReport> {
-        let bucket = hex(&self.check_pages(store)?.id);
-        let cache = store.path().join(CACHE).join(bucket);
+        let bucket = self.check_pages(store)?.id;
+        let cache = store.path().join(CACHE).join(hex(&bucket));
         let parts = store.parts(name)?;
         let snapshot = *parts.id().as_bytes();
         let mode = if replace { Mode::Replace } else { Mode::New };
@@ -35,7 +35,8 @@ impl Remote {
             ..PushReport::default()
         });
         let failed = Cell::new(None);
-        let mut work = Upload::new(store, &parts, tag, progress, &report, &failed, cache);
+        let mut work = Upload::new(store, &parts, tag, progress, &report, &failed, cache)
+            .with_seen(self.seen(&bucket));
         let who = who();
         let mut push = |mode: &Mode| {
             let pushed = protocol::push(self, tag, mode, snapshot, &who, &mut work);
@@ -44,7 +45,10 @@ impl Remote {
                 (pushed, None) => Ok(pushed?),
             }
         };
-        let already = match push(&mode)? {
+        let pushed = push(&mode)?;
+        let (Pushed::Now(record) | Pushed::Already(record)) = &pushed;
+        self.seen(&bucket).remember(record);
+        let already = match pushed {
             Pushed::Now(_) => false,
             Pushed::Already(record) if self.lacks_working_set(store, &parts, &record)? => {
                 // The same snapshot once more, in other packs.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::thread;
@@ -41,6 +42,7 @@ pub struct Remote {
     /// Leaves of heads that a repack keeps in memory; heads of more are read when they are needed.
     pub(crate) kept_leaves: usize,
     pub(crate) was_there: bool,
+    pub(crate) remembered_in: Option<PathBuf>,
 }
 
 /// What a tag of a remote names.
@@ -144,6 +146,7 @@ impl Remote {
             view_beat: VIEW_BEAT,
             kept_leaves: KEPT_LEAVES,
             was_there: false,
+            remembered_in: None,
         })
     }
 
@@ -241,9 +244,10 @@ impl Remote {
     /// # Errors
     /// If the bucket did not answer.
     pub fn tags(&self) -> Result<Vec<RemoteTag>> {
-        self.page_bytes()?;
-        let listing = block_on(Listing::of_all(self))?;
-        let mut tags = Vec::new();
+        let mut seen = self.seen(&self.config()?.id);
+        let (listing, older) = self.listing_with(&seen)?;
+        let mut shown = Vec::new();
+        let mut tags: Vec<RemoteTag> = Vec::new();
         // Verify tells of names that no tag can have.
         let possible = |tag: &String| snapstore_store::check_tag(tag).is_ok();
         for tag in listing.tags().into_iter().filter(possible) {
@@ -258,11 +262,17 @@ impl Remote {
             let mut damaged = false;
             if let Some(record) = record {
                 let key = record.key();
+                let counts = problem.is_none();
                 match self.object(&key)? {
                     Err(error) => (problem, damaged) = (Some(error.to_string()), true),
                     Ok(None) => continue,
                     Ok(Some(bytes)) => match RefRecord::decode(&key, &bytes) {
-                        Ok(record) => id = hex(&record.snapshot),
+                        Ok(body) => {
+                            id = hex(&body.snapshot);
+                            if counts {
+                                shown.push((tag.clone(), record.seq));
+                            }
+                        }
                         Err(error) => {
                             (problem, damaged) = (Some(error.of(&key).to_string()), true);
                         }
@@ -276,6 +286,20 @@ impl Remote {
                 damaged,
             });
         }
+        for (tag, problem) in older {
+            let at = tags.partition_point(|one| one.tag < tag);
+            if tags.get(at).is_none_or(|one| one.tag != tag) {
+                let one = RemoteTag {
+                    tag,
+                    id: String::new(),
+                    problem: None,
+                    damaged: false,
+                };
+                tags.insert(at, one);
+            }
+            (tags[at].problem, tags[at].damaged) = (Some(problem), true);
+        }
+        seen.remember_all(shown, false);
         Ok(tags)
     }
 
@@ -284,8 +308,11 @@ impl Remote {
     /// # Errors
     /// As [`protocol::view`].
     pub fn snapshot_of(&self, tag: &str) -> Result<SnapshotId> {
-        let (_, view) = self.view(None, tag, false)?;
+        let (config, view) = self.view(None, tag, false)?;
         let named = self.named_by(&view);
+        if named.is_ok() {
+            self.seen(&config.id).remember(&view.record);
+        }
         let _ = block_on(view.lease.end(self));
         let id = named?;
         Ok(SnapshotId::from_hex(&hex(&id)).expect("64 digits are an id"))
@@ -314,8 +341,9 @@ impl Remote {
     /// # Errors
     /// As [`protocol::remove`].
     pub fn remove(&self, tag: &str) -> Result<()> {
-        self.page_bytes()?;
-        block_on(protocol::remove(self, tag, &who()))?;
+        let config = self.config()?;
+        let record = block_on(protocol::remove(self, tag, &who()))?;
+        self.seen(&config.id).remember(&record);
         Ok(())
     }
 
@@ -324,7 +352,7 @@ impl Remote {
     pub fn remove_all(&self, tags: &[String]) -> (Vec<String>, Result<()>) {
         let mut removed = Vec::new();
         let mut remove = || {
-            self.page_bytes()?;
+            let config = self.config()?;
             for tag in tags.iter().filter(|_| tags.len() > 1) {
                 let listing = block_on(Listing::of_tag(self, tag))?;
                 if listing.current(tag, &BTreeSet::new()) == Current::Absent {
@@ -333,7 +361,8 @@ impl Remote {
                 }
             }
             for tag in tags {
-                block_on(protocol::remove(self, tag, &who()))?;
+                let record = block_on(protocol::remove(self, tag, &who()))?;
+                self.seen(&config.id).remember(&record);
                 removed.push(tag.clone());
             }
             Ok(())

@@ -34,6 +34,7 @@ mod racing;
 mod repacking;
 mod rounds;
 mod sealing;
+mod seen;
 mod silent;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;

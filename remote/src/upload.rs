@@ -17,9 +17,12 @@ use crate::hooks::{self, Finding};
 use crate::intact::Intact;
 use crate::outgoing::{Outgoing, beat_at_times};
 use crate::placed::Placed;
-use crate::protocol::{Error, HeadSummary, Lease, Name, RefKey, Result, Stored, Work, put_surely};
+use crate::protocol::{
+    Error, HeadSummary, Lease, Listing, Name, RefKey, Result, Stored, Work, put_surely,
+};
 use crate::remote::Remote;
 use crate::reuse::There;
+use crate::seen::Seen;
 
 type Failed = Cell<Option<snapstore_store::Error>>;
 
@@ -57,6 +60,7 @@ pub struct Upload<'a> {
     wanted: Wanted,
     /// Where runs of hooks are kept.
     cache: PathBuf,
+    seen: Option<Seen>,
 }
 
 /// A push under way.
@@ -92,7 +96,14 @@ impl<'a> Upload<'a> {
             intact: None,
             wanted: Wanted::of(store, parts),
             cache,
+            seen: None,
         }
+    }
+
+    /// The same of a bucket of which this was seen.
+    pub fn with_seen(mut self, seen: Seen) -> Self {
+        self.seen = Some(seen);
+        self
     }
 
     /// Has all pages looked for.
@@ -350,6 +361,17 @@ impl Work<Remote> for Upload<'_> {
             head,
             relied: run.there.into_relied(),
         })
+    }
+
+    fn is_older(&self, listing: &Listing) -> Result<bool> {
+        let seen = self.seen.as_ref();
+        seen.map_or(Ok(false), |seen| {
+            seen.is_older(self.tag, listing.shown(self.tag))
+        })
+    }
+
+    fn above(&self) -> u64 {
+        self.seen.as_ref().map_or(0, |seen| seen.highest(self.tag))
     }
 
     async fn is_whole(

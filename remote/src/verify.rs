@@ -57,18 +57,18 @@ impl Remote {
     /// # Errors
     /// If the bucket did not answer. Damage is a finding.
     pub fn verify(&self, read_data: bool) -> Result<VerifyReport> {
-        self.page_bytes()?;
+        let seen = self.seen(&self.config()?.id);
         let mut report = VerifyReport::default();
         let listed = block_on(async {
-            let listing = Listing::of_all(self).await?;
+            let (listing, older) = self.listing_with(&seen)?;
             if listing.tags().is_empty() {
                 let mut there = self.bucket.list("packs/")?;
                 there.extend(self.bucket.list("heads/")?);
                 protocol::records_are_there(self, &listing, &there).await?;
             }
-            Ok::<_, protocol::Error>(listing)
+            Ok::<_, protocol::Error>((listing, older))
         });
-        let listing = match listed {
+        let (listing, older) = match listed {
             Err(protocol::Error::Damaged { key, reason }) => {
                 report.findings.push(Finding {
                     object: key,
@@ -77,8 +77,15 @@ impl Remote {
                 });
                 return Ok(report);
             }
-            listing => listing?,
+            listed => listed?,
         };
+        for (tag, problem) in older {
+            report.findings.push(Finding {
+                object: format!("refs/{tag}/"),
+                problem,
+                tags: vec![tag],
+            });
+        }
         for tag in listing.tags() {
             if snapstore_store::check_tag(&tag).is_err() {
                 report.findings.push(Finding {

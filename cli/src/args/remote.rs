@@ -68,6 +68,15 @@ pub enum RemoteCommand {
         #[arg(required = true, value_name = "TAG", value_parser = snapshot)]
         tags: Vec<String>,
     },
+    /// Take an older record of a tag for right than this store has seen in a remote
+    Accept {
+        /// A remote of this store
+        #[arg(value_parser = remote)]
+        name: String,
+        /// The tag there
+        #[arg(value_parser = snapshot)]
+        tag: String,
+    },
     /// Free what no tag and no reader of a remote needs
     Gc(RemoteGcArgs),
     /// Check that a remote has all that its tags need, and name what is damaged

@@ -29,7 +29,8 @@ const SILENCE: Duration = Duration::from_secs(15 * 60);
 pub(super) fn remote(store: &Store, name: &str) -> anyhow::Result<Remote> {
     let known = remotes(store.path())?.remove(name);
     let known = known.ok_or_else(|| unknown(name))?;
-    Ok(told(Remote::at(&known.place))?.was_there(known.used))
+    let remote = told(Remote::at(&known.place))?.was_there(known.used);
+    Ok(remote.remembered_in(store.path()))
 }
 
 fn unknown(name: &str) -> NotFound {
@@ -156,6 +157,7 @@ pub fn run(context: &Context, args: &RemoteArgs) -> anyhow::Result<ExitCode> {
         | RemoteCommand::Rm { name, .. }
         | RemoteCommand::Gc(RemoteGcArgs { name, .. })
         | RemoteCommand::Verify { name, .. }
+        | RemoteCommand::Accept { name, .. }
         | RemoteCommand::Leases { name, .. } => remember(&store, name),
         RemoteCommand::Key { .. }
         | RemoteCommand::Add(_)
@@ -216,6 +218,9 @@ fn on_store(context: &Context, store: &Store, command: &RemoteCommand) -> anyhow
         RemoteCommand::Rm { name, tags } => {
             return rm(context, &remote(store, name)?, name, tags);
         }
+        RemoteCommand::Accept { name, tag } => {
+            return accept(context, &remote(store, name)?, name, tag);
+        }
         RemoteCommand::Gc(args) => {
             let remote = remote(store, &args.name)?.patience(SILENCE, !args.no_wait);
             return remote_gc::run(context, &remote, args);
@@ -252,6 +257,23 @@ fn rm(context: &Context, remote: &Remote, name: &str, tags: &[String]) -> anyhow
         })?;
     }
     told(result)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn accept(context: &Context, remote: &Remote, name: &str, tag: &str) -> anyhow::Result<ExitCode> {
+    let accepted = told(remote.accept_older(tag))?;
+    let (shown, seen) = accepted.unzip();
+    let value = json!({"remote": name, "tag": tag, "accepted": shown, "seen": seen});
+    context.answer(&value, || match accepted {
+        None => format!("{name} shows no older record of {tag} than was seen."),
+        Some((0, _)) => {
+            format!("That {name} has no {tag} any more is taken for right from now on.")
+        }
+        Some((shown, seen)) => format!(
+            "Record {shown} of {tag}, not {seen}, is taken for right from now on; `snapstore push \
+             {tag} {name} --replace` writes one that is newer than both, for other stores, too."
+        ),
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

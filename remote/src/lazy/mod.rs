@@ -86,12 +86,15 @@ impl Remote {
         let (config, view) = self.view(Some(store), tag, true)?;
         let bucket = hex(&config.id);
         match self.shown(store, &view, options, demanded, &bucket) {
-            Ok((snapshot, source)) => Ok(Lazy {
-                reaches_network: self.bucket.requests().is_some(),
-                snapshot,
-                source,
-                keeper: Keeper::start(Arc::new(self), view)?,
-            }),
+            Ok((snapshot, source)) => {
+                self.seen(&config.id).remember(&view.record);
+                Ok(Lazy {
+                    reaches_network: self.bucket.requests().is_some(),
+                    snapshot,
+                    source,
+                    keeper: Keeper::start(Arc::new(self), view)?,
+                })
+            }
             Err(error) => {
                 let _ = block_on(view.lease.end(&self));
                 Err(error)

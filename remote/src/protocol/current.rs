@@ -295,6 +295,19 @@ impl Listing {
         judged
     }
 
+    /// The highest number of a tag's records that count or may come to count; 0 if there is none.
+    pub(crate) fn shown(&self, tag: &str) -> u64 {
+        let judged = self.judge(tag);
+        let counting = judged.winner.iter().chain(&judged.pending);
+        counting.map(|record| record.seq).max().unwrap_or(0)
+    }
+
+    /// The number of the removal of a tag, or of what counts; 0 if there is none.
+    pub(crate) fn removed(&self, tag: &str) -> u64 {
+        let counting = self.judge(tag).winner.map_or(0, |record| record.seq);
+        counting.max(self.cut_off_removal(tag).unwrap_or(0))
+    }
+
     /// The records whose snapshots are needed.
     #[must_use]
     pub fn roots(&self) -> Vec<RefKey> {

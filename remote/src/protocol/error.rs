@@ -43,6 +43,20 @@ pub enum Error {
         /// The tag.
         tag: String,
     },
+    /// A tag has no record any more that was seen before.
+    #[error(
+        "the bucket shows an older record of tag {tag:?} than was seen before ({}, seen number {seen}): \
+         the newer one was deleted, or a listing lags",
+        shown_number(*shown)
+    )]
+    RolledBack {
+        /// The tag.
+        tag: String,
+        /// The number of the record that is there, 0 for none.
+        shown: u64,
+        /// The highest one that was seen.
+        seen: u64,
+    },
     /// What a push was to rely on was removed meanwhile.
     #[error("{name} went away while it was to be used again")]
     Gone {
@@ -76,6 +90,13 @@ pub enum Error {
     /// What the caller does between the steps of a push failed.
     #[error(transparent)]
     Work(Box<dyn std::error::Error + Send + Sync>),
+}
+
+fn shown_number(shown: u64) -> String {
+    match shown {
+        0 => "none".to_owned(),
+        shown => format!("number {shown}"),
+    }
 }
 
 impl From<Unanswered> for Error {

@@ -51,6 +51,17 @@ pub trait Work<B> {
     /// [`may_reuse`] for.
     async fn store(&mut self, bucket: &B, lease: &mut Lease) -> Result<Stored>;
 
+    /// Whether what is seen of the tag is older than what was seen before: then it is looked at
+    /// again. An error once that is so for too long.
+    fn is_older(&self, _listing: &Listing) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// A record of the tag has a higher number than this one.
+    fn above(&self) -> u64 {
+        0
+    }
+
     /// Whether all that this record of the snapshot needs is there and as it was written.
     /// Asked where a tag that is to be replaced names the snapshot already; if not,
     /// [`Work::store`] reuses nothing but what it has looked at.
@@ -149,7 +160,10 @@ async fn steps<B: Bucket>(
     work: &mut impl Work<B>,
     lease: &mut Lease,
 ) -> Result<Pushed> {
-    let listing = Listing::of_tag(bucket, tag).await?;
+    let mut listing = Listing::of_tag(bucket, tag).await?;
+    while work.is_older(&listing)? {
+        listing = Listing::of_tag(bucket, tag).await?;
+    }
     if let Some(record) = check_free(bucket, &listing, tag, mode, snapshot).await?
         && (*mode != Mode::Replace || work.is_whole(bucket, lease, &record).await?)
     {
@@ -167,7 +181,7 @@ async fn steps<B: Bucket>(
         let record = match mode {
             Mode::New | Mode::Replace => RefKey {
                 tag: tag.to_owned(),
-                seq: listing.next_seq(tag)?,
+                seq: listing.next_seq(tag)?.max(work.above().saturating_add(1)),
                 session: lease.session(),
                 rev: 0,
                 kind: RefKind::Set,

@@ -163,7 +163,7 @@ fn show_tells_how_old_a_recording_is() -> anyhow::Result<()> {
         (minutes(200), "3h20m ago"),
     ] {
         let recorded = SystemTime::now() - age;
-        let part = (age == minutes(5)).then(|| vec![0..8]);
+        let part = (age == minutes(5)).then(|| std::iter::once(0..8).collect());
         let seen = Seen {
             touched: vec![7, 3],
             part,
