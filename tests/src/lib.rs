@@ -7,6 +7,7 @@ pub mod object_server;
 pub mod powercut;
 pub mod proxy;
 pub mod qmp;
+pub mod requests;
 pub mod scale;
 pub mod servers;
 pub mod shared_map;

@@ -247,6 +247,12 @@ impl Cluster {
         format!("http://{}", self.addresses[number])
     }
 
+    /// Where a node listens.
+    #[must_use]
+    pub fn address(&self, number: usize) -> SocketAddr {
+        self.addresses[number]
+    }
+
     /// Ends a node as a fault of its machine would.
     ///
     /// # Errors
