@@ -30,6 +30,7 @@ mod precopy;
 mod programs;
 mod ready;
 mod remote;
+mod remote_server;
 mod reseed;
 mod restored;
 mod starting;
