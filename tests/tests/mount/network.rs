@@ -10,6 +10,7 @@ use rustix::fs::SeekFrom;
 use serde_json::Value;
 use snapstore_tests::harness::{Cli, noise, skipped};
 use snapstore_tests::proxy::{Line, Proxy};
+use snapstore_tests::requests::{Chances, RequestProxy};
 use snapstore_tests::servers::garage::GARAGE;
 use snapstore_tests::servers::{AZURE, Found, Place, S3};
 
@@ -125,6 +126,76 @@ macro_rules! over_each_server {
             }
         }
     )*};
+}
+
+/// Every third meets with something.
+#[test]
+fn what_is_read_is_right_whatever_happens_to_requests() -> anyhow::Result<()> {
+    let test = "what_is_read_is_right_whatever_happens_to_requests";
+    let Some(mut scene) = scene(test, &S3, false)? else {
+        return Ok(());
+    };
+    let chances = Chances {
+        dropped: 80,
+        doubled: 100,
+        cut_short: 120,
+        overtaken: 50,
+    };
+    let proxy = RequestProxy::start(scene.proxy.address(), chances, 1)?;
+    let place = scene.place.through(proxy.address());
+    add(&scene.fixture.cli, &place, None)?;
+    let memory = noise(1, PAGES * PAGE);
+    // A command that has no answer within its time is run again, and does no harm until then.
+    let until_done = |cli: &Cli, arguments: &[&str]| -> anyhow::Result<usize> {
+        for tries in 0..100 {
+            let output = cli.run(arguments)?;
+            match output.status.code() {
+                Some(0) => return Ok(tries),
+                Some(6) => cli.ok(&["verify", "--read-data"])?,
+                _ => anyhow::bail!("{arguments:?}: {output:?}"),
+            };
+        }
+        anyhow::bail!("{arguments:?} is never done")
+    };
+    let mut unanswered = 0;
+    for (round, name) in ["one", "two", "three"].into_iter().enumerate() {
+        let dir = scene.fixture.mountpoint(name)?;
+        let shown = dir.display().to_string();
+        let mount = ["mount", "--cache-limit", "0", "site/base", &shown];
+        unanswered += until_done(&scene.fixture.cli, &mount)?;
+        let read = fs::read(dir.join("memory.bin"))?;
+        ensure!(read == memory, "other bytes are shown");
+        scene.fixture.umount(&dir)?;
+
+        let cli = Cli::new(&scene.fixture.path(name));
+        cli.ok(&["init"])?;
+        let begin = ["remote", "add", "--retry-seconds", "0", "site"];
+        let arguments = place.arguments();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        cli.ok(&[&begin[..], &arguments].concat())?;
+        unanswered += until_done(&cli, &["pull", "site/base"])?;
+        let shown = scene.fixture.mountpoint(&format!("local{round}"))?;
+        cli.ok(&["mount", "base", &shown.display().to_string()])?;
+        ensure!(fs::read(shown.join("memory.bin"))? == memory);
+        cli.ok(&["umount", &shown.display().to_string()])?;
+        let child = scene
+            .fixture
+            .file(name, &noise(5 + round as u64, 20 * PAGE))?;
+        cli.ok(&["commit", name, "--memory", &child])?;
+        unanswered += until_done(&cli, &["push", name, "site", "--replace"])?;
+        unanswered += until_done(&cli, &["remote", "gc", "site", "--no-wait"])?;
+    }
+    let done = proxy.done();
+    println!("{done:?}, {unanswered} commands without an answer");
+    ensure!(
+        done.dropped > 0 && done.cut_short > 0 && done.doubled > 0,
+        "{done:?}"
+    );
+    ensure!(unanswered > 0, "each had an answer");
+    scene
+        .there
+        .ok(&["remote", "verify", "site", "--read-data"])?;
+    Ok(())
 }
 
 over_each_server! { false:
