@@ -9,6 +9,7 @@ mod findings;
 mod foreign_pack_files;
 mod forms;
 mod inputs;
+mod killed_pulls;
 mod log_format;
 mod lost_places;
 mod metrics;
