@@ -17,6 +17,8 @@ use crate::{DomainKey, Error, Place, Remote};
 mod bodies;
 mod costs;
 mod dying;
+#[cfg(feature = "cloud")]
+mod faults;
 mod first;
 #[cfg(feature = "cloud")]
 mod garage;

@@ -21,7 +21,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use snapstore_store::{Silent, SnapshotId};
-use snapstore_tests::servers::garage::{Cluster, NODES};
+use snapstore_tests::servers::garage::Cluster;
+pub use snapstore_tests::servers::garage::NODES;
 
 use self::told::{End, Told};
 use super::{Outcome, Scene, commit, image, place_of, read};
@@ -38,28 +39,42 @@ const FEWEST_FAULTS: usize = 4;
 /// How often something is tried once all nodes are there again.
 const MOST_TRIES: usize = 120;
 
-fn number(name: &str, otherwise: u64) -> u64 {
+pub fn number(name: &str, otherwise: u64) -> u64 {
     let said = std::env::var(name).ok();
     said.and_then(|number| number.parse().ok())
         .unwrap_or(otherwise)
 }
 
 /// What all hosts know.
-struct World {
-    cluster: Cluster,
-    place: Place,
+pub struct World {
+    /// Where each host finds the bucket.
+    places: Vec<Place>,
     told: Told,
     /// What is in each snapshot.
     images: Mutex<HashMap<SnapshotId, Vec<u8>>>,
     counts: Mutex<BTreeMap<String, usize>>,
     pushes: AtomicUsize,
-    faults: AtomicUsize,
+    /// How often hosts were disturbed so far.
+    pub faults: AtomicUsize,
     is_over: AtomicBool,
     /// The first thing that should not be.
     found: Mutex<Option<String>>,
 }
 
 impl World {
+    fn new(places: Vec<Place>) -> Self {
+        Self {
+            places,
+            told: Told::default(),
+            images: Mutex::default(),
+            counts: Mutex::default(),
+            pushes: AtomicUsize::new(0),
+            faults: AtomicUsize::new(0),
+            is_over: AtomicBool::new(false),
+            found: Mutex::new(None),
+        }
+    }
+
     fn count(&self, what: &str) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         *counts.entry(what.to_owned()).or_default() += 1;
@@ -71,53 +86,18 @@ impl World {
         self.is_over.store(true, Relaxed);
     }
 
-    fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.is_over.load(Relaxed)
     }
 
-    /// The bucket by way of a node.
-    fn at(&self, node: usize) -> Place {
-        Place {
-            endpoint: Some(self.cluster.endpoint(node)),
-            ..self.place.clone()
-        }
+    /// The bucket as a host finds it.
+    fn at(&self, host: usize) -> Place {
+        self.places[host].clone()
     }
 
     fn bytes_of(&self, id: SnapshotId) -> Option<Vec<u8>> {
         let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         images.get(&id).map(|pages| image(pages))
-    }
-
-    /// Kills a node, stops one, or one of each at once, again and again. In the end all are
-    /// there.
-    fn disturb(&self, rng: &mut fastrand::Rng) -> std::result::Result<(), String> {
-        while !self.is_over() {
-            thread::sleep(Duration::from_millis(rng.u64(500..2500)));
-            let (node, kind) = (rng.usize(..NODES), rng.usize(..3));
-            let other = (node + rng.usize(1..NODES)) % NODES;
-            if kind != 1 {
-                self.cluster.kill(node)?;
-            }
-            if kind != 0 {
-                self.cluster.stop(other)?;
-            }
-            thread::sleep(Duration::from_millis(rng.u64(500..3000)));
-            if kind != 0 {
-                self.cluster.go_on(other)?;
-            }
-            if kind != 1 {
-                self.cluster.restart(node)?;
-            }
-            self.count(
-                [
-                    "a node was killed",
-                    "a node was stopped",
-                    "one was killed and one stopped",
-                ][kind],
-            );
-            self.faults.fetch_add(1, Relaxed);
-        }
-        Ok(())
     }
 
     /// Asks until there is an answer: all nodes are there.
@@ -140,6 +120,42 @@ impl World {
             }
         }
     }
+}
+
+/// Kills a node, stops one, or one of each at once, again and again. In the end all are
+/// there.
+fn disturb(
+    world: &World,
+    cluster: &Cluster,
+    rng: &mut fastrand::Rng,
+) -> std::result::Result<(), String> {
+    while !world.is_over() {
+        thread::sleep(Duration::from_millis(rng.u64(500..2500)));
+        let (node, kind) = (rng.usize(..NODES), rng.usize(..3));
+        let other = (node + rng.usize(1..NODES)) % NODES;
+        if kind != 1 {
+            cluster.kill(node)?;
+        }
+        if kind != 0 {
+            cluster.stop(other)?;
+        }
+        thread::sleep(Duration::from_millis(rng.u64(500..3000)));
+        if kind != 0 {
+            cluster.go_on(other)?;
+        }
+        if kind != 1 {
+            cluster.restart(node)?;
+        }
+        world.count(
+            [
+                "a node was killed",
+                "a node was stopped",
+                "one was killed and one stopped",
+            ][kind],
+        );
+        world.faults.fetch_add(1, Relaxed);
+    }
+    Ok(())
 }
 
 /// A bucket whose clock says that it is later than when others wrote to it.
@@ -204,29 +220,42 @@ fn nodes_that_are_killed_and_stopped_lose_nothing_that_was_acknowledged() -> Out
         }
     };
     let seed = number("SNAPSTORE_GARAGE_SEED", 1);
-    let dir = tempfile::tempdir()?;
+    let seconds = number("SNAPSTORE_GARAGE_SECONDS", DEFAULT_SECONDS);
     let mut place = place_of(cluster.place(0));
     // Longer than any node is away.
     place.retry_seconds = Some(30);
+    let by_way_of = |node| Place {
+        endpoint: Some(cluster.endpoint(node)),
+        ..place.clone()
+    };
+    let places = (0..NODES).map(by_way_of).collect();
+    let pushes = hosts_at_work(places, seed, (seconds, FEWEST_FAULTS), |world| {
+        disturb(world, &cluster, &mut fastrand::Rng::with_seed(seed))
+    })?;
+    println!("{pushes} pushes were acknowledged while nodes were killed or stopped");
+    Ok(())
+}
+
+/// Hosts work for so long, and until they were disturbed so often, each with its own way to one
+/// bucket, which is a new one. In the end, when nobody disturbs them any more, all is looked
+/// at. Returns how many pushes were acknowledged.
+pub fn hosts_at_work(
+    mut places: Vec<Place>,
+    seed: u64,
+    (seconds, fewest_faults): (u64, usize),
+    disturb: impl FnOnce(&World) -> std::result::Result<(), String> + Send,
+) -> std::result::Result<usize, Box<dyn std::error::Error>> {
+    let dir = tempfile::tempdir()?;
     if seed % 2 == 1 {
         let key = dir.path().join("key");
         DomainKey::make(&key)?;
-        place.key = Some(key);
+        for place in &mut places {
+            place.key = Some(key.clone());
+        }
     }
-    Remote::at(&place)?.init(4096)?;
-    let world = World {
-        cluster,
-        place,
-        told: Told::default(),
-        images: Mutex::default(),
-        counts: Mutex::default(),
-        pushes: AtomicUsize::new(0),
-        faults: AtomicUsize::new(0),
-        is_over: AtomicBool::new(false),
-        found: Mutex::new(None),
-    };
-    let end =
-        Instant::now() + Duration::from_secs(number("SNAPSTORE_GARAGE_SECONDS", DEFAULT_SECONDS));
+    let world = World::new(places);
+    world.until_answered("init", || Remote::at(&world.at(0))?.init(4096))?;
+    let end = Instant::now() + Duration::from_secs(seconds);
     thread::scope(|scope| {
         for number in 0..NODES {
             let (world, dir) = (&world, dir.path());
@@ -237,33 +266,27 @@ fn nodes_that_are_killed_and_stopped_lose_nothing_that_was_acknowledged() -> Out
                 }
             });
         }
-        scope.spawn(|| {
-            if let Err(error) = world.disturb(&mut fastrand::Rng::with_seed(seed)) {
-                world.found(error);
+        let disturbed = &world;
+        scope.spawn(move || {
+            if let Err(error) = disturb(disturbed) {
+                disturbed.found(error);
             }
         });
         let is_enough = || {
             let (pushes, faults) = (world.pushes.load(Relaxed), world.faults.load(Relaxed));
-            Instant::now() > end && pushes >= FEWEST_PUSHES && faults >= FEWEST_FAULTS
+            Instant::now() > end && pushes >= FEWEST_PUSHES && faults >= fewest_faults
         };
         while !is_enough() && !world.is_over() {
             thread::sleep(Duration::from_millis(100));
         }
         world.is_over.store(true, Relaxed);
     });
-    let counts = world
-        .counts
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    for (what, count) in &counts {
+    let counts = world.counts.lock();
+    for (what, count) in &*counts.unwrap_or_else(PoisonError::into_inner) {
         println!("{count:6} {what}");
     }
-    let found = world
-        .found
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+    let found = world.found.lock();
+    let found = found.unwrap_or_else(PoisonError::into_inner).take();
     if let Some(found) = found {
         return Err(format!("seed {seed}: {found}").into());
     }
@@ -272,9 +295,7 @@ fn nodes_that_are_killed_and_stopped_lose_nothing_that_was_acknowledged() -> Out
         place: world.at(0),
     };
     look_at_all(&world, &last).map_err(|error| format!("seed {seed}: {error}"))?;
-    let (pushes, faults) = (world.pushes.load(Relaxed), world.faults.load(Relaxed));
-    println!("{pushes} pushes were acknowledged while nodes were killed or stopped {faults} times");
-    Ok(())
+    Ok(world.pushes.load(Relaxed))
 }
 
 /// All nodes are there: each tag is what it may be, by way of each node, and reads whole; and
