@@ -248,7 +248,7 @@ fn a_push_remembers_little_of_each_page() -> anyhow::Result<()> {
         );
         cli.ok(&["remote", "add", tag, &url])?;
         cli.ok(&["remote", "init", tag])?;
-        peaks.push(scale::peak_bytes(cli.command(&["push", tag, tag])?)?);
+        peaks.push(scale::usage(&cli.command(&["push", tag, tag])?)?.peak_bytes);
     }
     let grown = peaks[1].saturating_sub(peaks[0]);
     println!("{FEW} and {MANY} pages: {peaks:?} bytes");
