@@ -128,7 +128,7 @@ macro_rules! over_each_server {
     )*};
 }
 
-/// Every third meets with something.
+/// Every fourth meets with something.
 #[test]
 fn what_is_read_is_right_whatever_happens_to_requests() -> anyhow::Result<()> {
     let test = "what_is_read_is_right_whatever_happens_to_requests";
@@ -136,9 +136,9 @@ fn what_is_read_is_right_whatever_happens_to_requests() -> anyhow::Result<()> {
         return Ok(());
     };
     let chances = Chances {
-        dropped: 80,
+        dropped: 40,
         doubled: 100,
-        cut_short: 120,
+        cut_short: 60,
         overtaken: 50,
     };
     let proxy = RequestProxy::start(scene.proxy.address(), chances, 1)?;
@@ -158,8 +158,8 @@ fn what_is_read_is_right_whatever_happens_to_requests() -> anyhow::Result<()> {
         anyhow::bail!("{arguments:?} is never done")
     };
     let mut unanswered = 0;
-    for (round, name) in ["one", "two", "three"].into_iter().enumerate() {
-        let dir = scene.fixture.mountpoint(name)?;
+    for (round, name) in ["one", "two"].into_iter().enumerate() {
+        let dir = scene.fixture.mountpoint(&format!("mount-{name}"))?;
         let shown = dir.display().to_string();
         let mount = ["mount", "--cache-limit", "0", "site/base", &shown];
         unanswered += until_done(&scene.fixture.cli, &mount)?;
@@ -167,7 +167,7 @@ fn what_is_read_is_right_whatever_happens_to_requests() -> anyhow::Result<()> {
         ensure!(read == memory, "other bytes are shown");
         scene.fixture.umount(&dir)?;
 
-        let cli = Cli::new(&scene.fixture.path(name));
+        let cli = Cli::new(&scene.fixture.path(&format!("store-{name}")));
         cli.ok(&["init"])?;
         let begin = ["remote", "add", "--retry-seconds", "0", "site"];
         let arguments = place.arguments();
@@ -183,7 +183,8 @@ fn what_is_read_is_right_whatever_happens_to_requests() -> anyhow::Result<()> {
             .file(name, &noise(5 + round as u64, 20 * PAGE))?;
         cli.ok(&["commit", name, "--memory", &child])?;
         unanswered += until_done(&cli, &["push", name, "site", "--replace"])?;
-        unanswered += until_done(&cli, &["remote", "gc", "site", "--no-wait"])?;
+        // Of so many requests one is always harmed: it is sent again here.
+        unanswered += until_done(&scene.fixture.cli, &["remote", "gc", "site", "--no-wait"])?;
     }
     let done = proxy.done();
     println!("{done:?}, {unanswered} commands without an answer");
