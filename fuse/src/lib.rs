@@ -40,9 +40,10 @@ pub use claim::{Surroundings, prepare};
 pub use counters::{MountCounters, OverlayUse};
 pub use error::{Error, Result};
 pub use layout::Layout;
-pub use mounted::{Ended, MountOptions, Mounted, Part, Undo, mount, mount_writable};
+pub use mounted::{Ended, MountOptions, Mounted, Undo, mount, mount_writable};
 pub use mountpoint::{Mountpoint, is_dead, unmount};
 pub use view::MountTarget;
+pub use warm::Part;
 pub use writable::{
     CloneStatus, FrozenFileInfo, FrozenForCommit, FrozenImage, FrozenView, Kept, KeptView,
     MOST_CLONES, Status, ViewClient, WritableOptions, image_of, is_kept, kept_views,

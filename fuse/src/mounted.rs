@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -18,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::server::Server;
 use crate::view::{MountTarget, View};
-use crate::warm::Warm;
+use crate::warm::{Part, Warm};
 use crate::writable::{self, Control, Operations, Views, WritableOptions, WritableServer};
 
 /// How to serve a mount.
@@ -56,15 +55,6 @@ impl Default for MountOptions {
             layout: Layout::default(),
         }
     }
-}
-
-/// A part of an image.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Part {
-    /// The image's name.
-    pub image: String,
-    /// Its bytes, ascending.
-    pub ranges: Vec<Range<u64>>,
 }
 
 /// A live mount, served by threads of this process until it is unmounted.

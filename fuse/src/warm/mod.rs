@@ -12,6 +12,7 @@
 //! answer, which the pushing threads never give.
 
 mod bits;
+mod part;
 mod push;
 mod session;
 mod touch;
@@ -27,7 +28,7 @@ use fuser::Notifier;
 use snapstore_store::{ErrorClass, ForeignSnapshot, ImageReader, Store, WorkingSet};
 
 use crate::counters::Counters;
-use crate::mounted::Part;
+pub use part::Part;
 use push::push;
 use session::Plan;
 pub(crate) use session::{Session, Subject};

@@ -11,14 +11,7 @@ use crate::repack::damage::{Damage, if_damaged, told};
 use crate::repack::options::RepackOptions;
 use crate::repack::read::Reader;
 use crate::repack::snapshot::{Snapshot, counts, is_overtaken, leaves_in, moves_first};
-use crate::repack::usage::{Parts, Sure, whole_sessions};
-
-/// A pack that is to be repacked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Use {
-    pub len_bytes: u64,
-    pub needed_bytes: u64,
-}
+use crate::repack::usage::{Parts, Sure, Use, whole_sessions};
 
 /// What is to be repacked.
 #[derive(Default)]

@@ -8,7 +8,7 @@ use crate::head::{Head, LeafPlace};
 use crate::opened::Opened;
 use crate::protocol::{self, Listing, Name, RefKey};
 use crate::remote::{Remote, block_on};
-use crate::repack::plan::Use;
+use crate::repack::usage::Use;
 
 /// A snapshot of a record that counts. Its head may be large, and there may be many, so it is
 /// read once more each time where those of others are kept already.

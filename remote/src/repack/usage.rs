@@ -14,6 +14,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::head::Head;
 use crate::protocol::{Name, RefKey, Roots, Session};
 
+/// A pack that is to be repacked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Use {
+    pub len_bytes: u64,
+    pub needed_bytes: u64,
+}
+
 /// The sessions whose packs are needed whole.
 pub fn whole_sessions(roots: &Roots, packs: &BTreeMap<Name, u64>) -> BTreeSet<Session> {
     let all = || roots.movable.iter().chain(&roots.fixed);
