@@ -351,19 +351,28 @@ impl Filesystem for Server {
         // The kernel forwards only these two (lseek(2), Linux UAPI values).
         const SEEK_DATA: i32 = 3;
         const SEEK_HOLE: i32 = 4;
-        let found = || {
-            let file = self.file(ino)?;
-            let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-            let region = match whence {
-                SEEK_DATA => Region::Data,
-                SEEK_HOLE => Region::Hole,
-                _ => return Err(Errno::EINVAL),
+        let answer = move |file: &File, reply: ReplyLseek| {
+            let found = || {
+                let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+                let region = match whence {
+                    SEEK_DATA => Region::Data,
+                    SEEK_HOLE => Region::Hole,
+                    _ => return Err(Errno::EINVAL),
+                };
+                seek(file, offset, region)
             };
-            seek(&file, offset, region)
+            match found().map(i64::try_from) {
+                Ok(Ok(position)) => reply.offset(position),
+                Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
+                Err(errno) => reply.error(errno),
+            }
         };
-        match found().map(i64::try_from) {
-            Ok(Ok(position)) => reply.offset(position),
-            Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
+        match self.file(ino) {
+            // Of a long image many leaves may have to be read out of the cache on the disk.
+            Ok(file) if file.may_wait() => {
+                self.waiting.give(Box::new(move || answer(&file, reply)));
+            }
+            Ok(file) => answer(&file, reply),
             Err(errno) => reply.error(errno),
         }
     }

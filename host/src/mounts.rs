@@ -75,7 +75,10 @@ pub fn find_or_start(
     mut starter: Option<&mut Starter>,
 ) -> anyhow::Result<MountedSnapshot> {
     let id = shown.id;
-    if let Some(dir) = find(store, id, &runtime.mounts(), starter.as_deref_mut())? {
+    // One that shows all of it would take pages that nobody asks it for, since others have them, for
+    // pages that are not needed.
+    let is_whole = reading.part.is_none();
+    if is_whole && let Some(dir) = find(store, id, &runtime.mounts(), starter.as_deref_mut())? {
         return Ok(MountedSnapshot {
             dir,
             users_lock: None,

@@ -87,7 +87,13 @@ fn run(spec: &mut Spec, kept: Vec<OwnedFd>) -> anyhow::Result<u8> {
     // A single machine looks for itself what it needs, as soon.
     let opened = match claims.len() {
         ..=1 => None,
-        _ => spec.what.open_ahead(),
+        _ => {
+            // The mount's server may not answer: `stop` has to know whom to end.
+            for claim in &claims {
+                let _ = claim.name_holder();
+            }
+            spec.what.open_ahead()
+        }
     };
     let mut pids = Vec::with_capacity(claims.len());
     let started = match spec.share_layout {

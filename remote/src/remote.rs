@@ -299,6 +299,11 @@ impl Remote {
             }
             (tags[at].problem, tags[at].damaged) = (Some(problem), true);
         }
+        // Others may have removed what was seen.
+        let removed = seen
+            .tags()
+            .map(|tag| (tag.to_owned(), listing.removed(tag)));
+        shown.extend(removed.filter(|(_, seq)| *seq > 0));
         seen.remember_all(shown, false);
         Ok(tags)
     }
@@ -341,9 +346,10 @@ impl Remote {
     /// # Errors
     /// As [`protocol::remove`].
     pub fn remove(&self, tag: &str) -> Result<()> {
-        let config = self.config()?;
-        let record = block_on(protocol::remove(self, tag, &who()))?;
-        self.seen(&config.id).remember(&record);
+        let mut seen = self.seen(&self.config()?.id);
+        let above = seen.highest(tag);
+        let record = block_on(protocol::remove(self, tag, above, &who()))?;
+        seen.remember(&record);
         Ok(())
     }
 
@@ -352,7 +358,7 @@ impl Remote {
     pub fn remove_all(&self, tags: &[String]) -> (Vec<String>, Result<()>) {
         let mut removed = Vec::new();
         let mut remove = || {
-            let config = self.config()?;
+            let mut seen = self.seen(&self.config()?.id);
             for tag in tags.iter().filter(|_| tags.len() > 1) {
                 let listing = block_on(Listing::of_tag(self, tag))?;
                 if listing.current(tag, &BTreeSet::new()) == Current::Absent {
@@ -361,8 +367,9 @@ impl Remote {
                 }
             }
             for tag in tags {
-                let record = block_on(protocol::remove(self, tag, &who()))?;
-                self.seen(&config.id).remember(&record);
+                let above = seen.highest(tag);
+                let record = block_on(protocol::remove(self, tag, above, &who()))?;
+                seen.remember(&record);
                 removed.push(tag.clone());
             }
             Ok(())

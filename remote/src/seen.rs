@@ -33,6 +33,9 @@ const LOCK: &str = "locks/remotes";
 const SEEN: [u8; 8] = *b"SNAPSEEN";
 /// What was looked at longest ago is forgotten beyond these.
 const MOST_TAGS: usize = 4096;
+/// No host writes so many records of a tag: a higher number is somebody's joke, and what is above it
+/// could not be written any more.
+const MOST_RECORDS: u64 = 1 << 62;
 const MOST_BYTES: u64 = 4 << 20;
 /// A listing of a server may lag: so often it is asked again, after these pauses.
 const PAUSES_MS: [u64; 6] = [100, 200, 400, 800, 1600, 3200];
@@ -95,26 +98,35 @@ impl Remote {
     ) -> Result<View> {
         loop {
             let is_older = match &begun {
-                Ok(view) => {
-                    let is_older = seen.is_older(tag, view.record.seq);
-                    if !matches!(is_older, Ok(false)) {
-                        // One that stays is given up by a collection.
-                        let _ = block_on(view.lease.end(self));
+                Ok(view) if seen.rolled_back(tag, view.record.seq).is_some() => {
+                    let (session, shown) = (view.record.session, self.shown_of(tag));
+                    // One that stays is given up by a collection.
+                    let _ = block_on(view.lease.end(self));
+                    if !seen.is_older(tag, shown?)? {
+                        // The newer one is there. It seems not to count, as when a sign of life of
+                        // its writer comes after the end: until a collection gives that up.
+                        let tag = tag.to_owned();
+                        return Err(protocol::Error::TagBusy { tag, session }.into());
                     }
-                    is_older?
+                    true
                 }
                 // It may have been removed.
                 Err(protocol::Error::NoTag { .. }) if seen.entry(tag).is_some() => {
-                    let listing = block_on(Listing::of_tag(self, tag))?;
-                    seen.is_older(tag, listing.removed(tag))?
+                    seen.is_older(tag, self.shown_of(tag)?)?
                 }
-                Err(_) => false,
+                _ => false,
             };
             if !is_older {
                 return Ok(begun?);
             }
             begun = block_on(protocol::view(self, tag, &who()));
         }
+    }
+
+    /// The highest number of a tag that counts, or may.
+    fn shown_of(&self, tag: &str) -> Result<u64> {
+        let listing = block_on(Listing::of_tag(self, tag))?;
+        Ok(listing.shown(tag).max(listing.removed(tag)))
     }
 
     /// All records, and of which tags older ones than were seen.
@@ -181,7 +193,7 @@ impl Seen {
     }
 
     /// The tags that were seen.
-    fn tags(&self) -> impl Iterator<Item = &str> {
+    pub fn tags(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().map(|entry| entry.tag.as_str())
     }
 
@@ -220,9 +232,14 @@ impl Seen {
     /// Remembers records; those that were `used` before others, which only have what room there
     /// is.
     pub fn remember_all(&mut self, records: Vec<(String, u64)>, used: bool) {
+        // What is near the end of the list moves up, or it would be forgotten though it is used.
         let is_known = |(tag, seq): &(String, u64)| {
-            let entry = self.entry(tag);
-            entry.is_some_and(|entry| entry.highest >= *seq && entry.lowest >= *seq)
+            let at = self.entries.iter().position(|entry| entry.tag == *tag);
+            at.is_some_and(|at| {
+                let entry = &self.entries[at];
+                let stays = !used || at < MOST_TAGS / 2;
+                stays && entry.highest >= *seq && entry.lowest >= *seq
+            })
         };
         if self.store.is_none() || records.iter().all(is_known) {
             return;
@@ -251,7 +268,7 @@ impl Seen {
             }
         }
         let Some(mut entries) = read(store, &self.bucket) else {
-            // A newer version's.
+            // A newer version's, or one that can be read another time.
             return Ok(());
         };
         change(&mut entries);
@@ -263,6 +280,9 @@ impl Seen {
 
 /// A later record counts, whatever older one was taken for right.
 fn note(entries: &mut Vec<Entry>, tag: String, seq: u64, used: bool) {
+    if seq > MOST_RECORDS {
+        return;
+    }
     let at = entries.iter().position(|entry| entry.tag == tag);
     let entry = match at {
         None if !used && entries.len() >= MOST_TAGS => return,
@@ -286,7 +306,8 @@ fn note(entries: &mut Vec<Entry>, tag: String, seq: u64, used: bool) {
     entries.truncate(MOST_TAGS);
 }
 
-/// What is remembered; nothing if that is lost or damaged, `None` if a newer version wrote it.
+/// What is remembered; nothing if that is lost or damaged, `None` if it is there and cannot be read,
+/// or a newer version wrote it.
 fn read(store: &Path, bucket: &str) -> Option<Vec<Entry>> {
     let path = store.join(DIR).join(bucket);
     let mut bytes = Vec::new();
@@ -300,6 +321,7 @@ fn read(store: &Path, bucket: &str) -> Option<Vec<Entry>> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "what was seen of a remote cannot be read");
+            return None;
         }
     }
     Some(Vec::new())
@@ -374,6 +396,12 @@ mod tests {
         let first = &entries[0];
         assert_eq!((first.tag.as_str(), first.lowest), ("used", 3));
         assert_eq!(entries[1].lowest, 2);
+        // What is used moves up once it is far down; the last number that there is is not believed.
+        note(&mut entries, "listed-9".to_owned(), 1, true);
+        assert_eq!(entries[0].tag, "listed-9");
+        note(&mut entries, "listed-9".to_owned(), u64::MAX, true);
+        assert_eq!((entries[0].highest, entries[0].lowest), (1, 1));
+        entries.remove(0);
         let encoded = encode("bucket", &entries);
         assert_eq!(decode("bucket", &encoded), Ok(entries));
         assert!(decode("other", &encoded).is_err());

@@ -226,11 +226,19 @@ impl Warm {
             return elsewhere.keep_working_set(&subject.image, &set);
         }
         // What a newer version wrote is left to it.
-        let before = self.store.working_set(subject.snapshot, &subject.image);
-        if before.is_err_and(|error| error.class() == ErrorClass::Newer) {
+        let now = match self.store.working_set(subject.snapshot, &subject.image) {
+            Err(error) if error.class() == ErrorClass::Newer => return,
+            now => now.ok().flatten(),
+        };
+        let before = session.plan().and_then(|plan| plan.before.as_ref());
+        // A recording of the whole image that came meanwhile is worth more than one of a part.
+        let whole = |set: Option<&WorkingSet>| {
+            let set = set.filter(|set| set.recordings() > 0);
+            set.map(WorkingSet::recorded)
+        };
+        if self.part.is_some() && whole(now.as_ref()) != whole(before) {
             return;
         }
-        let before = session.plan().and_then(|plan| plan.before.as_ref());
         let set = WorkingSet::merged(before, &seen, SystemTime::now());
         let kept = self
             .store

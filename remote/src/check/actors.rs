@@ -73,7 +73,7 @@ async fn perform(bucket: &SimBucket, act: &Act) {
             }
         }
         Act::Remove(tag) => {
-            let _ = remove(bucket, tag, "").await;
+            let _ = remove(bucket, tag, 0, "").await;
         }
         Act::View(tag) => {
             let Ok(view) = view(bucket, tag, "").await else {

@@ -10,13 +10,14 @@ use crate::protocol::{
 /// How often a removal takes another number after another change took the same.
 const RIVALS: u32 = 4;
 
-/// Removes a tag. What only it needed goes with the next collections.
+/// Removes a tag, by a record with a number above `above`. What only it needed goes with the next
+/// collections.
 ///
 /// # Errors
 /// [`Error::NoTag`]; as [`crate::protocol::push`].
-pub async fn remove<B: Bucket>(bucket: &B, tag: &str, who: &str) -> Result<RefKey> {
+pub async fn remove<B: Bucket>(bucket: &B, tag: &str, above: u64, who: &str) -> Result<RefKey> {
     let mut lease = Lease::begin(bucket, LeaseKind::Removal, who).await?;
-    match steps(bucket, tag, &mut lease).await {
+    match steps(bucket, tag, above, &mut lease).await {
         Ok(record) => {
             bucket.counts(&record);
             lease.end(bucket).await?;
@@ -29,7 +30,7 @@ pub async fn remove<B: Bucket>(bucket: &B, tag: &str, who: &str) -> Result<RefKe
     }
 }
 
-async fn steps<B: Bucket>(bucket: &B, tag: &str, lease: &mut Lease) -> Result<RefKey> {
+async fn steps<B: Bucket>(bucket: &B, tag: &str, above: u64, lease: &mut Lease) -> Result<RefKey> {
     for _ in 0..RIVALS {
         let listing = Listing::of_tag(bucket, tag).await?;
         if listing.current(tag, &BTreeSet::new()) == Current::Absent {
@@ -39,7 +40,7 @@ async fn steps<B: Bucket>(bucket: &B, tag: &str, lease: &mut Lease) -> Result<Re
         }
         let record = RefKey {
             tag: tag.to_owned(),
-            seq: listing.next_seq(tag)?,
+            seq: listing.next_seq(tag)?.max(above.saturating_add(1)),
             session: lease.session(),
             rev: 0,
             kind: RefKind::Removed,

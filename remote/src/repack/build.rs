@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
+use std::time::Instant;
 
 use snapstore_store::Progress;
 
 use crate::first::Apart;
 use crate::head::{First, Head, LeafPlace, PagePlace, u32_of};
-use crate::outgoing::Outgoing;
+use crate::outgoing::{Outgoing, beat_at_times};
 use crate::placed::Placed;
 use crate::protocol::{
     Error, HeadSummary, Lease, Listing, Name, RefKey, Repacking, Result, Reuse, Stored, may_reuse,
@@ -157,8 +158,14 @@ impl<'a, 'b> Build<'a, 'b> {
                 self.checked(Err(error), packs)?;
             }
             for (id, place) in &part {
-                let leaf = self.reader.known(id, place);
-                let leaf = leaf.expect("it was read");
+                let Some(leaf) = self.reader.known(id, place) else {
+                    // What was read there is another leaf's.
+                    let error = Error::Damaged {
+                        key: place.pack.pack_key(),
+                        reason: "two leaves have one record",
+                    };
+                    return self.checked(Err(error), [place.pack]);
+                };
                 let mut again = Again::new(*id, leaf, &snapshot.moved);
                 self.look_up(run, &mut again);
                 for (id, place) in &again.places {
@@ -406,7 +413,9 @@ impl Repacking<Remote> for Build<'_, '_> {
         // Heads have the numbers before packs: who reads names sees whether any is missing.
         let mut named: Vec<(&Snapshot, Name, Option<Name>)> = Vec::new();
         let mut firsts: u64 = 0;
+        let mut last_beat = Instant::now();
         for snapshot in snapshots {
+            beat_at_times(remote, lease, &mut last_beat).await?;
             let name = lease.next_name();
             if let Some(head) = snapshot.head(remote)? {
                 let moves = moves_first(&head, &plan.packs);
@@ -428,6 +437,7 @@ impl Repacking<Remote> for Build<'_, '_> {
         self.progress.begin("repack", needed + firsts);
         let mut firsts = Vec::new();
         for (snapshot, _, first) in &named {
+            run.out.beat().await?;
             let Some(head) = snapshot.head(remote)? else {
                 firsts.push(None);
                 continue;

@@ -1,5 +1,6 @@
 //! A bucket whose owner deletes the newest record of a tag.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,7 +8,7 @@ use snapstore_store::{Silent, Store};
 
 use super::{Outcome, Scene, commit, image, read};
 use crate::objects::{Objects, Part, Requests};
-use crate::protocol::{self, Listed, Options, Unanswered};
+use crate::protocol::{self, LeaseKind, LeaseRecord, Listed, Options, RefKey, Unanswered};
 use crate::{Error, LazyOptions, Remote};
 
 fn is_rolled_back(error: &Error) -> bool {
@@ -52,7 +53,7 @@ fn options() -> LazyOptions {
 }
 
 /// That all who would rely on the older record refuse.
-fn all_refuse(scene: &Scene, store: &Store) -> Outcome {
+fn all_refuse(scene: &Scene, store: &Store, seen: u64) -> Outcome {
     let remote = || of_store(scene, store);
     let pulled = remote()?.pull(store, "t", "mine", true, &Silent);
     assert!(pulled.is_err_and(|error| is_rolled_back(&error)));
@@ -70,7 +71,8 @@ fn all_refuse(scene: &Scene, store: &Store) -> Outcome {
         "{tags:?}"
     );
     let told = tags.iter().filter_map(|one| one.problem.as_ref());
-    assert!(told.into_iter().any(|told| told.contains("seen number 2")));
+    let number = format!("seen number {seen}");
+    assert!(told.into_iter().any(|told| told.contains(&number)));
     let findings = remote()?.verify(false)?.findings;
     assert_eq!(findings.len(), 1, "{findings:?}");
     assert_eq!(findings[0].object, "refs/t/");
@@ -95,7 +97,7 @@ fn what_was_rolled_back_is_refused_by_who_has_seen_it_until_it_is_accepted() -> 
         }
         let newest = read(&seen, "mine")?;
         roll_back(scene)?;
-        all_refuse(scene, &seen)?;
+        all_refuse(scene, &seen, 2)?;
         assert_eq!(read(&seen, "mine")?, newest);
         // Who has seen nothing cannot know.
         of_store(scene, &other)?.pull(&other, "t", "t", false, &Silent)?;
@@ -106,7 +108,7 @@ fn what_was_rolled_back_is_refused_by_who_has_seen_it_until_it_is_accepted() -> 
         of_store(scene, &seen)?.pull(&seen, "t", "mine", true, &Silent)?;
         assert_ne!(read(&seen, "mine")?, newest);
         // That it was accepted here is nothing to others; what is written here is newer for all.
-        all_refuse(scene, &pulled)?;
+        all_refuse(scene, &pulled, 2)?;
         commit(&seen, "next", &image(&[3; 6]), None)?;
         of_store(scene, &seen)?.push(&seen, "next", "t", true, &Silent)?;
         of_store(scene, &pulled)?.pull(&pulled, "t", "mine", true, &Silent)?;
@@ -137,7 +139,7 @@ fn who_wrote_listed_or_mounted_a_record_remembers_it() -> Outcome {
         for way in ["tags", "mount", "name", "writer"] {
             let store = Store::open(&scene.dir.path().join(way))?;
             commit(&store, "own", &image(&[1; 6]), None)?;
-            all_refuse(scene, &store)?;
+            all_refuse(scene, &store, 2)?;
         }
         Ok(())
     })
@@ -161,11 +163,12 @@ fn a_tag_that_was_removed_is_gone_and_one_without_records_is_rolled_back() -> Ou
         let records = scene.keys("refs")?;
         assert_eq!(records.len(), 1, "{records:?}");
         roll_back(scene)?;
-        all_refuse(scene, &store)?;
-        assert_eq!(of_store(scene, &store)?.accept_older("t")?, Some((0, 2)));
+        // That it was removed was seen, too.
+        all_refuse(scene, &store, 3)?;
+        assert_eq!(of_store(scene, &store)?.accept_older("t")?, Some((0, 3)));
         assert!(pull().is_err_and(|error| is_no_tag(&error)));
         of_store(scene, &store)?.push(&store, "own", "t", false, &Silent)?;
-        assert!(scene.keys("refs")?[0].contains("/0000000000000003-"));
+        assert!(scene.keys("refs")?[0].contains("/0000000000000004-"));
         Ok(())
     })
 }
@@ -192,6 +195,49 @@ fn what_was_seen_is_of_one_bucket_and_may_be_lost() -> Outcome {
         scene.remote()?.init(4096)?;
         assert!(pull().is_err_and(|error| is_no_tag(&error)));
         assert!(of_store(scene, &store)?.tags()?.is_empty());
+        Ok(())
+    })
+}
+
+/// A sign of life may come when its push has ended: it was on its way for long. Then the record
+/// seems not to count, until a collection gives the session up.
+#[test]
+fn a_lease_that_comes_after_its_push_is_no_roll_back() -> Outcome {
+    each(|scene| {
+        pushed_twice(scene)?;
+        let store = scene.store("seen")?;
+        of_store(scene, &store)?.pull(&store, "t", "mine", false, &Silent)?;
+        let newest = scene.keys("refs")?.into_iter().max().ok_or("a record")?;
+        let session = RefKey::parse(&newest).ok_or("a record's name")?.session;
+        let key = session.beat_key(1);
+        let late = LeaseRecord {
+            kind: LeaseKind::Push,
+            seen: BTreeSet::new(),
+            who: "late".to_owned(),
+        };
+        let bucket = scene.remote()?.bucket;
+        bucket.put(&key, &late.encode(&key))?;
+        let pulled = of_store(scene, &store)?.pull(&store, "t", "mine", true, &Silent);
+        let busy = |error: &Error| matches!(error, Error::Protocol(protocol::Error::TagBusy { session: found, .. }) if *found == session);
+        assert!(pulled.as_ref().is_err_and(busy), "{pulled:?}");
+        assert!(of_store(scene, &store)?.verify(false)?.findings.is_empty());
+        bucket.delete(&key)?;
+        of_store(scene, &store)?.pull(&store, "t", "mine", true, &Silent)?;
+        Ok(())
+    })
+}
+
+/// What is removed after it was rolled back is removed for all who saw more.
+#[test]
+fn a_removal_is_above_all_that_was_seen() -> Outcome {
+    each(|scene| {
+        pushed_twice(scene)?;
+        let store = scene.store("seen")?;
+        of_store(scene, &store)?.tags()?;
+        roll_back(scene)?;
+        of_store(scene, &store)?.remove("t")?;
+        assert!(of_store(scene, &store)?.tags()?.is_empty());
+        assert!(of_store(scene, &store)?.verify(false)?.findings.is_empty());
         Ok(())
     })
 }

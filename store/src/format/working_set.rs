@@ -13,17 +13,31 @@
 //!        1  of its last 8 recordings those in which it was touched, the latest in bit 0
 //!        1  of how many recordings that is known, 0 to 8
 //! ```
-//! in a sealed file. Numbers are little-endian.
+//! in a sealed file, of version 2 if no recording is of the whole image. Numbers are little-endian.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::format::sealed_file::Format;
 use crate::working_set::set::{HISTORY, MAX_PAGES, PageUse, Pushed, WorkingSet};
 
-pub(crate) const FORMAT: Format = Format {
+/// With a recording of the whole image.
+pub(crate) const VERSION_1: Format = Format {
     magic: *b"SNAPWSET",
     version: 1,
 };
+/// With recordings of parts alone, which the first programs take for malformed.
+pub(crate) const VERSION_2: Format = Format {
+    magic: *b"SNAPWSET",
+    version: 2,
+};
+
+/// As what a set is kept.
+pub(crate) fn format_of(set: &WorkingSet) -> &'static Format {
+    match set.recordings {
+        0 => &VERSION_2,
+        _ => &VERSION_1,
+    }
+}
 
 const PAGE_LEN: usize = 6;
 
@@ -122,6 +136,18 @@ mod tests {
                       0101020000000503";
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, golden);
+    }
+
+    /// The first programs take a set without a recording for malformed: to them it is newer.
+    #[test]
+    fn a_set_of_parts_alone_is_of_another_version() {
+        assert_eq!(format_of(&example()).version, 1);
+        let parts = WorkingSet {
+            recordings: 0,
+            ..example()
+        };
+        assert_eq!(format_of(&parts).version, 2);
+        assert_eq!(decode(&encode(&parts)), Some(parts));
     }
 
     #[test]

@@ -277,9 +277,17 @@ impl PackReader {
 
     /// Has the disk begin to read the stored bytes of a chunk, and does not wait for it.
     pub fn ask_for(&self, slot: &Slot) {
-        let len = NonZero::new(slot.stored_len().min(MAX_STORED_LEN));
+        // None would mean all of the file.
+        let Some(len) = NonZero::new(slot.stored_len().min(MAX_STORED_LEN)) else {
+            return;
+        };
         // Advice: without it a reader waits.
-        let _ = fadvise(&self.file, slot.entry.offset.into(), len, Advice::WillNeed);
+        let _ = fadvise(
+            &self.file,
+            slot.entry.offset.into(),
+            Some(len),
+            Advice::WillNeed,
+        );
     }
 
     /// Reads what a delta was made against; `None` for the other encodings.

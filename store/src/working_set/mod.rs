@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use crate::durable;
 use crate::error::{Damage, Result};
-use crate::format::working_set::{FORMAT, decode, encode};
+use crate::format::working_set::{VERSION_2, decode, encode, format_of};
 use crate::id::SnapshotId;
 use crate::layout::Layout;
 use crate::store::Store;
@@ -34,7 +34,7 @@ impl Store {
     /// version has written it. Both are as good as none.
     pub fn working_set(&self, snapshot: SnapshotId, image: &str) -> Result<Option<WorkingSet>> {
         let path = self.layout.working_set(snapshot, image);
-        let Some(payload) = FORMAT.read(&path)? else {
+        let Some((_, payload)) = VERSION_2.read_versioned(&path)? else {
             return Ok(None);
         };
         let decoded = decode(&payload).ok_or(Damage::File {
@@ -58,7 +58,7 @@ impl Store {
         self.check_writable()?;
         let path = self.layout.working_set(snapshot, image);
         durable::make_dir(&self.layout.working_sets())?;
-        durable::replace_guess(&path, &FORMAT.encode(&path, &encode(set)))
+        durable::replace_guess(&path, &format_of(set).encode(&path, &encode(set)))
     }
 }
 

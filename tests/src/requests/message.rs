@@ -18,6 +18,13 @@ pub struct Answer {
 }
 
 impl Request {
+    /// Whether it is of an object with a session's sign of life.
+    pub fn is_of_lease(&self) -> bool {
+        let line = self.bytes.split(|byte| *byte == b'\n').next();
+        let line = String::from_utf8_lossy(line.unwrap_or_default()).into_owned();
+        line.contains("/lease/") || line.contains("/lease%2F")
+    }
+
     /// The next one, or none if the client has hung up.
     pub fn read(from: &mut impl BufRead) -> io::Result<Option<Self>> {
         let Some(head) = read_head(from)? else {

@@ -152,6 +152,8 @@ fn what_is_read_is_right_whatever_happens_to_requests() -> anyhow::Result<()> {
             match output.status.code() {
                 Some(0) => return Ok(tries),
                 Some(6) => cli.ok(&["verify", "--read-data"])?,
+                // A lease whose end was lost stays until a collection gives it up.
+                Some(5) if arguments.contains(&"gc") => return Ok(tries),
                 _ => anyhow::bail!("{arguments:?}: {output:?}"),
             };
         }

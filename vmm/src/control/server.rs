@@ -86,16 +86,29 @@ impl Vm {
 
     /// Lets the machine run if its starter says so, and ends it if they are gone. Returns
     /// whether there is nothing more to hear.
-    fn has_heeded(&self, word: &OwnedFd) -> bool {
+    fn has_heeded(self: &Arc<Self>, word: &OwnedFd) -> bool {
         // Words for other machines wait there, too: each takes one byte, and one that comes
         // late does not wait for the next.
         match recv(word, &mut [0], RecvFlags::DONTWAIT) {
             Err(Errno::AGAIN | Errno::INTR) => return false,
-            // It may have ended meanwhile, which its owner will see.
-            Ok((got, _)) if got > 0 => drop(self.machine.resume()),
+            Ok((got, _)) if got > 0 => self.resume(),
             Ok(_) | Err(_) => self.machine.stop(),
         }
         true
+    }
+
+    /// Lets the machine run. Its devices go on with what their queues hold, in memory that may not
+    /// be there yet: a thread of its own waits for that, and clients and signals do not.
+    fn resume(self: &Arc<Self>) {
+        let vm = self.clone();
+        let started = std::thread::Builder::new()
+            .name("resume".to_owned())
+            .stack_size(STACK_BYTES)
+            // It may have ended meanwhile, which its owner will see.
+            .spawn(move || drop(vm.machine.resume()));
+        if started.is_err() {
+            drop(self.machine.resume());
+        }
     }
 
     fn accept(self: &Arc<Self>, listener: &UnixListener, spare: &mut Option<OwnedFd>) {

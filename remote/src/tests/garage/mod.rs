@@ -35,6 +35,8 @@ const DEFAULT_SECONDS: u64 = 20;
 const LATER_SECONDS: u64 = 25 * 3600;
 /// However slow this machine is, so much has to happen.
 const FEWEST_PUSHES: usize = 6;
+/// How much longer than it should that may take.
+const LATEST: Duration = Duration::from_secs(300);
 const FEWEST_FAULTS: usize = 4;
 /// How often something is tried once all nodes are there again.
 const MOST_TRIES: usize = 120;
@@ -278,6 +280,9 @@ pub fn hosts_at_work(
         };
         while !is_enough() && !world.is_over() {
             thread::sleep(Duration::from_millis(100));
+            if Instant::now() > end + LATEST {
+                world.found("so little is acknowledged, or fails, that it has no end".to_owned());
+            }
         }
         world.is_over.store(true, Relaxed);
     });
