@@ -33,6 +33,8 @@ mod network;
 mod over;
 mod overtaken;
 mod racing;
+#[cfg(feature = "cloud")]
+mod radosgw;
 mod repacking;
 mod rounds;
 mod sealing;

@@ -1,7 +1,8 @@
-//! Object stores on this machine, for tests: moto's S3, Azurite's Azure, and Garage. Each is
-//! started once for all tests of this process, and ends with it.
+//! Object stores on this machine, for tests: moto's S3, Azurite's Azure, Garage, and Ceph's
+//! S3. Each is started once for all tests of this process, and ends with it.
 
 pub mod garage;
+pub mod radosgw;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -12,7 +13,7 @@ use std::sync::LazyLock;
 use std::{env, fs, thread};
 
 const BUCKET: &str = "snaps";
-/// What installs these, but Garage.
+/// What installs these, but Garage and Ceph.
 const OBJECT_SERVERS: &str = "scripts/object-servers.sh";
 
 /// Makes a container in Azurite: a request that is signed with the account's key.
@@ -187,9 +188,13 @@ fn program(name: &str, installer: &str) -> Result<PathBuf, String> {
 
 /// Removed by whoever clears temporary files: the server outlives the last test.
 fn directory(name: &str) -> Result<PathBuf, String> {
+    directory_in(&env::temp_dir(), name)
+}
+
+fn directory_in(base: &Path, name: &str) -> Result<PathBuf, String> {
     let dir = tempfile::Builder::new()
         .prefix(&format!("snapstore-{name}-"))
-        .tempdir()
+        .tempdir_in(base)
         .map_err(|error| error.to_string())?;
     Ok(dir.keep())
 }

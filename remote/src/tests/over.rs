@@ -1,7 +1,7 @@
 //! Which tests run over which kind of bucket.
 
 #[cfg(feature = "cloud")]
-use snapstore_tests::servers::{AZURE, S3, garage::GARAGE};
+use snapstore_tests::servers::{AZURE, S3, garage::GARAGE, radosgw::RADOSGW};
 
 use super::{Made, Outcome, Scene};
 
@@ -29,6 +29,8 @@ macro_rules! over_each_bucket {
         over_a_bucket! { in_azure, bodies, || Scene::of(&AZURE); $($name)* }
         #[cfg(feature = "cloud")]
         over_a_bucket! { in_garage, bodies, || Scene::of(&GARAGE); $($name)* }
+        #[cfg(feature = "cloud")]
+        over_a_bucket! { in_radosgw, bodies, || Scene::of(&RADOSGW); $($name)* }
     };
 }
 
@@ -69,6 +71,8 @@ macro_rules! over_each_encrypted_server {
         over_a_bucket! { encrypted_in_azure, bodies, || Scene::sealed_of(&AZURE); $($name)* }
         #[cfg(feature = "cloud")]
         over_a_bucket! { encrypted_in_garage, bodies, || Scene::sealed_of(&GARAGE); $($name)* }
+        #[cfg(feature = "cloud")]
+        over_a_bucket! { encrypted_in_radosgw, bodies, || Scene::sealed_of(&RADOSGW); $($name)* }
     };
 }
 
@@ -96,6 +100,8 @@ macro_rules! over_each_encrypted_bucket {
         over_a_bucket! { sealed_in_azure, sealing, || Scene::sealed_of(&AZURE); $($name)* }
         #[cfg(feature = "cloud")]
         over_a_bucket! { sealed_in_garage, sealing, || Scene::sealed_of(&GARAGE); $($name)* }
+        #[cfg(feature = "cloud")]
+        over_a_bucket! { sealed_in_radosgw, sealing, || Scene::sealed_of(&RADOSGW); $($name)* }
     };
 }
 
