@@ -99,20 +99,26 @@ impl Remote {
         loop {
             let is_older = match &begun {
                 Ok(view) if seen.rolled_back(tag, view.record.seq).is_some() => {
-                    let (session, shown) = (view.record.session, self.shown_of(tag));
                     // One that stays is given up by a collection.
                     let _ = block_on(view.lease.end(self));
-                    if !seen.is_older(tag, shown?)? {
-                        // The newer one is there. It seems not to count, as when a sign of life of
-                        // its writer comes after the end: until a collection gives that up.
-                        let tag = tag.to_owned();
+                    let listing = block_on(Listing::of_tag(self, tag))?;
+                    if seen.rolled_back(tag, highest(&listing, tag)).is_some() {
+                        seen.is_older(tag, highest(&listing, tag))?
+                    } else if let Some(newest) = listing.records(tag).next()
+                        && !seen.waits()
+                    {
+                        // It seems not to count, as when a sign of life of its writer comes after
+                        // the end: until a collection gives that up.
+                        let (tag, session) = (tag.to_owned(), newest.session);
                         return Err(protocol::Error::TagBusy { tag, session }.into());
+                    } else {
+                        true
                     }
-                    true
                 }
                 // It may have been removed.
                 Err(protocol::Error::NoTag { .. }) if seen.entry(tag).is_some() => {
-                    seen.is_older(tag, self.shown_of(tag)?)?
+                    let listing = block_on(Listing::of_tag(self, tag))?;
+                    seen.is_older(tag, highest(&listing, tag))?
                 }
                 _ => false,
             };
@@ -121,12 +127,6 @@ impl Remote {
             }
             begun = block_on(protocol::view(self, tag, &who()));
         }
-    }
-
-    /// The highest number of a tag that counts, or may.
-    fn shown_of(&self, tag: &str) -> Result<u64> {
-        let listing = block_on(Listing::of_tag(self, tag))?;
-        Ok(listing.shown(tag).max(listing.removed(tag)))
     }
 
     /// All records, and of which tags older ones than were seen.
@@ -276,6 +276,11 @@ impl Seen {
         self.entries = entries;
         Ok(())
     }
+}
+
+/// The highest number of a tag that counts, or may.
+fn highest(listing: &Listing, tag: &str) -> u64 {
+    listing.shown(tag).max(listing.removed(tag))
 }
 
 /// A later record counts, whatever older one was taken for right.

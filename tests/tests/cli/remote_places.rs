@@ -165,6 +165,10 @@ fn a_directory_in_the_place_of_a_record_is_removed_by_hand() -> anyhow::Result<(
         ensure!(!error.contains("--replace"), "{error}");
     }
     fs::remove_dir(&record)?;
+    // The record is gone with it, which this store has seen.
+    let error = cli.fails(4, &["push", "base", "site"])?;
+    ensure!(error.contains("remote accept"), "{error}");
+    cli.ok(&["remote", "accept", "site", "base"])?;
     cli.ok(&["push", "base", "site"])?;
     ensure!(cli.ok(&["remote", "tags", "site", "-o", "{tag}"])? == "base\n");
     Ok(())
