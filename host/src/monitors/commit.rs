@@ -12,6 +12,7 @@ use super::adapter::{Budget, CPU, Kind, MONITOR, VERSION};
 use super::cpu;
 use super::known::connect;
 use super::pause::{Pause, Paused};
+use super::turn::Turn;
 use crate::error::Usage;
 
 /// What a machine of another monitor is to be committed as.
@@ -67,6 +68,8 @@ pub fn commit(
 ) -> anyhow::Result<MonitorCommitted> {
     store.check_tag_free(&wanted.tag, wanted.replace)?;
     let mut labels = wanted.labels.clone();
+    // Before anything is connected: a monitor may serve one at a time.
+    let turn = Turn::take(&wanted.socket)?;
     let mut monitor = connect(wanted.kind, &wanted.socket)?;
     let version = monitor.version();
     let own = [
@@ -83,7 +86,7 @@ pub fn commit(
     }
     check_counts(monitor.check(store)?, labels.len())?;
     let mut budget = Budget::of_host();
-    let mut paused = Paused::new(monitor.as_mut())?;
+    let mut paused = Paused::new(monitor.as_mut(), turn)?;
     let began = Instant::now();
     let taken = paused.monitor().take(store, &mut budget)?;
     tracing::debug!(seconds = began.elapsed().as_secs_f64(), "read the machine");

@@ -25,6 +25,7 @@ mod qemu;
 mod qmp;
 mod record;
 mod step;
+mod turn;
 mod wire;
 
 pub use adapter::{DESCRIPTION, Kind};

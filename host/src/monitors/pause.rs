@@ -10,10 +10,12 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::adapter::{Kind, Monitor};
 use super::known;
 use super::step::KILL_AT;
+use super::turn::Turn;
 use crate::background;
 
 /// The hidden command of the process that waits.
@@ -34,6 +36,8 @@ pub struct Paused<'a> {
     /// Whether it ran before.
     is_ours: bool,
     resumer: Option<Child>,
+    /// Ends after the guest goes on.
+    turn: Option<Turn>,
     since: Instant,
 }
 
@@ -44,17 +48,22 @@ pub struct Pause {
 }
 
 impl<'a> Paused<'a> {
-    /// Pauses the guest, unless it is.
-    pub fn new(monitor: &'a mut dyn Monitor) -> anyhow::Result<Self> {
+    /// Pauses the guest, unless it is. Others who would wait for their turn.
+    pub fn new(monitor: &'a mut dyn Monitor, turn: Option<Turn>) -> anyhow::Result<Self> {
         let is_ours = monitor.is_running()?;
         let resumer = match is_ours {
-            true => Some(start_resumer(monitor.kind(), monitor.socket())?),
+            true => Some(start_resumer(
+                monitor.kind(),
+                monitor.socket(),
+                turn.as_ref(),
+            )?),
             false => None,
         };
         let paused = Self {
             monitor,
             is_ours,
             resumer,
+            turn,
             since: Instant::now(),
         };
         if is_ours {
@@ -90,6 +99,7 @@ impl<'a> Paused<'a> {
             // Its pipe closes, and it tries what was in vain here. It is not waited for: a
             // monitor may serve one connection at a time, and this one is open still.
             drop(self.resumer.take());
+            self.turn.iter_mut().for_each(Turn::leave);
             return Err(error.context(format!(
                 "the guest may stand still: {} at {} was paused for the commit and could not be \
                  told to go on; that is tried again for a while; should it be in vain, tell it \
@@ -116,9 +126,12 @@ impl Drop for Paused<'_> {
     }
 }
 
-fn start_resumer(kind: Kind, socket: &Path) -> anyhow::Result<Child> {
+fn start_resumer(kind: Kind, socket: &Path, turn: Option<&Turn>) -> anyhow::Result<Child> {
     let socket = std::path::absolute(socket)?;
-    let mut resumer = background::command()?
+    // It may let the guest go on as long as it lives.
+    let lock = turn.map(Turn::lock);
+    lock.map_or(Ok(()), background::hand_on)?;
+    let resumer = background::command()?
         .arg(COMMAND)
         .env_remove(KILL_AT)
         .arg(kind.name())
@@ -127,7 +140,9 @@ fn start_resumer(kind: Kind, socket: &Path) -> anyhow::Result<Child> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .context("cannot start the process that resumes the monitor should this one be killed")?;
+        .context("cannot start the process that resumes the monitor should this one be killed");
+    lock.map_or(Ok(()), |lock| fcntl_setfd(lock, FdFlags::CLOEXEC))?;
+    let mut resumer = resumer?;
     let mut byte = [0];
     let mut out = resumer
         .stdout

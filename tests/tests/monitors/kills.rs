@@ -1,6 +1,7 @@
 //! Commits of doubles that are killed at each step of what they say to the monitor.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -152,4 +153,51 @@ fn a_commit_of_cloud_hypervisor_may_be_killed_anywhere() -> anyhow::Result<()> {
     });
     let test = "a_commit_of_cloud_hypervisor_may_be_killed_anywhere";
     CLOUD_HYPERVISOR.try_all(test, &config)
+}
+
+/// Who resumes the guest after a commit that was killed has the lock of its turn. The next commit
+/// does not pause the guest before that is over: it would be let go on while it is read.
+#[test]
+fn a_commit_waits_until_nobody_resumes_the_guest_any_more() -> anyhow::Result<()> {
+    let test = "a_commit_waits_until_nobody_resumes_the_guest_any_more";
+    let Some(fixture) = Fixture::new(test)? else {
+        return Ok(());
+    };
+    let Some(program) = double(&fixture, test, FIRECRACKER.double, &[])? else {
+        return Ok(());
+    };
+    fs::write(fixture.path("root.img"), noise(3, 64 * PAGE))?;
+    let config = json!({
+        "machine-config": {"mem_size_mib": 4, "vcpu_count": 1, "track_dirty_pages": false},
+        "drives": [{"drive_id": "root", "path_on_host": "root.img", "is_read_only": false}],
+        "network-interfaces": [], "vsock": null,
+    });
+    fs::write(fixture.path("config.json"), config.to_string())?;
+    let socket = fixture.text("api.sock");
+    let mut booted = Process::start(
+        Command::new(&program)
+            .args([FIRECRACKER.socket, &socket, "--boot", "config.json"])
+            .current_dir(fixture.dir.path()),
+    )?;
+    booted.wait_for_socket(Path::new(&socket))?;
+    let commit = ["commit", "one", "--firecracker", &socket, "--replace"];
+    fixture.cli.ok(&commit)?;
+    let turns = fixture.path("run/monitors");
+    ensure!(fs::read_dir(&turns)?.next().is_none(), "a lock is left");
+    let found = fs::metadata(&socket)?;
+    let path = turns.join(format!("{:x}-{:x}.lock", found.dev(), found.ino()));
+    let held = fs::File::create(&path)?;
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive)?;
+    let mut waiting = fixture.cli.command(&commit)?.spawn()?;
+    let began = Instant::now();
+    while began.elapsed().as_millis() < 700 {
+        ensure!(waiting.try_wait()?.is_none(), "it did not wait");
+        let state = http(&socket, "GET", FIRECRACKER.state, &Value::Null)?;
+        ensure!(state.contains("Running"), "it is paused: {state}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    drop(held);
+    ensure!(waiting.wait()?.success());
+    ensure!(!path.exists(), "a lock is left");
+    Ok(())
 }
