@@ -88,6 +88,24 @@ impl HttpConnector for Counting {
     }
 }
 
+/// hyper's word for a request that waited for a connection which was closed then, as when a server
+/// ends: nothing of it was sent.
+const NEVER_SENT: &str = "operation was canceled";
+
+/// An error as what it is. The store sends again what it knows was not sent, and does not know this.
+fn sorted(error: HttpError) -> HttpError {
+    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+    let mut is_never_sent = false;
+    while let Some(one) = cause {
+        is_never_sent |= one.to_string().contains(NEVER_SENT);
+        cause = one.source();
+    }
+    match error.kind() {
+        HttpErrorKind::Unknown if is_never_sent => HttpError::new(HttpErrorKind::Request, error),
+        _ => error,
+    }
+}
+
 #[derive(Debug)]
 struct Client {
     counter: Arc<Counter>,
@@ -110,7 +128,7 @@ impl HttpService for Client {
         let is_object = request.method() == "GET" && !is_list;
         let count = self.counter.of(request.method().as_str(), is_list);
         count.fetch_add(1, Ordering::Relaxed);
-        let answer = self.client.execute(request).await;
+        let answer = self.client.execute(request).await.map_err(sorted);
         let is_failed = answer.as_ref().map_or(true, |answer| {
             answer.status().as_u16() >= 400 && answer.status() != 404
         });
@@ -132,5 +150,35 @@ impl HttpService for Client {
                 }),
             )
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_never_sent_is_sent_again() {
+        for (kind, told, expected) in [
+            (
+                HttpErrorKind::Unknown,
+                "operation was canceled: connection was not ready",
+                HttpErrorKind::Request,
+            ),
+            (
+                HttpErrorKind::Unknown,
+                NO_CREDENTIALS,
+                HttpErrorKind::Unknown,
+            ),
+            (
+                HttpErrorKind::Decode,
+                "operation was canceled",
+                HttpErrorKind::Decode,
+            ),
+        ] {
+            let cause = std::io::Error::other(std::io::Error::other(told));
+            let error = sorted(HttpError::new(kind, cause));
+            assert_eq!(error.kind(), expected, "{told}");
+        }
     }
 }
