@@ -28,7 +28,8 @@ struct Scene {
 fn add(cli: &Cli, place: &Place) -> Result<()> {
     let arguments = place.arguments();
     let arguments = arguments.iter().map(String::as_str);
-    let begin = ["remote", "add", "--retry-seconds", "60", "site"];
+    // A request may be silent for 60 seconds: a node that has just begun may take it and say nothing.
+    let begin = ["remote", "add", "--retry-seconds", "150", "site"];
     cli.ok(&begin.into_iter().chain(arguments).collect::<Vec<_>>())
         .map(drop)
 }
