@@ -33,8 +33,6 @@ pub struct MountOptions {
     /// Whether pages that were touched first in earlier mounts are given to the kernel
     /// before anybody asks for them.
     pub prefetch: bool,
-    /// Whether what is touched first is remembered for the next mount.
-    pub records: bool,
     /// The only bytes of an image that anybody reads, if there is such an image: the others
     /// are not given to the kernel unasked, and nothing is learnt of them.
     pub part: Option<Part>,
@@ -50,7 +48,6 @@ impl Default for MountOptions {
             read_ahead_bytes: 128 << 10,
             allow_other: false,
             prefetch: true,
-            records: true,
             part: None,
             layout: Layout::default(),
         }
@@ -163,7 +160,7 @@ pub fn mount(
         counters.clone(),
         // Who brings what is elsewhere knows what is worth bringing before it is asked for.
         options.prefetch && !is_foreign,
-        options.records && not_pinned.is_none(),
+        not_pinned.is_none(),
         options.part.clone(),
         options.read_ahead_bytes,
     );

@@ -4,7 +4,7 @@
 //! Two hosts may make it at once. Then it is that of one of them, and neither relies on which: a
 //! server that knows conditions keeps the first one, another one the last. So each reads it again
 //! once its own was written. All that others need to agree on is the size of pages; the number
-//! that is drawn only tells a host's caches of several buckets apart.
+//! that is drawn only tells apart what a host keeps of several buckets, its caches and the records it has seen.
 
 use snapstore_store::{Store, page_size_of_manifest};
 

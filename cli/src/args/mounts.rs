@@ -70,9 +70,6 @@ pub struct MountArgs {
     /// unmounted with --keep. Its owner, mode and limit stay, unless others are given
     #[arg(long, requires = "rw")]
     pub resume: bool,
-    /// What is read of it is no working set
-    #[arg(long, hide = true, requires = "foreground")]
-    pub no_recording: bool,
     /// Of the memory only what standard input lists is read of it, a range of bytes a line
     #[arg(long, hide = true, requires = "foreground")]
     pub part: bool,

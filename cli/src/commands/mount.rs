@@ -119,7 +119,6 @@ fn serve(
         read_ahead_bytes: u32::try_from(args.read_ahead).unwrap_or(u32::MAX),
         allow_other: args.allow_other,
         prefetch: !args.no_prefetch,
-        records: !args.no_recording,
         part: args.part.then(part).transpose()?,
         layout: Layout::default(),
     };

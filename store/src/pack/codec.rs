@@ -318,10 +318,10 @@ pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn noise(seed: u64, len: usize) -> Vec<u8> {
+    pub fn noise(seed: u64, len: usize) -> Vec<u8> {
         let mut out = vec![0; len];
         blake3::Hasher::new()
             .update(&seed.to_le_bytes())

@@ -168,15 +168,7 @@ fn read(bytes: &mut &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn noise(seed: u64, len: usize) -> Vec<u8> {
-        let mut out = vec![0; len];
-        blake3::Hasher::new()
-            .update(&seed.to_le_bytes())
-            .finalize_xof()
-            .fill(&mut out);
-        out
-    }
+    use crate::pack::codec::tests::noise;
 
     /// A page and its base, which differ by the byte in these places.
     fn differing(len: usize, places: &[usize]) -> (Vec<u8>, Vec<u8>) {

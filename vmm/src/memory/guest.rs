@@ -75,7 +75,8 @@ impl GuestMemory {
     }
 
     /// Where an image for this memory has holes that are worth being mapped as such, in bytes.
-    /// They stay the same as long as the image does; to ask its filesystem takes a while.
+    /// To ask its filesystem takes a while. A server that has not got all of the image may tell
+    /// fewer than it does later: what is not mapped as a hole reads as zeros all the same.
     ///
     /// # Errors
     /// As [`GuestMemory::from_image`].
