@@ -189,7 +189,9 @@ impl ImageReader {
         let len = usize::try_from(available).map_or(out.len(), |room| room.min(out.len()));
         let page_len = self.pages.page_size().len();
         let page_bytes = self.pages.page_size().bytes();
+        let mut whole = Vec::new();
         let mut leaf = None;
+        let mut rest = &mut out[..len];
         let mut done = 0;
         while done < len {
             let at = offset_bytes + done as u64;
@@ -205,13 +207,17 @@ impl ImageReader {
                 Some(Some((leaf, node))) => node.child(at_slot).map(|child| (*leaf, child)),
                 _ => None,
             };
-            let part_out = &mut out[done..done + part];
-            match child {
-                None => part_out.fill(0),
-                Some((leaf, child)) if part == page_len => {
+            let (part_out, after) = std::mem::take(&mut rest).split_at_mut(part);
+            rest = after;
+            match (child, pages) {
+                (None, _) => part_out.fill(0),
+                (Some((_, child)), Reading::Own(_)) if part == page_len => {
+                    whole.push((child, part_out));
+                }
+                (Some((leaf, child)), _) if part == page_len => {
                     pages.page(leaf, at_slot, child, part_out)?;
                 }
-                Some((leaf, child)) => PARTIAL.with_borrow_mut(|whole| {
+                (Some((leaf, child)), _) => PARTIAL.with_borrow_mut(|whole| {
                     whole.resize(page_len, 0);
                     pages.page(leaf, at_slot, child, whole)?;
                     part_out.copy_from_slice(&whole[skip..skip + part]);
@@ -220,7 +226,42 @@ impl ImageReader {
             }
             done += part;
         }
+        if let Reading::Own(chunks) = pages {
+            chunks.pages(&mut whole)?;
+        }
         Ok(len)
+    }
+
+    /// Reads pages by number, each into its own part of `out`, which has room for just that many.
+    /// What is beyond the end of the image is zero.
+    ///
+    /// # Errors
+    /// As [`ImageReader::read_at`].
+    ///
+    /// # Panics
+    /// If `out` has another length.
+    pub fn read_pages(&self, pages: &[u64], out: &mut [u8]) -> Result<()> {
+        let page_len = self.pages.page_size().len();
+        assert_eq!(out.len(), pages.len() * page_len, "room for each page");
+        let reading = self.pages.reading(Waiting::Yes);
+        let mut whole = Vec::with_capacity(pages.len());
+        for (page, out) in pages.iter().zip(out.chunks_exact_mut(page_len)) {
+            let leaf = match *page < self.tree.shape().pages() {
+                true => self.tree.node_over(&reading, 0, *page)?,
+                false => None,
+            };
+            let at_slot = slot(*page, 0);
+            let child = leaf.and_then(|(leaf, node)| Some((leaf, node.child(at_slot)?)));
+            match (child, &reading) {
+                (None, _) => out.fill(0),
+                (Some((_, child)), Reading::Own(_)) => whole.push((child, out)),
+                (Some((leaf, child)), _) => reading.page(leaf, at_slot, child, out)?,
+            }
+        }
+        match &reading {
+            Reading::Own(chunks) => chunks.pages(&mut whole),
+            Reading::Foreign(_) => Ok(()),
+        }
     }
 
     /// Reads the leaves of the image's tree, as many as are kept, so that no reading has to

@@ -78,6 +78,7 @@ mod name;
 mod opening;
 mod pack;
 mod page;
+mod page_hashes;
 mod page_map;
 mod patience;
 mod pin;

@@ -147,12 +147,37 @@ impl Chunks {
         is_right: impl Fn(ChunkId) -> bool,
         out: &mut [u8],
     ) -> Result<usize> {
+        let kind = place.slot.entry.key.kind;
+        let has_id =
+            |payload: &[u8]| payload_id(kind, payload, self.page_size).is_some_and(&is_right);
+        self.decode_if(place, stored, has_id, out)
+    }
+
+    /// Decodes a page from these stored bytes of a place into `out`, which has the page's
+    /// length. Whoever calls this has to check what it became.
+    pub(super) fn decode_unchecked(
+        &self,
+        place: &Place,
+        stored: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize> {
+        let page_len = self.page_size.len();
+        self.decode_if(place, stored, |payload| payload.len() == page_len, out)
+    }
+
+    /// Decodes what is stored at a place, and asks whether that payload `is_right`.
+    fn decode_if(
+        &self,
+        place: &Place,
+        stored: &[u8],
+        is_right: impl Fn(&[u8]) -> bool,
+        out: &mut [u8],
+    ) -> Result<usize> {
         let entry = place.slot.entry;
         let undecodable = || place.pack.damaged(entry, "it does not decode");
         let decode = |base: &[u8], out: &mut [u8]| {
             let len = codec::decode(stored, entry.encoding, base, out).ok_or_else(undecodable)?;
-            let id = payload_id(entry.key.kind, &out[..len], self.page_size);
-            if id.is_some_and(&is_right) {
+            if is_right(&out[..len]) {
                 return Ok(len);
             }
             Err(place.pack.damaged(entry, "its bytes do not match its id"))

@@ -16,6 +16,7 @@
 //! and commits that want to rely on what is there.
 
 mod decode;
+mod many;
 mod rule;
 
 use std::path::Path;

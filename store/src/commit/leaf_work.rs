@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::format::node::{Child, FAN_OUT, Node};
 use crate::id::{ChunkId, ChunkKind};
 use crate::page::is_zero;
+use crate::page_hashes::page_hashes;
 use crate::tree::build::HolePolicy;
 use crate::tree::read::{Tree, node_id};
 use crate::tree::shape::slot;
@@ -336,12 +337,13 @@ impl LeafWork {
             self.read(sink, job, pages, bytes)?;
             let page_len = sink.chunks().page_size().len();
             let bytes: Vec<&[u8]> = bytes.chunks(page_len).collect();
-            let mut children = Vec::with_capacity(bytes.len());
-            for (page, bytes) in pages.clone().zip(&bytes) {
-                children.push(match is_zero(bytes) {
-                    true => None,
-                    false => Some(self.child(sink, page, bytes)?),
-                });
+            let data = (0..).zip(bytes.iter().copied());
+            let data = data.filter(|(_, page)| !is_zero(page));
+            let (numbers, data): (Vec<usize>, Vec<&[u8]>) = data.unzip();
+            let mut children = vec![None; bytes.len()];
+            for (number, hash) in numbers.into_iter().zip(page_hashes(&data)) {
+                let page = pages.start + number as u64;
+                children[number] = Some(self.child(sink, page, hash)?);
             }
             let mut piece = Piece {
                 children,
@@ -357,9 +359,8 @@ impl LeafWork {
     }
 
     /// The parent's child if the page is equal, and may be used; else one that is nowhere yet.
-    fn child(&self, sink: &ChunkWriter<'_>, page: u64, bytes: &[u8]) -> Result<Child> {
-        let id = ChunkKind::Page.hash(bytes);
-        let hash = *id.as_bytes();
+    fn child(&self, sink: &ChunkWriter<'_>, page: u64, hash: [u8; 32]) -> Result<Child> {
+        let id = ChunkId::from_hash(ChunkKind::Page, hash);
         match self.old_page(page).filter(|old| old.hash == hash) {
             Some(old) if sink.in_place(id, old.hint)? => Ok(old),
             _ => Ok(Child { hash, hint: None }),

@@ -28,6 +28,7 @@ use crate::id::{ChunkId, ChunkKey, ChunkKind};
 use crate::pack::codec::DELTA_HEAD_LEN;
 use crate::pack::{EntryNumber, Location, PackIdentity, PackNumber, PackVersion};
 use crate::page::PageSize;
+use crate::page_hashes::SIDE_BY_SIDE;
 
 /// Blocks that a scan reads at a time: 96 KiB.
 pub(super) const SCAN_BLOCKS: u32 = 32;
@@ -273,6 +274,19 @@ impl PackReader {
         }
         out.resize(usize::try_from(len).expect("checked above"), 0);
         self.read_bytes(slot.entry, start, out)
+    }
+
+    /// Reads the stored bytes from one chunk up to and with another, which lie next to each
+    /// other, into `out`.
+    pub fn read_run(&self, first: &Slot, last: &Slot, out: &mut Vec<u8>) -> Result<()> {
+        let (start, end) = (u64::from(first.entry.offset), last.end);
+        let inside = start >= self.frame.chunks_start && end <= self.frame.chunks_end;
+        let len = end.checked_sub(start).filter(|_| inside);
+        let Some(len) = len.filter(|len| *len <= SIDE_BY_SIDE as u64 * MAX_STORED_LEN) else {
+            return Err(self.damaged(first.entry, "its footer entry is damaged"));
+        };
+        out.resize(usize::try_from(len).expect("checked above"), 0);
+        self.read_bytes(first.entry, start, out)
     }
 
     /// Has the disk begin to read the stored bytes of a chunk, and does not wait for it.

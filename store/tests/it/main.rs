@@ -12,6 +12,7 @@ mod pages;
 mod partial_pages;
 mod pins;
 mod precopy;
+mod reading;
 mod transfer;
 mod working_sets;
 
