@@ -1,5 +1,6 @@
 //! Giving the kernel the pages of a working set before it asks for them.
 
+use std::io;
 use std::num::NonZero;
 use std::thread::{available_parallelism, scope, sleep};
 use std::time::{Duration, Instant};
@@ -9,7 +10,12 @@ use fuser::{INodeNo, Notifier};
 use crate::warm::session::{Next, Session};
 
 /// Pages that a thread takes at once: few, so that all work where the first ones are needed.
-const BATCH: usize = 8;
+const BATCH: usize = 16;
+/// How long a thread steps aside between two parts of a batch. The kernel lets whoever wakes up wait
+/// until a running thread has had its slice, milliseconds, whatever their priorities.
+const BREATH: Duration = Duration::from_micros(1);
+/// So many threads a core: while some step aside others work.
+const THREADS_A_CORE: usize = 2;
 /// Until it is looked again whether a set that is in doubt is of use.
 const PAUSE: Duration = Duration::from_millis(2);
 /// Threads at most.
@@ -25,7 +31,9 @@ const SLOW_BATCH: Duration = Duration::from_micros(100 * BATCH as u64);
 pub(crate) fn push(session: &Session, notifier: &Notifier, has_ended: &(dyn Fn() -> bool + Sync)) {
     let left = session.plan().map_or(0, |plan| plan.pages.len());
     let cores = available_parallelism().map_or(1, NonZero::get);
-    let threads = cores.min(left.div_ceil(BATCH)).min(MAX_THREADS);
+    let threads = (THREADS_A_CORE * cores)
+        .min(left.div_ceil(BATCH))
+        .min(MAX_THREADS);
     let some = |batches| push_some(session, notifier, has_ended, batches);
     let all = || {
         be_patient();
@@ -50,13 +58,12 @@ pub(crate) fn push(session: &Session, notifier: &Notifier, has_ended: &(dyn Fn()
 }
 
 fn push_some(session: &Session, notifier: &Notifier, has_ended: &dyn Fn() -> bool, batches: usize) {
-    let page_bytes = session.subject.page_bytes;
-    let Ok(page_len) = usize::try_from(page_bytes) else {
+    let Ok(page_len) = usize::try_from(session.subject.page_bytes) else {
         return;
     };
-    let mut buffer = vec![0; page_len];
+    let mut buffer = vec![0; BATCH * page_len];
     for _ in 0..batches {
-        let pages = match session.next(BATCH) {
+        let batch = match session.next(BATCH) {
             Next::Pages { now, ahead } => {
                 let ahead = ahead.iter().map(|page| u64::from(*page));
                 let wanted = ahead.filter(|page| !session.is_given(*page));
@@ -69,30 +76,49 @@ fn push_some(session: &Session, notifier: &Notifier, has_ended: &dyn Fn() -> boo
             }
             Next::Later | Next::Nothing => return,
         };
-        for page in pages.iter().map(|page| u64::from(*page)) {
-            if session.is_given(page) {
-                continue;
+        let reader = &session.subject.reader;
+        let batch = batch.iter().map(|page| u64::from(*page));
+        let pages: Vec<u64> = batch.filter(|page| !session.is_given(*page)).collect();
+        let buffer = &mut buffer[..pages.len() * page_len];
+        sleep(BREATH);
+        let mut parts: Vec<(&[u64], &[u8])> = Vec::new();
+        let read = reader.read_pages(&pages, buffer);
+        sleep(BREATH);
+        if read.is_ok() {
+            parts.push((&pages, buffer));
+        } else {
+            // Whoever needs the one that cannot be read is told.
+            for (page, bytes) in pages.chunks(1).zip(buffer.chunks_exact_mut(page_len)) {
+                if reader.read_pages(page, bytes).is_ok() {
+                    parts.push((page, bytes));
+                }
             }
-            // Not beyond the end of the image: the kernel would make the file longer.
-            let Ok(len @ 1..) = session
-                .subject
-                .reader
-                .read_at(&mut buffer, page * page_bytes)
-            else {
-                // Whoever needs it is told.
-                continue;
-            };
-            if has_ended() {
+        }
+        for (pages, bytes) in parts {
+            if has_ended() || store(session, notifier, pages, bytes).is_err() {
                 return;
             }
-            let bytes = &buffer[..len];
-            let stored = notifier.store(INodeNo(session.ino), page * page_bytes, bytes);
-            if stored.is_err() {
-                return;
-            }
-            session.push(page);
         }
     }
+}
+
+/// Gives the kernel pages, those that follow each other at once.
+fn store(session: &Session, notifier: &Notifier, pages: &[u64], bytes: &[u8]) -> io::Result<()> {
+    let page_bytes = session.subject.page_bytes;
+    let end_bytes = session.subject.reader.size_bytes();
+    let page_len = bytes.len() / pages.len();
+    let mut done = 0;
+    for run in pages.chunk_by(|page, next| page + 1 == *next) {
+        let start_bytes = run[0] * page_bytes;
+        // Not beyond the end of the image: the kernel would make the file longer.
+        let room = end_bytes.saturating_sub(start_bytes);
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        let bytes = &bytes[done..][..room.min(run.len() * page_len)];
+        notifier.store(INodeNo(session.ino), start_bytes, bytes)?;
+        run.iter().for_each(|page| session.push(*page));
+        done += run.len() * page_len;
+    }
+    Ok(())
 }
 
 /// Gives this thread the lowest priority: whatever else wants a core gets it.
