@@ -11,6 +11,7 @@ pub mod fault;
 pub mod guest;
 pub mod monitor_qemu;
 pub mod mounts;
+pub mod near;
 pub mod qemu_rig;
 pub mod read;
 pub mod remote;
@@ -92,13 +93,14 @@ impl Needs {
 }
 
 /// Every benchmark: its name, what it needs, and what it does.
-pub const ALL: [(&str, Needs, Run); 40] = [
+pub const ALL: [(&str, Needs, Run); 41] = [
     ("commit-known", Needs::Images, commit::known),
     ("commit-base", Needs::Images, commit::base),
     ("commit-one", Needs::Nothing, commit::one_page),
     ("commit-diff-depth", Needs::Images, commit::diff_depth),
     ("read-depth", Needs::Images, read::depth),
     ("read-optimized", Needs::Images, read::depth_optimized),
+    ("read-near", Needs::Nothing, near::near),
     ("seq-read", Needs::Images, read::sequential),
     ("fault-random", Needs::Images, fault::random),
     ("fault-leaf", Needs::Images, fault::first_of_leaf),

@@ -59,7 +59,11 @@ fn read_both(store: &Path, tag: &str, pages: &[u64]) -> anyhow::Result<Vec<f64>>
     ])
 }
 
-fn read_in_order(store: &Path, tag: &str) -> anyhow::Result<f64> {
+/// The seconds of opening a store and reading the first image of a snapshot in order.
+///
+/// # Errors
+/// If that fails.
+pub fn read_in_order(store: &Path, tag: &str) -> anyhow::Result<f64> {
     let mut buffer = vec![0; BUFFER];
     let start = Instant::now();
     let store = Store::open(store)?;

@@ -93,7 +93,7 @@ fn own(bench: &mut Bench, lab: &Lab) -> anyhow::Result<()> {
     let path = lab.cli.store().join(format!("working-sets/{id}.memory"));
     let restore = |more: &[&str]| -> anyhow::Result<f64> {
         eventually("its mount is gone", || Ok((!dir.exists()).then_some(())))?;
-        forget_packs(lab)?;
+        forget_packs(lab.cli.store())?;
         let began = Instant::now();
         lab.restore("second", &[&["--name", "second"], more].concat())?;
         let read = TouchCommand::ReadScattered {

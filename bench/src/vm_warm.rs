@@ -238,16 +238,16 @@ fn cool(lab: &Lab) -> anyhow::Result<()> {
         let mounts = snapstore_tests::vm::names(&lab.runtime().join("mounts"));
         Ok(mounts.is_empty().then_some(()))
     })?;
-    forget_packs(lab)
+    forget_packs(lab.cli.store())
 }
 
-/// Has the kernel drop what it holds of the store.
+/// Has the kernel drop what it holds of a store's packs.
 ///
 /// # Errors
 /// If that fails.
-pub fn forget_packs(lab: &Lab) -> anyhow::Result<()> {
+pub fn forget_packs(store: &Path) -> anyhow::Result<()> {
     rustix::fs::sync();
-    for file in fs::read_dir(lab.cli.store().join("packs"))? {
+    for file in fs::read_dir(store.join("packs"))? {
         fadvise(
             File::open(file?.path())?,
             0,

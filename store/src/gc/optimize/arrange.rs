@@ -1,9 +1,10 @@
 //! Writing what snapshots need into new packs, in the order in which it is read.
 //!
-//! Of each snapshot the pages of its images come in their order, each leaf after its
-//! pages, each node after its children; what an earlier snapshot in this order has, too,
-//! is there already. The newest come first: so what they need is together, most of it
-//! stored standalone, and what only older ones need is made small with it as base.
+//! Of each snapshot the pages of its working sets come first ([`near`]), then those of its
+//! images in their order, each leaf after its pages, each node after its children; what an
+//! earlier snapshot in this order has, too, is there already. The newest come first: so what
+//! they need is together, most of it stored standalone, and what only older ones need is made
+//! small with it as base.
 //!
 //! A page is stored as a delta if that is much smaller ([`super::encode`]): against a page
 //! that is much like it ([`super::similar`]), or against the base that it had. **A base is
@@ -16,6 +17,7 @@
 //!
 //! Nothing leads to the new packs before they are entered ([`super::enter`]).
 
+mod near;
 mod pages;
 
 use std::borrow::Cow;
@@ -129,6 +131,12 @@ impl<'a> Arrangement<'a> {
     /// Writes what a snapshot needs that is not written yet, as far as there is time.
     pub fn add_snapshot(&mut self, id: SnapshotId) -> Result<()> {
         let mut manifest = manifest::read(self.chunks(), id)?;
+        for image in &manifest.images {
+            self.add_working_set(id, image)?;
+            if self.stopped_by.is_some() {
+                return Ok(());
+            }
+        }
         for image in &mut manifest.images {
             let tree = image.tree();
             if let Some(root) = tree.root() {

@@ -30,13 +30,9 @@ impl Arrangement<'_> {
     /// Writes the pages of a leaf, and puts into it where they are.
     pub(super) fn add_pages(&mut self, leaf: &mut Node) -> Result<()> {
         let present: Vec<(usize, Child)> = leaf.present().collect();
-        let batch_pages = (BATCH_BYTES / self.chunks().page_size().len()).max(1);
-        for batch in present.chunks(batch_pages) {
-            let mut pages = Vec::new();
-            for (_, child) in batch {
-                self.take_page(leaf.child_id(*child), child.hint, &mut pages)?;
-            }
-            self.write_pages(&pages)?;
+        for batch in present.chunks(self.batch_pages()) {
+            let pages = batch.iter();
+            self.add_batch(pages.map(|(_, child)| (leaf.child_id(*child), child.hint)))?;
         }
         for (slot, child) in present {
             let at = self.places.find(leaf.child_id(child), child.hint)?.place;
@@ -45,6 +41,23 @@ impl Arrangement<'_> {
             leaf.set_child(slot, Some(Child { hint, ..child }));
         }
         Ok(())
+    }
+
+    /// Pages that are encoded at the same time.
+    pub(super) fn batch_pages(&self) -> usize {
+        (BATCH_BYTES / self.chunks().page_size().len()).max(1)
+    }
+
+    /// Writes those of these pages that are to move.
+    pub(super) fn add_batch(
+        &mut self,
+        batch: impl Iterator<Item = (ChunkId, Option<Location>)>,
+    ) -> Result<()> {
+        let mut pages = Vec::new();
+        for (id, hint) in batch {
+            self.take_page(id, hint, &mut pages)?;
+        }
+        self.write_pages(&pages)
     }
 
     /// Reads a page that is to move.
