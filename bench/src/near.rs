@@ -21,7 +21,7 @@ use crate::vm_warm::forget_packs;
 const PAGES: u32 = 1 << 17;
 const SET: usize = 1 << 14;
 /// Pages that a mount takes at once, and asks the disk for.
-const BATCH: usize = 8;
+const BATCH: usize = 16;
 const ASKED: usize = 512;
 
 /// The set, read as a mount pushes it; and the image in order. Every page takes about half of its
@@ -115,7 +115,7 @@ fn read_set(path: &Path, set: &[u32]) -> anyhow::Result<f64> {
 }
 
 fn read_some(reader: &ImageReader, next: &AtomicUsize, set: &[u32]) -> anyhow::Result<()> {
-    let mut buffer = vec![0; PAGE];
+    let mut buffer = vec![0; BATCH * PAGE];
     loop {
         let first = next.fetch_add(BATCH, Ordering::Relaxed);
         if first >= set.len() {
@@ -126,9 +126,8 @@ fn read_some(reader: &ImageReader, next: &AtomicUsize, set: &[u32]) -> anyhow::R
             let asked = asked.min(set.len())..(first + 2 * ASKED).min(set.len());
             reader.ask_for(set[asked].iter().map(|page| u64::from(*page)));
         }
-        for page in &set[first..(first + BATCH).min(set.len())] {
-            let read = reader.read_at(&mut buffer, u64::from(*page) * PAGE as u64)?;
-            ensure!(read == PAGE, "page {page} is short");
-        }
+        let pages = &set[first..(first + BATCH).min(set.len())];
+        let pages: Vec<u64> = pages.iter().map(|page| u64::from(*page)).collect();
+        reader.read_pages(&pages, &mut buffer[..pages.len() * PAGE])?;
     }
 }
