@@ -103,6 +103,8 @@ pub enum Fault {
     RearrangedBeforeSealed,
     /// What a collection writes is not charged.
     RewriteNotCharged,
+    /// A working set is written in its place.
+    GuessInPlace,
 }
 
 /// Whether encoding is taken for identity, in one of both ways.
@@ -119,7 +121,7 @@ pub(crate) fn no_second_look() -> bool {
 #[cfg(feature = "sim")]
 impl Fault {
     /// Those that the simulator has to find.
-    pub const FOUND: [Self; 41] = [
+    pub const FOUND: [Self; 42] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -161,6 +163,7 @@ impl Fault {
         Self::RebasedBesideWriters,
         Self::NeededBaseRebased,
         Self::RearrangedBeforeSealed,
+        Self::GuessInPlace,
     ];
 
     /// Those that nothing can come of in a store that only this version has written.
