@@ -105,6 +105,10 @@ pub enum Fault {
     RewriteNotCharged,
     /// A working set is written in its place.
     GuessInPlace,
+    /// The checksum of a small file is not looked at: a power cut may tear a working set.
+    SealNotChecked,
+    /// A collection lists the working sets when it has read the tags.
+    SetsListedLate,
 }
 
 /// Whether encoding is taken for identity, in one of both ways.
@@ -121,7 +125,7 @@ pub(crate) fn no_second_look() -> bool {
 #[cfg(feature = "sim")]
 impl Fault {
     /// Those that the simulator has to find.
-    pub const FOUND: [Self; 42] = [
+    pub const FOUND: [Self; 44] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -164,6 +168,8 @@ impl Fault {
         Self::NeededBaseRebased,
         Self::RearrangedBeforeSealed,
         Self::GuessInPlace,
+        Self::SealNotChecked,
+        Self::SetsListedLate,
     ];
 
     /// Those that nothing can come of in a store that only this version has written.
