@@ -190,8 +190,12 @@ pub(crate) fn replace_guess(path: &Path, bytes: &[u8]) -> Result<()> {
     let (dir, temporary) = beside(path);
     // Others may replace it at the same time.
     let mut name = temporary.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let temporary = dir.join(name);
+    let process = sim::process_id().unwrap_or_else(std::process::id);
+    name.push(format!(".{process}.new"));
+    let temporary = match sim::on(Fault::GuessInPlace) {
+        true => path.to_owned(),
+        false => dir.join(name),
+    };
     let file = create_temporary(&temporary)?;
     let written = write_all(&file, &temporary, bytes).and_then(|()| rename(&temporary, path));
     if written.is_err() {

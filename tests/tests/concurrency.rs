@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
@@ -13,9 +14,12 @@ use rustix::process::Signal;
 use snapstore_store::{
     CommitRequest, ImageRole, Input, InputData, InputKind, ParentChoice, Silent, Store,
 };
-use snapstore_tests::crashing::{PAGE, assert_nothing_unfinished, changed, expect, image};
+use snapstore_tests::crashing::{
+    PAGE, assert_holds, assert_nothing_unfinished, changed, copy_tree, expect, image,
+};
 use snapstore_tests::harness::{Cli, skipped};
 use snapstore_tests::stopping::{Running, Scene};
+use tempfile::TempDir;
 
 /// No commit of these tests has that many durable steps.
 const MOST_STEPS: u32 = 40;
@@ -285,7 +289,10 @@ fn commits_collections_and_a_mount_do_not_disturb_each_other() -> Result<()> {
         let names = ["a", "b"].map(|name| format!("{name}{round}"));
         let first = scene.begin(&names[0], &changed(&base, round + 10, 7), &[], 0)?;
         let second = scene.begin(&names[1], &changed(&base, round + 20, 9), &[], 0)?;
-        let collecting = Running::start(&scene.cli, &["gc"], 0)?;
+        // In turns; its time may end anywhere.
+        let collect =
+            [&["gc"][..], &["gc", "--optimize", "--max-seconds", "1"]][round as usize % 2];
+        let collecting = Running::start(&scene.cli, collect, 0)?;
         if let (0, Some(round)) = (round % 3, round.checked_sub(1)) {
             scene.cli.ok(&["rm", &format!("a{round}")])?;
             scene.expected.remove(&format!("a{round}"));
@@ -363,6 +370,51 @@ fn what_a_killed_commit_held_is_freed() -> Result<()> {
     assert_nothing_unfinished(scene.cli.store())?;
     ensure!(fs::read_dir(scene.cli.store().join("packs"))?.count() == 0);
     scene.finish()
+}
+
+/// Wherever an optimisation was killed, the next one ends it, within the account of both. What
+/// the first one has entered is not written again.
+#[test]
+fn killed_optimisations_are_ended_by_the_next_one() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let base = image(1, 150);
+    // Alike, and no commit knew another one: little is left of them, which may be written twice.
+    for seed in 1..=4 {
+        let memory = changed(&base, seed, 1);
+        scene.commit(&format!("image{seed}"), &memory, &["--no-parent"])?;
+    }
+    let (mut again, mut entered) = (0, 0);
+    for step in 1..MOST_STEPS {
+        let dir = TempDir::new()?;
+        let cli = Cli::new(&dir.path().join("store"));
+        copy_tree(scene.cli.store(), cli.store())?;
+        let killed = (cli.clone()).with_env("SNAPSTORE_KILL_AT_STEP", &step.to_string());
+        let ended = killed.run(&["gc", "--optimize", "--max-seconds", "600"])?;
+        let done = ended.status.success();
+        ensure!(done || ended.status.signal() == Some(9), "{ended:?}");
+        let report = &cli.json(&["gc", "--optimize"])?["optimized"];
+        let told = || format!("killed before step {step}: {report}");
+        let count = |what: &str| report[what].as_u64().with_context(told);
+        ensure!(
+            report["stopped_by"].is_null() && count("left_packs")? == 0,
+            told()
+        );
+        ensure!(
+            count("rewritten_bytes")? <= 2 * count("committed_bytes")?,
+            told()
+        );
+        assert_holds(&cli, &scene.expected).with_context(told)?;
+        match count("written_bytes")? {
+            0 => entered += 1,
+            _ => again += 1,
+        }
+        ensure!(entered == 0 || count("written_bytes")? == 0, told());
+        if done {
+            ensure!(again > 2 && entered > 2, "{again} and {entered}");
+            return Ok(());
+        }
+    }
+    bail!("it has no end")
 }
 
 #[test]

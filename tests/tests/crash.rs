@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use snapstore_store::{PageSize, Store, StoreFormat};
 use snapstore_tests::crashing::{
     self, Check, Expected, PAGE, SmallDisk, assert_holds, assert_nothing_unfinished, changed,
-    expect, image,
+    copy_tree, expect, image,
 };
 use snapstore_tests::harness::{Cli, noise, skipped};
 use snapstore_tests::powercut::{self, Disk, Lost};
@@ -440,22 +440,6 @@ fn a_full_disk_fails_the_commit_and_nothing_else() -> Result<()> {
     assert_holds(&cli, &expected)?;
     fs::remove_file(disk.path().join("ballast"))?;
     Check::holds(&expected).run(cli.store())
-}
-
-/// Copies a directory, durably.
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_tree(&entry.path(), &target)?;
-        } else {
-            fs::write(&target, fs::read(entry.path())?)?;
-            File::open(&target)?.sync_all()?;
-        }
-    }
-    Ok(File::open(to)?.sync_all()?)
 }
 
 macro_rules! crashes {

@@ -177,8 +177,11 @@ impl Store {
         let numbers = self.chunks.packs().published()?;
         // Also before: a root that is published between the two would be missing
         // from the index as it was seen.
-        let recorded = working_set::files(&self.layout);
+        let mut recorded = working_set::files(&self.layout);
         let roots = self.roots()?;
+        if sim::on(Fault::SetsListedLate) {
+            recorded = working_set::files(&self.layout);
+        }
         let mut reach = Reachability::of_store(&self.chunks)?;
         let mut marked = BTreeSet::new();
         mark_roots(&mut reach, &roots, &mut marked, progress)?;

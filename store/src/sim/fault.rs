@@ -103,6 +103,12 @@ pub enum Fault {
     RearrangedBeforeSealed,
     /// What a collection writes is not charged.
     RewriteNotCharged,
+    /// A working set is written in its place.
+    GuessInPlace,
+    /// The checksum of a small file is not looked at: a power cut may tear a working set.
+    SealNotChecked,
+    /// A collection lists the working sets when it has read the tags.
+    SetsListedLate,
 }
 
 /// Whether encoding is taken for identity, in one of both ways.
@@ -119,7 +125,7 @@ pub(crate) fn no_second_look() -> bool {
 #[cfg(feature = "sim")]
 impl Fault {
     /// Those that the simulator has to find.
-    pub const FOUND: [Self; 41] = [
+    pub const FOUND: [Self; 44] = [
         Self::DeltaKeptInIndex,
         Self::BaseOfBaseNotMarked,
         Self::WriterDuringRepair,
@@ -161,6 +167,9 @@ impl Fault {
         Self::RebasedBesideWriters,
         Self::NeededBaseRebased,
         Self::RearrangedBeforeSealed,
+        Self::GuessInPlace,
+        Self::SealNotChecked,
+        Self::SetsListedLate,
     ];
 
     /// Those that nothing can come of in a store that only this version has written.

@@ -41,6 +41,11 @@ pub trait Observer {
     /// Whether the process that this thread stands for has been killed.
     fn is_dead(&self) -> bool;
 
+    /// The number of the process that this thread stands for.
+    fn process_id(&self) -> u32 {
+        std::process::id()
+    }
+
     /// A number below `below`.
     fn choose(&self, below: usize) -> usize;
 
@@ -163,6 +168,10 @@ pub(crate) fn is_simulated() -> bool {
 
 pub(crate) fn choose(below: usize) -> usize {
     observer().map_or(0, |it| it.choose(below))
+}
+
+pub(crate) fn process_id() -> Option<u32> {
+    observer().map(|it| it.process_id())
 }
 
 pub(crate) fn now_unix_seconds() -> Option<u64> {

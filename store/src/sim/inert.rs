@@ -53,6 +53,11 @@ pub(crate) const fn is_simulated() -> bool {
 }
 
 #[inline]
+pub(crate) const fn process_id() -> Option<u32> {
+    None
+}
+
+#[inline]
 pub(crate) const fn now_unix_seconds() -> Option<u64> {
     None
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use snapstore_store::{
     Error, GcOptions, OptimizeOptions, OptimizeReport, OptimizeStop, StoreFormat,
@@ -182,14 +183,83 @@ fn one_that_was_stopped_goes_on() {
     assert_eq!(optimize(&fixture.other()).packs, 0);
 }
 
-/// What collections write in a store's life is at most twice what commits write: counted
-/// by who was at work when a file came.
+/// Lets the time of an optimisation end when it has arranged so many chunks.
+struct Late {
+    until: Instant,
+    chunks: u64,
+}
+
+impl snapstore_store::Progress for Late {
+    fn begin(&self, _: &str, _: u64) {}
+
+    fn advance(&self, done: u64) {
+        if done >= self.chunks {
+            std::thread::sleep(self.until.saturating_duration_since(Instant::now()));
+        }
+    }
+}
+
+/// Wherever their time ends, all of them together write what one would that had enough.
+#[test]
+fn those_whose_time_ends_do_nothing_twice() {
+    let images = |fixture: &Fixture| {
+        let image: Vec<u8> = (0..5).flat_map(|seed| text(seed * 7, 512 * PAGE)).collect();
+        commit(fixture, "image", None, &image);
+        BTreeMap::from([("image".to_owned(), image)])
+    };
+    let fixture = Fixture::new(PageSize::default());
+    images(&fixture);
+    let alone = optimize(&fixture.store);
+    assert_eq!((alone.packs, alone.stopped_by), (1, None));
+
+    let fixture = Fixture::new(PageSize::default());
+    let images = images(&fixture);
+    let reader = fixture.other().snapshot("image").unwrap();
+    let reader = reader.image("memory").unwrap();
+    let mut within = Duration::from_millis(300);
+    let (mut written, mut stopped, mut left) = (0, 0, u64::MAX);
+    loop {
+        let options = OptimizeOptions {
+            within: Some(within),
+            ..OptimizeOptions::default()
+        };
+        let late = Late {
+            until: Instant::now() + within,
+            chunks: 400,
+        };
+        let report = fixture.other().optimize(options, &late).unwrap();
+        written += report.written_bytes;
+        assert_eq!(report.rewritten_bytes, written);
+        // What was open before reads what is in other places now.
+        let mut bytes = vec![0; images["image"].len()];
+        reader.read_at(&mut bytes, 0).unwrap();
+        assert!(bytes == images["image"]);
+        match report.stopped_by {
+            None => break,
+            Some(OptimizeStop::Time) if report.written_bytes > 0 => {
+                assert!(report.left_bytes < left, "{report:?}");
+                left = report.left_bytes;
+                stopped += 1;
+            }
+            // It could not even begin.
+            Some(OptimizeStop::Time) => within *= 2,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(stopped > 1, "they were stopped {stopped} times");
+    // Each writes a file of its own.
+    let (most, alone) = (alone.written_bytes * 21 / 20, alone.written_bytes);
+    assert!(written <= most, "{written} and not {alone} bytes written");
+    assert_whole(&fixture, &images);
+    assert_eq!(optimize(&fixture.other()).written_bytes, 0);
+}
+
 #[test]
 fn without_time_nothing_is_told_as_done() {
     let fixture = Fixture::new(PageSize::default());
     chain(&fixture, 3);
     let options = OptimizeOptions {
-        within: Some(std::time::Duration::ZERO),
+        within: Some(Duration::ZERO),
         ..OptimizeOptions::default()
     };
     let report = fixture.store.optimize(options, &Silent).unwrap();
@@ -212,6 +282,7 @@ fn a_small_pack_that_is_live_as_a_whole_is_left_alone() {
     assert_eq!(pack_files(&fixture.store), before);
 }
 
+/// In a store's life: counted by who was at work when a file came.
 #[test]
 fn collections_write_at_most_twice_what_commits_wrote() {
     let fixture = Fixture::new(PageSize::default());

@@ -1,8 +1,10 @@
 //! An actor at work: one operation after the other, each judged when it ends.
 
+mod mount;
 mod work;
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -166,6 +168,10 @@ impl Before {
                 Action::Gc(_) | Action::Optimize(_) | Action::Repair | Action::Upgrade
             ),
             Error::NoParentImage { .. } | Error::DiffSize { .. } => diff,
+            // A collection has removed what was half written.
+            Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+                matches!(op.action, Action::Mount(..)) && world.may_be_collected()
+            }
             Error::Busy { .. } => matches!(op.action, Action::Repair | Action::Upgrade) || repairs,
             Error::OldFormat { .. } => matches!(op.action, Action::Optimize(_)),
             // It was opened in the format before.
@@ -186,6 +192,9 @@ impl Before {
 /// Tells the model how an operation has ended.
 fn settle(world: &World, op: &Op, before: &Before, done: Done, acknowledged: bool) {
     let mut shared = world.lock();
+    if let Some(recording) = done.recording {
+        shared.sets.end(recording, false, None);
+    }
     for change in done.changes {
         shared
             .model

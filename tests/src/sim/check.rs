@@ -2,6 +2,7 @@
 //! same as the reader.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,6 +98,7 @@ fn compare(world: &World, after_power_cut: bool, damaged: bool, with_verify: boo
     if !damaged {
         check_pins(world, &store);
     }
+    check_sets(world, &store);
     if with_verify {
         check_verify(
             world,
@@ -127,6 +129,35 @@ fn check_pins(world: &World, store: &Store) {
             }
         }
     }
+}
+
+/// Working sets are what was recorded last, or nothing; nobody but who reads them is told of
+/// what is torn.
+fn check_sets(world: &World, store: &Store) {
+    let known = world.lock().sets.known();
+    for (id, image) in known {
+        let found = store.working_set(id, &image);
+        let seen = world.lock().sets.see(id, &image, &found);
+        if let Err(what) = seen {
+            return world.fail("a working set is not what was recorded", what);
+        }
+    }
+}
+
+/// How many files there are of working sets that are of no tag's snapshot.
+///
+/// # Errors
+/// If the tags cannot be read.
+pub fn stray_sets(world: &World) -> Result<usize, Error> {
+    let store = Store::open(&world.root)?;
+    let kept: BTreeSet<String> = (store.tags()?.into_values())
+        .map(|id| id.to_string())
+        .collect();
+    let files = fs::read_dir(world.root.join("working-sets"));
+    let names = files.into_iter().flatten().flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_stray = |name: &String| !name.split('.').next().is_some_and(|id| kept.contains(id));
+    Ok(names.filter(is_stray).count())
 }
 
 fn check_verify(

@@ -100,6 +100,15 @@ impl ImageContent {
         new
     }
 
+    /// Whether these are the bytes of a page, by number.
+    #[must_use]
+    pub fn holds(&self, page: u64, bytes: &[u8]) -> bool {
+        match self.data.get(&page) {
+            Some(page) => page.bytes() == bytes,
+            None => page < self.pages && bytes.iter().all(|byte| *byte == 0),
+        }
+    }
+
     /// The image as an input; only what it mentions, with `Diff`.
     #[must_use]
     pub fn input(&self, name: &str, kind: InputKind) -> Input {

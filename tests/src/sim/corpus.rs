@@ -10,7 +10,7 @@ use snapstore_store::sim::StepKind;
 
 use self::script::{Script, commit, image};
 use super::draw::Draft;
-use super::plan::{Action, Class, Damage, Mishap, Parent, Plan, Schedule};
+use super::plan::{Action, Class, Damage, Mishap, Mounting, Parent, Plan, Schedule};
 use Class::At;
 use StepKind::{Create, IndexFlush, Lock, RemoveDir, Rename, SyncDir, SyncFile, Unlink, Write};
 
@@ -35,10 +35,21 @@ const SCRIPTS: [fn() -> Script; 18] = [
     rebased_beside_a_commit,
 ];
 
+const SCRIPTS_OF_MOUNTS: [fn() -> Script; 1] = [recorded_while_collected];
+
 impl Plan {
     /// One of the scripts, or near to it.
-    pub(super) fn known(mut rng: Rng) -> Self {
-        let mut script = SCRIPTS[rng.usize(..SCRIPTS.len())]();
+    pub(super) fn known(rng: Rng) -> Self {
+        Self::of_scripts(&SCRIPTS, rng)
+    }
+
+    /// The same of those in which somebody mounts.
+    pub(super) fn known_of_mounts(rng: Rng) -> Self {
+        Self::of_scripts(&SCRIPTS_OF_MOUNTS, rng)
+    }
+
+    fn of_scripts(scripts: &[fn() -> Script], mut rng: Rng) -> Self {
+        let mut script = scripts[rng.usize(..scripts.len())]();
         let full_in_the_end = rng.u8(..8) == 0;
         let mut draft = Draft::of_few_images(rng, 3);
         draft.next_op = 1000;
@@ -75,6 +86,24 @@ fn leaf_outlives_its_pages() -> Script {
         Action::Gc(50),
         commit(0, Nothing, &[(0, 0), (3, 0)], &[]),
     ]])
+}
+
+/// A collection has read the tags when a snapshot is committed and its working set is
+/// recorded.
+fn recorded_while_collected() -> Script {
+    let mounting = Mounting {
+        touched: vec![1],
+        part: false,
+        late: false,
+    };
+    Script::of([
+        vec![Action::Gc(50)],
+        vec![
+            commit(0, Parent::Nothing, &[(0, 0)], &[]),
+            Action::Mount(0, mounting),
+        ],
+    ])
+    .overtaken(0, At(Lock, "locks/allocate"), 2, 2)
 }
 
 /// A commit finds a dead delta whose base has been moved: the index alone leads there.

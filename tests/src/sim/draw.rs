@@ -56,14 +56,15 @@ impl Plan {
             6 => Shape::Known,
             _ => Shape::Anything,
         };
-        match shape.unwrap_or(drawn) {
+        let plan = match shape.unwrap_or(drawn) {
             Shape::Race => Self::race(rng),
             Shape::HeldUp => Self::held_up(rng),
             Shape::Known => Self::known(rng),
             Shape::Churn => Self::churn(rng),
             Shape::Crashes => Self::crashes(rng),
             Shape::Anything => Self::anything(rng),
-        }
+        };
+        plan.with_mounts()
     }
 
     fn anything(mut rng: Rng) -> Self {

@@ -8,7 +8,7 @@ use snapstore_store::{
     Decision, Error, ErrorClass, GcOptions, GcReport, Silent, Store, StoreFormat,
 };
 
-use super::check::check_thoroughly;
+use super::check::{check_thoroughly, stray_sets};
 use super::world::{Actor, World};
 
 /// Ends a history.
@@ -51,6 +51,12 @@ pub fn epilogue(world: &Arc<World>) {
             _ => {}
         }
         check_thoroughly(world);
+    }
+    if !has_failed(world) && !damaged {
+        match unobserved(|| stray_sets(world)) {
+            Ok(0) => {}
+            other => world.fail("gc leaves working sets", format!("{other:?}")),
+        }
     }
     observe(None);
 }
@@ -113,6 +119,7 @@ fn on_a_full_disk(world: &World) -> Result<(), Error> {
     {
         let mut shared = world.lock();
         for tag in &tags[..most] {
+            shared.sets.change_tag(tag);
             let change = shared.model.begin(u32::MAX, tag, vec![None]);
             shared.model.end(change, Some(vec![None]));
         }

@@ -161,6 +161,7 @@ impl Crew {
         let mut shared = world.lock();
         shared.tell(|| "the power is back".to_owned());
         shared.held.clear();
+        shared.sets.power_cut();
         if shared.repairs > 0 {
             shared.half_repaired = true;
             shared.repairs = 0;

@@ -1,5 +1,5 @@
 //! A simulator of the store: histories of several processes that commit, remove
-//! tags, collect, verify, repair and read, interleaved at every step, with
+//! tags, collect, verify, repair, read and mount, interleaved at every step, with
 //! crashes, power cuts, failing disks and full ones. After every operation all
 //! that was acknowledged is read back. docs/TESTING.md tells more.
 
@@ -14,7 +14,9 @@ mod draw;
 mod epilogue;
 mod history;
 mod model;
+mod mounts;
 pub mod plan;
+mod sets;
 mod shapes;
 mod shrink;
 mod world;

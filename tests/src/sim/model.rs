@@ -81,6 +81,14 @@ impl Model {
         values
     }
 
+    /// Whether nobody is changing a tag.
+    #[must_use]
+    pub fn is_at_rest(&self, tag: &str) -> bool {
+        self.tags
+            .get(tag)
+            .is_none_or(|state| state.pending.is_empty())
+    }
+
     /// An operation begins that may set a tag to one of `values`.
     pub fn begin(&mut self, op: OpNumber, tag: &str, values: Vec<Value>) -> Change {
         let state = self.state(tag);

@@ -66,8 +66,21 @@ pub enum Action {
     Read(u8),
     /// Pins a tag's snapshot until the process ends.
     Pin(u8),
+    /// Mounts a tag's snapshot: pushes what is recorded of its images, and records.
+    Mount(u8, Mounting),
     /// Damages a file of the disk; the number says which, of how many there are.
     Damage(Damage, u32),
+}
+
+/// How a mount is used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mounting {
+    /// Which pages are touched, by numbers that mean others in each image.
+    pub touched: Vec<u8>,
+    /// Whether it sees a part of the image only.
+    pub part: bool,
+    /// Whether it records when it does not keep the snapshot any more.
+    pub late: bool,
 }
 
 /// The parent of a commit.
@@ -306,6 +319,7 @@ impl Action {
             Self::Upgrade => "upgrade",
             Self::Read(_) => "read",
             Self::Pin(_) => "pin",
+            Self::Mount(..) => "mount",
             Self::Damage(..) => "damage",
         }
     }
@@ -349,6 +363,7 @@ impl fmt::Display for Action {
             Self::Upgrade => write!(f, "upgrade"),
             Self::Read(tag) => write!(f, "read t{tag}"),
             Self::Pin(tag) => write!(f, "pin t{tag}"),
+            Self::Mount(tag, how) => write!(f, "mount t{tag}, {how:?}"),
             Self::Damage(damage, which) => write!(f, "the disk: {damage:?} ({which})"),
         }
     }

@@ -13,6 +13,7 @@ use crate::sim::content::{self, Content, ImageContent};
 use crate::sim::damage;
 use crate::sim::model::{Change, Value, tag_name};
 use crate::sim::plan::{Action, Op, Parent};
+use crate::sim::sets::Recording;
 use crate::sim::world::{Actor, World};
 
 /// What a process keeps from one operation to the next.
@@ -30,6 +31,8 @@ pub(super) struct Done {
     pub(super) value: Option<Vec<Value>>,
     /// What it has committed.
     pub(super) committed: Option<SnapshotId>,
+    /// A working set that it has not written to its end.
+    pub(super) recording: Option<Recording>,
 }
 
 /// An operation being done.
@@ -135,12 +138,14 @@ impl Work<'_> {
                 self.hold(store, id, pin);
                 Ok(())
             }
+            Action::Mount(tag, mounting) => self.mount(store, tag_name(*tag), mounting),
             Action::Repair | Action::Upgrade | Action::Damage(..) => Ok(()),
         }
     }
 
     fn begin(&mut self, tag: &str, values: Vec<Value>) {
         let mut shared = self.world.lock();
+        shared.sets.change_tag(tag);
         let change = shared.model.begin(self.op.number, tag, values.clone());
         self.done.changes.push(change);
         self.done.value = Some(values);
@@ -253,7 +258,7 @@ impl Work<'_> {
     }
 
     /// What a snapshot holds, which is nobody's step.
-    fn content_of(&self, store: &Store, id: SnapshotId) -> Option<Arc<Content>> {
+    pub(super) fn content_of(&self, store: &Store, id: SnapshotId) -> Option<Arc<Content>> {
         if let Some(known) = self.world.lock().model.content(id) {
             return Some(known);
         }
@@ -264,7 +269,7 @@ impl Work<'_> {
     }
 
     /// Does something that is none of the history's steps.
-    fn quietly<T>(&self, work: impl FnOnce() -> T) -> T {
+    pub(super) fn quietly<T>(&self, work: impl FnOnce() -> T) -> T {
         snapstore_store::sim::unobserved(work)
     }
 }

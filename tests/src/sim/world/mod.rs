@@ -18,6 +18,7 @@ use super::actor::Held;
 use super::disk::Disk;
 use super::model::Model;
 use super::plan::{Action, Class, Mishap, OpNumber, Plan, Preemption, Schedule, Seam};
+use super::sets::Sets;
 pub use observer::Actor;
 
 /// With what an operation unwinds whose process is killed.
@@ -83,6 +84,8 @@ pub struct Shared {
     pub disk: Disk,
     /// What the tags may name.
     pub model: Model,
+    /// What the files of working sets may hold.
+    pub sets: Sets,
     /// The power has failed.
     pub cut: bool,
     /// Set once, then everybody ends.
@@ -159,6 +162,7 @@ impl World {
                 schedule: Rng::with_seed(seed),
                 disk: Disk::new(root)?,
                 model: Model::new(),
+                sets: Sets::default(),
                 cut: false,
                 failure: None,
                 trace: trace.then(Vec::new),
@@ -224,6 +228,12 @@ impl World {
                 publish_lookups: 0,
             })
             .collect();
+    }
+
+    /// Whether somebody collects in this history.
+    pub fn may_be_collected(&self) -> bool {
+        let mut ops = self.plan.actors.iter().flatten();
+        ops.any(|op| matches!(op.action, Action::Gc(_) | Action::Optimize(_)))
     }
 
     /// Whether somebody upgrades the store in this history.

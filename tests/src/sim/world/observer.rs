@@ -257,6 +257,10 @@ impl Observer for Actor {
         self.dead.load(Ordering::Relaxed)
     }
 
+    fn process_id(&self) -> u32 {
+        1000 + self.number as u32
+    }
+
     fn choose(&self, below: usize) -> usize {
         self.world.lock().rng.usize(..below)
     }
