@@ -2,10 +2,10 @@
 # Measures stock Debian guests under the monitor: tests/bed/bench.py, on the machines of
 # scripts/bed.sh. Prints its tables, or `SKIPPED linux benchmarks: REASON`.
 #
-#   scripts/linux-bench.sh [--markdown]
+#   scripts/linux-bench.sh [--markdown] [answers|clones|warm]...      which tables [default: all]
 #
 # Emulated, only ratios mean something, those of times only while nothing else runs; it
-# takes about a quarter of an hour. BENCH_ROUNDS sets how many turns each side takes.
+# takes about twenty minutes. BENCH_ROUNDS sets how many turns each side takes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/toolchain.sh
@@ -17,7 +17,7 @@ rounds=3
 cargo build --quiet --release --locked -p snapstore
 mkdir "$work/in"
 scripts/handover.sh "$bed" "$work/in" "${CARGO_TARGET_DIR:-target}/release/snapstore" tests/bed/{lab,bench}.py
-scripts/bed.sh run --timeout "${LINUX_BENCH_TIMEOUT:-1800}" --in "$work/in" -- \
+scripts/bed.sh run --timeout "${LINUX_BENCH_TIMEOUT:-3600}" --in "$work/in" -- \
     env "BENCH_ROUNDS=${BENCH_ROUNDS:-$rounds}" python3 ./bench.py "$@" &
 pids=($!)
 wait "${pids[0]}"

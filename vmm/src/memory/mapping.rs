@@ -75,8 +75,8 @@ pub(super) fn cannot_be_read(page: *mut u8, len: usize) -> bool {
 /// Advises the kernel on a whole mapping of guest memory:
 /// - left out of core dumps, which would else hold the guest's secrets and take
 ///   minutes;
-/// - no huge pages, so that a page of 4 KiB written is a page reported, and a
-///   guest restored from an image is charged only for what it touches. A kernel
+/// - no huge pages, so that the first write to a hole is one page reported and not 512,
+///   and a guest is charged only for what it touches (docs/decisions/069). A kernel
 ///   without huge pages refuses that advice, which is as good;
 /// - not merged with equal pages of other machines (KSM), whatever this process
 ///   inherited (`PR_SET_MEMORY_MERGE`): how long a write takes would tell a guest
