@@ -22,7 +22,7 @@ const PAGES: u32 = 1 << 17;
 const SET: usize = 1 << 14;
 /// Pages that a mount takes at once, and asks the disk for.
 const BATCH: usize = 16;
-const ASKED: usize = 512;
+const ASKED: usize = 16;
 
 /// The set, read as a mount pushes it; and the image in order. Every page takes about half of its
 /// bytes, and none is like another.

@@ -11,11 +11,6 @@ use crate::warm::session::{Next, Session};
 
 /// Pages that a thread takes at once: few, so that all work where the first ones are needed.
 const BATCH: usize = 16;
-/// How long a thread steps aside between two parts of a batch. The kernel lets whoever wakes up wait
-/// until a running thread has had its slice, milliseconds, whatever their priorities.
-const BREATH: Duration = Duration::from_micros(1);
-/// So many threads a core: while some step aside others work.
-const THREADS_A_CORE: usize = 2;
 /// Until it is looked again whether a set that is in doubt is of use.
 const PAUSE: Duration = Duration::from_millis(2);
 /// Threads at most.
@@ -31,9 +26,7 @@ const SLOW_BATCH: Duration = Duration::from_micros(100 * BATCH as u64);
 pub(crate) fn push(session: &Session, notifier: &Notifier, has_ended: &(dyn Fn() -> bool + Sync)) {
     let left = session.plan().map_or(0, |plan| plan.pages.len());
     let cores = available_parallelism().map_or(1, NonZero::get);
-    let threads = (THREADS_A_CORE * cores)
-        .min(left.div_ceil(BATCH))
-        .min(MAX_THREADS);
+    let threads = cores.min(left.div_ceil(BATCH)).min(MAX_THREADS);
     let some = |batches| push_some(session, notifier, has_ended, batches);
     let all = || {
         be_patient();
@@ -80,10 +73,8 @@ fn push_some(session: &Session, notifier: &Notifier, has_ended: &dyn Fn() -> boo
         let batch = batch.iter().map(|page| u64::from(*page));
         let pages: Vec<u64> = batch.filter(|page| !session.is_given(*page)).collect();
         let buffer = &mut buffer[..pages.len() * page_len];
-        sleep(BREATH);
         let mut parts: Vec<(&[u64], &[u8])> = Vec::new();
         let read = reader.read_pages(&pages, buffer);
-        sleep(BREATH);
         if read.is_ok() {
             parts.push((&pages, buffer));
         } else {

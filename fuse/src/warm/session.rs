@@ -21,9 +21,9 @@ const MAX_IMAGE_PAGES: u64 = 1 << 24;
 const LEFT_OUT: u64 = 64;
 /// So many pages that are asked for outside the set are no reason to doubt it.
 const FEW_OUTSIDE: u64 = 16;
-/// Pages that the disk is asked for at once, before they are pushed: so many that it can put them in
-/// an order, and so few that a set that turns out to be wrong costs little.
-const ASKED: usize = 512;
+/// Pages that the disk is asked for at once, before they are pushed, and once more while they are: so
+/// many that it is never idle, and so few that who needs another page waits for few of them.
+const ASKED: usize = 16;
 /// How long pages are pushed before anybody has opened the file that was looked up.
 const LOOKED_UP: Duration = Duration::from_secs(2);
 
