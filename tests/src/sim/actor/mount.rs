@@ -96,7 +96,7 @@ impl Work<'_> {
                 touched,
                 unknown: pushed,
                 last,
-                part: mounting.part.then(|| vec![0..half]),
+                part: mounting.part.then(|| std::iter::once(0..half).collect()),
             },
         })
     }
