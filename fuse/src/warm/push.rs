@@ -97,19 +97,31 @@ fn push_some(session: &Session, notifier: &Notifier, has_ended: &dyn Fn() -> boo
 fn store(session: &Session, notifier: &Notifier, pages: &[u64], bytes: &[u8]) -> io::Result<()> {
     let page_bytes = session.subject.page_bytes;
     let end_bytes = session.subject.reader.size_bytes();
-    let page_len = bytes.len() / pages.len();
-    let mut done = 0;
-    for run in pages.chunk_by(|page, next| page + 1 == *next) {
-        let start_bytes = run[0] * page_bytes;
-        // Not beyond the end of the image: the kernel would make the file longer.
-        let room = end_bytes.saturating_sub(start_bytes);
-        let room = usize::try_from(room).unwrap_or(usize::MAX);
-        let bytes = &bytes[done..][..room.min(run.len() * page_len)];
+    for (pages, start_bytes, bytes) in runs(pages, bytes, page_bytes, end_bytes) {
         notifier.store(INodeNo(session.ino), start_bytes, bytes)?;
-        run.iter().for_each(|page| session.push(*page));
-        done += run.len() * page_len;
+        pages.iter().for_each(|page| session.push(*page));
     }
     Ok(())
+}
+
+/// The runs of pages that follow each other, where each begins, and its part of the bytes. None
+/// goes beyond the end of the image: the kernel would make the file longer.
+fn runs<'a>(
+    pages: &'a [u64],
+    bytes: &'a [u8],
+    page_bytes: u64,
+    end_bytes: u64,
+) -> impl Iterator<Item = (&'a [u64], u64, &'a [u8])> {
+    let len = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let mut rest = bytes;
+    let runs = pages.chunk_by(|page, next| page + 1 == *next);
+    runs.map(move |run| {
+        let (bytes, after) = rest.split_at(run.len() * len(page_bytes));
+        rest = after;
+        let start_bytes = run[0] * page_bytes;
+        let room = len(end_bytes.saturating_sub(start_bytes));
+        (run, start_bytes, &bytes[..bytes.len().min(room)])
+    })
 }
 
 /// Gives this thread the lowest priority: whatever else wants a core gets it.
@@ -118,4 +130,26 @@ pub(crate) fn be_patient() {
     let thread = rustix::thread::gettid();
     // For the kernel a thread's number is that of a process here (setpriority(2)).
     let _ = rustix::process::setpriority_process(Some(thread), LOWEST);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_follow_each_other_are_given_at_once_and_nothing_beyond_the_end() {
+        let bytes: Vec<u8> = [9, 3, 4, 5, 7]
+            .into_iter()
+            .flat_map(|of| [of; 10])
+            .collect();
+        let found: Vec<_> = runs(&[9, 3, 4, 5, 7], &bytes, 10, 98).collect();
+        let expected: [(&[u64], u64, &[u8]); 3] = [
+            (&[9], 90, &[9; 8]),
+            (&[3, 4, 5], 30, &bytes[10..40]),
+            (&[7], 70, &[7; 10]),
+        ];
+        assert_eq!(found, expected);
+        // All of them may have been asked for meanwhile.
+        assert_eq!(runs(&[], &[], 10, 98).count(), 0);
+    }
 }
