@@ -1,5 +1,6 @@
 //! Running the built `snapstore` program on a store of a test's own.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -140,6 +141,21 @@ impl Cli {
             );
         }
         Ok(stderr)
+    }
+
+    /// Fails a test in which a thread of a mount's server has panicked: the server may have gone
+    /// on without it, and only its log tells. To be called once the test is over.
+    ///
+    /// # Panics
+    /// If one has, unless the test fails already.
+    pub fn assert_no_server_panicked(&self) {
+        let log = self.store.join("mounts.log");
+        // Whatever a test has put there.
+        if std::thread::panicking() || !log.is_file() {
+            return;
+        }
+        let told = fs::read_to_string(&log).unwrap_or_default();
+        assert!(!told.contains("panicked at"), "{}:\n{told}", log.display());
     }
 }
 

@@ -446,5 +446,6 @@ impl Drop for Lab {
         for dir in self.mounts().unwrap_or_default() {
             let _ = rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::DETACH);
         }
+        self.cli.assert_no_server_panicked();
     }
 }

@@ -104,6 +104,7 @@ impl Drop for Fixture {
             // Fails where nothing is mounted any more, which is as good.
             let _ = rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH);
         }
+        self.cli.assert_no_server_panicked();
     }
 }
 

@@ -115,6 +115,37 @@ impl Fixture {
     }
 }
 
+/// The kernel asks for pages that are about to be pushed: now and then for all that a thread has
+/// taken up.
+#[test]
+fn a_set_that_is_read_while_it_is_pushed_is_recorded_each_time() -> anyhow::Result<()> {
+    let test = "a_set_that_is_read_while_it_is_pushed_is_recorded_each_time";
+    let Some(mut fixture) = Fixture::image_committed(test)? else {
+        return Ok(());
+    };
+    let touched = some_pages(1, 2000);
+    fixture.use_pages("first", &[], &touched)?;
+    let mut recorded = fixture.written(|_| true)?.recorded();
+    let dir = fixture.mountpoint("again")?;
+    let shown = dir.display().to_string();
+    for _ in 0..10 {
+        fixture.cli.ok(&["mount", "base", &shown])?;
+        let file = open(&dir.join("memory.bin"), 0)?;
+        let (some, others) = touched.split_at(touched.len() / 2);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| read(&file, others));
+            read(&file, some)?;
+            other.join().expect("it does not panic")
+        })?;
+        drop(file);
+        fixture.umount(&dir)?;
+        recorded = fixture
+            .written(|set| set.recorded() != recorded)?
+            .recorded();
+    }
+    Ok(())
+}
+
 #[test]
 fn what_is_read_is_recorded_and_pushed_next_time() -> anyhow::Result<()> {
     let test = "what_is_read_is_recorded_and_pushed_next_time";
