@@ -129,7 +129,7 @@ pub const ALL: [(&str, Needs, Run); 41] = [
     ("vm-restore", Needs::Machines, vm_restore::restore),
     ("vm-warm", Needs::Both, vm_warm::warm),
     ("vm-many", Needs::Machines, vm_many::many),
-    ("vm-heads", Needs::Machines, vm_heads::heads),
+    ("vm-heads", Needs::Both, vm_heads::heads),
     ("vm-pause", Needs::Machines, vm_pause::pause),
     ("vm-changes", Needs::Machines, vm_changes::changes),
     ("vm-commit", Needs::Machines, vm_commit::commit),

@@ -5,13 +5,14 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use snapstore_guests::{TouchCommand, page_sum};
+use snapstore_guests::TouchCommand;
 
 use crate::Bench;
+use crate::guest::PAGE;
 use crate::report::{Comparison, Unit};
 use crate::stats::{Run, alternate, take_turns};
 use crate::vm_rig::{FIRST, MIB_PAGES, Talk, Touch as _, boot, lab};
-use crate::vm_warm::forget_packs;
+use crate::vm_warm::{self, forget_packs};
 use snapstore_tests::vm::{Lab, eventually};
 
 const HEADS: u32 = 10;
@@ -77,14 +78,10 @@ pub fn heads(bench: &mut Bench) -> anyhow::Result<()> {
     own(bench, lab)
 }
 
-/// A second head beside the first, until it has read what is its own.
+/// A second head beside the first, until it has read what is its own: pages of a real guest, as
+/// all that both have.
 fn own(bench: &mut Bench, lab: &Lab) -> anyhow::Result<()> {
-    let mut guest = boot(lab, "chain", "512M")?;
-    guest.write(FIRST, DATA_MIB * MIB_PAGES, 0)?;
-    lab.commit("first", "chain")?;
-    guest.write(FIRST, OWN_PAGES, 1)?;
-    lab.commit("second", "chain")?;
-    lab.stop("chain")?;
+    let sum = commit_two(bench, lab)?;
     lab.restore("first", &["--name", "first"])?;
     halt(lab, "first")?;
     let id = lab.cli.json(&["show", "second"])?;
@@ -98,11 +95,11 @@ fn own(bench: &mut Bench, lab: &Lab) -> anyhow::Result<()> {
         lab.restore("second", &[&["--name", "second"], more].concat())?;
         let read = TouchCommand::ReadScattered {
             count: OWN_PAGES,
-            first: FIRST,
+            first: vm_warm::FIRST,
             stride: STRIDE,
             mask: OWN_PAGES - 1,
         };
-        let answer = format!("s{:08x}", page_sum(OWN_PAGES, FIRST, 1));
+        let answer = format!("s{sum:08x}");
         Talk::to(lab, "second")?.obey(read, &answer)?;
         let taken = began.elapsed().as_secs_f64();
         lab.stop("second")?;
@@ -125,6 +122,30 @@ fn own(bench: &mut Bench, lab: &Lab) -> anyhow::Result<()> {
     let what = "restore a second head until 32 MiB of its own are read";
     bench.compare(what, &done[0][0], "--no-prefetch", &done[1][0], Some(0.4));
     lab.stop("first")
+}
+
+/// Commits a guest as `first`, and as `second` with other pages in a part of its memory. Returns
+/// the sum of their first words.
+fn commit_two(bench: &Bench, lab: &Lab) -> anyhow::Result<u32> {
+    let (mut memory, state) = vm_warm::with_real_pages(bench, lab, "512M")?;
+    let (file, state) = (bench.path("vm-heads-memory"), crate::utf8(&state)?);
+    let input = ["--memory", crate::utf8(&file)?, "--vmstate", state];
+    fs::write(&file, &memory)?;
+    lab.cli.ok(&[&["commit", "first"], &input[..]].concat())?;
+    let start = vm_warm::FIRST as usize * PAGE;
+    let own = &mut memory[start..start + OWN_PAGES as usize * PAGE];
+    // What another page has, with a number that none has.
+    own.rotate_left(PAGE);
+    let mut sum = 0_u32;
+    for (page, number) in own.chunks_mut(PAGE).zip(1 << 24..) {
+        page[..4].copy_from_slice(&u32::to_le_bytes(number));
+        sum = sum.wrapping_add(number);
+    }
+    fs::write(&file, &memory)?;
+    let second = ["commit", "second", "--parent", "first"];
+    lab.cli.ok(&[&second[..], &input].concat())?;
+    fs::remove_file(&file)?;
+    Ok(sum)
 }
 
 /// Has a guest wait without a processor: others are measured beside it.

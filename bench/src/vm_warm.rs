@@ -23,7 +23,7 @@ use crate::vm_rig::{Talk, Touch, boot, lab, mount};
 use snapstore_tests::vm::{Lab, eventually};
 
 /// Where the sets lie, in pages: 512 MiB, behind the guest itself.
-const FIRST: u32 = 1024;
+pub const FIRST: u32 = 1024;
 const MASK: u32 = (1 << 17) - 1;
 const MEMORY: &str = "640M";
 /// The golden ratio of the mask, odd: pages that follow each other are far apart.
@@ -130,12 +130,32 @@ fn beside(bench: &mut Bench, lab: &Lab, truth: &Path) -> anyhow::Result<()> {
 /// A guest that waits for commands, with the pages of a real one behind it, as `cold`
 /// and once more as `there`.
 fn commit(bench: &Bench, lab: &Lab, truth: &Path) -> anyhow::Result<()> {
-    boot(lab, "guest", MEMORY)?;
+    let (memory, state) = with_real_pages(bench, lab, MEMORY)?;
+    fs::write(truth, &memory)?;
+    for tag in ["cold", "there"] {
+        let (memory, state) = (crate::utf8(truth)?, crate::utf8(&state)?);
+        lab.cli
+            .ok(&["commit", tag, "--memory", memory, "--vmstate", state])?;
+    }
+    Ok(())
+}
+
+/// The memory of a guest that waits for commands, with the pages of a real one from the page
+/// [`FIRST`] on, and the file of its state. Each of these pages begins with its number.
+///
+/// # Errors
+/// If something fails.
+pub fn with_real_pages(
+    bench: &Bench,
+    lab: &Lab,
+    memory: &str,
+) -> anyhow::Result<(Vec<u8>, PathBuf)> {
+    boot(lab, "guest", memory)?;
     lab.commit("waiting", "guest")?;
     lab.stop("guest")?;
-    let dir = bench.path("vm-warm-waiting");
+    let dir = bench.path("waiting");
     let mount = Mount::product(&lab.cli, "waiting", &dir, &[])?;
-    let state = bench.path("vm-warm-state");
+    let state = bench.path("waiting-state");
     fs::copy(dir.join("vmstate"), &state)?;
     let mut memory = fs::read(mount.memory())?;
     mount.unmount()?;
@@ -147,13 +167,7 @@ fn commit(bench: &Bench, lab: &Lab, truth: &Path) -> anyhow::Result<()> {
         // Each page is stored for itself.
         page[..4].copy_from_slice(&number.to_le_bytes());
     }
-    fs::write(truth, &memory)?;
-    for tag in ["cold", "there"] {
-        let (memory, state) = (crate::utf8(truth)?, crate::utf8(&state)?);
-        lab.cli
-            .ok(&["commit", tag, "--memory", memory, "--vmstate", state])?;
-    }
-    Ok(())
+    Ok((memory, state))
 }
 
 struct Set {
