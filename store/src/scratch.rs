@@ -1,4 +1,4 @@
-//! Buffers that a thread uses again: the read path allocates nothing.
+//! Buffers that a thread uses again: reading a page allocates nothing.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};

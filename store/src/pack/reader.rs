@@ -277,12 +277,13 @@ impl PackReader {
     }
 
     /// Reads the stored bytes from one chunk up to and with another, which lie next to each
-    /// other, into `out`.
+    /// other, into `out`. There are at most as many as are hashed side by side, and none takes
+    /// more than twice its page: else the footer is damaged.
     pub fn read_run(&self, first: &Slot, last: &Slot, out: &mut Vec<u8>) -> Result<()> {
         let (start, end) = (u64::from(first.entry.offset), last.end);
         let inside = start >= self.frame.chunks_start && end <= self.frame.chunks_end;
         let len = end.checked_sub(start).filter(|_| inside);
-        let Some(len) = len.filter(|len| *len <= SIDE_BY_SIDE as u64 * MAX_STORED_LEN) else {
+        let Some(len) = len.filter(|len| *len <= 2 * (SIDE_BY_SIDE * self.page_len) as u64) else {
             return Err(self.damaged(first.entry, "its footer entry is damaged"));
         };
         out.resize(usize::try_from(len).expect("checked above"), 0);

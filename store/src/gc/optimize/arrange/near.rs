@@ -33,6 +33,9 @@ impl Arrangement<'_> {
         };
         let mut found = Vec::with_capacity(wanted.len());
         self.find_pages(root, tree.shape().root_level(), &wanted, &mut found)?;
+        if self.stopped_by.is_some() {
+            return Ok(());
+        }
         for batch in found.chunks(self.batch_pages()) {
             self.add_batch(batch.iter().copied())?;
             self.store.cancel.check()?;
@@ -65,7 +68,7 @@ impl Arrangement<'_> {
 
     /// Finds pages under a node, unless all under it is written.
     fn find_pages(
-        &self,
+        &mut self,
         child: Child,
         level: u8,
         wanted: &[u64],
@@ -74,6 +77,11 @@ impl Arrangement<'_> {
         let place = self.places.find(node_id(child), child.hint)?.place;
         let is_written = self.arranged.contains_key(&place.slot.entry.key);
         if is_written || self.done.has(place.location()) {
+            return Ok(());
+        }
+        // A set may name a page of each leaf of a long image.
+        self.store.cancel.check()?;
+        if self.is_to_stop() {
             return Ok(());
         }
         let node = self.chunks().node(child, level)?;

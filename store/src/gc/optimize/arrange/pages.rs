@@ -76,7 +76,10 @@ impl Arrangement<'_> {
         let mut payload = vec![0; self.chunks().page_size().len()];
         match self.chunks().read_at(&place, id, &mut payload) {
             Err(Error::Damaged(damage)) => {
-                self.damaged.push(damage);
+                // One of a working set is met once more, in its leaf.
+                if !self.damaged.contains(&damage) {
+                    self.damaged.push(damage);
+                }
                 return Ok(());
             }
             other => other?,

@@ -6,12 +6,13 @@ use std::time::UNIX_EPOCH;
 
 use super::*;
 use crate::commit::input::{Input, InputData, InputKind};
+use crate::format::sealed_file::Format;
 use crate::gc::mark::ChunkLocator;
 use crate::gc::optimize::{OptimizeOptions, OptimizeReport};
 use crate::id::ChunkKind;
 use crate::pack::PackNumber;
 use crate::working_set::set::{PageUse, Pushed, WorkingSet};
-use crate::{CommitRequest, ImageRole, PageSize, ParentChoice, Silent, Store};
+use crate::{CommitRequest, ErrorClass, ImageRole, PageSize, ParentChoice, Silent, Store};
 
 const PAGE: usize = 4096;
 /// Three leaves.
@@ -188,13 +189,21 @@ fn a_set_that_cannot_be_used_leaves_the_order_of_the_image() {
         let mut bytes = fs::read(&path).unwrap();
         match how {
             "damaged" => *bytes.last_mut().unwrap() ^= 1,
-            // The version, behind the magic.
-            "newer" => bytes[8] = 99,
+            "newer" => {
+                let newer = Format {
+                    magic: bytes[..8].try_into().unwrap(),
+                    version: 99,
+                };
+                bytes = newer.encode(&path, b"of which nothing is known");
+            }
             "cut" => bytes.truncate(20),
             "missing" => return fs::remove_file(&path).unwrap(),
             _ => return,
         }
         fs::write(&path, bytes).unwrap();
+        let read = fixture.store.working_set(base, "memory");
+        let is_newer = read.is_err_and(|error| error.class() == ErrorClass::Newer);
+        assert_eq!(is_newer, how == "newer");
     };
     for how in ["damaged", "newer", "cut", "missing", "not trusted"] {
         let fixture = Fixture::new();
@@ -204,6 +213,25 @@ fn a_set_that_cannot_be_used_leaves_the_order_of_the_image() {
         assert_eq!(pages(&fixture.laid(base)), order(&[]), "{how}");
         fixture.assert_whole();
     }
+}
+
+/// It is met in its set and in its leaf.
+#[test]
+fn a_damaged_page_of_a_set_is_told_once() {
+    let fixture = Fixture::new();
+    let base = fixture.base();
+    fixture.keep(base, &set(&[7, 8, 9]));
+    let (at, _) = fixture.laid(base)[8];
+    let store = Store::open(fixture.store.path()).unwrap();
+    let pack = store.chunks.packs().get(at.pack).unwrap().unwrap();
+    let offset = pack.slot(at.entry).unwrap().unwrap().entry.offset;
+    let path = fixture.store.layout.pack(at.pack);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[offset as usize + 100] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let report = fixture.optimize(None);
+    assert_eq!(report.not_copied.len(), 1, "{:?}", report.not_copied);
+    assert_eq!(fixture.laid(base).len(), order(&[]).len());
 }
 
 #[test]
