@@ -149,13 +149,16 @@ impl Cli {
     /// # Panics
     /// If one has, unless the test fails already.
     pub fn assert_no_server_panicked(&self) {
-        let log = self.store.join("mounts.log");
-        // Whatever a test has put there.
-        if std::thread::panicking() || !log.is_file() {
-            return;
+        for name in ["mounts.log", "mounts.log.1"] {
+            let log = self.store.join(name);
+            // Whatever a test has put there.
+            if std::thread::panicking() || !log.is_file() {
+                continue;
+            }
+            let told = fs::read(&log).unwrap_or_default();
+            let told = String::from_utf8_lossy(&told);
+            assert!(!told.contains("panicked at"), "{}:\n{told}", log.display());
         }
-        let told = fs::read_to_string(&log).unwrap_or_default();
-        assert!(!told.contains("panicked at"), "{}:\n{told}", log.display());
     }
 }
 

@@ -97,30 +97,42 @@ fn push_some(session: &Session, notifier: &Notifier, has_ended: &dyn Fn() -> boo
 fn store(session: &Session, notifier: &Notifier, pages: &[u64], bytes: &[u8]) -> io::Result<()> {
     let page_bytes = session.subject.page_bytes;
     let end_bytes = session.subject.reader.size_bytes();
-    for (pages, start_bytes, bytes) in runs(pages, bytes, page_bytes, end_bytes) {
+    // What was asked for while they were read has its answer.
+    let is_wanted = |page| !session.is_given(page);
+    for (pages, start_bytes, bytes) in runs(pages, bytes, is_wanted, page_bytes, end_bytes) {
         notifier.store(INodeNo(session.ino), start_bytes, bytes)?;
         pages.iter().for_each(|page| session.push(*page));
     }
     Ok(())
 }
 
-/// The runs of pages that follow each other, where each begins, and its part of the bytes. None
-/// goes beyond the end of the image: the kernel would make the file longer.
+/// The runs of wanted pages that follow each other, where each begins, and its part of the bytes.
+/// None goes beyond the end of the image: the kernel would make the file longer.
 fn runs<'a>(
     pages: &'a [u64],
     bytes: &'a [u8],
+    is_wanted: impl Fn(u64) -> bool + 'a,
     page_bytes: u64,
     end_bytes: u64,
 ) -> impl Iterator<Item = (&'a [u64], u64, &'a [u8])> {
     let len = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let mut rest = bytes;
-    let runs = pages.chunk_by(|page, next| page + 1 == *next);
-    runs.map(move |run| {
-        let (bytes, after) = rest.split_at(run.len() * len(page_bytes));
-        rest = after;
-        let start_bytes = run[0] * page_bytes;
-        let room = len(end_bytes.saturating_sub(start_bytes));
-        (run, start_bytes, &bytes[..bytes.len().min(room)])
+    let mut left = pages;
+    std::iter::from_fn(move || {
+        loop {
+            let (first, others) = left.split_first()?;
+            let wants = is_wanted(*first);
+            let follows = |(page, at): (&u64, u64)| *page == at && is_wanted(*page) == wants;
+            let more = others.iter().zip(first + 1..).take_while(|it| follows(*it));
+            let (run, after) = left.split_at(1 + more.count());
+            let (bytes, bytes_after) = rest.split_at(run.len() * len(page_bytes));
+            (left, rest) = (after, bytes_after);
+            if wants {
+                let start_bytes = run[0] * page_bytes;
+                let room = len(end_bytes.saturating_sub(start_bytes));
+                return Some((run, start_bytes, &bytes[..bytes.len().min(room)]));
+            }
+        }
     })
 }
 
@@ -142,14 +154,23 @@ mod tests {
             .into_iter()
             .flat_map(|of| [of; 10])
             .collect();
-        let found: Vec<_> = runs(&[9, 3, 4, 5, 7], &bytes, 10, 98).collect();
+        let pages = [9, 3, 4, 5, 7];
+        let found: Vec<_> = runs(&pages, &bytes, |_| true, 10, 98).collect();
         let expected: [(&[u64], u64, &[u8]); 3] = [
             (&[9], 90, &[9; 8]),
             (&[3, 4, 5], 30, &bytes[10..40]),
             (&[7], 70, &[7; 10]),
         ];
         assert_eq!(found, expected);
-        // All of them may have been asked for meanwhile.
-        assert_eq!(runs(&[], &[], 10, 98).count(), 0);
+        // Some of them, or all, may have been asked for meanwhile.
+        let found: Vec<_> = runs(&pages, &bytes, |page| page != 4 && page != 7, 10, 98).collect();
+        let expected: [(&[u64], u64, &[u8]); 3] = [
+            (&[9], 90, &[9; 8]),
+            (&[3], 30, &[3; 10]),
+            (&[5], 50, &[5; 10]),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(runs(&pages, &bytes, |_| false, 10, 98).count(), 0);
+        assert_eq!(runs(&[], &[], |_| true, 10, 98).count(), 0);
     }
 }

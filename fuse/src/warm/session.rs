@@ -384,13 +384,13 @@ mod tests {
     fn the_disk_is_asked_for_each_page_before_it_is_pushed() {
         for pages in [0, 1, 8, ASKED - 1, ASKED, ASKED + 1, 5 * ASKED + 3] {
             let mut asked_for = 0;
-            for first in (0..pages).step_by(8) {
-                let now = asked(first, 8, pages);
+            for first in (0..pages).step_by(16) {
+                let now = asked(first, 16, pages);
                 if !now.is_empty() {
                     assert_eq!(now.start, asked_for);
                     asked_for = now.end;
                 }
-                assert!(asked_for >= (first + 8).min(pages), "{pages}: {first}");
+                assert!(asked_for >= (first + 16).min(pages), "{pages}: {first}");
                 assert!(asked_for <= first + 2 * ASKED);
             }
             assert_eq!(asked_for, pages);

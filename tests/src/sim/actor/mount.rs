@@ -101,7 +101,7 @@ impl Work<'_> {
         })
     }
 
-    /// Reads a page as whoever gives it to the kernel does.
+    /// Reads a page, and compares it. (Who pushes reads some at once, as readers of all do.)
     fn check_page(
         &self,
         reader: &ImageReader,
