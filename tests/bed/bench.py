@@ -48,6 +48,8 @@ WORKING_SETS = f"{STORE}/working-sets"
 # Of the snapshots that are restored, in commits after the first.
 DEPTHS = (0, 3, 20)
 CLONES = number("BENCH_CLONES", 10)
+# Restores that record a working set before it is measured what it is worth.
+RECORDINGS = 3
 # The memory of the chain's guest, and of one with a snapshot of its own.
 SMALL, LARGE = "256M", "1G"
 PAGE_BYTES = 4096
@@ -224,12 +226,12 @@ class Warm:
             while image.read(1 << 20):
                 pass
         shutil.rmtree(WORKING_SETS, ignore_errors=True)
-        for _ in range(2):
+        for _ in range(RECORDINGS):
             self.restored(tag)
             no_mounts_of_machines_are_left()
         shutil.copytree(WORKING_SETS, self.sets)
         self.set = self.memory_set()
-        # Of the second restore: a mount that pushed does not always write what it saw.
+        # Of the last of these restores.
         note(f"{tag}: {self.set['pages']} pages in the working set, hit rate {self.set['hit_rate'] or 0:.2f}")
 
     def worked(self, name):
@@ -259,7 +261,9 @@ class Warm:
         return found
 
     def pushed(self):
-        return self.cold() | {"pages": self.set["pages"], "all": os.stat(f"{self.staying}/memory.bin").st_size // PAGE_BYTES}
+        found = self.cold()
+        note(f"{self.tag}: {self.memory_set()['last_mount']['pushed']} pages pushed")
+        return found | {"pages": self.set["pages"], "all": os.stat(f"{self.staying}/memory.bin").st_size // PAGE_BYTES}
 
     def not_pushed(self):
         return self.cold("--no-prefetch")
