@@ -177,6 +177,8 @@ impl Store {
         let numbers = self.chunks.packs().published()?;
         // Also before: a root that is published between the two would be missing
         // from the index as it was seen.
+        // And these: the set of a snapshot that gets its tag between the two would be taken for
+        // that of one that is gone.
         let mut recorded = working_set::files(&self.layout);
         let roots = self.roots()?;
         if sim::on(Fault::SetsListedLate) {
