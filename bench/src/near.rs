@@ -20,9 +20,8 @@ use crate::vm_warm::forget_packs;
 /// The pages of the image, 512 MiB, and of the set, 64 MiB.
 const PAGES: u32 = 1 << 17;
 const SET: usize = 1 << 14;
-/// Pages that a mount takes at once, and asks the disk for.
+/// Pages that a mount takes at once, and asks the disk for in advance.
 const BATCH: usize = 16;
-const ASKED: usize = 16;
 
 /// The set, read as a mount pushes it; and the image in order. Every page takes about half of its
 /// bytes, and none is like another.
@@ -93,7 +92,7 @@ fn halves() -> Vec<u8> {
     image
 }
 
-/// The seconds until a set is read by a thread a core, each window of it asked for while the
+/// The seconds until a set is read by a thread a core, each batch of it asked for while the
 /// one before is read.
 fn read_set(path: &Path, set: &[u32]) -> anyhow::Result<f64> {
     let began = Instant::now();
@@ -121,11 +120,9 @@ fn read_some(reader: &ImageReader, next: &AtomicUsize, set: &[u32]) -> anyhow::R
         if first >= set.len() {
             return Ok(());
         }
-        if first.is_multiple_of(ASKED) {
-            let asked = if first == 0 { 0 } else { first + ASKED };
-            let asked = asked.min(set.len())..(first + 2 * ASKED).min(set.len());
-            reader.ask_for(set[asked].iter().map(|page| u64::from(*page)));
-        }
+        let asked = if first == 0 { 0 } else { first + BATCH };
+        let asked = asked.min(set.len())..(first + 2 * BATCH).min(set.len());
+        reader.ask_for(set[asked].iter().map(|page| u64::from(*page)));
         let pages = &set[first..(first + BATCH).min(set.len())];
         let pages: Vec<u64> = pages.iter().map(|page| u64::from(*page)).collect();
         reader.read_pages(&pages, &mut buffer[..pages.len() * PAGE])?;

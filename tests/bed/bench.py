@@ -23,7 +23,7 @@ around that. Pages have 4 KiB.
 
 Of restores until a piece of work is done (`warm`), the store's packs are not in the page cache,
 but of those from a mount that stays and that has read the whole memory. The guest had done
-the same work before its commit, and two restores had done it, so that its working set is
+the same work before its commit, and three restores had done it, so that its working set is
 recorded; each restore finds that set, and no later one.
 """
 
@@ -262,7 +262,12 @@ class Warm:
 
     def pushed(self):
         found = self.cold()
-        note(f"{self.tag}: {self.memory_set()['last_mount']['pushed']} pages pushed")
+        # The mount's server writes it once the mount is gone.
+        deadline = time.monotonic() + 30
+        while (now := self.memory_set()) == self.set:
+            expect(time.monotonic() < deadline, f"nothing is recorded of {self.tag}")
+            time.sleep(0.05)
+        note(f"{self.tag}: {now['last_mount']['pushed']} pages pushed")
         return found | {"pages": self.set["pages"], "all": os.stat(f"{self.staying}/memory.bin").st_size // PAGE_BYTES}
 
     def not_pushed(self):

@@ -42,6 +42,16 @@ fn commit(fixture: &Fixture, tag: &str, parent: ParentChoice, bytes: &[u8]) {
         .unwrap();
 }
 
+/// Commits both, and returns their bytes.
+fn base_and_next(fixture: &Fixture) -> (Vec<u8>, Vec<u8>) {
+    let base = mixed();
+    let next = changed(&base);
+    commit(fixture, "base", ParentChoice::Nothing, &base);
+    let parent = ParentChoice::Named("base".to_owned());
+    commit(fixture, "next", parent, &next);
+    (base, next)
+}
+
 fn image(store: &Store, tag: &str) -> ImageReader {
     store.snapshot(tag).unwrap().image("memory").unwrap()
 }
@@ -78,14 +88,7 @@ fn check(image: &ImageReader, bytes: &[u8]) {
 #[test]
 fn many_pages_are_read_as_each_alone() {
     let fixture = Fixture::new(PageSize::KIB_4);
-    let (base, next) = (mixed(), changed(&mixed()));
-    commit(&fixture, "base", ParentChoice::Nothing, &base);
-    commit(
-        &fixture,
-        "next",
-        ParentChoice::Named("base".to_owned()),
-        &next,
-    );
+    let (base, next) = base_and_next(&fixture);
     check(&image(&fixture.other(), "base"), &base);
     check(&image(&fixture.other(), "next"), &next);
 }
@@ -95,20 +98,9 @@ fn many_pages_are_read_as_each_alone() {
 #[test]
 fn many_pages_are_found_where_a_collection_has_moved_them() {
     let fixture = Fixture::new(PageSize::KIB_4);
-    let (base, next) = (mixed(), changed(&mixed()));
-    commit(
-        &fixture,
-        "other",
-        ParentChoice::Nothing,
-        &noise(7, 3000 * PAGE),
-    );
-    commit(&fixture, "base", ParentChoice::Nothing, &base);
-    commit(
-        &fixture,
-        "next",
-        ParentChoice::Named("base".to_owned()),
-        &next,
-    );
+    let other = noise(7, 3000 * PAGE);
+    commit(&fixture, "other", ParentChoice::Nothing, &other);
+    let (_, next) = base_and_next(&fixture);
     let before = fixture.other();
     let opened = image(&before, "next");
     check(&opened, &next);
