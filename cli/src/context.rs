@@ -99,6 +99,12 @@ impl Context {
         }
     }
 
+    /// The store's directory, by the path that it is at, not by links that lead there.
+    pub fn resolved_path(&self) -> anyhow::Result<PathBuf> {
+        let path = self.store_path()?;
+        Ok(std::fs::canonicalize(&path).unwrap_or(path))
+    }
+
     /// Opens the store, which must exist.
     pub fn open(&self) -> anyhow::Result<Store> {
         Ok(self.configure(Store::open(&self.store_path()?)?))
@@ -107,9 +113,7 @@ impl Context {
     /// Opens the store by the path that it is at, not by links that lead there: what
     /// lives longer than this command does not depend on them.
     pub fn open_resolved(&self) -> anyhow::Result<Store> {
-        let path = self.store_path()?;
-        let resolved = std::fs::canonicalize(&path).unwrap_or(path);
-        Ok(self.configure(Store::open(&resolved)?))
+        Ok(self.configure(Store::open(&self.resolved_path()?)?))
     }
 
     /// Opens the store; the default one is created when it is first needed.

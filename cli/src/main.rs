@@ -80,6 +80,8 @@ fn start_logging(cli: &Cli) -> anyhow::Result<()> {
             logging::to_bounded(cli.verbose, Sink::File(log));
         }
         Command::Mount(args) if args.foreground => logging::to_bounded(cli.verbose, Sink::Stderr),
+        // Its server, which is forked off, logs for itself.
+        Command::Mount(_) => {}
         _ => logging::to_stderr(cli.verbose),
     }
     Ok(())

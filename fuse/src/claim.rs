@@ -186,31 +186,37 @@ impl Surroundings {
 /// above the place that it leads to.
 fn ways_to(path: &Path) -> io::Result<Vec<Identity>> {
     let absolute = std::path::absolute(path)?;
-    let named = absolute.ancestors().filter_map(|dir| Seen::at(dir).ok());
-    let mut ways: Vec<_> = named.filter_map(|dir| identity(&dir.fd).ok()).collect();
-    if let Ok(place) = Seen::at(&absolute) {
-        ways.extend(ancestors(&place.fd));
+    let open = |dir: &Path| rustix::fs::open(dir, LOOKED_AT, Mode::empty()).ok();
+    let named = absolute.ancestors().filter_map(open);
+    let mut ways: Vec<_> = named.filter_map(|dir| identity(&dir).ok()).collect();
+    if let Some(place) = open(&absolute) {
+        ways.extend(ancestors(&place));
     }
     Ok(ways)
 }
 
+/// How a directory is opened of which nothing is asked.
+const LOOKED_AT: OFlags = OFlags::PATH
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
+
 /// A directory and all above it, as far as this user may go up.
 fn ancestors(dir: &OwnedFd) -> Vec<Identity> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut found = Vec::new();
-    let mut last = None;
-    let mut next = rustix::fs::openat(dir, ".", flags, Mode::empty());
+    let mut last: Option<(Identity, OwnedFd)> = None;
+    let mut next = rustix::fs::openat(dir, ".", LOOKED_AT, Mode::empty());
     while let Ok(dir) = next {
-        let (Ok(identity), Ok(mount)) = (identity(&dir), mount_id(&dir)) else {
-            break;
-        };
-        // The root is above itself.
-        if last == Some((identity, mount)) {
-            break;
+        let Ok(here) = identity(&dir) else { break };
+        // The root is above itself. What looks the same on another mount is not.
+        if let Some((_, last)) = last.as_ref().filter(|(last, _)| *last == here) {
+            match (mount_id(last), mount_id(&dir)) {
+                (Ok(below), Ok(above)) if below != above => {}
+                _ => break,
+            }
         }
-        last = Some((identity, mount));
-        found.push(identity);
-        next = rustix::fs::openat(&dir, "..", flags, Mode::empty());
+        found.push(here);
+        next = rustix::fs::openat(&dir, "..", LOOKED_AT, Mode::empty());
+        last = Some((here, dir));
     }
     found
 }

@@ -5,7 +5,8 @@
 //!
 //! The command calls [`tidy`] when it begins, and starts such a process with
 //! [`command`]; the process calls [`detach`] before it does anything else. A
-//! descriptor is handed on with [`hand_on`].
+//! descriptor is handed on with [`hand_on`]. A process that is forked off instead calls
+//! [`forget_caller`] first.
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -112,6 +113,14 @@ pub fn own_program() -> anyhow::Result<PathBuf> {
 /// Leaves an inheritable descriptor to the programs that are started from now on.
 pub fn hand_on(fd: BorrowedFd<'_>) -> anyhow::Result<()> {
     rustix::io::fcntl_setfd(fd, FdFlags::empty()).context("cannot hand on a descriptor")
+}
+
+/// In a process that was forked off this one and has not executed a program: keeps of its
+/// caller what such a program would have, which are the standard descriptors and a part of
+/// the environment.
+pub fn forget_caller() -> anyhow::Result<()> {
+    snapstore_vmm::confine::keep_only(&[])?;
+    Ok(snapstore_vmm::forget_environment(KEPT)?)
 }
 
 /// In the process that was started: a session of its own, without a terminal, so

@@ -4,9 +4,11 @@
 //! begins was inherited. A lock, a pipe or a deleted file of whoever called this
 //! program would otherwise live as long as what it left in the background.
 
+use std::ffi::CStr;
 use std::io;
 
 use crate::error::{OsContext as _, Result};
+use crate::spawn::has_one_thread;
 
 /// Marks every descriptor but the standard three close-on-exec: no program that
 /// this process starts gets what this one has inherited. What it is to have
@@ -40,6 +42,41 @@ fn mark_one_by_one() -> io::Result<()> {
         };
         // SAFETY: as above. One that is closed by now is an error that says so.
         unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    Ok(())
+}
+
+/// Forgets the environment but for these variables. What is forgotten is overwritten with
+/// zeros: `/proc/PID/environ` would show it as long as the process lives.
+///
+/// # Errors
+/// The calling process has more than one thread: another might be reading it.
+pub fn forget_environment(kept: &[&str]) -> Result<()> {
+    has_one_thread()?;
+    // SAFETY: nobody else reads or writes the environment meanwhile. It is a list of pointers
+    // to writable strings (environ(7)), both of which end with a zero. The list only becomes
+    // shorter, and what is overwritten is in it no more.
+    unsafe {
+        let mut from = libc::environ;
+        let mut to = libc::environ;
+        while !from.is_null() && !(*from).is_null() {
+            let bytes = CStr::from_ptr(*from).to_bytes();
+            let is_kept = kept.iter().any(|name| {
+                let value = bytes.strip_prefix(name.as_bytes());
+                value.is_some_and(|value| value.first() == Some(&b'='))
+            });
+            if is_kept {
+                *to = *from;
+                to = to.add(1);
+            } else {
+                let len = bytes.len();
+                std::ptr::write_bytes(*from, 0, len);
+            }
+            from = from.add(1);
+        }
+        if !to.is_null() {
+            *to = std::ptr::null_mut();
+        }
     }
     Ok(())
 }

@@ -36,7 +36,9 @@ pub mod state;
 pub use acpi::{AcpiDevices, VirtioWindow};
 pub use devices::{Console, virtio};
 pub use error::{Error, Result};
-pub use inherited::{heed_children, keep_descriptors_from_children, reset_signals};
+pub use inherited::{
+    forget_environment, heed_children, keep_descriptors_from_children, reset_signals,
+};
 pub use loader::{Entry, FLAT_ADDRESS, Kernel};
 pub use machine::{
     Assembled, BuildTimings, Ending, Freeze, FreezeOptions, FreezeTimings, FrozenMemory,
@@ -46,4 +48,4 @@ pub use signals::{
     MEMORY_LOST_EXIT_CODE, PANICKED_EXIT_CODE, end_on_lost_memory, end_on_panic, forbid_merging,
     outlive_long_files,
 };
-pub use spawn::{execute_in, fork_each};
+pub use spawn::{execute_in, fork_each, fork_one};

@@ -1,5 +1,5 @@
-//! Processes of machines: many from one by fork(2) without exec, or one that executes a
-//! program and begins in a control group.
+//! Processes by fork(2) without exec, and processes of machines that execute a program and
+//! begin in a control group.
 //!
 //! Those that are forked share this program's relocated and initialised pages, which an
 //! exec for each would make anew.
@@ -7,6 +7,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::confine::Made;
 use crate::error::{Error, OsContext as _, Result};
@@ -22,24 +23,50 @@ const CLONE_INTO_CGROUP: u64 = 1 << 33;
 /// others' locks, but not the threads that open them), or fork(2) fails; the
 /// children so far then run on, and have been added.
 pub fn fork_each(count: usize, child: impl Fn(usize) -> u8, children: &mut Vec<i32>) -> Result<()> {
+    has_one_thread()?;
+    for number in 0..count {
+        children.push(fork(|| child(number)).os("start a machine's process")?);
+    }
+    Ok(())
+}
+
+/// Calls `child` in a new process; what it returns is the process's exit code. Returns the
+/// process id.
+///
+/// # Errors
+/// The calling process has more than one thread, or fork(2) fails.
+pub fn fork_one(child: impl FnOnce() -> u8) -> Result<i32> {
+    has_one_thread()?;
+    fork(child).os("start a process")
+}
+
+/// Refuses a process with several threads.
+pub(crate) fn has_one_thread() -> Result<()> {
     let threads = std::fs::read_dir("/proc/self/task")
         .os("count this process's threads")?
         .count();
-    if threads != 1 {
-        return Err(Error::Threads { threads });
+    match threads {
+        1 => Ok(()),
+        _ => Err(Error::Threads { threads }),
     }
-    for number in 0..count {
-        // SAFETY: this process has a single thread, so that the child finds
-        // every lock free and every structure whole.
-        match unsafe { libc::fork() } {
-            -1 => {
-                return Err(std::io::Error::last_os_error()).os("start a machine's process");
-            }
-            0 => std::process::exit(child(number).into()),
-            pid => children.push(pid),
+}
+
+/// The exit code of a child that has panicked, as of any program in Rust.
+const PANICKED: u8 = 101;
+
+/// For a process with one thread.
+fn fork(child: impl FnOnce() -> u8) -> io::Result<i32> {
+    // SAFETY: this process has a single thread, so that the child finds
+    // every lock free and every structure whole.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            // What the caller has on its stack is not the child's to drop.
+            let code = catch_unwind(AssertUnwindSafe(child)).unwrap_or(PANICKED);
+            std::process::exit(code.into())
         }
+        pid => Ok(pid),
     }
-    Ok(())
 }
 
 /// Starts `program` with these arguments, its name the first of them, and this process's

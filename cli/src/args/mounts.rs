@@ -9,7 +9,7 @@ use snapstore_host::mount_server::{ServerRequest, Writing};
 
 use super::values::{mode, owner, snapshot};
 
-#[derive(Args)]
+#[derive(Clone, Args)]
 #[command(after_help = "\
 Examples:
   snapstore mount base /mnt/base      memory.bin, disks, manifest.json of one snapshot
@@ -94,7 +94,7 @@ pub struct MountArgs {
 }
 
 /// How a snapshot is read that stays in a remote.
-#[derive(Args)]
+#[derive(Clone, Args)]
 pub struct ReadingArgs {
     /// Of REMOTE/TAG: how long a read waits for a remote that does not answer, until it fails
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]

@@ -1,5 +1,5 @@
-//! `snapstore mount`: in the foreground, or through a copy of this program that
-//! detaches once the mount is usable.
+//! `snapstore mount`: in the foreground, or in a process that is forked off and stays once
+//! the mount is usable.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,7 +15,7 @@ use snapstore_fuse::{
 };
 use snapstore_host::monitors::{self, Kind};
 use snapstore_host::mount_server::{
-    Announcement, Reading, RemoteReading, ServerRequest, Writing, launch,
+    Announcement, Reading, RemoteReading, Writing, fork, log_path,
 };
 use snapstore_host::mounts::lock_dir;
 use snapstore_host::{ChildFailure, Usage, look, runtime};
@@ -24,10 +24,11 @@ use snapstore_store::Store;
 use snapstore_vmm::confine::forbid_for_server;
 
 use crate::args::MountArgs;
+use crate::bounded_log::Sink;
 use crate::commands::lazy::{self, RemoteTagName};
 use crate::context::Context;
 use crate::exit;
-use crate::logging::say;
+use crate::logging::{self, say};
 
 /// What is to be shown.
 enum What {
@@ -88,22 +89,32 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     if !args.foreground {
         return start_server(context, args, &what, dir);
     }
-    let mut announcement = args.announce.then(Announcement::default);
-    let served = serve(context, args, &what, dir, &mut announcement);
-    match (served, announcement) {
-        (Ok(()), _) => Ok(ExitCode::SUCCESS),
-        (Err(error), Some(announcement)) => {
-            announcement.failed(&ChildFailure {
-                message: snapstore_host::message(&error),
-                class: exit::class(&error),
+    match args.announce {
+        true => Ok(ExitCode::from(serve_announced(context, args, &what, dir))),
+        false => {
+            let served = serve(context, args, &what, dir, &mut None);
+            let served = served.inspect_err(|error| {
+                tracing::error!(error = snapstore_host::message(error), "the server ends");
             });
-            Ok(ExitCode::from(exit::code(&error)))
-        }
-        (Err(error), None) => {
-            tracing::error!(error = snapstore_host::message(&error), "the server ends");
-            Err(error)
+            served.map(|()| ExitCode::SUCCESS)
         }
     }
+}
+
+/// Serves as [`serve`] does, and tells whoever waits for it. Returns the exit code.
+fn serve_announced(context: &Context, args: &MountArgs, what: &What, dir: &Path) -> u8 {
+    let mut announcement = Some(Announcement::default());
+    let Err(error) = serve(context, args, what, dir, &mut announcement) else {
+        return 0;
+    };
+    match announcement {
+        Some(announcement) => announcement.failed(&ChildFailure {
+            message: exit::message(&error),
+            class: exit::class(&error),
+        }),
+        None => tracing::error!(error = snapstore_host::message(&error), "the server ends"),
+    }
+    exit::code(&error)
 }
 
 /// Serves until the mount is undone. The announcement is taken once it is made.
@@ -357,36 +368,28 @@ fn lock_parent(lock: &Path) -> anyhow::Result<fs::File> {
     lock_dir(lock.parent().context("a lock is a file of a directory")?)
 }
 
-/// Starts this program again as the server, and waits until the mount is usable
-/// or the server says why not.
+/// Forks the server off, and waits until the mount is usable or the server says why not.
 fn start_server(
     context: &Context,
     args: &MountArgs,
     what: &What,
     dir: &Path,
 ) -> anyhow::Result<ExitCode> {
-    // Looked up here first, so that the commonest errors come without a detour.
-    let store = context.open_resolved()?;
-    match what {
-        What::AllTags => {}
-        What::Snapshot(name) => drop(store.resolve(name)?),
-        What::Remote(name) => drop(name.open(&store)?),
-    }
-    layout(&store, args, what)?;
-    snapstore_fuse::prepare(dir, &around(context, &store)?, &look::is_dead)?;
-    let request = ServerRequest {
-        snapshot: what.name(),
-        remote: matches!(what, What::Remote(_)).then(|| reading(args)),
-        dir: dir.to_owned(),
-        allow_other: args.allow_other,
-        read_ahead_bytes: args.read_ahead,
-        threads: args.threads,
-        reading: Reading::wanted(!args.no_prefetch),
-        while_locked: args.while_locked.clone(),
-        layout: args.layout,
-        writable: args.rw.then(|| writing(args)),
+    // The server has another directory, and waits for others as long as any server does.
+    let store = std::path::absolute(context.store_path()?)?;
+    let context_there = Context::new(Some(store), false, None);
+    let dir_there = std::path::absolute(dir)?;
+    let args_there = MountArgs {
+        overlay_dir: std::path::absolute(&args.overlay_dir)?,
+        ..args.clone()
     };
-    let server = launch(&store, &request)?;
+    let store = context_there.resolved_path()?;
+    let server = fork(&store, || {
+        logging::to_bounded(0, Sink::File(log_path(&store)));
+        let code = serve_announced(&context_there, &args_there, what, &dir_there);
+        logging::finish();
+        code
+    })?;
     for note in &server.notes {
         say!("warning: {note}");
     }
