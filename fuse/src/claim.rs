@@ -33,6 +33,8 @@ pub(crate) struct Claim {
     /// The directory below the mount.
     pub seen: Seen,
     pub lock: DirLock,
+    /// Whether a mount was there whose server was gone.
+    pub cleared_away: bool,
 }
 
 /// A lock on the directory below a mount: whoever mounts or unmounts there has it.
@@ -89,6 +91,7 @@ impl Claim {
             path: dir.to_owned(),
         };
         let deadline = Instant::now() + PATIENCE;
+        let mut cleared_away = false;
         while Instant::now() < deadline {
             let seen = look_at(dir)?;
             if ours(&seen)? {
@@ -97,6 +100,7 @@ impl Claim {
                 }
                 tracing::warn!(dir = %dir.display(), "unmounting what a dead server left");
                 seen.detach()?;
+                cleared_away = true;
                 continue;
             }
             around.stay_visible(&seen)?;
@@ -104,7 +108,11 @@ impl Claim {
             if !lock.acquire() {
                 return Err(busy());
             }
-            let claim = Self { seen, lock };
+            let claim = Self {
+                seen,
+                lock,
+                cleared_away,
+            };
             // Somebody may have mounted there, or moved the directory away.
             if look_at(dir)?.is_same(&claim.seen)? {
                 return Ok(claim);
@@ -196,9 +204,7 @@ fn ways_to(path: &Path) -> io::Result<Vec<Identity>> {
 }
 
 /// How a directory is opened of which nothing is asked.
-const LOOKED_AT: OFlags = OFlags::PATH
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC);
+const LOOKED_AT: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// A directory and all above it, as far as this user may go up.
 fn ancestors(dir: &OwnedFd) -> Vec<Identity> {

@@ -1,13 +1,12 @@
 //! A mount that this process serves, from its beginning to its end.
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
 
 use fuser::{BackgroundSession, Config, SessionACL};
-use snapstore_store::{NotPinned, Store};
+use snapstore_store::{NotPinned, Store, check_threads};
 
 use crate::attach::{Access, Attached, attach};
 use crate::chores::{Chores, keep_house};
@@ -61,6 +60,7 @@ pub struct Mounted {
     attached: Arc<Attached>,
     dir: PathBuf,
     not_pinned: Option<NotPinned>,
+    cleared_away: bool,
     kind: Kind,
 }
 
@@ -138,6 +138,7 @@ pub fn mount(
         others,
     };
     let claim = Claim::new(dir, &around, is_dead)?;
+    let cleared_away = claim.cleared_away;
     let view = Arc::new(View::new(store, what, &options.layout)?);
     let failed = |source| Error::Io {
         action: "serve",
@@ -145,7 +146,7 @@ pub fn mount(
         source,
     };
     // fuser tells of threads that it cannot start only when it is done.
-    find_threads(options.threads + MORE_THREADS).map_err(failed)?;
+    check_threads(options.threads + MORE_THREADS, STACK_BYTES).map_err(failed)?;
     let elsewhere = match what {
         MountTarget::Foreign(snapshot) => Some(snapshot.clone()),
         MountTarget::Snapshot(_) | MountTarget::AllTags => None,
@@ -204,6 +205,7 @@ pub fn mount(
         attached,
         dir: dir.to_owned(),
         not_pinned,
+        cleared_away,
         kind: Kind::ReadOnly {
             _warm: warming,
             _serving: serving,
@@ -244,7 +246,7 @@ pub fn mount_writable(
         path: dir.to_owned(),
         source,
     };
-    find_threads(options.threads + MORE_THREADS).map_err(failed)?;
+    check_threads(options.threads + MORE_THREADS, STACK_BYTES).map_err(failed)?;
     let views = writable::open(store, &claim.seen.path, writable)?;
     let begun = begin(claim, &path, options, &views, writable.discard, dir);
     if begun.is_err() && writable.snapshot.is_some() {
@@ -267,6 +269,7 @@ fn begin(
         path: dir.to_owned(),
         source,
     };
+    let cleared_away = claim.cleared_away;
     let control = Control::start(views.clone(), discard)?;
     let server = WritableServer {
         operations: Operations {
@@ -295,6 +298,7 @@ fn begin(
         attached: Arc::new(attached),
         dir: dir.to_owned(),
         not_pinned: views.not_pinned(),
+        cleared_away,
         kind: Kind::Writable(Writable {
             views: views.clone(),
             control,
@@ -326,32 +330,20 @@ impl Writable {
 
 /// Threads of a server that answer nothing: fuser's own, those of `chores`, and that of `warm`.
 const MORE_THREADS: usize = 4;
-
-/// Whether so many threads can be started.
-fn find_threads(count: usize) -> io::Result<()> {
-    let (hold, held) = channel::<()>();
-    let held = Arc::new(Mutex::new(held));
-    let started: io::Result<Vec<_>> = (0..count)
-        .map(|_| {
-            let held = held.clone();
-            std::thread::Builder::new().spawn(move || {
-                // Until nobody can send any more.
-                let _ = held.lock().map(|held| held.recv());
-            })
-        })
-        .collect();
-    drop(hold);
-    for thread in started? {
-        let _ = thread.join();
-    }
-    Ok(())
-}
+/// What a thread's stack has if nothing else is said (`std::thread`).
+const STACK_BYTES: usize = 2 << 20;
 
 impl Mounted {
     /// Why nothing that is shown is kept from collection, if that is so.
     #[must_use]
     pub fn not_pinned(&self) -> Option<NotPinned> {
         self.not_pinned
+    }
+
+    /// Whether what a dead server had left at its directory was unmounted for it.
+    #[must_use]
+    pub fn cleared_away(&self) -> bool {
+        self.cleared_away
     }
 
     /// Whether it goes on with a view whose host went down before it was unmounted: what was

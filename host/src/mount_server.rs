@@ -272,11 +272,14 @@ pub fn launch(store: &Store, request: &ServerRequest) -> anyhow::Result<Server> 
 /// waits until the mount is usable. `serve` is its life: it owes an [`Announcement`], and
 /// returns its exit code. That is a program's start faster than [`launch`].
 pub fn fork(store: &Path, serve: impl FnOnce() -> u8) -> anyhow::Result<Server> {
-    let (out, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .context("cannot make a pipe")?;
+    let (out, theirs) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
     let pid = snapstore_vmm::fork_one(|| match become_server(theirs) {
         Ok(()) => serve(),
-        Err(_) => FORK_FAILED,
+        Err(error) => {
+            Announcement::default().failed(&ChildFailure::of(&error));
+            FORK_FAILED
+        }
     })?;
     wait_for(File::from(out), pid.unsigned_abs(), log_path(store), || {
         let pid = rustix::process::Pid::from_raw(pid);
@@ -291,9 +294,13 @@ const FORK_FAILED: u8 = 1;
 
 /// In the process that was forked off: it has nothing of its caller but this pipe.
 fn become_server(pipe: OwnedFd) -> anyhow::Result<()> {
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
+    // First: an error is told there.
     rustix::stdio::dup2_stdout(&pipe)?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     drop((pipe, null));
     background::forget_caller()?;

@@ -140,6 +140,7 @@ pub use snapshot::Snapshot;
 pub use snapshots::{Listing, TaggedSnapshot};
 pub use stats::{Reclaimable, SnapshotStats, StoreStats};
 pub use store::Store;
+pub use threads::check_threads;
 pub use transfer::{
     ExportRequest, Exported, ExportedSnapshot, ImportRequest, Imported, ImportedSnapshot,
     NodeParts, Parts, PartsWriter, Receiving, Root, decode_page, page_size_of_manifest,

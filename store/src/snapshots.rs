@@ -69,7 +69,8 @@ impl Store {
     /// All tags: those whose snapshots can be read, and the others with the reason.
     ///
     /// # Errors
-    /// I/O errors, and damage of the index.
+    /// I/O errors, and damage of the index where that is opened: not for what was committed
+    /// lately.
     pub fn listing(&self) -> Result<Listing> {
         let mut snapshots = Vec::new();
         let mut unreadable = Vec::new();

@@ -22,7 +22,7 @@ const POOL_BYTES: usize = 64 << 20;
 pub(crate) fn check_for_index(path: &Path) -> Result<()> {
     match INDEX_HAS_THREADS.load(Ordering::Relaxed) {
         true => Ok(()),
-        false => check(OF_AN_INDEX).context("start threads for", path),
+        false => check_threads(OF_AN_INDEX, STACK_BYTES).context("start threads for", path),
     }
 }
 
@@ -57,15 +57,19 @@ fn as_io(source: &(dyn std::error::Error + 'static)) -> std::io::Error {
     )
 }
 
-/// Whether so many threads can be there at the same time.
-fn check(count: usize) -> std::io::Result<()> {
+/// Whether so many more threads with stacks of this size can be there at the same time: so many
+/// are started, and end.
+///
+/// # Errors
+/// What the operating system says of the first that cannot be started.
+pub fn check_threads(count: usize, stack_bytes: usize) -> std::io::Result<()> {
     let gate = Mutex::new(());
     thread::scope(|scope| {
         // Held until all are there.
         let _closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..count {
             thread::Builder::new()
-                .stack_size(STACK_BYTES)
+                .stack_size(stack_bytes)
                 .spawn_scoped(scope, || drop(gate.lock()))?;
         }
         Ok(())
@@ -78,7 +82,7 @@ mod tests {
 
     #[test]
     fn threads_that_there_can_be_are_no_error() {
-        check(3).unwrap();
+        check_threads(3, STACK_BYTES).unwrap();
         start_pool(Path::new("store")).unwrap();
         start_pool(Path::new("store")).unwrap();
     }

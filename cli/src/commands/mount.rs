@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -14,9 +14,7 @@ use snapstore_fuse::{
     mount_writable,
 };
 use snapstore_host::monitors::{self, Kind};
-use snapstore_host::mount_server::{
-    Announcement, Reading, RemoteReading, Writing, fork, log_path,
-};
+use snapstore_host::mount_server::{Announcement, Reading, RemoteReading, Writing, fork, log_path};
 use snapstore_host::mounts::lock_dir;
 use snapstore_host::{ChildFailure, Usage, look, runtime};
 use snapstore_remote::Lazy;
@@ -86,13 +84,23 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
             return Err(lazy::not_with(option, name));
         }
     }
+    // The server has another directory, where all that it is told is to be found.
+    let place = Place {
+        dir: absolute(dir),
+        others: vec![
+            absolute(&context.store_path()?),
+            absolute(&runtime::runtime_dir()),
+        ],
+    };
     if !args.foreground {
-        return start_server(context, args, &what, dir);
+        return start_server(context, args, &what, (dir, &place));
     }
     match args.announce {
-        true => Ok(ExitCode::from(serve_announced(context, args, &what, dir))),
+        true => Ok(ExitCode::from(serve_announced(
+            context, args, &what, &place,
+        ))),
         false => {
-            let served = serve(context, args, &what, dir, &mut None);
+            let served = serve(context, args, &what, &place, &mut None);
             let served = served.inspect_err(|error| {
                 tracing::error!(error = snapstore_host::message(error), "the server ends");
             });
@@ -101,10 +109,22 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Where a mount is to be, and what it must not hide: the way to the store by the name that
+/// its user has for it, and the machines' sockets. Absolute paths.
+struct Place {
+    dir: PathBuf,
+    others: Vec<PathBuf>,
+}
+
+/// An empty path stays one, for whoever looks at it to refuse.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// Serves as [`serve`] does, and tells whoever waits for it. Returns the exit code.
-fn serve_announced(context: &Context, args: &MountArgs, what: &What, dir: &Path) -> u8 {
+fn serve_announced(context: &Context, args: &MountArgs, what: &What, place: &Place) -> u8 {
     let mut announcement = Some(Announcement::default());
-    let Err(error) = serve(context, args, what, dir, &mut announcement) else {
+    let Err(error) = serve(context, args, what, place, &mut announcement) else {
         return 0;
     };
     match announcement {
@@ -122,9 +142,10 @@ fn serve(
     context: &Context,
     args: &MountArgs,
     what: &What,
-    dir: &Path,
+    place: &Place,
     announcement: &mut Option<Announcement>,
 ) -> anyhow::Result<()> {
+    let Place { dir, others } = place;
     let mut options = MountOptions {
         threads: usize::from(args.threads),
         read_ahead_bytes: u32::try_from(args.read_ahead).unwrap_or(u32::MAX),
@@ -134,14 +155,23 @@ fn serve(
         layout: Layout::default(),
     };
     let store = context.open_resolved()?;
+    // What is not there is said before anything is looked at, and cleared away, at the directory.
+    if let What::Snapshot(name) = what {
+        store.resolve(name)?;
+    }
     let layout = layout(&store, args, what)?;
-    let dir = std::path::absolute(dir)?;
-    let others = around(context, &store)?.others;
     let reading = reading(args);
     let (target, lazy) = match what {
         What::AllTags => (MountTarget::AllTags, None),
         What::Snapshot(name) => (MountTarget::Snapshot(name.clone()), None),
         What::Remote(name) => {
+            let around = Surroundings {
+                store: store.path().to_owned(),
+                others: others.clone(),
+            };
+            // Before anything is asked of the remote.
+            name.open(&store)?;
+            snapstore_fuse::prepare(dir, &around, &look::is_dead)?;
             let lazy = lazy::begin(&store, name, &reading, !args.no_prefetch)?;
             (MountTarget::Foreign(lazy.snapshot().clone()), Some(lazy))
         }
@@ -149,10 +179,18 @@ fn serve(
     let reaches_network = lazy.as_ref().is_some_and(Lazy::reaches_network);
     let mounted = if args.rw {
         let writable = writable(args, what, layout);
-        mount_writable(store, &dir, &options, &writable, others, &look::is_dead)
+        let others = others.clone();
+        mount_writable(store, dir, &options, &writable, others, &look::is_dead)
     } else {
         options.layout = layout;
-        mount(store, &target, &dir, &options, others, &look::is_dead)
+        mount(
+            store,
+            &target,
+            dir,
+            &options,
+            others.clone(),
+            &look::is_dead,
+        )
     };
     drop(target);
     let mounted = match mounted {
@@ -168,7 +206,7 @@ fn serve(
         .map_err(anyhow::Error::from)
         .and_then(|_| unmount_on_signal(undo.clone()))
         .and_then(|()| match &args.while_locked {
-            Some(lock) => unmount_when_unused(lock, &dir, undo.clone()),
+            Some(lock) => unmount_when_unused(lock, dir, undo.clone()),
             None => Ok(()),
         });
     if let Err(error) = watched {
@@ -184,6 +222,12 @@ fn serve(
     if mounted.lost_unsynced() {
         notes.push(LOST_UNSYNCED.to_owned());
     }
+    if mounted.cleared_away() {
+        let shown = dir.display();
+        notes.push(format!(
+            "what a dead server had left at {shown} was unmounted"
+        ));
+    }
     match announcement.take() {
         Some(mut announcement) => {
             notes.into_iter().for_each(|note| announcement.note(note));
@@ -195,7 +239,7 @@ fn serve(
     let ended = mounted.wait();
     lazy.into_iter().for_each(lazy::end);
     if let Some(lock) = &args.while_locked {
-        remove_mount_point(lock, &dir)?;
+        remove_mount_point(lock, dir)?;
     }
     match ended? {
         Ended::Clean => {}
@@ -283,15 +327,6 @@ fn remove_mount_point(lock: &Path, dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a mount must not hide: the store, the way to it by the name that its user
-/// has for it, and the machines' sockets.
-fn around(context: &Context, store: &Store) -> anyhow::Result<Surroundings> {
-    Ok(Surroundings {
-        store: store.path().to_owned(),
-        others: vec![context.store_path()?, runtime::runtime_dir()],
-    })
-}
-
 /// Ctrl-C and SIGTERM unmount instead of leaving a dead mount point.
 fn unmount_on_signal(undo: Undo) -> anyhow::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -373,20 +408,18 @@ fn start_server(
     context: &Context,
     args: &MountArgs,
     what: &What,
-    dir: &Path,
+    (dir, place): (&Path, &Place),
 ) -> anyhow::Result<ExitCode> {
-    // The server has another directory, and waits for others as long as any server does.
-    let store = std::path::absolute(context.store_path()?)?;
-    let context_there = Context::new(Some(store), false, None);
-    let dir_there = std::path::absolute(dir)?;
+    // It waits for others as long as any server does.
+    let context_there = Context::new(Some(absolute(&context.store_path()?)), false, None);
     let args_there = MountArgs {
-        overlay_dir: std::path::absolute(&args.overlay_dir)?,
+        overlay_dir: absolute(&args.overlay_dir),
         ..args.clone()
     };
     let store = context_there.resolved_path()?;
     let server = fork(&store, || {
         logging::to_bounded(0, Sink::File(log_path(&store)));
-        let code = serve_announced(&context_there, &args_there, what, &dir_there);
+        let code = serve_announced(&context_there, &args_there, what, place);
         logging::finish();
         code
     })?;

@@ -5,6 +5,7 @@
 //! collector copies it. A reader looks at the place that the reference to it
 //! hints at, then where the index leads, then where a fresh view of the index
 //! leads, since the collector may have moved the chunk after this one was opened.
+//! Where the index is not open its newest entries are asked before it is opened.
 //! A place counts if the footer entry there has the chunk's key, and if the chunk
 //! is stored standalone there, or as a delta whose base has a place of its own
 //! where it is stored standalone. A delta of a node that an older version made
@@ -20,7 +21,7 @@ mod many;
 mod rule;
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use quick_cache::sync::Cache;
 
@@ -28,7 +29,7 @@ use crate::error::{Damage, Error, Result};
 use crate::format::config::{Config, StoreFormat};
 use crate::format::node::{self, Child, Node};
 use crate::id::{ChunkId, ChunkKey, ChunkKind, SnapshotId};
-use crate::index::{IndexReader, Lookup};
+use crate::index::{IndexReader, LatestRuns, Lookup};
 use crate::keys::Keys;
 use crate::layout::Layout;
 use crate::pack::Location;
@@ -59,6 +60,8 @@ pub(crate) struct Chunks {
     keys: Keys,
     packs: PackSet,
     index: RwLock<Option<Arc<IndexReader>>>,
+    /// What was added to the index last, for who has not opened it.
+    latest: OnceLock<Option<LatestRuns>>,
     /// By reference and not by id: copies of one node may hint at different places
     /// of its children, and what a reader returns is not to depend on what it has
     /// read before.
@@ -77,6 +80,7 @@ impl Chunks {
             format: config.format(),
             keys: Keys::of_store(config),
             index: RwLock::new(None),
+            latest: OnceLock::new(),
             nodes: Cache::new(NODES_CACHED),
             moved: Cache::new(MOVED_CACHED),
         }
@@ -311,6 +315,7 @@ impl Chunks {
     ) -> impl Iterator<Item = Result<Place>> + '_ {
         let hinted = std::iter::once_with(move || hint.map(Ok)).flatten();
         let moved = std::iter::once_with(move || self.moved.get(&id.plain_key()).map(Ok)).flatten();
+        let latest = std::iter::once_with(move || self.latest_leads(id)).flatten();
         let indexed = std::iter::once_with(move || self.index_leads(self.index(), id)).flatten();
         // Again while it leads elsewhere: a collection may move the chunk, and delete
         // the pack, between a look at the index and one at the pack.
@@ -333,9 +338,26 @@ impl Chunks {
         });
         let trusts_hint = sim::on(Fault::StaleHintTrusted) && hint.is_some();
         let most = if trusts_hint { 1 } else { usize::MAX };
-        let candidates = hinted.chain(moved).chain(indexed).chain(fresh.flatten());
+        let candidates = hinted.chain(moved).chain(latest).chain(indexed);
+        let candidates = candidates.chain(fresh.flatten());
         let candidates = candidates.take(most);
         candidates.filter_map(move |at| at.and_then(|at| self.at_id(id, at)).transpose())
+    }
+
+    /// Where the newest entries of the index lead, while it is not open. What they do not
+    /// tell, or not any more, the index does.
+    fn latest_leads(&self, id: ChunkId) -> Vec<Result<Location>> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        if index.is_some() {
+            return Vec::new();
+        }
+        drop(index);
+        let read = || LatestRuns::read(&self.layout.index()).ok().flatten();
+        let Some(latest) = self.latest.get_or_init(read) else {
+            return Vec::new();
+        };
+        let keys = self.keys.in_index(id);
+        keys.filter_map(|key| latest.get(key)).map(Ok).collect()
     }
 
     fn index_leads(&self, index: Result<Arc<IndexReader>>, id: ChunkId) -> Vec<Result<Location>> {

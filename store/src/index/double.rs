@@ -71,6 +71,26 @@ struct WriterState {
     batches: Vec<Batch>,
 }
 
+/// What was added last: here one half of the index as it was when it was read, so that both
+/// what it tells and what it does not tell is met.
+pub(crate) struct LatestRuns(Arc<Entries>);
+
+impl LatestRuns {
+    /// `None` if there is no index.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        before(StepKind::IndexOpen, path)?;
+        let number = number(path)?;
+        let entries = number.map(|number| flushed(number, path)).transpose()?;
+        Ok(entries.map(Self))
+    }
+
+    /// Where the chunk with this key is.
+    pub fn get(&self, key: ChunkKey) -> Option<Location> {
+        let is_told = key.prefix[0].is_multiple_of(2);
+        self.0.get(&key).copied().filter(|_| is_told)
+    }
+}
+
 impl IndexReader {
     /// Opens the index as it is now, even while another process writes it.
     pub fn open(path: &Path) -> Result<Self> {

@@ -3,13 +3,15 @@
 //! It is a cache of the pack footers. Losing it loses nothing: `repair` writes
 //! it anew. `files` keeps it on disk, in RocksDB (`rocks`) and in short runs of what
 //! is not in there yet (`run`); that is the only one a program that is shipped has.
-//! `double` keeps it in the memory of one process, for the simulator, and promises
-//! what `files` promises and nothing more.
+//! `latest` reads the runs alone. `double` keeps it in the memory of one process, for
+//! the simulator, and promises what the others promise and nothing more.
 
 #[cfg(feature = "sim")]
 mod double;
 #[cfg_attr(feature = "sim", allow(dead_code))]
 mod files;
+#[cfg_attr(feature = "sim", allow(dead_code))]
+mod latest;
 #[cfg_attr(feature = "sim", allow(dead_code))]
 mod rocks;
 #[cfg_attr(feature = "sim", allow(dead_code))]
@@ -26,10 +28,12 @@ use crate::pack::{Location, PackNumber};
 
 #[cfg(feature = "sim")]
 pub(crate) use double::{
-    IndexReader, IndexWriter, Prepared, forget as forget_indexes, sweep, tidy,
+    IndexReader, IndexWriter, LatestRuns, Prepared, forget as forget_indexes, sweep, tidy,
 };
 #[cfg(not(feature = "sim"))]
 pub(crate) use files::{IndexReader, IndexWriter, Prepared, sweep, tidy};
+#[cfg(not(feature = "sim"))]
+pub(crate) use latest::LatestRuns;
 
 /// Sorted runs beside the oldest that a collection leaves.
 pub(crate) const FEW_RUNS: u64 = 2;

@@ -192,6 +192,19 @@ impl Seen {
         })
     }
 
+    /// Bytes of the runs that count. Those that are gone by now have none.
+    pub fn bytes(&self, index: &Path) -> Result<u64> {
+        let dir = dir(index);
+        self.that_count().iter().try_fold(0, |sum, name| {
+            let path = name.path(&dir);
+            match fs::metadata(&path) {
+                Ok(found) => Ok(sum + found.len()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(sum),
+                Err(error) => Err(error).context("inspect", &path),
+            }
+        })
+    }
+
     fn that_count(&self) -> &[Name] {
         let first = self.names.iter().rposition(|name| name.is_sum);
         &self.names[first.unwrap_or(0)..]

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::files::{IndexReader, IndexWriter, tidy};
+use super::latest::LatestRuns;
 use super::{rocks, run};
 use crate::id::{ChunkKey, ChunkKind};
 use crate::pack::{EntryNumber, Location, PackNumber};
@@ -178,6 +179,40 @@ fn small_publications_are_runs_and_many_entries_become_a_sorted_file() {
     assert_eq!(old_view.get(page(100)).unwrap(), None);
     assert_eq!(old_view.entries().count(), 16);
     assert!(old_view.is_outdated());
+}
+
+#[test]
+fn the_newest_entries_are_read_without_the_sorted_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = &dir.path().join("index");
+    let latest = || LatestRuns::read(path).unwrap().unwrap();
+    publish(path, (100..20_000).map(|n| (page(n), location(n))));
+    publish(path, [(page(1), location(1)), (page(2), location(2))]);
+    publish(path, [(page(1), location(50))]);
+    let writer = IndexWriter::open(path).unwrap();
+    let is_there = |at| at == location(2);
+    writer.remove_if([page(2)], is_there).unwrap();
+    writer.flush().unwrap();
+    drop(writer);
+    std::fs::rename(path.join("CURRENT"), path.join("away")).unwrap();
+    assert_eq!(latest().get(page(1)), Some(location(50)));
+    // Of what was removed, and of what is in sorted files, it tells nothing.
+    assert_eq!(latest().get(page(2)), None);
+    assert_eq!(latest().get(page(100)), None);
+    std::fs::rename(path.join("away"), path.join("CURRENT")).unwrap();
+    publish(path, (30_000..50_000).map(|n| (page(n), location(n))));
+    assert_eq!(latest().get(page(1)), None);
+}
+
+#[test]
+fn many_new_entries_are_left_to_who_opens_the_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = &dir.path().join("index");
+    publish(path, [(page(1), location(1))]);
+    let changes = (0..60_000).map(|n| (page(n).to_index_key(), Some(location(n))));
+    let run = crate::format::index_run::Run::new(&changes.collect());
+    run.write(&path.join("runs/00000002.run")).unwrap();
+    assert!(LatestRuns::read(path).unwrap().is_none());
 }
 
 #[test]

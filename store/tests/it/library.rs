@@ -1,6 +1,7 @@
 //! The store as a library: readers of a caller's own, snapshots that stay whole while
 //! they are read, handles, tokens and pools.
 
+use std::fs;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -261,4 +262,45 @@ fn a_repair_that_is_cancelled_leaves_what_was_there() {
         assert_eq!(report.findings, []);
     }
     Store::repair(path, &Silent).unwrap();
+}
+
+#[test]
+fn a_snapshot_that_was_just_committed_is_found_without_the_sorted_index() {
+    let fixture = Fixture::new(PageSize::KIB_4);
+    let data = InputData::Bytes(noise(1, 4096).into());
+    let input = memory(data, InputKind::Full);
+    fixture.commit("a", ParentChoice::Nothing, input).unwrap();
+    let index = fixture.store.path().join("index");
+    fs::rename(index.join("CURRENT"), index.join("away")).unwrap();
+    let store = fixture.other();
+    let manifest = store.manifest(store.resolve("a").unwrap()).unwrap();
+    let image = manifest.image("memory").unwrap();
+    let read = store.read_file_image(image, 1 << 20).unwrap();
+    assert_eq!(read, noise(1, 4096));
+}
+
+#[test]
+fn a_snapshot_that_has_moved_since_the_newest_entries_were_read_is_found() {
+    let fixture = Fixture::new(PageSize::KIB_4);
+    let commit = |number: u64| {
+        let data = InputData::Bytes(noise(number, 4096).into());
+        let input = memory(data, InputKind::Full);
+        let tag = format!("t{number}");
+        fixture.commit(&tag, ParentChoice::Nothing, input).unwrap();
+        fixture.store.resolve(&tag).unwrap()
+    };
+    let ids: Vec<_> = (0..60).map(commit).collect();
+    let reader = fixture.other();
+    reader.manifest(ids[0]).unwrap();
+    let options = GcOptions::default();
+    fixture.other().gc(options, &Silent).unwrap();
+    let packs = fs::read_dir(fixture.store.path().join("packs")).unwrap();
+    assert!(packs.count() < 10, "they are merged");
+    for (number, id) in (0..).zip(ids) {
+        let manifest = reader.manifest(id).unwrap();
+        assert_eq!(manifest.images.len(), 1);
+        let image = manifest.image("memory").unwrap();
+        let read = reader.read_file_image(image, 1 << 20).unwrap();
+        assert_eq!(read, noise(number, 4096));
+    }
 }

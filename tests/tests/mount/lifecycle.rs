@@ -3,13 +3,13 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use snapstore_tests::harness::noise;
+use snapstore_tests::harness::{noise, program};
 
 use crate::{Fixture, PAGE};
 
@@ -143,6 +143,78 @@ fn a_dead_mount_can_be_mounted_over() -> anyhow::Result<()> {
     shows_base(&dir)?;
     fixture.umount(&dir)?;
     assert!(fs::read_dir(&dir)?.next().is_none(), "nothing is below");
+    Ok(())
+}
+
+#[test]
+fn a_wrong_name_is_told_before_anything_is_done_where_it_would_be_mounted() -> anyhow::Result<()> {
+    let test = "a_wrong_name_is_told_before_anything_is_done_where_it_would_be_mounted";
+    let Some(mut fixture) = with_base(test)? else {
+        return Ok(());
+    };
+    let (dir, pid) = fixture.mount(Some("base"), "mnt")?;
+    let typo = ["mount", "bsae", &text(&dir)];
+    let error = fixture.cli.fails(3, &typo)?;
+    assert!(error.contains("snapstore tags"), "{error}");
+    shows_base(&dir)?;
+    kill(pid)?;
+    fixture.cli.fails(3, &typo)?;
+    assert!(fs::read_dir(&dir).is_err(), "the dead mount is not touched");
+    // Who mounts there is told of it.
+    let right = fixture.cli.run(&["mount", "base", &text(&dir)])?;
+    let said = String::from_utf8(right.stderr)?;
+    assert!(right.status.success(), "{said}");
+    assert!(said.contains("what a dead server had left"), "{said}");
+    shows_base(&dir)
+}
+
+#[test]
+fn a_wrong_directory_is_told_before_a_remote_is_asked() -> anyhow::Result<()> {
+    let test = "a_wrong_directory_is_told_before_a_remote_is_asked";
+    let Some(mut fixture) = with_base(test)? else {
+        return Ok(());
+    };
+    // Nothing is there.
+    let url = format!("file://{}", text(&fixture.path("bucket")));
+    fixture.cli.ok(&["remote", "add", "site", &url])?;
+    let nowhere = text(&fixture.path("nowhere"));
+    let error = fixture.cli.fails(1, &["mount", "site/base", &nowhere])?;
+    assert!(error.contains("create it first"), "{error}");
+    let dir = text(&fixture.mountpoint("mnt")?);
+    let error = fixture.cli.fails(6, &["mount", "site/base", &dir])?;
+    assert!(error.contains("nothing is there"), "{error}");
+    Ok(())
+}
+
+/// Paths are those of the directory that `mount` is called in, whatever its server has.
+#[test]
+fn relative_paths_are_the_callers() -> anyhow::Result<()> {
+    let Some(mut fixture) = with_base("relative_paths_are_the_callers")? else {
+        return Ok(());
+    };
+    let dir = fixture.mountpoint("mnt")?;
+    fs::create_dir(fixture.path("run"))?;
+    let store = fixture.cli.store().to_owned();
+    let name = store.file_name().context("a name")?;
+    let above = store.parent().context("a directory")?;
+    let mount = |arguments: &[&str]| -> anyhow::Result<std::process::Output> {
+        let mut command = Command::new(program()?);
+        command
+            .current_dir(above)
+            .env("SNAPSTORE_RUNTIME_DIR", "run");
+        Ok(command.arg("--store").arg(name).args(arguments).output()?)
+    };
+    let made = mount(&["mount", "base", "mnt"])?;
+    assert!(made.status.success(), "{made:?}");
+    shows_base(&dir)?;
+    fixture.umount(&dir)?;
+    for hides in ["run", name.to_str().context("a name")?, "."] {
+        let refused = mount(&["mount", "base", hides])?;
+        assert_eq!(refused.status.code(), Some(1), "{hides}: {refused:?}");
+    }
+    let empty = mount(&["mount", "base", ""])?;
+    let said = String::from_utf8(empty.stderr)?;
+    assert!(said.contains("is not a directory"), "{said}");
     Ok(())
 }
 

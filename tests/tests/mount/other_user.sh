@@ -48,12 +48,12 @@ for name; do
   server=$(snap mount base "$mnt" --json | grep -o '"server_pid":[0-9]*' | cut -d: -f2)
   kill -KILL "$server"
   gone "$server"
-  snap mount base "$mnt" >/dev/null || fail "mount over a dead one"
+  server=$(snap mount base "$mnt" --json | grep -o '"server_pid":[0-9]*' | cut -d: -f2)
+  [ -n "$server" ] || fail "mount over a dead one"
   user cmp "$mnt/memory.bin" "$image" || fail "read again"
 
   # A server that stood still while its mount was undone and made anew.
-  server=$(pgrep -u 65534 -f -- "mount --foreground --announce" | tail -1)
-  kill -STOP "$server"
+  kill -STOP "$server" || fail "the server is not there"
   user fusermount3 -u -z -- "$mnt" || fail "fusermount3 -u -z"
   snap mount base "$mnt" >/dev/null || fail "mount beside a server that stands still"
   kill -TERM "$server"
