@@ -17,8 +17,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 use rustix::process::{getegid, geteuid};
 use snapstore_store::{MountEntry, mount_id};
@@ -26,7 +26,7 @@ use snapstore_store::{MountEntry, mount_id};
 use crate::claim::{Claim, DirLock};
 use crate::error::{Error, Result, cannot};
 use crate::helper;
-use crate::mountpoint::{SOURCE_PREFIX, Seen, table};
+use crate::mountpoint::{SOURCE_PREFIX, Seen, table, through_proc};
 
 /// The longest value that fsconfig(2) takes, without its final zero.
 const SOURCE_BYTES: usize = 255;
@@ -153,6 +153,15 @@ impl Made {
         let flags =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(mount, "", &claim.seen.fd, "", flags).map_err(failed)?;
+        let made = Self::found(claim, mount, connection);
+        if made.is_err() {
+            // By the descriptor that is there: there may be no other.
+            let _ = rustix::mount::unmount(through_proc(mount), UnmountFlags::DETACH);
+        }
+        made
+    }
+
+    fn found(claim: &Claim, mount: &OwnedFd, connection: OwnedFd) -> Result<Self> {
         let failed = |source| cannot("find the mount on", &claim.seen.path, source);
         let id = mount_id(mount).map_err(failed)?;
         let entry = table()?.into_iter().find(|entry| entry.id == id);

@@ -119,7 +119,7 @@ impl Seen {
 }
 
 /// What the kernel follows to the open file itself.
-fn through_proc(fd: &OwnedFd) -> PathBuf {
+pub(crate) fn through_proc(fd: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 

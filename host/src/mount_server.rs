@@ -45,18 +45,26 @@ impl Announcement {
         self.notes.push(note);
     }
 
+    /// What takes the pipe's place, opened before anything is told: then nothing can fail but
+    /// the telling.
+    pub fn end_of_output() -> anyhow::Result<File> {
+        let null = OpenOptions::new().write(true).open("/dev/null");
+        null.context("cannot open /dev/null")
+    }
+
     /// Tells the waiting parent, then lets go of its pipe.
-    pub fn ready(self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// There is no parent any more.
+    pub fn ready(self, null: &File) -> anyhow::Result<()> {
         let mut text = format!("{READY}\n");
         for note in self.notes {
             text += &format!("{note}\n");
         }
         let mut out = io::stdout();
-        // Without a parent the mount is there all the same.
-        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        let null = OpenOptions::new().write(true).open("/dev/null")?;
-        rustix::stdio::dup2_stdout(&null)?;
-        Ok(())
+        let told = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        rustix::stdio::dup2_stdout(null)?;
+        told.context("whoever started this server is gone")
     }
 
     /// Tells the waiting parent why there is no mount.

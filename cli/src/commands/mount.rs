@@ -86,10 +86,10 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
     }
     // The server has another directory, where all that it is told is to be found.
     let place = Place {
-        dir: absolute(dir),
+        dir: absolute(dir)?,
         others: vec![
-            absolute(&context.store_path()?),
-            absolute(&runtime::runtime_dir()),
+            absolute(&context.store_path()?)?,
+            absolute(&runtime::runtime_dir())?,
         ],
     };
     if !args.foreground {
@@ -117,8 +117,15 @@ struct Place {
 }
 
 /// An empty path stays one, for whoever looks at it to refuse.
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    if path.as_os_str().is_empty() {
+        return Ok(path.to_owned());
+    }
+    let lost = || {
+        let shown = path.display();
+        format!("cannot tell where {shown} is: the working directory is not to be found")
+    };
+    std::path::absolute(path).with_context(lost)
 }
 
 /// Serves as [`serve`] does, and tells whoever waits for it. Returns the exit code.
@@ -209,11 +216,15 @@ fn serve(
             Some(lock) => unmount_when_unused(lock, dir, undo.clone()),
             None => Ok(()),
         });
-    if let Err(error) = watched {
-        undo.detach()?;
-        lazy.into_iter().for_each(lazy::end);
-        return Err(error);
-    }
+    let null = watched.and_then(|()| Announcement::end_of_output());
+    let null = match null {
+        Ok(null) => null,
+        Err(error) => {
+            undo.detach()?;
+            lazy.into_iter().for_each(lazy::end);
+            return Err(error);
+        }
+    };
     let mut notes: Vec<String> = mounted
         .not_pinned()
         .iter()
@@ -228,12 +239,19 @@ fn serve(
             "what a dead server had left at {shown} was unmounted"
         ));
     }
-    match announcement.take() {
+    let told = match announcement.take() {
         Some(mut announcement) => {
             notes.into_iter().for_each(|note| announcement.note(note));
-            announcement.ready()?;
+            announcement.ready(&null)
         }
-        None => notes.iter().for_each(|note| say!("warning: {note}")),
+        None => {
+            notes.iter().for_each(|note| say!("warning: {note}"));
+            Ok(())
+        }
+    };
+    // Whoever wanted the mount is gone, and nobody knows of it.
+    if told.is_err() {
+        undo.detach()?;
     }
     // However it ended: nobody else knows of the directory, now that its lock is gone.
     let ended = mounted.wait();
@@ -249,7 +267,7 @@ fn serve(
         ),
         Ended::Discarded => tracing::info!(dir = %dir.display(), "what was written is given up"),
     }
-    Ok(())
+    told
 }
 
 /// What is read of the memory, if the rest is read elsewhere.
@@ -411,9 +429,9 @@ fn start_server(
     (dir, place): (&Path, &Place),
 ) -> anyhow::Result<ExitCode> {
     // It waits for others as long as any server does.
-    let context_there = Context::new(Some(absolute(&context.store_path()?)), false, None);
+    let context_there = Context::new(Some(absolute(&context.store_path()?)?), false, None);
     let args_there = MountArgs {
-        overlay_dir: absolute(&args.overlay_dir),
+        overlay_dir: absolute(&args.overlay_dir)?,
         ..args.clone()
     };
     let store = context_there.resolved_path()?;

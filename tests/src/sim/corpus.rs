@@ -299,8 +299,8 @@ fn room_made_beside_a_writer() -> Script {
 fn parent_removed_meanwhile() -> Script {
     let changes = Action::Commit {
         tag: 1,
-        parent: Parent::Tag(0),
-        memory: image(1, &[(3, 0)]),
+        parent: Parent::Tag(2),
+        memory: image(1, &[(5, 0)]),
         disk: None,
         diff: true,
         keep: false,
@@ -308,13 +308,16 @@ fn parent_removed_meanwhile() -> Script {
     Script::of([
         vec![
             commit(0, Parent::Nothing, &[(0, 0)], &[(1, 0)]),
+            commit(2, Parent::Tag(0), &[(3, 0)], &[(1, 0)]),
+            // A part of the first pack is dead.
+            Action::Remove(0),
             Action::Gc(100),
             changes,
         ],
-        vec![Action::Remove(0), Action::Gc(50)],
+        vec![Action::Remove(2), Action::Gc(50)],
     ])
-    .overtaken(2, At(Write, "packs/"), 1, 2)
-    .ends(1, At(SyncFile, "packs/"), 1, Mishap::Kill)
+    .overtaken(4, At(Write, "packs/"), 1, 2)
+    .ends(3, At(SyncFile, "packs/"), 1, Mishap::Kill)
 }
 
 /// What has lost its tag is collected, and is given another one by a process that has its

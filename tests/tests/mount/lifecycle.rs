@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use snapstore_tests::harness::{noise, program};
 
@@ -215,6 +216,80 @@ fn relative_paths_are_the_callers() -> anyhow::Result<()> {
     let empty = mount(&["mount", "base", ""])?;
     let said = String::from_utf8(empty.stderr)?;
     assert!(said.contains("is not a directory"), "{said}");
+    // Without a directory of the caller's they are nowhere.
+    let script = "cd gone && rmdir ../gone && exec \"$0\" --store \"$1\" mount base tmp";
+    fs::create_dir(fixture.path("gone"))?;
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).arg(program()?).arg(&store);
+    let lost = command.current_dir(above).output()?;
+    let said = String::from_utf8(lost.stderr)?;
+    assert_eq!(lost.status.code(), Some(1), "{said}");
+    assert!(said.contains("working directory"), "{said}");
+    Ok(())
+}
+
+fn is_mounted(dir: &Path) -> anyhow::Result<bool> {
+    Ok(fs::read_to_string("/proc/self/mounts")?.contains(&text(dir)))
+}
+
+/// There is a mount that can be read, or none, however few descriptors there can be.
+#[test]
+fn where_descriptors_run_out_there_is_no_mount_that_is_dead() -> anyhow::Result<()> {
+    let test = "where_descriptors_run_out_there_is_no_mount_that_is_dead";
+    let Some(mut fixture) = with_base(test)? else {
+        return Ok(());
+    };
+    let dir = fixture.mountpoint("mnt")?;
+    let script = "ulimit -n \"$3\" && exec \"$0\" --store \"$1\" mount base \"$2\"";
+    let mut made = 0;
+    for limit in 5..24 {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(program()?);
+        command.arg(fixture.cli.store()).arg(&dir);
+        let ended = command.arg(limit.to_string()).output()?;
+        let is_there = is_mounted(&dir)?;
+        assert_eq!(ended.status.success(), is_there, "{limit}: {ended:?}");
+        if is_there {
+            // Its server lives: a reader may be told that it has no descriptor left.
+            let read = fs::read(dir.join("manifest.json"));
+            let lives =
+                read.map_or_else(|error| error.raw_os_error() == Some(libc::EMFILE), |_| true);
+            assert!(lives, "{limit}");
+            fixture.umount(&dir)?;
+            made += 1;
+        }
+    }
+    assert!((1..19).contains(&made), "{made}");
+    Ok(())
+}
+
+#[test]
+fn who_is_gone_before_the_mount_is_there_has_none() -> anyhow::Result<()> {
+    let test = "who_is_gone_before_the_mount_is_there_has_none";
+    let Some(mut fixture) = with_base(test)? else {
+        return Ok(());
+    };
+    let dir = fixture.mountpoint("mnt")?;
+    let lock = fs::File::open(fixture.cli.store().join("locks/allocate"))?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+    let mut command = fixture.cli.command(&["mount", "base", &text(&dir)])?;
+    let mut waits = command.stdout(Stdio::null()).spawn()?;
+    let children = format!("/proc/{0}/task/{0}/children", waits.id());
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    let server = loop {
+        let listed = fs::read_to_string(&children)?;
+        if let Some(pid) = listed.split_whitespace().next() {
+            break pid.parse()?;
+        }
+        ensure!(std::time::Instant::now() < deadline, "no server");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    waits.kill()?;
+    waits.wait()?;
+    assert!(!is_mounted(&dir)?);
+    rustix::fs::flock(&lock, FlockOperation::Unlock)?;
+    wait_for_end(server)?;
+    assert!(!is_mounted(&dir)?, "nobody knows of it");
     Ok(())
 }
 
