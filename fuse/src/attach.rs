@@ -23,7 +23,7 @@ use rustix::mount::{
 use rustix::process::{getegid, geteuid};
 use snapstore_store::{MountEntry, mount_id};
 
-use crate::claim::{Claim, DirLock};
+use crate::claim::{Claim, DirLock, is_exhausted};
 use crate::error::{Error, Result, cannot};
 use crate::helper;
 use crate::mountpoint::{SOURCE_PREFIX, Seen, table, through_proc};
@@ -107,8 +107,13 @@ impl Attached {
     }
 
     fn detach_locked(&self) -> Result<()> {
-        let Ok(seen) = Seen::at(&self.dir) else {
-            return Ok(());
+        let seen = match Seen::at(&self.dir) {
+            // Nobody can tell of it; there it would be.
+            Err(error) if is_exhausted(&error) => {
+                return Err(cannot("look after the mount on", &self.dir, error));
+            }
+            Err(_) => return Ok(()),
+            Ok(seen) => seen,
         };
         match seen.mounted_here()? {
             Some(entry) if entry.device == self.device && self.lives()? => seen.detach(),

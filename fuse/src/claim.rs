@@ -132,7 +132,7 @@ pub fn prepare(dir: &Path, around: &Surroundings, is_dead: &dyn Fn(&Path) -> boo
 }
 
 /// Descriptors or memory are used up, which says nothing of what was to be opened.
-fn is_exhausted(error: &io::Error) -> bool {
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }

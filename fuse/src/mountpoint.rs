@@ -107,7 +107,8 @@ impl Seen {
         Ok(entry.filter(|entry| entry.dir == self.path))
     }
 
-    /// Detaches the mount of which this is the root, and no other.
+    /// Detaches the mount of which this is the root, or one that somebody has put on top of it
+    /// since: the kernel takes the topmost (`umount2(2)` through `/proc/self/fd`).
     pub fn detach(&self) -> Result<()> {
         match rustix::mount::unmount(through_proc(&self.fd), UnmountFlags::DETACH) {
             // Somebody else was faster.

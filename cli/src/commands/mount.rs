@@ -184,6 +184,8 @@ fn serve(
         }
     };
     let reaches_network = lazy.as_ref().is_some_and(Lazy::reaches_network);
+    // Once there is a mount, no descriptor may be missing that its server needs.
+    let spare = spare_descriptors()?;
     let mounted = if args.rw {
         let writable = writable(args, what, layout);
         let others = others.clone();
@@ -207,6 +209,7 @@ fn serve(
             return Err(error.into());
         }
     };
+    drop(spare);
     let undo = mounted.undo();
     // No program is started from here on.
     let watched = forbid_for_server(reaches_network)
@@ -239,19 +242,21 @@ fn serve(
             "what a dead server had left at {shown} was unmounted"
         ));
     }
-    let told = match announcement.take() {
+    match announcement.take() {
         Some(mut announcement) => {
-            notes.into_iter().for_each(|note| announcement.note(note));
-            announcement.ready(&null)
+            notes
+                .iter()
+                .for_each(|note| announcement.note(note.clone()));
+            if let Err(error) = announcement.ready(&null) {
+                tracing::warn!(%error, "the mount is there");
+                notes.iter().for_each(|note| tracing::warn!("{note}"));
+                // Nobody knows of it. One that ends with its last user others may have found.
+                if args.while_locked.is_none() {
+                    undo.detach()?;
+                }
+            }
         }
-        None => {
-            notes.iter().for_each(|note| say!("warning: {note}"));
-            Ok(())
-        }
-    };
-    // Whoever wanted the mount is gone, and nobody knows of it.
-    if told.is_err() {
-        undo.detach()?;
+        None => notes.iter().for_each(|note| say!("warning: {note}")),
     }
     // However it ended: nobody else knows of the directory, now that its lock is gone.
     let ended = mounted.wait();
@@ -267,7 +272,18 @@ fn serve(
         ),
         Ended::Discarded => tracing::info!(dir = %dir.display(), "what was written is given up"),
     }
-    told
+    Ok(())
+}
+
+/// Descriptors that a server opens after its mount is made: for signals, its users' lock, what
+/// takes the place of its output, and to find the mount that it is to undo.
+const DESCRIPTORS: usize = 8;
+
+/// As many that are open, to be closed when they are needed.
+fn spare_descriptors() -> anyhow::Result<Vec<fs::File>> {
+    let spare = (0..DESCRIPTORS).map(|_| fs::File::open("/dev/null"));
+    let spare: io::Result<_> = spare.collect();
+    spare.context("cannot open what a mount's server needs")
 }
 
 /// What is read of the memory, if the rest is read elsewhere.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -228,8 +229,28 @@ fn relative_paths_are_the_callers() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether something is mounted there, dead or alive.
 fn is_mounted(dir: &Path) -> anyhow::Result<bool> {
-    Ok(fs::read_to_string("/proc/self/mounts")?.contains(&text(dir)))
+    let above = fs::metadata(dir.parent().context("a directory")?)?;
+    // Who has no server any more tells nothing.
+    Ok(fs::metadata(dir).map_or(true, |found| found.dev() != above.dev()))
+}
+
+/// A process that this one has started (proc(5), `/proc/PID/stat`).
+fn child_of(parent: u32) -> anyhow::Result<Option<u32>> {
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|it| it.parse().ok()) else {
+            continue;
+        };
+        // One may have ended meanwhile.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
+        let its_parent = fields.and_then(|fields| fields.split(' ').nth(1));
+        if its_parent.and_then(|it| it.parse().ok()) == Some(parent) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
 }
 
 /// There is a mount that can be read, or none, however few descriptors there can be.
@@ -274,12 +295,10 @@ fn who_is_gone_before_the_mount_is_there_has_none() -> anyhow::Result<()> {
     rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
     let mut command = fixture.cli.command(&["mount", "base", &text(&dir)])?;
     let mut waits = command.stdout(Stdio::null()).spawn()?;
-    let children = format!("/proc/{0}/task/{0}/children", waits.id());
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
     let server = loop {
-        let listed = fs::read_to_string(&children)?;
-        if let Some(pid) = listed.split_whitespace().next() {
-            break pid.parse()?;
+        if let Some(pid) = child_of(waits.id())? {
+            break pid;
         }
         ensure!(std::time::Instant::now() < deadline, "no server");
         std::thread::sleep(Duration::from_millis(5));
@@ -290,6 +309,8 @@ fn who_is_gone_before_the_mount_is_there_has_none() -> anyhow::Result<()> {
     rustix::fs::flock(&lock, FlockOperation::Unlock)?;
     wait_for_end(server)?;
     assert!(!is_mounted(&dir)?, "nobody knows of it");
+    let log = fs::read_to_string(fixture.cli.store().join("mounts.log"))?;
+    assert!(log.contains("whoever started this server is gone"), "{log}");
     Ok(())
 }
 
