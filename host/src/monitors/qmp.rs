@@ -1,7 +1,8 @@
 //! A client of QEMU's monitor protocol (QMP): a JSON object a line, each way.
 //!
 //! Source: docs/interop/qmp-spec of QEMU. Only one client is served at a time, so one that
-//! is not greeted waits behind another.
+//! is not greeted waits behind another. What QEMU answers to a client that is gone it may send
+//! to the next one: each command has an id of its own, and other answers are not ours.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -26,6 +27,8 @@ const LONGEST_LINE_BYTES: usize = 16 << 20;
 pub struct Qmp {
     wire: Wire,
     version: Version,
+    /// Commands so far.
+    commands: u64,
 }
 
 /// QEMU's version.
@@ -83,6 +86,7 @@ impl Qmp {
                 minor,
                 micro,
             },
+            commands: 0,
         };
         qmp.run("qmp_capabilities", json!({}))?;
         Ok(qmp)
@@ -132,7 +136,11 @@ impl Qmp {
         patience: Duration,
     ) -> anyhow::Result<Value> {
         let deadline = Instant::now() + patience;
-        let mut line = serde_json::to_vec(&json!({"execute": command, "arguments": arguments}))?;
+        self.commands += 1;
+        // Of no other process, and no other connection of this one that is served at that time.
+        let id = json!(format!("{}-{}", std::process::id(), self.commands));
+        let told = json!({"execute": command, "arguments": arguments, "id": id});
+        let mut line = serde_json::to_vec(&told)?;
         line.push(b'\n');
         step("send a command");
         match fd {
@@ -160,7 +168,7 @@ impl Qmp {
             let line = self.wire.line(LONGEST_LINE_BYTES, deadline)?;
             let mut answer: Value = serde_json::from_slice(&line)
                 .with_context(|| format!("{} answers no JSON", self.wire.path().display()))?;
-            if answer.get("event").is_some() {
+            if answer.get("event").is_some() || answer.get("id") != Some(&id) {
                 continue;
             }
             if let Some(error) = answer.get("error") {
