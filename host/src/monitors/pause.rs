@@ -25,6 +25,11 @@ pub const COMMAND: &str = "monitor-resumer";
 const TRIES: u32 = 10;
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
+/// A monitor may do what a client has asked that is gone after it has told the next one that
+/// its guest runs. How long it is looked at, and how often.
+const SETTLES: Duration = Duration::from_millis(300);
+const LOOKS: Duration = Duration::from_millis(20);
+
 /// What is written to it when there is nothing left to resume.
 const DONE: u8 = b'd';
 /// What it writes when it waits.
@@ -179,8 +184,14 @@ pub fn wait_and_resume(arguments: &[String]) -> anyhow::Result<u8> {
 
 fn resume(kind: Kind, socket: &Path) -> anyhow::Result<()> {
     let mut monitor = known::connect(kind, socket)?;
-    match monitor.is_running()? {
-        true => Ok(()),
-        false => monitor.resume(),
+    let began = Instant::now();
+    loop {
+        if !monitor.is_running()? {
+            monitor.resume()?;
+        }
+        if began.elapsed() > SETTLES {
+            return Ok(());
+        }
+        std::thread::sleep(LOOKS);
     }
 }
