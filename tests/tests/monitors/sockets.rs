@@ -5,6 +5,8 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use crate::Fixture;
 
 /// Serves one client after the other with this, for as long as the test runs.
@@ -59,8 +61,15 @@ fn what_is_no_monitor_is_told_so() -> anyhow::Result<()> {
             "refuses",
             |mut s| {
                 let _ = s.write_all(GREETING);
-                let _ = s.read(&mut [0; 1000]);
-                let _ = s.write_all(b"{\"error\": {\"desc\": \"no\"}}\n");
+                let mut line = [0; 1000];
+                let len = s.read(&mut line).unwrap_or(0);
+                let asked: Value = serde_json::from_slice(&line[..len]).unwrap_or_default();
+                // What a client that is gone had asked is answered to the next one.
+                let others = [json!({"return": {}}), json!({"return": {}, "id": "1-1"})];
+                let ours = json!({"error": {"desc": "no"}, "id": asked["id"]});
+                for answer in others.iter().chain([&ours]) {
+                    let _ = s.write_all(format!("{answer}\n").as_bytes());
+                }
             },
             "QEMU refuses qmp_capabilities: no",
         ),
