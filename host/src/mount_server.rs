@@ -45,14 +45,7 @@ impl Announcement {
         self.notes.push(note);
     }
 
-    /// What takes the pipe's place, opened before anything is told: then nothing can fail but
-    /// the telling.
-    pub fn end_of_output() -> anyhow::Result<File> {
-        let null = OpenOptions::new().write(true).open("/dev/null");
-        null.context("cannot open /dev/null")
-    }
-
-    /// Tells the waiting parent, then lets go of its pipe.
+    /// Tells the waiting parent, then lets go of its pipe, whose place `null` takes.
     ///
     /// # Errors
     /// There is no parent any more.

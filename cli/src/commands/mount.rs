@@ -185,7 +185,9 @@ fn serve(
     };
     let reaches_network = lazy.as_ref().is_some_and(Lazy::reaches_network);
     // Once there is a mount, no descriptor may be missing that its server needs.
-    let spare = spare_descriptors()?;
+    let null = fs::OpenOptions::new().write(true).open("/dev/null");
+    let null = null.context("cannot open /dev/null")?;
+    let spare = spare_descriptors(&null)?;
     let mounted = if args.rw {
         let writable = writable(args, what, layout);
         let others = others.clone();
@@ -219,15 +221,11 @@ fn serve(
             Some(lock) => unmount_when_unused(lock, dir, undo.clone()),
             None => Ok(()),
         });
-    let null = watched.and_then(|()| Announcement::end_of_output());
-    let null = match null {
-        Ok(null) => null,
-        Err(error) => {
-            undo.detach()?;
-            lazy.into_iter().for_each(lazy::end);
-            return Err(error);
-        }
-    };
+    if let Err(error) = watched {
+        undo.detach()?;
+        lazy.into_iter().for_each(lazy::end);
+        return Err(error);
+    }
     let mut notes: Vec<String> = mounted
         .not_pinned()
         .iter()
@@ -248,9 +246,10 @@ fn serve(
                 .iter()
                 .for_each(|note| announcement.note(note.clone()));
             if let Err(error) = announcement.ready(&null) {
-                tracing::warn!(%error, "the mount is there");
+                tracing::warn!(%error, "nobody could be told of the mount");
                 notes.iter().for_each(|note| tracing::warn!("{note}"));
-                // Nobody knows of it. One that ends with its last user others may have found.
+                // One that is made for machines may have been found by others, and ends with
+                // its last user.
                 if args.while_locked.is_none() {
                     undo.detach()?;
                 }
@@ -275,14 +274,13 @@ fn serve(
     Ok(())
 }
 
-/// Descriptors that a server opens after its mount is made: for signals, its users' lock, what
-/// takes the place of its output, and to find the mount that it is to undo.
+/// Descriptors that a server opens after its mount is made: for signals, its users' lock, and
+/// to find the mount that it is to undo.
 const DESCRIPTORS: usize = 8;
 
 /// As many that are open, to be closed when they are needed.
-fn spare_descriptors() -> anyhow::Result<Vec<fs::File>> {
-    let spare = (0..DESCRIPTORS).map(|_| fs::File::open("/dev/null"));
-    let spare: io::Result<_> = spare.collect();
+fn spare_descriptors(file: &fs::File) -> anyhow::Result<Vec<fs::File>> {
+    let spare: io::Result<_> = (0..DESCRIPTORS).map(|_| file.try_clone()).collect();
     spare.context("cannot open what a mount's server needs")
 }
 

@@ -25,8 +25,8 @@ pub const COMMAND: &str = "monitor-resumer";
 const TRIES: u32 = 10;
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
-/// A monitor may do what a client has asked that is gone after it has told the next one that
-/// its guest runs. How long it is looked at, and how often.
+/// A monitor may tell that its guest runs, and pause it then: a client that is gone by now had
+/// asked for that. So the guest is looked at for so long, and so often.
 const SETTLES: Duration = Duration::from_millis(300);
 const LOOKS: Duration = Duration::from_millis(20);
 
