@@ -258,9 +258,12 @@ impl NameLock {
     pub fn name_process(&self, pid: i32) -> anyhow::Result<()> {
         let since = began(pid).context("cannot find a machine's process in /proc")?;
         let said = format!("{pid} {since}\n");
+        // It says so at every moment if it has said so before, as the machine and its supervisor both do: the
+        // process may be stopped here, and is found by it. What an earlier machine said beyond that is not read.
+        let length = u64::try_from(said.len()).expect("two numbers");
         self.lock
-            .set_len(0)
-            .and_then(|()| self.lock.write_all_at(said.as_bytes(), 0))
+            .write_all_at(said.as_bytes(), 0)
+            .and_then(|()| self.lock.set_len(length))
             .with_context(|| format!("cannot write {}", self.vm.lock_path().display()))
     }
 

@@ -111,6 +111,29 @@ fn a_name_is_waited_for_that_nobody_will_keep() {
 }
 
 #[test]
+fn the_process_of_a_machine_is_known_while_it_is_said_again() {
+    let (_dir, runtime) = runtime();
+    let vm = runtime.vm("a").unwrap();
+    // An earlier machine may have said more.
+    make_private(&vm.dir).unwrap();
+    fs::write(vm.lock_path(), "4194304 18446744073709551615\n").unwrap();
+    let claim = vm.claim().unwrap();
+    assert!(vm.process().is_none());
+    claim.name_holder().unwrap();
+    let unknown = std::thread::scope(|scope| {
+        let again = scope.spawn(|| (0..20_000).try_for_each(|_| claim.name_holder()));
+        let mut unknown = 0;
+        while !again.is_finished() {
+            unknown += u32::from(vm.process().is_none());
+        }
+        again.join().unwrap().unwrap();
+        unknown
+    });
+    assert_eq!(unknown, 0, "times");
+    claim.release(None).unwrap();
+}
+
+#[test]
 fn a_name_of_a_machine_that_never_was_goes_with_its_command() {
     let (_dir, runtime) = runtime();
     make_private(&runtime.mounts()).unwrap();
