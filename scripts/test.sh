@@ -101,7 +101,7 @@ if [ "$cargo_skipped" != 0 ]; then
     echo "$skips"
 fi
 if [ "$cargo_failed" != 0 ]; then
-    keep_failures '^error: test failed|^    `-p |^error(\[|: could not compile)|^test .* FAILED$|^    [a-z0-9_:]+$|panicked at'
+    keep_failures '^error: test failed|^    `-p |^error(\[|: could not compile)|^test .* FAILED$|^    [a-z0-9_:]+$|panicked at|^Error: '
 fi
 
 # A minute for each target, from what is kept in its corpus. They are built for it, which takes minutes.
@@ -140,7 +140,7 @@ skipped=$((skipped + $(grep -c '^SKIPPED ' "$log" || true)))
 # Ended without a result.
 if [ "$status" != 0 ] && [ "${linux_failed:-0}" = 0 ]; then failed=$((failed + 1)); fi
 if [ "$status" != 0 ]; then
-    keep_failures '^FAILED |^test .* FAILED|^[Ee]rror'
+    keep_failures '^FAILED |^test .* FAILED|^linux[0-9]*::[a-z0-9_]+: |^[Ee]rror'
     echo "FAILED Linux guests" >>"$failures"
 fi
 
