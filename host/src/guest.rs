@@ -1,11 +1,13 @@
 //! What a guest is told through its agent: fresh entropy, the time and the addresses of its
 //! network interfaces after it was restored, and the time after a long pause.
 //!
-//! A guest without an agent, or a machine without the device, is left as it is.
+//! A guest without an agent, or a machine without the device, is left as it is. One that is silent is not known to be
+//! without: it is told once it answers, however long that takes.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use snapstore_vmm::agent::{AGENT_PORT, AgentClient, AgentError};
@@ -14,8 +16,14 @@ use snapstore_vmm::control::Vm;
 
 use crate::runtime::VSOCK;
 
-/// How long a guest's agent may take to answer.
+/// How long an agent may take to be there, and to answer.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
+/// The same of one that was asked in vain before: its host is busy, or its memory comes from far.
+const LATER_PATIENCE: Duration = Duration::from_secs(120);
+/// How long after an attempt in vain there is another; twice as long each time, up to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How often a guest that answers may turn the host away, or break the connection.
+const REBUFFS: u32 = 5;
 
 /// How long it may take to take entropy, where that is required.
 const RESEED_PATIENCE: Duration = Duration::from_secs(10);
@@ -42,51 +50,61 @@ pub fn attend(vm: &Arc<Vm>, is_restored: bool, require_reseed: bool) -> anyhow::
             if !vm.machine().wait_until_running() {
                 return;
             }
-            if is_restored {
-                refresh(&vm, vsock, require_reseed);
+            if is_restored && require_reseed && !reseed_soon(&vm, vsock) {
+                return;
             }
-            keep_time(&vm, vsock);
+            let runs = || vm.machine().wait_until_running();
+            let telling = Telling::new(vsock, &runs);
+            if is_restored {
+                refresh(&vm, &telling);
+            }
+            keep_time(&vm, &telling);
         })
         .context("cannot start a thread")?;
     Ok(())
 }
 
+/// Ends the machine unless its guest takes entropy soon; whether it did.
+fn reseed_soon(vm: &Vm, vsock: &Path) -> bool {
+    let deadline = Instant::now() + RESEED_PATIENCE;
+    let reseeded = AgentClient::connect(vsock, AGENT_PORT, RESEED_PATIENCE).and_then(|agent| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        agent.with_patience(left).reseed_afresh()
+    });
+    match reseeded {
+        Ok(()) => {
+            vm.set_reseeded();
+            true
+        }
+        // It runs no further, whatever it did until now.
+        Err(error) => {
+            vm.machine().end_not_reseeded(error.to_string());
+            false
+        }
+    }
+}
+
 /// After a restore.
-fn refresh(vm: &Vm, vsock: &Path, require_reseed: bool) {
+fn refresh(vm: &Vm, telling: &Telling<'_>) {
     let networks = vm.machine().networks().into_iter();
     let macs: Vec<_> = networks
         .filter_map(|network| Some((network.saved_mac?, network.mac)))
         .collect();
-    let patience = match require_reseed {
-        true => RESEED_PATIENCE,
-        false => AGENT_PATIENCE,
-    };
-    let deadline = Instant::now() + patience;
-    let reseeded = AgentClient::connect(vsock, AGENT_PORT, patience).and_then(|agent| {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut agent = match require_reseed {
-            true => agent.with_patience(left),
-            false => agent,
-        };
-        agent.reseed_afresh().map(|()| agent)
+    let mut took_entropy = false;
+    let refreshed = telling.tell(|agent| {
+        agent.reseed_afresh()?;
+        took_entropy = true;
+        vm.set_reseeded();
+        agent.after_restore(&macs)
     });
-    match &reseeded {
-        Ok(_) => vm.set_reseeded(),
-        // It runs no further, whatever it did until now.
-        Err(error) if require_reseed => {
-            vm.machine().end_not_reseeded(error.to_string());
-            return;
-        }
-        Err(_) => {}
-    }
-    let refreshed = reseeded.or_else(|error| match error {
-        AgentError::Refused { .. } => {
+    let refreshed = match refreshed {
+        Err(error @ AgentError::Refused { .. }) if !took_entropy => {
             tracing::warn!(%error, "the guest's randomness is still the snapshot's");
-            AgentClient::connect(vsock, AGENT_PORT, patience)
+            telling.tell(|agent| agent.after_restore(&macs))
         }
-        error => Err(error),
-    });
-    match refreshed.and_then(|mut agent| agent.after_restore(&macs)) {
+        other => other,
+    };
+    match refreshed {
         Ok(()) => {}
         // It was there, and its guest is not as it should be.
         Err(error @ AgentError::Refused { .. }) => {
@@ -99,14 +117,181 @@ fn refresh(vm: &Vm, vsock: &Path, require_reseed: bool) {
 }
 
 /// After each long pause, until the machine ends.
-fn keep_time(vm: &Vm, vsock: &Path) {
+fn keep_time(vm: &Vm, telling: &Telling<'_>) {
     let mut seen = 0;
     while let Some(pauses) = vm.machine().wait_for_long_pause(seen) {
         seen = pauses;
-        let told = AgentClient::connect(vsock, AGENT_PORT, AGENT_PATIENCE)
-            .and_then(|mut agent| agent.set_time(SystemTime::now()));
-        if let Err(error) = told {
+        if let Err(error) = telling.tell(AgentClient::set_time_now) {
             tracing::debug!(%error, "the guest's clock is late by a pause");
         }
+    }
+}
+
+/// How a guest is told something.
+struct Telling<'a> {
+    vsock: &'a Path,
+    /// Waits until the guest runs; whether it does, or its machine ends.
+    runs: &'a dyn Fn() -> bool,
+    /// For the first attempt, and for others.
+    patience: (Duration, Duration),
+    pauses: (Duration, Duration),
+}
+
+impl<'a> Telling<'a> {
+    fn new(vsock: &'a Path, runs: &'a dyn Fn() -> bool) -> Self {
+        Self {
+            vsock,
+            runs,
+            patience: (AGENT_PATIENCE, LATER_PATIENCE),
+            pauses: PAUSES,
+        }
+    }
+
+    /// Says it to the agent, again for as long as the guest is silent: silence does not tell a guest without an
+    /// agent from one that has had no time yet. What a guest answers is taken at its word soon.
+    fn tell(
+        &self,
+        mut say: impl FnMut(&mut AgentClient) -> Result<(), AgentError>,
+    ) -> Result<(), AgentError> {
+        let (first, later) = self.patience;
+        let (mut pause, longest) = self.pauses;
+        let mut rebuffs = 0;
+        let mut agent = AgentClient::connect(self.vsock, AGENT_PORT, first)
+            .map(|agent| agent.with_patience(first));
+        loop {
+            let error = match agent.and_then(|mut agent| say(&mut agent)) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            let is_silent = match &error {
+                AgentError::Late(_) => true,
+                AgentError::NoAgent { source, .. } => is_silence(source),
+                AgentError::Connection(_) => false,
+                _ => return Err(error),
+            };
+            rebuffs += u32::from(!is_silent);
+            if rebuffs == REBUFFS {
+                return Err(error);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(longest);
+            if !(self.runs)() {
+                return Err(error);
+            }
+            // A guest that turns this away has done with it.
+            agent = AgentClient::connect_while(self.vsock, AGENT_PORT, later, || false)
+                .map(|agent| agent.with_patience(later));
+        }
+    }
+}
+
+fn is_silence(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    /// What a guest does with a connection from its host.
+    #[derive(Clone, Copy, Debug)]
+    enum Answer {
+        /// It has no time to take it.
+        NotTaken,
+        /// It turns it away.
+        Refused,
+        /// It takes it, and has no time for what is said.
+        Unheard,
+        /// It takes it, and breaks it.
+        Broken,
+        /// Its agent serves it.
+        Served,
+    }
+
+    /// What telling comes to if a guest answers like this, the last of them always; and how many connections there
+    /// were.
+    fn told(
+        answers: &'static [Answer],
+        runs: &dyn Fn() -> bool,
+    ) -> (Result<(), AgentError>, usize) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(VSOCK);
+        let listener = UnixListener::bind(&path).unwrap();
+        let guest = std::thread::spawn(move || {
+            let mut kept = Vec::new();
+            let mut connections = 0;
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut greeting = [0; "CONNECT 1024\n".len()];
+                if stream.read_exact(&mut greeting).is_err() {
+                    return connections;
+                }
+                let answer = *answers.get(connections).or(answers.last()).unwrap();
+                connections += 1;
+                match answer {
+                    Answer::NotTaken => kept.push(stream),
+                    Answer::Refused => {}
+                    Answer::Unheard | Answer::Broken => {
+                        stream.write_all(b"OK 1073741824\n").unwrap();
+                        if matches!(answer, Answer::Unheard) {
+                            kept.push(stream);
+                        }
+                    }
+                    Answer::Served => {
+                        stream.write_all(b"OK 1073741824\n").unwrap();
+                        snapstore_agent::serve(&mut stream).unwrap();
+                    }
+                }
+            }
+            connections
+        });
+        let telling = Telling {
+            patience: (Duration::from_millis(100), Duration::from_millis(300)),
+            pauses: (Duration::from_millis(1), Duration::from_millis(4)),
+            ..Telling::new(&path, runs)
+        };
+        let told = telling.tell(AgentClient::ping);
+        // It greets with nothing, and so ends the guest.
+        drop(UnixStream::connect(&path).unwrap());
+        (told, guest.join().unwrap())
+    }
+
+    #[test]
+    fn a_guest_that_is_silent_for_long_is_told_in_the_end() {
+        use Answer::{NotTaken, Served, Unheard};
+        const SILENT: &[Answer] = &[
+            NotTaken, Unheard, NotTaken, Unheard, NotTaken, NotTaken, Unheard, Unheard, Served,
+        ];
+        let (told, connections) = told(SILENT, &|| true);
+        told.unwrap();
+        assert_eq!(connections, SILENT.len());
+    }
+
+    #[test]
+    fn a_guest_that_turns_the_host_away_is_left_alone() {
+        let (refused, _) = told(&[Answer::Refused], &|| true);
+        assert!(
+            matches!(refused, Err(AgentError::NoAgent { .. })),
+            "{refused:?}"
+        );
+        let (broken, connections) = told(&[Answer::Broken], &|| true);
+        assert!(
+            matches!(broken, Err(AgentError::Connection(_))),
+            "{broken:?}"
+        );
+        assert_eq!(connections, REBUFFS as usize);
+    }
+
+    #[test]
+    fn nobody_is_told_whose_machine_has_ended() {
+        let (told, connections) = told(&[Answer::Unheard], &|| false);
+        assert!(matches!(told, Err(AgentError::Late(_))), "{told:?}");
+        assert_eq!(connections, 1);
     }
 }

@@ -220,7 +220,8 @@ def probe(machine, source=PROBE):
     bad = alarms(found["dmesg"])
     expect(not bad, f"{machine}: its kernel says " + "; ".join(bad[:5]))
     expect("Linux version" in found["dmesg"] or len(found["dmesg"]) > 2000, "dmesg tells nothing")
-    deadline = time.time() + 5 * PATIENCE
+    # A guest that was restored beside others is told the time when it is able to answer.
+    deadline = time.time() + 60 * PATIENCE
     while found["off"] > 2 and time.time() < deadline:
         before = time.time()
         found["off"] = off_by(float(guest(machine, "date", "+%s.%N")), before, time.time())

@@ -4,6 +4,8 @@
 //! A connection ends when its machine is restored elsewhere, never by the machine
 //! being saved.
 
+mod restored;
+
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
@@ -206,34 +208,6 @@ impl AgentClient {
         let got = rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty());
         got.map_err(|error| AgentError::Local(error.into()))?;
         self.reseed(&entropy)
-    }
-
-    /// Gives a restored guest what it cannot know of: fresh entropy of the host,
-    /// then the time, then to each network interface of `macs` the second address
-    /// instead of the first. Entropy first, since nothing that happens before it is
-    /// unlike what happens in another machine restored from the same snapshot. What
-    /// the agent refuses keeps it from nothing else.
-    ///
-    /// # Errors
-    /// The agent may not, of which the first is told, or the connection broke.
-    pub fn after_restore(&mut self, macs: &[(MacAddress, MacAddress)]) -> Result<()> {
-        let mut refused = None;
-        let mut go_on = |done: Result<()>| match done {
-            Err(error @ AgentError::Refused { .. }) => {
-                refused.get_or_insert(error);
-                Ok(())
-            }
-            other => other,
-        };
-        let mut all = || {
-            go_on(self.reseed_afresh())?;
-            go_on(self.set_time(SystemTime::now()))?;
-            macs.iter()
-                .try_for_each(|(from, to)| go_on(self.set_mac(*from, *to)))
-        };
-        let done = all();
-        // An agent that knows no such request says so, and leaves.
-        refused.map_or(done, Err)
     }
 
     fn order(&mut self, request: &Request) -> Result<()> {

@@ -219,6 +219,45 @@ fn a_connection_that_breaks_ends_the_rest() {
     agent.join().unwrap();
 }
 
+#[test]
+fn a_clock_that_was_set_late_is_set_again() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let agent = std::thread::spawn(move || {
+        let mut told = Vec::new();
+        while let Ok(Some(line)) = read_line(&mut theirs) {
+            told.push(serde_json::from_slice::<Request>(&line).unwrap());
+            if told.len() < 3 {
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            let mut frame = Vec::new();
+            let content = serde_json::to_vec(&Reply::Done).unwrap();
+            put_frame(&mut frame, FrameKind::Reply, &content);
+            theirs.write_all(&frame).unwrap();
+        }
+        told
+    });
+    let mut client = AgentClient::over(ours);
+    client.set_time_now().unwrap();
+    drop(client);
+    let times: Vec<u64> = agent
+        .join()
+        .unwrap()
+        .into_iter()
+        .map(|request| match request {
+            Request::Settime { unix_nanoseconds } => unix_nanoseconds,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    // A busy host may be slow once more.
+    assert!(times.len() >= 3, "{times:?}");
+    assert!(
+        times
+            .windows(2)
+            .all(|pair| pair[1] >= pair[0] + 200_000_000),
+        "{times:?}"
+    );
+}
+
 /// A client of an agent that does what it likes with the connection.
 fn odd(act: impl FnOnce(UnixStream) + Send + 'static) -> AgentClient {
     let (ours, theirs) = UnixStream::pair().unwrap();
