@@ -218,6 +218,11 @@ def probe(machine, source=PROBE):
     found = json.loads(python(machine, source))
     found["off"] = off_by(found["time"], before, time.time())
     bad = alarms(found["dmesg"])
+    if bad:
+        # With what came before and after it, which tells the cause if anything does.
+        lines = found["dmesg"].splitlines()
+        first = lines.index(bad[0])
+        print("\n".join(f"    {machine}: {line}" for line in lines[max(first - 10, 0):first + 60]), flush=True)
     expect(not bad, f"{machine}: its kernel says " + "; ".join(bad[:5]))
     expect("Linux version" in found["dmesg"] or len(found["dmesg"]) > 2000, "dmesg tells nothing")
     # A guest that was restored beside others is told the time when it is able to answer.

@@ -22,8 +22,11 @@ mod writable;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
 use snapstore_tests::harness::{Cli, skipped};
 use tempfile::TempDir;
 
@@ -102,9 +105,22 @@ impl Drop for Fixture {
     fn drop(&mut self) {
         for dir in &self.mounts {
             // Fails where nothing is mounted any more, which is as good.
-            let _ = rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH);
+            let _ = rustix::mount::unmount(dir, UnmountFlags::DETACH);
         }
         self.cli.assert_no_server_panicked();
+    }
+}
+
+/// umount(2). A process that another test is starting has duplicates of what was open here until it
+/// begins its program: the mount may be busy for a moment.
+fn unmount(dir: &Path, flags: UnmountFlags) -> anyhow::Result<()> {
+    let mut attempts = 1000;
+    loop {
+        match rustix::mount::unmount(dir, flags) {
+            Err(Errno::BUSY) if attempts > 0 => attempts -= 1,
+            other => return other.context("umount(2)"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -3,19 +3,17 @@
 //! `SNAPSTORE_SOAK_ROUNDS` says how often; a few times in `make test`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::UnmountFlags;
 use rustix::process::{Signal, kill_process};
 use snapstore_store::mount_table;
 use snapstore_tests::harness::{Cli, noise};
 
 use crate::lifecycle::{kill, process, wait_for_end};
-use crate::{Fixture, PAGE};
+use crate::{Fixture, PAGE, unmount};
 
 /// Directories that are mounted on side by side.
 const PLACES: usize = 3;
@@ -70,22 +68,10 @@ impl Place {
         let number = round % 2;
         let server = self.mount(number)?;
         self.stays(number)?;
-        // A process that another test is starting has duplicates of what was open
-        // here until it begins its program: the mount may be busy for a moment.
-        let detach = |dir: &Path, flags| {
-            let mut attempts = 200;
-            loop {
-                match unmount(dir, flags) {
-                    Err(Errno::BUSY) if attempts > 0 => attempts -= 1,
-                    other => return other.context("umount(2)"),
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        };
         match round % 6 {
             0 => drop(self.cli.ok(&["umount", &self.dir.display().to_string()])?),
-            1 => detach(&self.dir, UnmountFlags::empty())?,
-            2 => detach(&self.dir, UnmountFlags::DETACH)?,
+            1 => unmount(&self.dir, UnmountFlags::empty())?,
+            2 => unmount(&self.dir, UnmountFlags::DETACH)?,
             3 => kill(server)?,
             4 => {
                 kill_process(process(server)?, Signal::TERM)?;
@@ -94,14 +80,14 @@ impl Place {
             _ => {
                 // It wakes up beside the next one, and is told to end besides.
                 kill_process(process(server)?, Signal::STOP)?;
-                detach(&self.dir, UnmountFlags::DETACH)?;
+                unmount(&self.dir, UnmountFlags::DETACH)?;
                 let next = self.mount(1 - number);
                 kill_process(process(server)?, Signal::TERM)?;
                 kill_process(process(server)?, Signal::CONT)?;
                 let next = next?;
                 wait_for_end(server)?;
                 self.stays(1 - number)?;
-                detach(&self.dir, UnmountFlags::DETACH)?;
+                unmount(&self.dir, UnmountFlags::DETACH)?;
                 self.ending.push(next);
             }
         }

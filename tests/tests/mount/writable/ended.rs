@@ -6,11 +6,12 @@ use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::{open_both, with_machine};
-use crate::{Fixture, PAGE};
+use crate::{Fixture, PAGE, unmount};
 
 const GONE: &str = "the host went down before this view was unmounted";
 
@@ -67,7 +68,7 @@ fn what_is_kept_is_all_there_after_another_boot() -> anyhow::Result<()> {
     is_written(&dir)?;
     // by umount(8),
     open_both(&dir.join("memory.bin"))?.write_all_at(b"later", 9 * PAGE as u64)?;
-    rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::empty())?;
+    unmount(&dir, UnmountFlags::empty())?;
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     while !place(&fixture)?.join("ended.json").exists() {
         assert!(std::time::Instant::now() < deadline, "it does not end");
@@ -101,7 +102,7 @@ fn what_is_gone_with_the_host_is_told() -> anyhow::Result<()> {
     };
     let (dir, pid) = fixture.mount_rw("view", &[])?;
     end(pid, Signal::KILL)?;
-    rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::DETACH)?;
+    unmount(&dir, UnmountFlags::DETACH)?;
     // In the second boot nothing of it is there, and in that boot it is written to.
     let said = resume_in(&fixture, &dir, "second")?;
     assert!(said.contains(GONE), "{said}");
