@@ -79,7 +79,7 @@ def snap(*arguments, timeout=200, code=0, stdin=None):
     return out
 
 
-def guest(machine, *command, wait=20, code=0, timeout=200):
+def guest(machine, *command, wait=60, code=0, timeout=200):
     return snap("exec", machine, "--wait", str(wait * PATIENCE), "--", *command, code=code, timeout=timeout)
 
 
