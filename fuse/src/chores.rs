@@ -5,8 +5,8 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::Builder;
-use std::time::Duration;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use snapstore_store::{Result, SnapshotId, Store};
 
@@ -16,6 +16,8 @@ use crate::warm::Warm;
 
 /// How often a server looks for what it can let go of.
 const PERIOD: Duration = Duration::from_secs(5);
+/// How long threads may take to end that have nothing to wait for, on a busy host.
+const END_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is done with a tag that was opened: an answer to the kernel.
 type Answer = Box<dyn FnOnce(Result<Option<Numbered>>) + Send>;
@@ -33,14 +35,14 @@ pub(crate) struct Chores {
 
 impl Chores {
     /// The thread ends when nobody can give it anything any more.
-    pub fn start(view: Arc<View>) -> io::Result<Self> {
+    pub fn start(view: Arc<View>) -> io::Result<(Self, JoinHandle<()>)> {
         let (queue, chores) = channel();
-        Builder::new().name("tags".to_owned()).spawn(move || {
+        let thread = Builder::new().name("tags".to_owned()).spawn(move || {
             for chore in chores {
                 do_chore(&view, chore);
             }
         })?;
-        Ok(Self { queue })
+        Ok((Self { queue }, thread))
     }
 
     /// Opens a tag, then answers.
@@ -78,7 +80,7 @@ pub(crate) fn keep_house(
     chores: Chores,
     warm: Arc<Warm>,
     end: Receiver<()>,
-) -> io::Result<()> {
+) -> io::Result<JoinHandle<()>> {
     Builder::new()
         .name("housekeeping".to_owned())
         .spawn(move || {
@@ -89,8 +91,15 @@ pub(crate) fn keep_house(
                 let_go_of_files(view.store());
                 warm.tick();
             }
-        })?;
-    Ok(())
+        })
+}
+
+/// Waits for threads that have been told to end, and not for those that wait for somebody else.
+pub(crate) fn wait_for(threads: &[JoinHandle<()>]) {
+    let deadline = Instant::now() + END_PATIENCE;
+    while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Of what a collection has deleted, the store keeps nothing open.

@@ -4,12 +4,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 
 use fuser::{BackgroundSession, Config, SessionACL};
 use snapstore_store::{NotPinned, Store, check_threads};
 
 use crate::attach::{Access, Attached, attach};
-use crate::chores::{Chores, keep_house};
+use crate::chores::{Chores, keep_house, wait_for};
 use crate::claim::{Claim, Surroundings};
 use crate::counters::Counters;
 use crate::error::{Error, Result};
@@ -67,9 +68,11 @@ pub struct Mounted {
 #[derive(Debug)]
 enum Kind {
     ReadOnly {
-        _warm: Warming,
+        warming: Warming,
         /// Dropped, it ends the housekeeping.
-        _serving: Sender<()>,
+        serving: Sender<()>,
+        /// What they hold of the store is let go of with them.
+        threads: [JoinHandle<()>; 2],
     },
     Writable(Writable),
 }
@@ -154,7 +157,7 @@ pub fn mount(
     let is_foreign = elsewhere.is_some();
     // What is elsewhere is kept there.
     let not_pinned = view.not_pinned().filter(|_| !is_foreign);
-    let chores = Chores::start(view.clone()).map_err(failed)?;
+    let (chores, answering) = Chores::start(view.clone()).map_err(failed)?;
     let counters = Arc::new(Counters::of(options.read_ahead_bytes, elsewhere.clone()));
     let warm = Warm::start(
         (view.store().clone(), elsewhere),
@@ -196,10 +199,13 @@ pub fn mount(
     for image in view.images() {
         warm.load_leaves(image);
     }
-    if let Err(error) = keep_house(view, chores, warm.clone(), end) {
-        attached.detach()?;
-        return Err(failed(error));
-    }
+    let housekeeping = match keep_house(view, chores, warm.clone(), end) {
+        Ok(thread) => thread,
+        Err(error) => {
+            attached.detach()?;
+            return Err(failed(error));
+        }
+    };
     Ok(Mounted {
         session,
         attached,
@@ -207,8 +213,9 @@ pub fn mount(
         not_pinned,
         cleared_away,
         kind: Kind::ReadOnly {
-            _warm: warming,
-            _serving: serving,
+            warming,
+            serving,
+            threads: [answering, housekeeping],
         },
     })
 }
@@ -376,7 +383,16 @@ impl Mounted {
             source,
         })?;
         match self.kind {
-            Kind::ReadOnly { .. } => Ok(Ended::Clean),
+            Kind::ReadOnly {
+                warming,
+                serving,
+                threads,
+            } => {
+                drop((warming, serving));
+                // The last of them removes the lease's file.
+                wait_for(&threads);
+                Ok(Ended::Clean)
+            }
             Kind::Writable(writable) => writable.end(),
         }
     }

@@ -27,7 +27,7 @@ pub struct MountArgs {
     /// as it is asked for; and where
     #[arg(required = true, num_args = 1..=2, value_names = ["TAG", "DIR"])]
     pub what: Vec<OsString>,
-    /// Stay in the foreground and serve until unmounted
+    /// Stay in the foreground and serve until unmounted; it says so once it is mounted
     #[arg(long)]
     pub foreground: bool,
     /// Let other users read the mount

@@ -255,7 +255,13 @@ fn serve(
                 }
             }
         }
-        None => notes.iter().for_each(|note| say!("warning: {note}")),
+        None => {
+            notes.iter().for_each(|note| say!("warning: {note}"));
+            // Without a reader it serves all the same.
+            if let Err(error) = tell(context, args, what, dir, std::process::id(), None) {
+                tracing::warn!(%error, "nobody could be told of the mount");
+            }
+        }
     }
     // However it ended: nobody else knows of the directory, now that its lock is gone.
     let ended = mounted.wait();
@@ -458,14 +464,26 @@ fn start_server(
     for note in &server.notes {
         say!("warning: {note}");
     }
+    tell(context, args, what, dir, server.pid, Some(&server.log))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says that there is a mount, and who serves it.
+fn tell(
+    context: &Context,
+    args: &MountArgs,
+    what: &What,
+    dir: &Path,
+    server_pid: u32,
+    log: Option<&Path>,
+) -> anyhow::Result<()> {
     let shown = dir.display().to_string();
     let tag = what.name();
-    let log = server.log.display().to_string();
-    let value = json!({"dir": shown, "snapshot": tag, "server_pid": server.pid, "log": log});
+    let log = log.map(|log| log.display().to_string());
+    let value = json!({"dir": shown, "snapshot": tag, "server_pid": server_pid, "log": log});
     context.answer(&value, || match &tag {
         Some(tag) => format!("Mounted {tag} on {shown}."),
         None if args.resume => format!("Mounted what was written on {shown} again."),
         None => format!("Mounted all tags on {shown}."),
-    })?;
-    Ok(ExitCode::SUCCESS)
+    })
 }

@@ -11,7 +11,9 @@ use anyhow::{Context as _, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use serde_json::{Value, json};
 use snapstore_tests::harness::{noise, program};
+use snapstore_tests::vm::eventually;
 
 use crate::{Fixture, PAGE};
 
@@ -348,5 +350,67 @@ fn a_server_in_the_foreground_unmounts_when_told_to_end() -> anyhow::Result<()> 
     assert!(status.success(), "{status}");
     assert!(fs::read_dir(&dir)?.next().is_none(), "still mounted");
     fixture.cli.fails(3, &["umount", &text(&dir)])?;
+    Ok(())
+}
+
+#[test]
+fn a_server_in_the_foreground_says_that_it_serves() -> anyhow::Result<()> {
+    let test = "a_server_in_the_foreground_says_that_it_serves";
+    let Some(mut fixture) = with_base(test)? else {
+        return Ok(());
+    };
+    let dir = fixture.mountpoint("mnt")?;
+    let shown = text(&dir);
+    for form in [&["--json"][..], &[]] {
+        let arguments = [form, &["mount", "--foreground", "base", &shown]].concat();
+        let mut command = fixture.cli.command(&arguments)?;
+        let mut server = command.stdout(Stdio::piped()).spawn()?;
+        let mut said = String::new();
+        BufReader::new(server.stdout.take().context("no output")?).read_line(&mut said)?;
+        shows_base(&dir)?;
+        if form.is_empty() {
+            assert_eq!(said, format!("Mounted base on {shown}.\n"));
+        } else {
+            let answer: Value = serde_json::from_str(&said)?;
+            let told = json!({
+                "dir": shown, "snapshot": "base", "server_pid": server.id(), "log": null,
+            });
+            assert_eq!(answer, told);
+        }
+        fixture.umount(&dir)?;
+        assert!(server.wait()?.success());
+    }
+    // Nobody has to be able to hear it.
+    let mut command = fixture
+        .cli
+        .command(&["mount", "--foreground", "base", &shown])?;
+    let full = fs::OpenOptions::new().write(true).open("/dev/full")?;
+    let mut server = command.stdout(full).spawn()?;
+    eventually("it is mounted", || Ok(is_mounted(&dir)?.then_some(())))?;
+    shows_base(&dir)?;
+    fixture.umount(&dir)?;
+    assert!(server.wait()?.success());
+    Ok(())
+}
+
+#[test]
+fn a_server_that_ends_in_order_leaves_no_lease() -> anyhow::Result<()> {
+    let test = "a_server_that_ends_in_order_leaves_no_lease";
+    let Some(mut fixture) = with_base(test)? else {
+        return Ok(());
+    };
+    let dir = fixture.mountpoint("mnt")?;
+    let leases = fixture.cli.store().join("leases");
+    for round in 0..40 {
+        let pid = fixture.mount_on(Some("base"), &dir)?;
+        assert_eq!(fs::read_dir(&leases)?.count(), 1, "it holds one");
+        if round % 2 == 0 {
+            fixture.umount(&dir)?;
+        } else {
+            kill_process(process(pid)?, Signal::TERM)?;
+        }
+        wait_for_end(pid)?;
+        assert_eq!(fs::read_dir(&leases)?.count(), 0, "round {round}");
+    }
     Ok(())
 }
