@@ -315,6 +315,13 @@ fn begin(
 
 impl Writable {
     fn end(self) -> Result<Ended> {
+        let ended = self.settle();
+        self.views.let_go();
+        ended
+    }
+
+    /// What becomes of what was written.
+    fn settle(&self) -> Result<Ended> {
         let place = &self.views.place;
         let uncommitted = self.views.is_uncommitted();
         if uncommitted && !self.control.discards() {

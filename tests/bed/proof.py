@@ -225,8 +225,8 @@ def probe(machine, source=PROBE):
         print("\n".join(f"    {machine}: {line}" for line in lines[max(first - 10, 0):first + 60]), flush=True)
     expect(not bad, f"{machine}: its kernel says " + "; ".join(bad[:5]))
     expect("Linux version" in found["dmesg"] or len(found["dmesg"]) > 2000, "dmesg tells nothing")
-    # A guest that was restored beside others is told the time when it is able to answer.
-    deadline = time.time() + 60 * PATIENCE
+    # A guest that was restored beside others is told the time seconds after it is able to answer.
+    deadline = time.time() + 20 * PATIENCE
     while found["off"] > 2 and time.time() < deadline:
         before = time.time()
         found["off"] = off_by(float(guest(machine, "date", "+%s.%N")), before, time.time())

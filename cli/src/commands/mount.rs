@@ -93,7 +93,7 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<ExitCode> {
         ],
     };
     if !args.foreground {
-        return start_server(context, args, &what, (dir, &place));
+        return start_server(context, args, &what, &place);
     }
     match args.announce {
         true => Ok(ExitCode::from(serve_announced(
@@ -258,7 +258,7 @@ fn serve(
         None => {
             notes.iter().for_each(|note| say!("warning: {note}"));
             // Without a reader it serves all the same.
-            if let Err(error) = tell(context, args, what, dir, std::process::id(), None) {
+            if let Err(error) = tell(context, args, what, std::process::id(), None) {
                 tracing::warn!(%error, "nobody could be told of the mount");
             }
         }
@@ -446,7 +446,7 @@ fn start_server(
     context: &Context,
     args: &MountArgs,
     what: &What,
-    (dir, place): (&Path, &Place),
+    place: &Place,
 ) -> anyhow::Result<ExitCode> {
     // It waits for others as long as any server does.
     let context_there = Context::new(Some(absolute(&context.store_path()?)?), false, None);
@@ -464,7 +464,7 @@ fn start_server(
     for note in &server.notes {
         say!("warning: {note}");
     }
-    tell(context, args, what, dir, server.pid, Some(&server.log))?;
+    tell(context, args, what, server.pid, Some(&server.log))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -473,11 +473,12 @@ fn tell(
     context: &Context,
     args: &MountArgs,
     what: &What,
-    dir: &Path,
     server_pid: u32,
     log: Option<&Path>,
 ) -> anyhow::Result<()> {
-    let shown = dir.display().to_string();
+    // As it was typed.
+    let dir = args.what.last().context("clap requires one")?;
+    let shown = Path::new(dir).display().to_string();
     let tag = what.name();
     let log = log.map(|log| log.display().to_string());
     let value = json!({"dir": shown, "snapshot": tag, "server_pid": server_pid, "log": log});

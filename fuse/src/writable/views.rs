@@ -6,6 +6,7 @@
 //! anew, and by who asks this is known to be what it wants to write.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -19,7 +20,7 @@ use super::place::{Place, Shown};
 use super::record::{CHECKED, sync_dir};
 use super::state::{Ended, State, boot};
 use crate::counters::OverlayUse;
-use crate::error::Result;
+use crate::error::{Result, cannot};
 use crate::table::ROOT;
 
 /// Processes that are about to write are few; what is older than so many is forgotten.
@@ -56,7 +57,8 @@ pub(crate) struct Views {
     pub clones: Vec<Arc<ViewClone>>,
     nodes: RwLock<HashMap<u64, Known>>,
     pending: Mutex<Vec<(u32, u64)>>,
-    pin: Mutex<Pin>,
+    /// None once the mount has ended.
+    pin: Mutex<Option<Pin>>,
     /// What the shared images are of; it is pinned as long as this lives.
     first: Vec<SnapshotId>,
     last_ino: AtomicU64,
@@ -141,7 +143,7 @@ impl Views {
             clones,
             nodes: RwLock::default(),
             pending: Mutex::default(),
-            pin: Mutex::new(pin),
+            pin: Mutex::new(Some(pin)),
             first,
             last_ino,
             shown,
@@ -167,7 +169,13 @@ impl Views {
 
     /// Why nothing that is shown is kept from collection, if that is so.
     pub fn not_pinned(&self) -> Option<NotPinned> {
-        lock(&self.pin).not_pinned()
+        lock(&self.pin).as_ref().and_then(Pin::not_pinned)
+    }
+
+    /// Keeps nothing from collection any more, and leaves no lease: the mount has ended, and its
+    /// server is about to.
+    pub fn let_go(&self) {
+        lock(&self.pin).take();
     }
 
     fn root(&self) -> Node {
@@ -275,6 +283,14 @@ impl Views {
     /// A freeze of a clone is a snapshot that is durable: the clone goes on as its child.
     pub fn committed(&self, clone: &ViewClone, number: u64, id: &str) -> Result<()> {
         let mut pin = lock(&self.pin);
+        let ended = || {
+            cannot(
+                "commit from",
+                self.place.path(),
+                ErrorKind::NotConnected.into(),
+            )
+        };
+        let pin = pin.as_mut().ok_or_else(ended)?;
         let before = clone.base_id();
         let id = pin.add(&self.store, id)?;
         let manifest = self.store.manifest(id)?;

@@ -400,11 +400,20 @@ fn a_server_that_ends_in_order_leaves_no_lease() -> anyhow::Result<()> {
         return Ok(());
     };
     let dir = fixture.mountpoint("mnt")?;
+    let shown = text(&dir);
+    let overlays = text(&fixture.path("overlays"));
+    fs::create_dir(&overlays)?;
+    let writable = ["mount", "--rw", "--overlay-dir", &overlays, "base", &shown];
     let leases = fixture.cli.store().join("leases");
     for round in 0..40 {
-        let pid = fixture.mount_on(Some("base"), &dir)?;
+        let arguments = match round % 4 {
+            0 => &writable[..],
+            _ => &["mount", "base", &shown],
+        };
+        let pid = fixture.cli.json(arguments)?["server_pid"].as_u64();
+        let pid = u32::try_from(pid.context("no server_pid")?)?;
         assert_eq!(fs::read_dir(&leases)?.count(), 1, "it holds one");
-        if round % 2 == 0 {
+        if round % 8 < 4 {
             fixture.umount(&dir)?;
         } else {
             kill_process(process(pid)?, Signal::TERM)?;

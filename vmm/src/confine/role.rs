@@ -16,7 +16,7 @@ pub enum Role {
     Net,
     /// Heeds the starter, where the guest stops when it is ready.
     Watch,
-    /// Speaks with the guest's agent once.
+    /// Tells the guest's agent what a restored guest has to know, and the time after a pause.
     Agent,
 }
 
