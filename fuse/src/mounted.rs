@@ -316,6 +316,7 @@ fn begin(
 impl Writable {
     fn end(self) -> Result<Ended> {
         let ended = self.settle();
+        // Not before: a commit that is under way may read pages of the snapshot until then.
         self.views.let_go();
         ended
     }

@@ -100,12 +100,12 @@ fn refresh(vm: &Vm, telling: &Telling<'_>) {
         agent.reseed_afresh()?;
         took_entropy = true;
         vm.set_reseeded();
-        agent.after_restore(&macs)
+        agent.set_time_and_macs(&macs)
     });
     let refreshed = match refreshed {
         Err(error @ AgentError::Refused { .. }) if !took_entropy => {
             tracing::warn!(%error, "the guest's randomness is still the snapshot's");
-            telling.tell(|agent| agent.after_restore(&macs))
+            telling.tell(|agent| agent.set_time_and_macs(&macs))
         }
         other => other,
     };

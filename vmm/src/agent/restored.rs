@@ -36,21 +36,34 @@ impl AgentClient {
     /// The agent may not, of which the first is told, or the connection broke.
     pub fn after_restore(&mut self, macs: &[(MacAddress, MacAddress)]) -> Result<()> {
         let mut refused = None;
-        let mut go_on = |done: Result<()>| match done {
-            Err(error @ AgentError::Refused { .. }) => {
-                refused.get_or_insert(error);
-                Ok(())
-            }
-            other => other,
-        };
-        let mut all = || {
-            go_on(self.reseed_afresh())?;
-            go_on(self.set_time_now())?;
+        let reseeded = unless_refused(self.reseed_afresh(), &mut refused);
+        let done = reseeded.and_then(|()| self.set_time_and_macs(macs));
+        refused.map_or(done, Err)
+    }
+
+    /// The part of [`AgentClient::after_restore`] that comes after the entropy.
+    ///
+    /// # Errors
+    /// As [`AgentClient::after_restore`].
+    pub fn set_time_and_macs(&mut self, macs: &[(MacAddress, MacAddress)]) -> Result<()> {
+        let mut refused = None;
+        let timed = unless_refused(self.set_time_now(), &mut refused);
+        let done = timed.and_then(|()| {
             macs.iter()
-                .try_for_each(|(from, to)| go_on(self.set_mac(*from, *to)))
-        };
-        let done = all();
+                .try_for_each(|(from, to)| unless_refused(self.set_mac(*from, *to), &mut refused))
+        });
         // An agent that knows no such request says so, and leaves.
         refused.map_or(done, Err)
+    }
+}
+
+/// What was refused keeps from nothing else; the first of it is kept in `refused`.
+fn unless_refused(done: Result<()>, refused: &mut Option<AgentError>) -> Result<()> {
+    match done {
+        Err(error @ AgentError::Refused { .. }) => {
+            refused.get_or_insert(error);
+            Ok(())
+        }
+        other => other,
     }
 }
